@@ -1,0 +1,328 @@
+//! What happens to orders, as it is stored.
+//!
+//! An event carries what its readers need: a read model that folds only these events keeps status, lines and amounts
+//! without knowing a rule, and everything that changes what a customer has bought, paid or got back names the customer
+//! and the currency, so that customer totals can be keyed and added up from single events. Amounts called `…_change`
+//! are differences; all others are what holds after the event. All amounts are in minor units of `currency`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Line, LineQuantity, Status};
+use crate::address::Address;
+use crate::ids::{
+    Carrier, CustomerId, OrderId, PaymentId, Reason, Reference, RefundId, ReturnId, ShipmentId, Sku,
+    TrackingNumber,
+};
+use crate::money::Currency;
+
+events! {
+    /// What happened to an order.
+    pub enum Event upcast by upcast {
+        /// A customer placed the order.
+        Placed = "order.placed", 2;
+        /// A line was added.
+        LineAdded = "order.line_added", 1;
+        /// A line was removed.
+        LineRemoved = "order.line_removed", 1;
+        /// The quantity of a line was changed.
+        QuantityChanged = "order.quantity_changed", 1;
+        /// The order goes somewhere else.
+        ShippingAddressChanged = "order.shipping_address_changed", 1;
+        /// The seller confirmed the order; its lines are fixed.
+        Confirmed = "order.confirmed", 1;
+        /// The seller refused the order.
+        Rejected = "order.rejected", 1;
+        /// A payment was received.
+        PaymentRecorded = "order.payment_recorded", 1;
+        /// Some or all of the order left.
+        Shipped = "order.shipped", 1;
+        /// A shipment arrived.
+        DeliveryRecorded = "order.delivery_recorded", 1;
+        /// The order was called off.
+        Cancelled = "order.cancelled", 1;
+        /// The customer wants to send goods back.
+        ReturnRequested = "order.return_requested", 1;
+        /// Goods came back.
+        ReturnReceived = "order.return_received", 1;
+        /// Money was given back.
+        Refunded = "order.refunded", 1;
+    }
+}
+
+impl Event {
+    /// Where the order stands after this event, when the event says so.
+    pub fn status(&self) -> Option<Status> {
+        match self {
+            Self::Placed(_) => Some(Status::Placed),
+            Self::Confirmed(_) => Some(Status::Confirmed),
+            Self::Rejected(_) => Some(Status::Rejected),
+            Self::Cancelled(_) => Some(Status::Cancelled),
+            Self::Shipped(event) => Some(event.status),
+            Self::DeliveryRecorded(event) => Some(event.status),
+            Self::LineAdded(_)
+            | Self::LineRemoved(_)
+            | Self::QuantityChanged(_)
+            | Self::ShippingAddressChanged(_)
+            | Self::PaymentRecorded(_)
+            | Self::ReturnRequested(_)
+            | Self::ReturnReceived(_)
+            | Self::Refunded(_) => None,
+        }
+    }
+}
+
+/// A customer placed the order.
+///
+/// Version 1 had neither reference nor address, called the customer `customer` and the lines `items`, numbered them by
+/// their order only, and left counting the articles to the reader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// The order.
+    pub order_id: OrderId,
+    /// Who buys.
+    pub customer_id: CustomerId,
+    /// The caller's own reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
+    /// The currency of all the order's amounts.
+    pub currency: Currency,
+    /// What is bought, at least one line, numbered from 1.
+    pub lines: Vec<Line>,
+    /// Where it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shipping_address: Option<Address>,
+    /// What the order costs.
+    pub total_minor: i64,
+    /// How many articles it has, over all lines.
+    pub item_count: u64,
+}
+
+/// A line was added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineAdded {
+    /// Who buys.
+    pub customer_id: CustomerId,
+    /// The new line.
+    pub line: Line,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What the order costs now.
+    pub total_minor: i64,
+    /// What it costs more than before.
+    pub total_change_minor: i64,
+    /// How many articles it has now.
+    pub item_count: u64,
+    /// How many it has more than before.
+    pub item_count_change: i64,
+}
+
+/// A line was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineRemoved {
+    /// Who buys.
+    pub customer_id: CustomerId,
+    /// The line as it was.
+    pub line: Line,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What the order costs now.
+    pub total_minor: i64,
+    /// What it costs more than before; here, nothing or less.
+    pub total_change_minor: i64,
+    /// How many articles it has now.
+    pub item_count: u64,
+    /// How many it has more than before; here, less than nothing.
+    pub item_count_change: i64,
+}
+
+/// The quantity of a line was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuantityChanged {
+    /// Who buys.
+    pub customer_id: CustomerId,
+    /// The line.
+    pub line_number: u32,
+    /// Its article.
+    pub sku: Sku,
+    /// How many are ordered now.
+    pub quantity: u32,
+    /// How many were ordered before.
+    pub previous_quantity: u32,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What the order costs now.
+    pub total_minor: i64,
+    /// What it costs more than before; negative when it costs less.
+    pub total_change_minor: i64,
+    /// How many articles it has now.
+    pub item_count: u64,
+    /// How many it has more than before; negative when it has fewer.
+    pub item_count_change: i64,
+}
+
+/// The order goes somewhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShippingAddressChanged {
+    /// Where it goes now.
+    pub shipping_address: Address,
+}
+
+/// The seller confirmed the order; its lines are fixed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Who buys.
+    pub customer_id: CustomerId,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What the order costs.
+    pub total_minor: i64,
+    /// How many articles it has.
+    pub item_count: u64,
+}
+
+/// The seller refused the order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Who wanted to buy.
+    pub customer_id: CustomerId,
+    /// Why, for the customer.
+    pub reason: Reason,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What the order would have cost.
+    pub total_minor: i64,
+    /// How many articles it had.
+    pub item_count: u64,
+    /// What was paid and can be refunded now.
+    pub paid_minor: i64,
+}
+
+/// A payment was received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PaymentRecorded {
+    /// Who buys.
+    pub customer_id: CustomerId,
+    /// The payment.
+    pub payment_id: PaymentId,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What was paid with this payment.
+    pub amount_minor: i64,
+    /// What is paid now, over all payments.
+    pub paid_minor: i64,
+}
+
+/// Some or all of the order left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipped {
+    /// The shipment.
+    pub shipment_id: ShipmentId,
+    /// What it holds, each line once.
+    pub lines: Vec<LineQuantity>,
+    /// Who carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Carrier>,
+    /// What the carrier calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking_number: Option<TrackingNumber>,
+    /// Whether the order is shipped now, or partially shipped.
+    pub status: Status,
+}
+
+/// A shipment arrived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliveryRecorded {
+    /// The shipment.
+    pub shipment_id: ShipmentId,
+    /// What it held.
+    pub lines: Vec<LineQuantity>,
+    /// Delivered when nothing of the order is still to come, else what it was before.
+    pub status: Status,
+}
+
+/// The order was called off before anything was shipped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// Who wanted to buy.
+    pub customer_id: CustomerId,
+    /// Why, for the customer.
+    pub reason: Reason,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What the order would have cost.
+    pub total_minor: i64,
+    /// How many articles it had.
+    pub item_count: u64,
+    /// What was paid and can be refunded now.
+    pub paid_minor: i64,
+}
+
+/// The customer wants to send goods back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReturnRequested {
+    /// The return.
+    pub return_id: ReturnId,
+    /// What comes back, each line once.
+    pub lines: Vec<LineQuantity>,
+    /// Why, in the customer's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// Goods came back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReturnReceived {
+    /// The return.
+    pub return_id: ReturnId,
+    /// What came back.
+    pub lines: Vec<LineQuantity>,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What these goods cost.
+    pub value_minor: i64,
+    /// What all goods that came back so far cost.
+    pub returned_minor: i64,
+}
+
+/// Money was given back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refunded {
+    /// Who gets it.
+    pub customer_id: CustomerId,
+    /// The refund.
+    pub refund_id: RefundId,
+    /// The order's currency.
+    pub currency: Currency,
+    /// What was refunded with this refund.
+    pub amount_minor: i64,
+    /// What is refunded now, over all refunds.
+    pub refunded_minor: i64,
+}
+
+/// Every step from an old payload to the next version, in one place.
+fn upcast(event_type: &str, from: u32, payload: Value) -> Option<Value> {
+    match (event_type, from) {
+        ("order.placed", 1) => Some(placed_from_v1(payload)),
+        _ => None,
+    }
+}
+
+fn placed_from_v1(mut old: Value) -> Value {
+    let mut lines = old["items"].take();
+    let mut item_count = 0;
+    for (line, line_number) in lines.as_array_mut().into_iter().flatten().zip(1u32..) {
+        item_count += line["quantity"].as_u64().unwrap_or_default();
+        if let Some(line) = line.as_object_mut() {
+            line.insert("line_number".to_owned(), json!(line_number));
+        }
+    }
+    json!({
+        "order_id": old["order_id"].take(),
+        "customer_id": old["customer"].take(),
+        "currency": old["currency"].take(),
+        "lines": lines,
+        "total_minor": old["total_minor"].take(),
+        "item_count": item_count,
+    })
+}
