@@ -1,8 +1,9 @@
-//! How events are written and read: the JSON payload of each type, its schema version, and the way from old versions
-//! to the current one.
+//! How events are written and read: the JSON payload of each type, its schema version, and the way from old
+//! versions to the current one.
 //!
-//! A payload is owned by its schema version. What was written once is never rewritten; it is *upcast* when it is read,
-//! one version at a time, by the aggregate's single `upcast` function. Current payloads do not take that detour.
+//! A payload is owned by its schema version. What was written once is never rewritten; it is *upcast* when it
+//! is read, one version at a time, by the aggregate's single `upcast` function. Current payloads do not take
+//! that detour.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -41,7 +42,8 @@ pub enum DecodeError {
 
 /// Turns a payload of version `from` into one of version `from + 1`; `None` when there is no such step.
 ///
-/// A step moves what it knows and leaves the judgement of the rest to the decoding that follows the last step.
+/// A step moves what it knows and leaves the judgement of the rest to the decoding that follows the last
+/// step.
 pub(crate) type Upcast = fn(event_type: &str, from: u32, payload: Value) -> Option<Value>;
 
 /// The current schema of one event type.

@@ -68,7 +68,8 @@ impl StaticType for OrderKind {
     const TYPE: &'static str = "ord";
 }
 
-/// An order: a uuid (version 7 when Daybook makes it), written as a TypeID (`ord_01h455vb4pex5vsknk084sn02q`).
+/// An order: a uuid (version 7 when Daybook makes it), written as a TypeID
+/// (`ord_01h455vb4pex5vsknk084sn02q`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OrderId(TypeSafeId<OrderKind>);
 

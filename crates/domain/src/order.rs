@@ -1,11 +1,12 @@
 //! Orders: what may be asked of one, and what then happens.
 //!
-//! An order is placed, changed while nobody has confirmed it, confirmed or rejected, paid, shipped in one or more
-//! parts, delivered, and possibly sent back and refunded; until something is shipped it can be cancelled.
+//! An order is placed, changed while nobody has confirmed it, confirmed or rejected, paid, shipped in one or
+//! more parts, delivered, and possibly sent back and refunded; until something is shipped it can be
+//! cancelled.
 //!
-//! Guarantees, whatever commands come in whatever order: the total is the sum of the lines; no more is paid than the
-//! total, and no more refunded than was paid; of each line, returned ≤ return requested ≤ delivered ≤ shipped ≤
-//! ordered; a line number never means two lines. Amounts never wrap.
+//! Guarantees, whatever commands come in whatever order: the total is the sum of the lines; no more is paid
+//! than the total, and no more refunded than was paid; of each line, returned ≤ return requested ≤ delivered
+//! ≤ shipped ≤ ordered; a line number never means two lines. Amounts never wrap.
 
 mod decide;
 mod events;

@@ -1,10 +1,10 @@
-//! What the rejections of every aggregate have in common: one declaration gives the enum, its codes and its details,
-//! so that none of the three can forget a variant or a value.
+//! What the rejections of every aggregate have in common: one declaration gives the enum, its codes and its
+//! details, so that none of the three can forget a variant or a value.
 
 /// Declares an aggregate's `Rejection`: each variant with its message, its code and its dynamic values.
 ///
-/// The serialised form is `{"code": "…", …values}`; it is remembered with idempotency keys, so a variant that was ever
-/// released keeps its code and its fields.
+/// The serialised form is `{"code": "…", …values}`; it is remembered with idempotency keys, so a variant that
+/// was ever released keeps its code and its fields.
 macro_rules! rejections {
     (
         $(#[$meta:meta])*

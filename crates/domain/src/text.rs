@@ -1,7 +1,8 @@
-//! Validated text: short strings that cannot be empty, too long or made of characters that do not belong in them.
+//! Validated text: short strings that cannot be empty, too long or made of characters that do not belong in
+//! them.
 //!
-//! Each kind is a type of its own (see [`crate::ids`] and [`crate::address`]), so that a SKU is never taken for a
-//! customer, and holding one means that it has been checked.
+//! Each kind is a type of its own (see [`crate::ids`] and [`crate::address`]), so that a SKU is never taken
+//! for a customer, and holding one means that it has been checked.
 
 use std::fmt;
 use std::marker::PhantomData;

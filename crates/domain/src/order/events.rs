@@ -1,9 +1,10 @@
 //! What happens to orders, as it is stored.
 //!
-//! An event carries what its readers need: a read model that folds only these events keeps status, lines and amounts
-//! without knowing a rule, and everything that changes what a customer has bought, paid or got back names the customer
-//! and the currency, so that customer totals can be keyed and added up from single events. Amounts called `…_change`
-//! are differences; all others are what holds after the event. All amounts are in minor units of `currency`.
+//! An event carries what its readers need: a read model that folds only these events keeps status, lines and
+//! amounts without knowing a rule, and everything that changes what a customer has bought, paid or got back
+//! names the customer and the currency, so that customer totals can be keyed and added up from single events.
+//! Amounts called `…_change` are differences; all others are what holds after the event. All amounts are in
+//! minor units of `currency`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -74,8 +75,8 @@ impl Event {
 
 /// A customer placed the order.
 ///
-/// Version 1 had neither reference nor address, called the customer `customer` and the lines `items`, numbered them by
-/// their order only, and left counting the articles to the reader.
+/// Version 1 had neither reference nor address, called the customer `customer` and the lines `items`,
+/// numbered them by their order only, and left counting the articles to the reader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {
     /// The order.

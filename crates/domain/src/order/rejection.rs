@@ -35,7 +35,7 @@ rejections! {
         #[error("the order is not confirmed yet")]
         OrderNotConfirmed = "ORDER_NOT_CONFIRMED",
         /// Only an order that is paid in full is shipped.
-        #[error("the order is not paid: {paid_minor} of {total_minor} minor units of {currency} were received")]
+        #[error("the order is not paid: {paid_minor} of {total_minor} minor units of {currency} came in")]
         OrderNotPaid = "ORDER_NOT_PAID" {
             /// What was paid.
             paid_minor: i64,
@@ -100,7 +100,7 @@ rejections! {
             line_number: u32,
         },
         /// The total cannot fall below what was already paid.
-        #[error("the total would be {total_minor}, but {paid_minor} minor units of {currency} were already paid")]
+        #[error("the total would be {total_minor}, but {paid_minor} minor units of {currency} are paid")]
         TotalBelowPaid = "TOTAL_BELOW_PAID" {
             /// What the order would cost.
             total_minor: i64,
@@ -131,8 +131,8 @@ rejections! {
         },
         /// No more is paid than the order costs.
         #[error(
-            "{amount_minor} on top of the {paid_minor} already paid would exceed the total of {total_minor} minor \
-             units of {currency}"
+            "{amount_minor} on top of {paid_minor} already paid exceed the total of {total_minor} minor units \
+             of {currency}"
         )]
         PaymentExceedsTotal = "PAYMENT_EXCEEDS_TOTAL" {
             /// The payment.
@@ -212,8 +212,8 @@ rejections! {
             /// The refund.
             refund_id: RefundId,
         },
-        /// No more is refunded than the customer is owed: what was paid for a cancelled or rejected order, or the
-        /// value of the goods that came back.
+        /// No more is refunded than the customer is owed: what was paid for a cancelled or rejected order, or
+        /// the value of the goods that came back.
         #[error("{amount_minor} were to be refunded, {refundable_minor} minor units of {currency} can be")]
         RefundExceedsRefundable = "REFUND_EXCEEDS_REFUNDABLE" {
             /// The refund.

@@ -78,7 +78,8 @@ impl State {
     }
 }
 
-/// An order that was placed, as far as the rules look at it. What no rule asks for (the address, say) is not kept.
+/// An order that was placed, as far as the rules look at it. What no rule asks for (the address, say) is not
+/// kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Where it stands.
@@ -160,8 +161,8 @@ pub enum Progress {
 
 /// What the order is after one more event.
 ///
-/// Total: an event that says something impossible (which the log cannot hold, but a bug could ask for) changes what it
-/// can and never panics. Costs no more than the order has lines.
+/// Total: an event that says something impossible (which the log cannot hold, but a bug could ask for)
+/// changes what it can and never panics. Costs no more than the order has lines.
 pub fn evolve(state: State, event: &Event) -> State {
     let order = match state.order {
         Some(order) => Some(order.after(event)),
@@ -320,6 +321,26 @@ impl Order {
 }
 
 impl OrderLine {
+    /// How many have not been shipped yet.
+    pub fn left_to_ship(&self) -> u32 {
+        self.quantity.saturating_sub(self.shipped)
+    }
+
+    /// How many the customer has and has not asked to send back.
+    pub fn returnable(&self) -> u32 {
+        self.delivered.saturating_sub(self.return_requested)
+    }
+
+    /// The line as it was ordered.
+    pub(super) fn ordered(&self) -> Line {
+        Line {
+            line_number: self.line_number,
+            sku: self.sku.clone(),
+            quantity: self.quantity,
+            unit_price_minor: self.unit_price_minor,
+        }
+    }
+
     /// What so many of it cost.
     pub(super) fn price_of(&self, quantity: u32, currency: Currency) -> Result<Money, MoneyError> {
         Money::new(self.unit_price_minor, currency).checked_mul(quantity)
@@ -330,7 +351,8 @@ impl From<&Placed> for Order {
     fn from(placed: &Placed) -> Self {
         let nothing = Money::zero(placed.currency);
         let mut lines: Vec<_> = placed.lines.iter().map(OrderLine::from).collect();
-        // They come in order and without repetition; look-ups by bisection depend on it, so it is made sure of.
+        // They come in order and without repetition; look-ups by bisection depend on it, so it is made sure
+        // of.
         lines.sort_by_key(|line| line.line_number);
         lines.dedup_by_key(|line| line.line_number);
         Self {
