@@ -1,0 +1,235 @@
+-- The registry of projections, how far each has come, and their rebuilds.
+--
+-- A projection fills a *generation* of tables, read_model.<name>_g<generation>; the view read_model.<name> shows the
+-- live one. A rebuild fills the next generation beside it, and go_live() swaps the view. A read model brings two
+-- functions in its own migration, which this file calls by name:
+--
+--   read_model.create_<name>(generation integer)   makes the tables with nothing but their primary keys, grants included
+--   read_model.index_<name>(generation integer)    adds the other indexes, which cost less after a fill than during it
+--
+-- and ends with SELECT read_model.introduce('<name>').
+
+CREATE TABLE read_model.projection (
+    name                text        COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,39}$'),
+    -- The generation of tables that the view shows.
+    live_generation     integer     NOT NULL DEFAULT 1,
+    -- The one that was live before, kept for a way back.
+    previous_generation integer,
+    -- What the next rebuild fills. A number is never used twice.
+    next_generation     integer     NOT NULL DEFAULT 2,
+    created_at          timestamptz NOT NULL DEFAULT now(),
+    updated_at          timestamptz NOT NULL DEFAULT now(),
+    CHECK (live_generation < next_generation)
+);
+
+-- How far a generation of tables has come in a partition of the log, and who may take it further.
+--
+-- A worker advances `position` in the transaction that changes the rows, by compare-and-set on position and fence. A
+-- worker that lost its lease (a zombie) finds another fence, changes no row, and rolls back.
+CREATE TABLE read_model.checkpoint (
+    projection     text        COLLATE "C" NOT NULL REFERENCES read_model.projection,
+    generation     integer     NOT NULL,
+    partition      integer     NOT NULL,
+    -- Everything up to here is applied.
+    position       bigint      NOT NULL DEFAULT 0 CHECK (position >= 0),
+    -- The generation of the *log* that the position belongs to: another one after a restore.
+    log_generation uuid        NOT NULL,
+    -- One more with each owner.
+    fence          bigint      NOT NULL DEFAULT 0,
+    -- The process that works on it, NULL when none does.
+    owner          uuid,
+    -- Until when nobody else may take it, by this server's clock.
+    lease_until    timestamptz NOT NULL DEFAULT '-infinity',
+    -- When the position last changed.
+    applied_at     timestamptz,
+    -- Set while the projection is failed: it stands before an event that it cannot take, and never skips it.
+    error          text,
+    error_position bigint,
+    failed_at      timestamptz,
+    PRIMARY KEY (projection, generation, partition),
+    CHECK ((error IS NULL) = (failed_at IS NULL))
+) WITH (fillfactor = 50);
+
+CREATE TABLE read_model.rebuild (
+    projection   text        COLLATE "C" NOT NULL REFERENCES read_model.projection,
+    -- The generation of tables that it fills.
+    generation   integer     NOT NULL,
+    status       text        NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'done', 'failed')),
+    -- Why it was asked for, and by whom: a credential's name, or the projector itself.
+    reason       text        NOT NULL,
+    requested_by text        NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT now(),
+    -- When the tables had their indexes: the fill is over, what is left is to catch up.
+    indexed_at   timestamptz,
+    ended_at     timestamptz,
+    error        text,
+    PRIMARY KEY (projection, generation),
+    CHECK ((status = 'running') = (ended_at IS NULL))
+);
+-- One rebuild of a projection at a time.
+CREATE UNIQUE INDEX rebuild_running_key ON read_model.rebuild (projection) WHERE status = 'running';
+
+GRANT SELECT, INSERT, UPDATE ON read_model.projection, read_model.rebuild TO daybook_projector;
+GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.checkpoint TO daybook_projector;
+GRANT SELECT ON read_model.projection, read_model.checkpoint TO daybook_query;
+
+-- The functions below run with the rights of the projector: it has to own the tables that it makes.
+
+-- Points the view at a generation. Columns may be added at the end and nothing else, since cached statements and
+-- functions depend on the others.
+CREATE FUNCTION read_model.show(p_name text, p_generation integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    -- security_invoker: without it a view reads as its owner, and row-level security holds the wrong role.
+    EXECUTE format('CREATE OR REPLACE VIEW read_model.%I WITH (security_invoker = true) AS SELECT * FROM read_model.%I',
+                   p_name, p_name || '_g' || p_generation);
+    EXECUTE format('GRANT SELECT ON read_model.%I TO daybook_query', p_name);
+END
+$$;
+
+-- Throws a generation away: its tables and its checkpoints.
+CREATE FUNCTION read_model.discard(p_name text, p_generation integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    EXECUTE format('DROP TABLE IF EXISTS read_model.%I', p_name || '_g' || p_generation);
+    DELETE FROM read_model.checkpoint AS c WHERE c.projection = p_name AND c.generation = p_generation;
+END
+$$;
+
+-- Makes a generation's tables, and its checkpoints at the beginning of each partition.
+CREATE FUNCTION read_model.make(p_name text, p_generation integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    EXECUTE format('SELECT read_model.%I($1)', 'create_' || p_name) USING p_generation;
+    INSERT INTO read_model.checkpoint (projection, generation, partition, log_generation)
+    SELECT p_name, p_generation, l.partition, l.generation FROM event_store.log AS l;
+END
+$$;
+
+-- Registers a projection with its first generation, empty and live. Does nothing when it is there already.
+CREATE FUNCTION read_model.introduce(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    INSERT INTO read_model.projection (name) VALUES (p_name) ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        PERFORM read_model.make(p_name, 1);
+        EXECUTE format('SELECT read_model.%I(1)', 'index_' || p_name);
+        PERFORM read_model.show(p_name, 1);
+    END IF;
+END
+$$;
+
+-- Starts a rebuild and returns the generation that it fills. A second one at the same time violates
+-- rebuild_running_key.
+CREATE FUNCTION read_model.start_rebuild(p_name text, p_reason text, p_requested_by text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+DECLARE
+    v_generation integer;
+BEGIN
+    -- Whoever asked is told that it has started; that must survive a crash.
+    PERFORM set_config('synchronous_commit', 'on', true);
+    UPDATE read_model.projection AS p
+    SET next_generation = p.next_generation + 1, updated_at = now()
+    WHERE p.name = p_name
+    RETURNING p.next_generation - 1 INTO STRICT v_generation;
+    INSERT INTO read_model.rebuild (projection, generation, reason, requested_by)
+    VALUES (p_name, v_generation, p_reason, p_requested_by);
+    PERFORM read_model.make(p_name, v_generation);
+    RETURN v_generation;
+END
+$$;
+
+-- Adds the indexes to a filled generation, once.
+CREATE FUNCTION read_model.finish_fill(p_name text, p_generation integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    UPDATE read_model.rebuild AS r SET indexed_at = clock_timestamp()
+    WHERE r.projection = p_name AND r.generation = p_generation AND r.indexed_at IS NULL;
+    IF FOUND THEN
+        EXECUTE format('SELECT read_model.%I($1)', 'index_' || p_name) USING p_generation;
+    END IF;
+END
+$$;
+
+-- Ends a rebuild that cannot go on. The live tables stay as they are.
+CREATE FUNCTION read_model.fail_rebuild(p_name text, p_generation integer, p_error text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    UPDATE read_model.rebuild AS r SET status = 'failed', ended_at = clock_timestamp(), error = p_error
+    WHERE r.projection = p_name AND r.generation = p_generation AND r.status = 'running';
+    IF FOUND THEN
+        PERFORM read_model.discard(p_name, p_generation);
+    END IF;
+END
+$$;
+
+-- Makes a rebuilt generation live, in one transaction with everything that depends on it. False, and nothing is
+-- changed, when its rebuild is not running and indexed, or when the swap would take readers back: the live tables are
+-- further in some partition.
+--
+-- The lock on the live checkpoints holds the live worker still for the comparison. A checkpoint of a log that has been
+-- restored since does not count; its positions mean nothing any more. The new fence stops the workers of the old
+-- generation at their next step, wherever they run.
+CREATE FUNCTION read_model.go_live(p_name text, p_generation integer) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+DECLARE
+    v_live     integer;
+    v_previous integer;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'on', true);
+    SELECT p.live_generation, p.previous_generation INTO STRICT v_live, v_previous
+    FROM read_model.projection AS p WHERE p.name = p_name FOR NO KEY UPDATE;
+
+    PERFORM FROM read_model.checkpoint AS c
+    WHERE c.projection = p_name AND c.generation = v_live
+    ORDER BY c.partition FOR NO KEY UPDATE;
+
+    IF EXISTS (
+        SELECT FROM read_model.checkpoint AS live
+        JOIN event_store.log AS l ON l.partition = live.partition AND l.generation = live.log_generation
+        LEFT JOIN read_model.checkpoint AS next
+             ON next.projection = p_name AND next.generation = p_generation AND next.partition = live.partition
+        WHERE live.projection = p_name AND live.generation = v_live
+          AND live.position <= l.head
+          AND live.position > coalesce(next.position, 0)
+    ) THEN
+        RETURN false;
+    END IF;
+
+    UPDATE read_model.rebuild AS r SET status = 'done', ended_at = clock_timestamp()
+    WHERE r.projection = p_name AND r.generation = p_generation AND r.status = 'running' AND r.indexed_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+
+    UPDATE read_model.checkpoint AS c SET fence = c.fence + 1, owner = NULL, lease_until = '-infinity'
+    WHERE c.projection = p_name AND c.generation = v_live;
+    UPDATE read_model.projection AS p
+    SET live_generation = p_generation, previous_generation = v_live, updated_at = now()
+    WHERE p.name = p_name;
+    PERFORM read_model.show(p_name, p_generation);
+    IF v_previous IS NOT NULL THEN
+        PERFORM read_model.discard(p_name, v_previous);
+    END IF;
+    RETURN true;
+END
+$$;
+
+ALTER FUNCTION read_model.show OWNER TO daybook_projector;
+ALTER FUNCTION read_model.discard OWNER TO daybook_projector;
+ALTER FUNCTION read_model.make OWNER TO daybook_projector;
+ALTER FUNCTION read_model.introduce OWNER TO daybook_projector;
+ALTER FUNCTION read_model.start_rebuild OWNER TO daybook_projector;
+ALTER FUNCTION read_model.finish_fill OWNER TO daybook_projector;
+ALTER FUNCTION read_model.fail_rebuild OWNER TO daybook_projector;
+ALTER FUNCTION read_model.go_live OWNER TO daybook_projector;
+REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.make, read_model.introduce,
+    read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live FROM PUBLIC;
