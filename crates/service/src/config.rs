@@ -1,0 +1,167 @@
+//! The configuration that every binary takes, from flags or the environment. The comments on the fields are its manual:
+//! they are what `--help` prints.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, ValueEnum};
+
+/// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
+pub const EXIT_USAGE: i32 = 64;
+
+/// Where the process runs, which decides how strict it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Environment {
+    /// On a developer's machine: logs for people, gRPC reflection on.
+    Development,
+    /// For real: JSON logs, nothing open that need not be.
+    Production,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object for each line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What every service is told.
+#[derive(Args, Clone, Debug)]
+pub struct CommonConfig {
+    /// The address for callers: gRPC and HTTP on one port.
+    #[arg(long, env = "DAYBOOK_LISTEN", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+
+    /// The private address of /livez, /readyz and /metrics. Never open it to callers.
+    #[arg(long, env = "DAYBOOK_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: SocketAddr,
+
+    /// The Postgres database, as a URL with the role of this service.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Secret,
+
+    /// The NATS server or servers, as URLs with commas between them.
+    #[arg(
+        long,
+        env = "NATS_URL",
+        value_name = "URL",
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222"
+    )]
+    pub nats_url: Secret,
+
+    /// Where this runs. It is for real unless it is said otherwise.
+    #[arg(
+        long = "env",
+        env = "DAYBOOK_ENV",
+        value_name = "ENVIRONMENT",
+        default_value = "production"
+    )]
+    pub environment: Environment,
+
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryConfig,
+}
+
+impl CommonConfig {
+    /// Whether this is a developer's machine.
+    #[must_use]
+    pub fn is_development(&self) -> bool {
+        self.environment == Environment::Development
+    }
+
+    /// Logs and traces, with the format that suits the environment when none was asked for.
+    #[must_use]
+    pub fn telemetry(&self) -> TelemetryConfig {
+        let usual = match self.environment {
+            Environment::Development => LogFormat::Text,
+            Environment::Production => LogFormat::Json,
+        };
+        TelemetryConfig {
+            log_format: Some(self.telemetry.log_format.unwrap_or(usual)),
+            ..self.telemetry.clone()
+        }
+    }
+}
+
+/// Logs and traces.
+#[derive(Args, Clone, Debug)]
+pub struct TelemetryConfig {
+    /// What is logged: a level, or levels by module ("info,daybook_projector=debug").
+    #[arg(long, env = "DAYBOOK_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// How log lines look: JSON in production and text in development, unless it is said here.
+    #[arg(long, env = "DAYBOOK_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Where traces go, over OTLP with gRPC. Nowhere when absent.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+}
+
+impl TelemetryConfig {
+    /// How log lines look.
+    #[must_use]
+    pub fn format(&self) -> LogFormat {
+        self.log_format.unwrap_or(LogFormat::Json)
+    }
+}
+
+/// A value that never shows itself in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"…\"")
+    }
+}
+
+/// Reads the configuration. Help and version go to standard output with exit code 0; anything wrong is one line on
+/// standard error and exit code 64.
+#[must_use]
+pub fn parse_or_exit<C: Parser>() -> C {
+    match C::try_parse() {
+        Ok(config) => config,
+        Err(error) if is_question(error.kind()) => error.exit(),
+        Err(error) => {
+            eprintln!("{}", one_line(&error.to_string()));
+            std::process::exit(EXIT_USAGE);
+        }
+    }
+}
+
+fn is_question(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+}
+
+/// clap explains itself over several lines; the usage and the hint after the first blank line are for `--help`.
+fn one_line(message: &str) -> String {
+    let explained = message.split("\n\n").next().unwrap_or(message);
+    explained.split_whitespace().collect::<Vec<_>>().join(" ")
+}

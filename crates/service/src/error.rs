@@ -1,0 +1,410 @@
+//! The one catalogue of errors, for both transports.
+//!
+//! A handler returns an [`ApiError`] and says nothing about gRPC or HTTP. [`grpc`] and [`problem`] hold the only maps:
+//! a `google.rpc.Status` with its details, and an RFC 9457 problem. Both carry the same code, the request id and every
+//! dynamic value of the message.
+//!
+//! An internal error shows the caller its request id and nothing else. Its whole chain goes to the log once, at the
+//! moment it becomes an answer, so that it is logged where it stops and not where it passes through.
+
+mod code;
+pub mod grpc;
+pub mod problem;
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+pub use code::{Code, Entry, Retry};
+
+use crate::request::RequestId;
+
+/// How long a caller is asked to wait after a refusal that passes by itself, unless it says otherwise.
+pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Anything that can be the cause of an [`ApiError`].
+pub type Source = Box<dyn StdError + Send + Sync>;
+
+/// Why a request was not done, ready for either transport. Cheap to pass around (one pointer).
+#[derive(Clone)]
+pub struct ApiError(Box<Fields>);
+
+/// What an [`ApiError`] is made of.
+#[derive(Clone)]
+struct Fields {
+    code: Code,
+    message: Cow<'static, str>,
+    violations: Vec<FieldViolation>,
+    details: Vec<(&'static str, Value)>,
+    retry_after: Option<Duration>,
+    resource: Option<Resource>,
+    allow: Option<Cow<'static, str>>,
+    if_match: bool,
+    request_id: Option<RequestId>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// A field that is wrong, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// An RFC 6901 JSON pointer to the field (`/lines/0/sku`); a query parameter or header by its name alone.
+    pub pointer: String,
+    /// What is wrong, for programs: `REQUIRED`, `OUT_OF_RANGE`, …
+    pub code: &'static str,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+/// The thing that a request was about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// What it is: `order`.
+    pub kind: Cow<'static, str>,
+    /// Which one, as the caller named it.
+    pub id: String,
+}
+
+impl FieldViolation {
+    /// A violation at a JSON pointer.
+    pub fn new(pointer: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            pointer: pointer.into(),
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+impl ApiError {
+    /// An error with nothing but its code and a message for people.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Fields {
+            code,
+            message: message.into(),
+            violations: Vec::new(),
+            details: Vec::new(),
+            retry_after: None,
+            resource: None,
+            allow: None,
+            if_match: false,
+            request_id: RequestId::current(),
+            source: None,
+        }))
+    }
+
+    /// The request cannot be understood.
+    pub fn malformed(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::MalformedRequest, message)
+    }
+
+    /// Fields are wrong; there is at least one violation.
+    #[must_use]
+    pub fn validation(violations: Vec<FieldViolation>) -> Self {
+        let message = match violations.as_slice() {
+            [only] => format!("{}: {}", only.pointer, only.message),
+            several => format!("{} fields are not valid", several.len()),
+        };
+        let mut error = Self::new(Code::ValidationFailed, message);
+        error.0.violations = violations;
+        error
+    }
+
+    /// One field is wrong.
+    pub fn invalid_field(pointer: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
+        Self::validation(vec![FieldViolation::new(pointer, code, message)])
+    }
+
+    /// The cursor was not made here, or for another question.
+    pub fn invalid_cursor() -> Self {
+        Self::new(Code::InvalidCursor, "the cursor is not valid for this list")
+    }
+
+    /// There is no valid credential. One message for every cause, so that nothing can be learnt from it.
+    pub fn unauthenticated() -> Self {
+        Self::new(Code::Unauthenticated, "a valid credential is needed")
+    }
+
+    /// The credential lacks a scope.
+    pub fn permission_denied(missing_scope: &'static str) -> Self {
+        Self::new(
+            Code::PermissionDenied,
+            format!("the credential lacks the scope {missing_scope}"),
+        )
+        .with_detail("missing_scope", missing_scope)
+    }
+
+    /// There is no such thing for this tenant.
+    pub fn not_found(kind: impl Into<Cow<'static, str>>, id: impl Into<String>) -> Self {
+        let (kind, id) = (kind.into(), id.into());
+        Self::new(Code::ResourceNotFound, format!("there is no {kind} {id}")).with_resource(kind, id)
+    }
+
+    /// It exists already.
+    pub fn already_exists(kind: impl Into<Cow<'static, str>>, id: impl Into<String>) -> Self {
+        let (kind, id) = (kind.into(), id.into());
+        Self::new(Code::AlreadyExists, format!("there is already a {kind} {id}")).with_resource(kind, id)
+    }
+
+    /// The aggregate has another version than `expected_version` said: 409.
+    #[must_use]
+    pub fn version_conflict(expected: u64, actual: u64) -> Self {
+        Self::new(
+            Code::VersionConflict,
+            format!("expected version {expected}, but the version is {actual}"),
+        )
+        .with_detail("expected_version", expected)
+        .with_detail("actual_version", actual)
+    }
+
+    /// The aggregate has another version than `If-Match` said: 412.
+    #[must_use]
+    pub fn if_match_failed(expected: u64, actual: u64) -> Self {
+        let mut error = Self::version_conflict(expected, actual);
+        error.0.if_match = true;
+        error
+    }
+
+    /// A request with this idempotency key is being handled.
+    #[must_use]
+    pub fn request_in_progress() -> Self {
+        Self::new(
+            Code::RequestInProgress,
+            "a request with this idempotency key is being handled",
+        )
+        .with_retry_after(RETRY_AFTER_DEFAULT)
+    }
+
+    /// The idempotency key was used for other content.
+    #[must_use]
+    pub fn idempotency_key_reused() -> Self {
+        Self::new(
+            Code::IdempotencyKeyReused,
+            "the idempotency key was used for another request",
+        )
+    }
+
+    /// A rule of the domain refuses it; `rule` is the rule's own code (`ORDER_ALREADY_SHIPPED`).
+    pub fn domain_rule(rule: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::DomainRule(rule.into()), message)
+    }
+
+    /// The caller has used up the quota of this name.
+    pub fn rate_limited(quota: impl Into<Value>, retry_after: Duration) -> Self {
+        Self::new(Code::RateLimited, "too many requests")
+            .with_detail("quota", quota)
+            .with_retry_after(retry_after)
+    }
+
+    /// The read model stands at `position` and did not reach `wanted` in time.
+    #[must_use]
+    pub fn read_model_behind(position: u64, wanted: u64) -> Self {
+        Self::new(
+            Code::ReadModelBehind,
+            format!("the read model is at position {position}, not yet at {wanted}"),
+        )
+        .with_detail("position", position)
+        .with_detail("wanted_position", wanted)
+        .with_retry_after(RETRY_AFTER_DEFAULT)
+    }
+
+    /// A bounded queue is full.
+    pub fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Overloaded, message).with_retry_after(RETRY_AFTER_DEFAULT)
+    }
+
+    /// A server that is needed does not answer; `dependency` is its role (`database`), never its address.
+    pub fn dependency_unavailable(dependency: &'static str, source: impl Into<Source>) -> Self {
+        Self::new(
+            Code::DependencyUnavailable,
+            format!("the {dependency} does not answer"),
+        )
+        .with_detail("dependency", dependency)
+        .with_retry_after(RETRY_AFTER_DEFAULT)
+        .with_source(source)
+    }
+
+    /// The service is stopping.
+    #[must_use]
+    pub fn shutting_down() -> Self {
+        Self::new(Code::ShuttingDown, "the service is stopping").with_retry_after(RETRY_AFTER_DEFAULT)
+    }
+
+    /// The time is up.
+    #[must_use]
+    pub fn deadline_exceeded() -> Self {
+        Self::new(Code::DeadlineExceeded, "the deadline has passed")
+    }
+
+    /// The request is larger than the limit.
+    #[must_use]
+    pub fn payload_too_large(limit_bytes: usize) -> Self {
+        Self::new(
+            Code::PayloadTooLarge,
+            format!("the request is larger than {limit_bytes} bytes"),
+        )
+        .with_detail("limit_bytes", limit_bytes)
+    }
+
+    /// The content type or encoding is not supported.
+    pub fn unsupported_media_type(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::UnsupportedMediaType, message)
+    }
+
+    /// It existed once; `link` says where to go instead.
+    pub fn gone(message: impl Into<Cow<'static, str>>, link: impl Into<String>) -> Self {
+        Self::new(Code::Gone, message).with_detail("link", link.into())
+    }
+
+    /// A fault of the service. The caller sees the request id only, the log gets the whole chain, once.
+    pub fn internal(source: impl Into<Source>) -> Self {
+        Self::new(Code::Internal, "an internal error; see the request id").with_source(source)
+    }
+
+    /// Adds a dynamic value of the message: a member of the problem, and metadata of the `ErrorInfo`.
+    #[must_use]
+    pub fn with_detail(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        debug_assert!(
+            !problem::RESERVED_MEMBERS.contains(&name),
+            "{name} is a member of every problem"
+        );
+        self.0.details.push((name, value.into()));
+        self
+    }
+
+    /// Adds a violation.
+    #[must_use]
+    pub fn with_violation(mut self, violation: FieldViolation) -> Self {
+        self.0.violations.push(violation);
+        self
+    }
+
+    /// Names the thing that the request was about.
+    #[must_use]
+    pub fn with_resource(mut self, kind: impl Into<Cow<'static, str>>, id: impl Into<String>) -> Self {
+        self.0.resource = Some(Resource {
+            kind: kind.into(),
+            id: id.into(),
+        });
+        self
+    }
+
+    /// Says how long to wait before the next attempt.
+    #[must_use]
+    pub fn with_retry_after(mut self, pause: Duration) -> Self {
+        self.0.retry_after = Some(pause);
+        self
+    }
+
+    /// Keeps the cause for the log. It is never shown to the caller.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Source>) -> Self {
+        self.0.source = Some(Arc::from(source.into()));
+        self
+    }
+
+    /// Ties it to a request, where it becomes an answer outside of that request's own task (a stream's body).
+    #[must_use]
+    pub fn with_request_id(mut self, id: RequestId) -> Self {
+        self.0.request_id = Some(id);
+        self
+    }
+
+    /// The methods that the resource takes, for `Allow`.
+    #[must_use]
+    pub fn with_allow(mut self, methods: impl Into<Cow<'static, str>>) -> Self {
+        self.0.allow = Some(methods.into());
+        self
+    }
+
+    /// Why, for programs.
+    #[must_use]
+    pub fn code(&self) -> &Code {
+        &self.0.code
+    }
+
+    /// Why, for people.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The fields that are wrong.
+    #[must_use]
+    pub fn violations(&self) -> &[FieldViolation] {
+        &self.0.violations
+    }
+
+    /// The dynamic values of the message.
+    #[must_use]
+    pub fn details(&self) -> &[(&'static str, Value)] {
+        &self.0.details
+    }
+
+    /// The thing that the request was about.
+    #[must_use]
+    pub fn resource(&self) -> Option<&Resource> {
+        self.0.resource.as_ref()
+    }
+
+    /// How long to wait before the next attempt.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The request that it answers: the one it was made in, else the one that is being answered now.
+    fn request_id(&self) -> Option<RequestId> {
+        self.0.request_id.clone().or_else(RequestId::current)
+    }
+
+    /// Writes the cause to the log, once, at the moment when it becomes an answer.
+    ///
+    /// Outages are logged where they are noticed (readiness), so what they do to single requests is for debugging.
+    fn log(&self, request_id: Option<&RequestId>) {
+        let Some(source) = &self.0.source else {
+            return;
+        };
+        let request_id = request_id.map_or("-", RequestId::as_str);
+        let chain = chain(source.as_ref());
+        let code = self.code().name();
+        if matches!(self.code(), Code::Internal) {
+            tracing::error!(request.id = request_id, error.code = code, error.chain = %chain, "request failed");
+        } else {
+            tracing::debug!(request.id = request_id, error.code = code, error.chain = %chain, "request refused");
+        }
+    }
+}
+
+/// An error and all its causes on one line.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&cause| cause.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code(), self.message())
+    }
+}
+
+impl fmt::Debug for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiError")
+            .field("code", self.code())
+            .field("message", &self.0.message)
+            .field("violations", &self.0.violations)
+            .field("details", &self.0.details)
+            .field("source", &self.0.source)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StdError for ApiError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}

@@ -1,0 +1,154 @@
+//! The map from the catalogue to gRPC: a `google.rpc.Status` that always has an `ErrorInfo`.
+//!
+//! tonic refuses some requests before any handler sees them (an unknown RPC, a broken message, one that is too large)
+//! with a bare status. [`from_bare_status`] gives those their place in the catalogue, too.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code as GrpcCode, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::{ApiError, Code};
+use crate::request::RequestId;
+
+/// The `domain` of every `ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "daybook";
+
+/// How many violations an answer lists at most: trailers are headers, and clients limit those to 8 KiB or so.
+pub const VIOLATIONS_MAX: usize = 32;
+
+/// The metadata that tells a gRPC client's retry policy how long to wait, in milliseconds.
+const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let request_id = error.request_id();
+        error.log(request_id.as_ref());
+        Self::with_error_details_and_metadata(
+            error.code().entry().grpc,
+            error.message(),
+            details(&error, request_id.as_ref()),
+            metadata(&error),
+        )
+    }
+}
+
+/// The details of `google.rpc` that belong to the error.
+fn details(error: &ApiError, request_id: Option<&RequestId>) -> ErrorDetails {
+    let mut details = ErrorDetails::with_error_info(error.code().name(), ERROR_DOMAIN, error_metadata(error));
+    for violation in error.violations().iter().take(VIOLATIONS_MAX) {
+        details.add_bad_request_violation(&violation.pointer, &violation.message);
+    }
+    add_violation_codes(&mut details, error);
+    add_failure(&mut details, error);
+    if let Some(pause) = error.retry_after() {
+        details.set_retry_info(Some(pause));
+    }
+    if let Some(resource) = error.resource() {
+        details.set_resource_info(&*resource.kind, &resource.id, "", error.message());
+    }
+    if let Some(id) = request_id {
+        details.set_request_info(id.as_str(), "");
+    }
+    details
+}
+
+/// The dynamic values as the strings that `ErrorInfo` takes.
+fn error_metadata(error: &ApiError) -> HashMap<String, String> {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let values = error.details().iter();
+    values
+        .map(|(name, value)| ((*name).to_owned(), plain(value)))
+        .collect()
+}
+
+/// The code of each violation is the `reason` of its field violation; tonic's builder has no argument for it.
+fn add_violation_codes(details: &mut ErrorDetails, error: &ApiError) {
+    let Some(bad_request) = details.bad_request() else {
+        return;
+    };
+    let mut fields = bad_request.field_violations.clone();
+    for (field, violation) in fields.iter_mut().zip(error.violations()) {
+        field.reason = violation.code.to_owned();
+    }
+    details.set_bad_request(fields);
+}
+
+/// What failed: a precondition of the domain, or a quota.
+fn add_failure(details: &mut ErrorDetails, error: &ApiError) {
+    let subject = error.resource().map_or("", |resource| &resource.id);
+    match error.code() {
+        Code::DomainRule(_) | Code::VersionConflict => {
+            details.add_precondition_failure_violation(error.code().name(), subject, error.message());
+        }
+        Code::RateLimited => {
+            details.add_quota_failure_violation(subject, error.message());
+        }
+        Code::Gone => {
+            let link = error.details().iter().find(|(name, _)| *name == "link");
+            if let Some((_, Value::String(link))) = link {
+                details.add_help_link("successor", link);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The metadata that goes beside the status.
+fn metadata(error: &ApiError) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    if let Some(pause) = error.retry_after() {
+        let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        metadata.insert(RETRY_PUSHBACK, MetadataValue::from(millis));
+    }
+    metadata
+}
+
+/// The place in the catalogue of a status that tonic itself made, or `None` when the status has its details already.
+#[must_use]
+pub fn from_bare_status(status: &Status) -> Option<ApiError> {
+    if !status.details().is_empty() || status.code() == GrpcCode::Ok {
+        return None;
+    }
+    Some(match status.code() {
+        GrpcCode::Unimplemented => unimplemented(status),
+        GrpcCode::OutOfRange => ApiError::new(Code::PayloadTooLarge, "the message is too large"),
+        GrpcCode::Internal => broken_message(status),
+        GrpcCode::NotFound => ApiError::new(Code::ResourceNotFound, "there is no such resource"),
+        GrpcCode::InvalidArgument | GrpcCode::FailedPrecondition => {
+            ApiError::malformed(status.message().to_owned())
+        }
+        GrpcCode::AlreadyExists => ApiError::new(Code::AlreadyExists, "it exists already"),
+        GrpcCode::Unauthenticated => ApiError::unauthenticated(),
+        GrpcCode::PermissionDenied => ApiError::new(Code::PermissionDenied, "not permitted"),
+        GrpcCode::Cancelled | GrpcCode::DeadlineExceeded => ApiError::deadline_exceeded(),
+        GrpcCode::ResourceExhausted | GrpcCode::Unavailable | GrpcCode::Aborted => {
+            ApiError::overloaded("the service cannot take this now")
+        }
+        GrpcCode::Ok | GrpcCode::Unknown | GrpcCode::DataLoss => ApiError::internal(status.to_string()),
+    })
+}
+
+/// tonic says "unimplemented" for an unknown RPC (with no message) and for a compression that is not known.
+fn unimplemented(status: &Status) -> ApiError {
+    if status.message().is_empty() {
+        ApiError::new(Code::MethodNotAllowed, "there is no such RPC")
+    } else {
+        ApiError::unsupported_media_type(status.message().to_owned())
+    }
+}
+
+/// tonic says "internal" for a request that is not protobuf; a fault of ours never comes here, it has its details.
+fn broken_message(status: &Status) -> ApiError {
+    let message = status.message();
+    let is_callers_fault = ["decod", "EOF", "compress", "Missing request", "flag"]
+        .iter()
+        .any(|word| message.contains(word));
+    if is_callers_fault {
+        ApiError::malformed("the message cannot be decoded")
+    } else {
+        ApiError::internal(status.to_string())
+    }
+}

@@ -1,0 +1,31 @@
+//! What every Daybook binary does alike: configuration, telemetry, identity, errors, health, serving and stopping.
+//!
+//! A service supplies its gRPC and HTTP routers and its background tasks; everything around them lives here, so that
+//! the three services answer, measure, refuse and stop in one way. Nothing here knows the domain.
+//!
+//! | module | promise |
+//! |---|---|
+//! | [`consistency`] | the token that a command returns and a query waits for |
+//! | [`config`] | one line on standard error and exit code 64 for a bad configuration; secrets never printed |
+//! | [`telemetry`] | logs, traces from the caller's `traceparent`, flushed at the end |
+//! | [`metrics`] | request counters and the latencies between the five moments of an event |
+//! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
+//! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
+//! | [`extract`] | axum extractors whose refusals are problems of the catalogue |
+//! | [`identity`] | API keys, principals and scopes |
+//! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
+//! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
+//! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
+//! | [`shutdown`] | a task that ends ends the process; the process ends within ten seconds |
+//! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
+
+pub mod config;
+pub mod consistency;
+pub mod error;
+pub mod identity;
+pub mod metrics;
+pub mod request;
+pub mod server;
+pub mod telemetry;
+
+pub use error::{ApiError, Code};

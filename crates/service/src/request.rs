@@ -1,0 +1,166 @@
+//! What is known about the request that is being answered, without passing it through every function.
+//!
+//! The server sets it around each handler ([`Context::scope`]). It follows the handler's own task only: what a handler
+//! spawns, or a stream's body, takes what it needs with it.
+
+use std::cell::OnceCell;
+use std::time::Duration;
+
+use axum::extract::MatchedPath;
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::telemetry;
+
+/// The header that carries the request id both ways.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How long a request id of the caller's may be.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// A longer `grpc-timeout` than this is taken as this, so that sums of times cannot overflow.
+const TIMEOUT_MAX: Duration = Duration::from_hours(24);
+
+tokio::task_local! {
+    static CURRENT: Context;
+}
+
+/// The name of one request, the caller's or ours, in answers and logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The caller's `X-Request-Id` when it is 1 to 128 letters, digits and `-_.:/+=`, else a new one.
+    #[must_use]
+    pub fn accept_or_make(headers: &HeaderMap) -> Self {
+        match headers.get(X_REQUEST_ID) {
+            Some(value) if is_valid(value.as_bytes()) => Self(value.clone()),
+            _ => Self::make(),
+        }
+    }
+
+    /// A new id: a UUID of version 7.
+    #[must_use]
+    pub fn make() -> Self {
+        let mut text = Uuid::encode_buffer();
+        let text = Uuid::now_v7().hyphenated().encode_lower(&mut text);
+        Self(HeaderValue::from_str(text).expect("a UUID is visible ASCII"))
+    }
+
+    /// The id of the request that this task is answering.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(|current| current.id.clone()).ok()
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().expect("only visible ASCII is accepted or made")
+    }
+
+    /// The id as the value of a header.
+    #[must_use]
+    pub fn header_value(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+/// Nothing that could break out of a log line, a header or a URL.
+fn is_valid(id: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+    (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(is_plain)
+}
+
+/// What is known about one request.
+#[derive(Debug)]
+pub struct Context {
+    id: RequestId,
+    traceparent: Option<HeaderValue>,
+    deadline: Option<Instant>,
+    route: OnceCell<MatchedPath>,
+}
+
+impl Context {
+    /// Reads the id, the trace and the deadline from a request's headers.
+    #[must_use]
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let traceparent = headers.get(telemetry::TRACEPARENT);
+        Self {
+            id: RequestId::accept_or_make(headers),
+            traceparent: traceparent
+                .filter(|value| telemetry::is_traceparent(value.as_bytes()))
+                .cloned(),
+            deadline: grpc_timeout(headers).map(|timeout| Instant::now() + timeout),
+            route: OnceCell::new(),
+        }
+    }
+
+    /// Runs a future with this as the current request.
+    pub async fn scope<F: Future>(self, future: F) -> F::Output {
+        CURRENT.scope(self, future).await
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// When the caller stops waiting, where it said so (`grpc-timeout`).
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+}
+
+/// When the caller of the current request stops waiting. Work that is done for it should not go on for longer.
+#[must_use]
+pub fn deadline() -> Option<Instant> {
+    CURRENT.try_with(Context::deadline).ok().flatten()
+}
+
+/// The validated `traceparent` that the current request came with.
+pub(crate) fn incoming_traceparent() -> Option<String> {
+    let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
+    CURRENT
+        .try_with(|current| current.traceparent.as_ref().and_then(text))
+        .ok()
+        .flatten()
+}
+
+/// Notes the route that was matched (`/v1/orders/{id}`), for the metrics.
+pub(crate) fn set_route(route: MatchedPath) {
+    // Outside of a request there is nothing to note it for; the first note is the outermost route.
+    let _ = CURRENT.try_with(|current| current.route.set(route));
+}
+
+/// The route that was matched, if one was.
+pub(crate) fn route() -> Option<MatchedPath> {
+    CURRENT
+        .try_with(|current| current.route.get().cloned())
+        .ok()
+        .flatten()
+}
+
+/// `grpc-timeout`: at most eight digits and a unit.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(amount * 3_600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    };
+    Some(timeout.min(TIMEOUT_MAX))
+}

@@ -1,0 +1,213 @@
+//! gRPC and HTTP on one port, with a limit on everything and a stop that ends.
+//!
+//! The accept loop is our own, because the libraries' loops have no limits by default and their graceful stops can wait
+//! for ever (axum#2673, hyper#4170). It guarantees:
+//!
+//! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
+//!   or does not read its answers is cut, too.
+//! - At most [`Limits::connections_max`] connections are open; one more is closed at once.
+//! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
+//! - When the token is cancelled nothing more is accepted, open requests may finish for [`GRACE_PERIOD`], and then the
+//!   connections that are left are dropped: [`serve`] returns.
+//!
+//! A handler's future is dropped when its caller goes away or its time is up. Database work belongs into a task of its
+//! own.
+
+mod answer;
+mod connection;
+mod stall;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::ServerMetrics;
+
+/// How long open requests may go on after the stop signal. It leaves time to flush within the ten seconds after which
+/// the process is gone in any case ([`crate::shutdown::EXIT_DEADLINE`]).
+pub const GRACE_PERIOD: Duration = Duration::from_secs(8);
+
+/// How long to wait after an accept that failed for want of something (file descriptors, most likely).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a caller may use up.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How many connections may be open.
+    pub connections_max: u32,
+    /// How long a request's head may take from its first byte; also the handshake of a new connection.
+    pub header_read_timeout: Duration,
+    /// How long an HTTP/1 connection may be idle between requests. Longer than a load balancer's own limit (60 s is
+    /// usual), so that it is never we who close a connection that the balancer is just about to use.
+    pub idle_timeout: Duration,
+    /// How long a connection may leave what we send unread.
+    pub write_stall_timeout: Duration,
+    /// The size of a request's head, in bytes.
+    pub header_bytes_max: u32,
+    /// The size of an HTTP request's body, in bytes; a route may have its own `DefaultBodyLimit`. gRPC services have
+    /// `max_decoding_message_size`.
+    pub body_bytes_max: usize,
+    /// How many requests one HTTP/2 connection may have open.
+    pub streams_max: u32,
+    /// How often an HTTP/2 connection is asked whether it is still there.
+    pub keepalive_interval: Duration,
+    /// How long it may take to answer that.
+    pub keepalive_timeout: Duration,
+    /// How long a request may take until its answer begins, unless the caller's own deadline is shorter.
+    pub request_timeout: Duration,
+    /// After which age a connection is asked to go, so that callers spread over new replicas.
+    pub connection_age_max: Duration,
+    /// How long requests may go on after that. Long streams resume by position.
+    pub connection_age_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            header_read_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_stall_timeout: Duration::from_secs(30),
+            header_bytes_max: 16 * 1_024,
+            body_bytes_max: 1_024 * 1_024,
+            streams_max: 1_024,
+            keepalive_interval: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            connection_age_max: Duration::from_secs(30 * 60),
+            connection_age_grace: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    http: Router,
+    grpc: Router,
+    limits: Limits,
+    metrics: ServerMetrics,
+    http1: hyper::server::conn::http1::Builder,
+    http2: hyper::server::conn::http2::Builder<TokioExecutor>,
+    /// The stop signal.
+    shutdown: CancellationToken,
+    /// The end of the grace period.
+    abort: CancellationToken,
+}
+
+/// Serves both routers on the listener until the token is cancelled and the open requests are done, or their grace is
+/// over. A request whose content type begins with `application/grpc` is for `grpc`, any other one for `http`.
+pub async fn serve(
+    listener: TcpListener,
+    http: Router,
+    grpc: Router,
+    limits: Limits,
+    metrics: ServerMetrics,
+    shutdown: CancellationToken,
+) {
+    let shared = Arc::new(Shared {
+        http: answer::note_routes(http).layer(DefaultBodyLimit::max(limits.body_bytes_max)),
+        grpc,
+        http1: http1_builder(&limits),
+        http2: http2_builder(&limits),
+        limits,
+        metrics,
+        shutdown,
+        abort: CancellationToken::new(),
+    });
+    let connections = TaskTracker::new();
+    tokio::select! {
+        () = shared.shutdown.cancelled() => {}
+        never = accept_all(&listener, &shared, &connections) => match never {},
+    }
+    drop(listener);
+    drain(&shared, &connections).await;
+}
+
+/// Accepts connections until it is dropped.
+async fn accept_all(
+    listener: &TcpListener,
+    shared: &Arc<Shared>,
+    connections: &TaskTracker,
+) -> std::convert::Infallible {
+    let connections_max = usize::try_from(shared.limits.connections_max).unwrap_or(usize::MAX);
+    loop {
+        match listener.accept().await {
+            Ok(_) if connections.len() >= connections_max => {
+                shared.metrics.connections_refused.inc();
+            }
+            Ok((stream, _peer)) => {
+                connections.spawn(serve_connection(stream, Arc::clone(shared)));
+            }
+            Err(error) if is_callers(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Errors of a connection that was gone before it was accepted are no reason to pause.
+fn is_callers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}
+
+async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
+    shared.metrics.connections.inc();
+    if let Err(error) = connection::serve(stream, &shared).await {
+        tracing::debug!(error = %error, "connection ended");
+    }
+    shared.metrics.connections.dec();
+}
+
+/// Lets the open requests finish, up to the end of the grace period.
+async fn drain(shared: &Shared, connections: &TaskTracker) {
+    connections.close();
+    if tokio::time::timeout(GRACE_PERIOD, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections.open = connections.len(),
+            "the grace period is over; connections are dropped"
+        );
+        shared.abort.cancel();
+        connections.wait().await;
+    }
+}
+
+fn http1_builder(limits: &Limits) -> hyper::server::conn::http1::Builder {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // hyper's timer runs while a connection is idle, too; the time of a head is measured in `stall`.
+        .header_read_timeout(limits.idle_timeout)
+        .max_buf_size((limits.header_bytes_max as usize).max(8_192))
+        .pipeline_flush(true);
+    builder
+}
+
+fn http2_builder(limits: &Limits) -> hyper::server::conn::http2::Builder<TokioExecutor> {
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_max)
+        .max_header_list_size(limits.header_bytes_max)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout)
+        .initial_stream_window_size(1_024 * 1_024)
+        .initial_connection_window_size(4 * 1_024 * 1_024);
+    builder
+}

@@ -1,0 +1,188 @@
+//! From a request to its answer: what surrounds every handler, of either transport.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::task::{Context as TaskContext, Poll};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::MatchedPath;
+use axum::response::IntoResponse as _;
+use futures::FutureExt as _;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+use tower::{Layer, Service, ServiceExt as _};
+use tracing::Instrument as _;
+
+use super::Shared;
+use crate::error::{ApiError, Code, grpc, problem};
+use crate::metrics::{Operation, Transport};
+use crate::request::{self, Context, X_REQUEST_ID};
+use crate::telemetry;
+
+/// Answers one request, whatever happens inside its handler.
+pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+    let context = Context::from_headers(request.headers());
+    let id = context.id().header_value();
+    let mut response = context.scope(measured(shared, request)).await;
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+/// Answers and counts.
+async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+    let started = Instant::now();
+    let _open = shared.metrics.open();
+    match transport(request.headers()) {
+        Transport::Grpc => {
+            let path = request.uri().path().to_owned();
+            let response = answer_grpc(shared, request, started).await;
+            let (operation, code) = rpc_outcome(path, &response);
+            shared
+                .metrics
+                .answered(Transport::Grpc, operation, code, started.elapsed());
+            response
+        }
+        Transport::Http => {
+            let method = request.method().clone();
+            let response = answer_http(shared, request, started).await;
+            let operation = Operation::route(method, request::route().as_ref());
+            let code = response.status().as_u16();
+            shared
+                .metrics
+                .answered(Transport::Http, operation, code, started.elapsed());
+            response
+        }
+    }
+}
+
+/// gRPC and gRPC-Web name themselves in the content type.
+fn transport(headers: &HeaderMap) -> Transport {
+    match headers.get(CONTENT_TYPE) {
+        Some(value) if value.as_bytes().starts_with(b"application/grpc") => Transport::Grpc,
+        _ => Transport::Http,
+    }
+}
+
+async fn answer_grpc(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
+    match guarded(shared, &shared.grpc, request, started).await {
+        Ok(response) => match bare_status(&response) {
+            Some(error) => Status::from(error).into_http(),
+            None => response,
+        },
+        Err(error) => Status::from(error).into_http(),
+    }
+}
+
+async fn answer_http(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
+    match guarded(shared, &shared.http, request, started).await {
+        Ok(response) => match problem::from_bare_response(&response) {
+            Some(error) => error.into_response(),
+            None => response,
+        },
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Runs the handler in its span, up to its deadline, and catches its panic.
+async fn guarded(
+    shared: &Shared,
+    router: &Router,
+    request: Request<Incoming>,
+    started: Instant,
+) -> Result<Response<Body>, ApiError> {
+    let latest = started + shared.limits.request_timeout;
+    let deadline = request::deadline().map_or(latest, |deadline| deadline.min(latest));
+    let span = span(&request);
+    let handled = AssertUnwindSafe(router.clone().oneshot(request))
+        .catch_unwind()
+        .instrument(span);
+    match timeout_at(deadline, handled).await {
+        Ok(Ok(Ok(response))) => Ok(response),
+        Ok(Ok(Err(never))) => match never {},
+        // The panic hook has logged it, with this request's id.
+        Ok(Err(_panic)) => Err(ApiError::new(
+            Code::Internal,
+            "an internal error; see the request id",
+        )),
+        Err(_elapsed) => Err(ApiError::deadline_exceeded()),
+    }
+}
+
+/// The request's span, a child of the caller's. Disabled, and so nearly free, unless spans are exported.
+fn span(request: &Request<Incoming>) -> tracing::Span {
+    let span = tracing::debug_span!(
+        "request",
+        otel.name = request.uri().path(),
+        otel.kind = "server",
+        http.request.method = request.method().as_str(),
+        url.path = request.uri().path(),
+    );
+    if !span.is_disabled()
+        && let Some(traceparent) = telemetry::traceparent_from(request.headers())
+    {
+        telemetry::set_parent(&span, &traceparent);
+    }
+    span
+}
+
+/// The error behind a status that tonic made itself. A success has no `grpc-status` here: it comes in the trailers.
+fn bare_status(response: &Response<Body>) -> Option<ApiError> {
+    response.headers().get(Status::GRPC_STATUS)?;
+    let status = Status::from_header_map(response.headers())?;
+    grpc::from_bare_status(&status)
+}
+
+/// Only RPCs that exist become labels.
+fn rpc_outcome(path: String, response: &Response<Body>) -> (Operation, u16) {
+    let status = Status::from_header_map(response.headers());
+    let code = status.map_or(tonic::Code::Ok, |status| status.code());
+    let operation = if code == tonic::Code::Unimplemented {
+        Operation::Unknown
+    } else {
+        Operation::Rpc(path)
+    };
+    (operation, code as u16)
+}
+
+/// Makes the route that a request matches known to the metrics.
+pub(super) fn note_routes(router: Router) -> Router {
+    router.layer(NoteRoute)
+}
+
+#[derive(Clone)]
+struct NoteRoute;
+
+impl<S> Layer<S> for NoteRoute {
+    type Service = NotesRoute<S>;
+
+    fn layer(&self, inner: S) -> NotesRoute<S> {
+        NotesRoute(inner)
+    }
+}
+
+#[derive(Clone)]
+struct NotesRoute<S>(S);
+
+impl<S> Service<axum::extract::Request> for NotesRoute<S>
+where
+    S: Service<axum::extract::Request, Error = Infallible>,
+{
+    type Response = S::Response;
+    type Error = Infallible;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: axum::extract::Request) -> S::Future {
+        if let Some(route) = request.extensions().get::<MatchedPath>() {
+            request::set_route(route.clone());
+        }
+        self.0.call(request)
+    }
+}

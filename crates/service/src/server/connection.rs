@@ -1,0 +1,119 @@
+//! The life of one connection: find out what it speaks, answer it, and ask it to go when it is old or the process stops.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::Shared;
+use super::answer::answer;
+use super::stall::{Busy, Opening, Protocol, Stream};
+
+/// Why a connection ended before its time. None of it is a fault of ours.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    #[error("the caller went away before its first request")]
+    Opening(#[from] std::io::Error),
+    #[error("the caller did not say in time what it speaks")]
+    Silent,
+    #[error("the connection broke")]
+    Broken(#[from] hyper::Error),
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<(), ConnectionError> {
+    tcp.set_nodelay(true)?;
+    let limits = &shared.limits;
+    let opening = tokio::select! {
+        opening = timeout(limits.header_read_timeout, Opening::read(&mut tcp)) => opening,
+        () = shared.shutdown.cancelled() => return Ok(()),
+    };
+    let (protocol, opening) = opening.map_err(|_| ConnectionError::Silent)??;
+    let (head_limit, write_limit) = (limits.header_read_timeout, limits.write_stall_timeout);
+    match protocol {
+        Protocol::Http1 => {
+            let busy = Busy::default();
+            let stream = Stream::http1(tcp, opening, busy.clone(), head_limit, write_limit);
+            let service = Service {
+                shared: Arc::clone(shared),
+                busy: Some(busy),
+            };
+            let connection = shared.http1.serve_connection(TokioIo::new(stream), service);
+            drive(connection, |it| it.graceful_shutdown(), shared).await
+        }
+        Protocol::Http2 => {
+            let stream = Stream::http2(tcp, opening, write_limit);
+            let service = Service {
+                shared: Arc::clone(shared),
+                busy: None,
+            };
+            let connection = shared.http2.serve_connection(TokioIo::new(stream), service);
+            drive(connection, |it| it.graceful_shutdown(), shared).await
+        }
+    }
+}
+
+/// Runs a connection until it ends by itself, or has been asked to go and its grace is over.
+async fn drive<C>(
+    connection: C,
+    ask_to_go: impl FnOnce(Pin<&mut C>),
+    shared: &Shared,
+) -> Result<(), ConnectionError>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return Ok(ended?),
+        () = shared.shutdown.cancelled() => {}
+        () = sleep(spread(shared.limits.connection_age_max)) => {}
+    }
+    ask_to_go(connection.as_mut());
+    tokio::select! {
+        biased;
+        ended = connection => Ok(ended?),
+        () = shared.abort.cancelled() => Ok(()),
+        () = sleep(shared.limits.connection_age_grace) => Ok(()),
+    }
+}
+
+/// A duration up to a tenth shorter, so that connections that were made together do not go together.
+fn spread(duration: Duration) -> Duration {
+    duration.mul_f64(1.0 - rand::random::<f64>() / 10.0)
+}
+
+/// One connection's side of hyper.
+struct Service {
+    shared: Arc<Shared>,
+    busy: Option<Busy>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        let busy = self.busy.clone();
+        if let Some(busy) = &busy {
+            busy.set(true);
+        }
+        Box::pin(async move {
+            let response = answer(&shared, request).await;
+            if let Some(busy) = busy {
+                busy.set(false);
+            }
+            Ok(response)
+        })
+    }
+}

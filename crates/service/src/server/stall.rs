@@ -1,0 +1,229 @@
+//! A connection whose caller does not keep going is an error of the stream, so that hyper gives it up.
+//!
+//! hyper has one timer for HTTP/1, which cannot tell a connection that is idle (fine for a minute) from one that sends
+//! its request's head byte by byte (an attack). Here the first byte of a head starts a timer of its own, and the call of
+//! the handler stops it. A second timer runs while the caller does not read.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the caller speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// The bytes that were read to find out what the caller speaks, to be read again.
+#[derive(Debug)]
+pub(super) struct Opening {
+    bytes: [u8; HTTP2_PREFACE.len()],
+    read: usize,
+    given: usize,
+}
+
+impl Opening {
+    /// Reads until it is clear what the caller speaks.
+    pub(super) async fn read(stream: &mut TcpStream) -> io::Result<(Protocol, Self)> {
+        let mut opening = Self {
+            bytes: [0; HTTP2_PREFACE.len()],
+            read: 0,
+            given: 0,
+        };
+        loop {
+            match stream.read(&mut opening.bytes[opening.read..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => opening.read += count,
+            }
+            if !HTTP2_PREFACE.starts_with(&opening.bytes[..opening.read]) {
+                return Ok((Protocol::Http1, opening));
+            }
+            if opening.read == HTTP2_PREFACE.len() {
+                return Ok((Protocol::Http2, opening));
+            }
+        }
+    }
+
+    /// Gives as many of the bytes as there is room for; false when there are none left.
+    fn give(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let left = &self.bytes[self.given..self.read];
+        let count = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..count]);
+        self.given += count;
+        count > 0
+    }
+}
+
+/// Whether the connection is in a handler's hands, as hyper's service and the stream both see it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    /// A request's head is complete (or its answer has begun, and the next head may come).
+    pub(super) fn set(&self, busy: bool) {
+        self.0.store(busy, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A timer that runs only while something is owed.
+#[derive(Debug)]
+struct Owed {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Owed {
+    fn new(limit: Duration) -> Self {
+        Self { limit, timer: None }
+    }
+
+    fn start(&mut self) {
+        let limit = self.limit;
+        self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+    }
+
+    fn stop(&mut self) {
+        self.timer = None;
+    }
+
+    /// Whether it is too late; if it is not yet, the task will be woken then.
+    fn is_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+        self.timer
+            .as_mut()
+            .is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+    }
+}
+
+/// The stream of one connection, which fails when the caller stalls.
+#[derive(Debug)]
+pub(super) struct Stream {
+    tcp: TcpStream,
+    opening: Opening,
+    /// For HTTP/1 only: HTTP/2 has its pings.
+    head: Option<(Busy, Owed)>,
+    unread: Owed,
+}
+
+impl Stream {
+    /// An HTTP/1 stream, each of whose heads may take `head_limit` from its first byte.
+    pub(super) fn http1(
+        tcp: TcpStream,
+        opening: Opening,
+        busy: Busy,
+        head_limit: Duration,
+        write_limit: Duration,
+    ) -> Self {
+        Self {
+            tcp,
+            opening,
+            head: Some((busy, Owed::new(head_limit))),
+            unread: Owed::new(write_limit),
+        }
+    }
+
+    /// An HTTP/2 stream.
+    pub(super) fn http2(tcp: TcpStream, opening: Opening, write_limit: Duration) -> Self {
+        Self {
+            tcp,
+            opening,
+            head: None,
+            unread: Owed::new(write_limit),
+        }
+    }
+
+    /// Some bytes came in: if no handler waits for them they begin (or continue) a head.
+    fn came_in(&mut self) {
+        if let Some((busy, owed)) = &mut self.head {
+            if busy.is_set() { owed.stop() } else { owed.start() }
+        }
+    }
+
+    /// Nothing came in: is a head overdue?
+    fn head_is_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((busy, owed)) = &mut self.head else {
+            return false;
+        };
+        if busy.is_set() {
+            owed.stop();
+        }
+        owed.is_overdue(cx)
+    }
+
+    /// Passes on how a write went, and fails when the caller has not read for too long.
+    fn went_out<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.unread.stop();
+            return written;
+        }
+        self.unread.start();
+        if self.unread.is_overdue(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.opening.give(buffer) {
+            self.came_in();
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.tcp).poll_read(cx, buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().len() > before => {
+                self.came_in();
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending if self.head_is_overdue(cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            other => other,
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write(cx, bytes);
+        self.went_out(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, slices);
+        self.went_out(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,219 @@
+//! Logs and traces.
+//!
+//! Logs go to standard error, one line each: JSON in production, for people in development. Traces go out over OTLP when
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Request spans are of level `debug` and only the OTLP layer asks for them, so
+//! with OTLP off and logs at `info` a span costs one comparison.
+//!
+//! A trace is passed on even where nothing is exported: [`current_traceparent`] falls back to the `traceparent` that the
+//! request came with.
+
+use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http::HeaderMap;
+use opentelemetry::trace::{
+    SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _,
+};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::{Level, Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use crate::config::{LogFormat, TelemetryConfig};
+use crate::request::{self, RequestId};
+
+/// The header of the W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// How long the last spans may take to go out.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Spans of our own crates are exported; those of libraries are not ours to explain.
+const EXPORTED_TARGETS: &str = "daybook";
+
+/// Set when spans are exported; without it nobody asks OpenTelemetry for anything.
+static EXPORTING: OnceLock<()> = OnceLock::new();
+
+/// Why telemetry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `DAYBOOK_LOG` is not a filter.
+    #[error("DAYBOOK_LOG is not a log filter")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The OTLP exporter refuses its configuration.
+    #[error("cannot export traces")]
+    Exporter(#[from] ExporterBuildError),
+    /// Something else set it up before.
+    #[error("cannot install the log subscriber")]
+    Install(#[from] TryInitError),
+}
+
+/// Keeps telemetry going; [`TelemetryGuard::flush`] sends out what is left.
+#[derive(Debug)]
+#[must_use = "without a flush at the end the last spans are lost"]
+pub struct TelemetryGuard {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl TelemetryGuard {
+    /// Sends the last spans, for at most a second.
+    pub async fn flush(self) {
+        let Some(provider) = self.provider else {
+            return;
+        };
+        // The exporter's channel runs on this runtime, so no thread of the runtime may block on it.
+        let flushed = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+        if let Ok(Err(error)) = flushed.await {
+            tracing::warn!(%error, "the last spans were not exported");
+        }
+    }
+}
+
+/// Starts logs, and traces when an endpoint is configured, for the whole process. Call it once, inside a runtime.
+///
+/// # Errors
+/// When the filter or the exporter's configuration is wrong, or telemetry was started before.
+pub fn init(service_name: &'static str, config: &TelemetryConfig) -> Result<TelemetryGuard, TelemetryError> {
+    let filter = EnvFilter::builder().parse(&config.log)?;
+    let provider = match &config.otlp_endpoint {
+        Some(endpoint) => Some(tracer_provider(service_name, endpoint)?),
+        None => None,
+    };
+    let exporting = provider.as_ref().map(|provider| {
+        let ours = Targets::new().with_target(EXPORTED_TARGETS, Level::DEBUG);
+        let tracer = provider.tracer(service_name);
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_filter(ours)
+    });
+    tracing_subscriber::registry()
+        .with(log_layer(config.format()).with_filter(filter))
+        .with(exporting)
+        .try_init()?;
+    if provider.is_some() {
+        EXPORTING.get_or_init(|| ());
+    }
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(TelemetryGuard { provider })
+}
+
+fn log_layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+        LogFormat::Text => layer.with_ansi(std::io::stderr().is_terminal()).boxed(),
+    }
+}
+
+fn tracer_provider(
+    service_name: &'static str,
+    endpoint: &str,
+) -> Result<SdkTracerProvider, ExporterBuildError> {
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()?;
+    let resource = Resource::builder().with_service_name(service_name).build();
+    Ok(SdkTracerProvider::builder()
+        .with_resource(resource)
+        .with_batch_exporter(exporter)
+        .build())
+}
+
+/// A panic is logged like every other error: on one line, with the request that it happened in.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let request_id = RequestId::current();
+    let request_id = request_id.as_ref().map_or("-", RequestId::as_str);
+    let location = panic
+        .location()
+        .map_or_else(|| "unknown".to_owned(), ToString::to_string);
+    let message = panic.payload_as_str().unwrap_or("no message");
+    tracing::error!(
+        request.id = request_id,
+        panic.location = location,
+        panic.message = message,
+        "panic"
+    );
+}
+
+/// Whether spans are exported.
+fn is_exporting() -> bool {
+    EXPORTING.get().is_some()
+}
+
+/// The validated `traceparent` of a request's headers.
+#[must_use]
+pub fn traceparent_from(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(TRACEPARENT)?;
+    is_traceparent(value.as_bytes()).then(|| value.to_str().ok().map(str::to_owned))?
+}
+
+/// The `traceparent` to hand on: the current span's when spans are exported, else the one that the request came with.
+#[must_use]
+pub fn current_traceparent() -> Option<String> {
+    let own = is_exporting().then(|| traceparent_of(&Span::current())).flatten();
+    own.or_else(request::incoming_traceparent)
+}
+
+fn traceparent_of(span: &Span) -> Option<String> {
+    let context = span.context();
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid().then(|| {
+        let flags = span.trace_flags().to_u8();
+        format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id())
+    })
+}
+
+/// Makes a span a child of the span that `traceparent` names. Does nothing when that is not valid or nothing is exported.
+pub fn set_parent(span: &Span, traceparent: &str) {
+    if !is_exporting() || span.is_disabled() {
+        return;
+    }
+    if let Some(parent) = parse_traceparent(traceparent) {
+        let context = opentelemetry::Context::new().with_remote_span_context(parent);
+        // It fails when the span has begun to be exported; then the trace has a second root and nothing is lost.
+        let _ = span.set_parent(context);
+    }
+}
+
+/// Whether this is a `traceparent` of version 00 with a trace and a span that are not all zeros (W3C Trace Context 1,
+/// section 3.2.2).
+#[must_use]
+pub fn is_traceparent(value: &[u8]) -> bool {
+    let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_id = |part: &[u8]| is_hex(part) && part.iter().any(|byte| *byte != b'0');
+    value.len() == 55
+        && value.starts_with(b"00-")
+        && (value[35], value[52]) == (b'-', b'-')
+        && is_id(&value[3..35])
+        && is_id(&value[36..52])
+        && is_hex(&value[53..])
+}
+
+fn parse_traceparent(text: &str) -> Option<SpanContext> {
+    if !is_traceparent(text.as_bytes()) {
+        return None;
+    }
+    let trace = TraceId::from_hex(&text[3..35]).ok()?;
+    let span = SpanId::from_hex(&text[36..52]).ok()?;
+    let flags = u8::from_str_radix(&text[53..], 16).ok()?;
+    let is_remote = true;
+    Some(SpanContext::new(
+        trace,
+        span,
+        TraceFlags::new(flags),
+        is_remote,
+        TraceState::NONE,
+    ))
+}
