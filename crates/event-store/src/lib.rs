@@ -1,0 +1,46 @@
+//! The log in Postgres: append, read, idempotency.
+//!
+//! Every event has a *position* in its partition: 1, 2, 3, … without holes, in commit order. [`Appender`] gives
+//! positions out by group commit: one call of one SQL function (`event_store.append`) appends the events of many
+//! commands in one short transaction. The function checks expected versions and idempotency keys, so its verdict on
+//! each command is final, whatever the caller believed.
+//!
+//! The crate carries bytes, a type name and metadata; it knows nothing of the domain, and nothing else writes the log.
+
+mod append;
+mod appender;
+mod event;
+mod read;
+
+pub use append::{AppendError, NewCommand, NewEvent, Receipt, Verdict, append};
+pub use appender::{
+    Appender, AppenderMetrics, AppenderOptions, Committed, Overloaded, Submitted, Unanswered,
+};
+pub use event::{Metadata, RecordedEvent};
+pub use read::{Direction, EventStore, LogHead, ReadError};
+
+/// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
+pub fn migrator() -> sqlx::migrate::Migrator {
+    let mut migrator = sqlx::migrate!("../../migrations/event-store");
+    migrator.create_schema("event_store");
+    migrator.dangerous_set_table_name("event_store.migration");
+    migrator
+}
+
+/// The newest migration that this build knows; a service refuses to work on an older schema.
+pub fn schema_version() -> i64 {
+    migrator()
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0)
+}
+
+/// Every SQL statement of this crate, by name, for the test that prepares each against the migrated schema.
+pub const STATEMENTS: &[(&str, &str)] = &[
+    ("append", append::APPEND),
+    ("read_stream", read::READ_STREAM),
+    ("read_log", read::READ_LOG),
+    ("head", read::HEAD),
+    ("position_at", read::POSITION_AT),
+];

@@ -1,0 +1,157 @@
+//! Reads of the log: one stream, a range of positions, a moment.
+
+use futures::TryStreamExt as _;
+use sqlx::{PgPool, Row as _};
+use thiserror::Error;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::RecordedEvent;
+
+/// Why the log could not be read.
+#[derive(Debug, Error)]
+#[error("cannot {doing}")]
+pub struct ReadError {
+    doing: &'static str,
+    #[source]
+    source: sqlx::Error,
+}
+
+impl ReadError {
+    fn while_doing(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self { doing, source }
+    }
+}
+
+/// Which way a stream is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The oldest event first.
+    Forward,
+    /// The newest event first.
+    Backward,
+}
+
+/// Where a partition of the log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogHead {
+    /// New after every restore.
+    pub generation: Uuid,
+    /// The position of the newest event, 0 when there is none.
+    pub position: u64,
+    /// When the newest event was recorded; `None` when there is none.
+    pub recorded_at: Option<OffsetDateTime>,
+}
+
+pub(crate) const READ_STREAM: &str = "
+    SELECT partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type, schema_version,
+           payload::text AS payload, metadata::text AS metadata, recorded_at
+    FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7)
+";
+
+pub(crate) const READ_LOG: &str = "
+    SELECT partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type, schema_version,
+           payload::text AS payload, metadata::text AS metadata, recorded_at
+    FROM event_store.event
+    WHERE partition = $1 AND position > $2
+    ORDER BY position
+    LIMIT $3
+";
+
+pub(crate) const HEAD: &str = "
+    SELECT generation, head, recorded_at FROM event_store.log WHERE partition = $1
+";
+
+pub(crate) const POSITION_AT: &str = "SELECT event_store.position_at($1, $2)";
+
+/// Reads the log. What may be read depends on the role that the pool logs in as.
+#[derive(Debug, Clone)]
+pub struct EventStore {
+    pool: PgPool,
+}
+
+impl EventStore {
+    /// Reads through `pool`.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// The events of one stream with versions in `versions` (both ends included), at most `limit` of them.
+    pub async fn read_stream(
+        &self,
+        tenant_id: Uuid,
+        partition: i32,
+        stream_id: &str,
+        versions: std::ops::RangeInclusive<u64>,
+        limit: u32,
+        direction: Direction,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let rows = sqlx::query(READ_STREAM)
+            .bind(tenant_id)
+            .bind(partition)
+            .bind(stream_id)
+            .bind(bounded(*versions.start()))
+            .bind(bounded(*versions.end()))
+            .bind(limit.cast_signed())
+            .bind(direction == Direction::Backward)
+            .fetch(&self.pool);
+        rows.and_then(async |row| RecordedEvent::from_row(&row))
+            .try_collect()
+            .await
+            .map_err(ReadError::while_doing("read a stream"))
+    }
+
+    /// The events of every tenant after `after`, in order, at most `limit`. Only the publisher's and the projector's
+    /// roles see any.
+    pub async fn read_log(
+        &self,
+        partition: i32,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let rows = sqlx::query(READ_LOG)
+            .bind(partition)
+            .bind(bounded(after))
+            .bind(i64::from(limit))
+            .fetch(&self.pool);
+        rows.and_then(async |row| RecordedEvent::from_row(&row))
+            .try_collect()
+            .await
+            .map_err(ReadError::while_doing("read the log"))
+    }
+
+    /// Where a partition stands.
+    pub async fn head(&self, partition: i32) -> Result<LogHead, ReadError> {
+        let head = async {
+            let row = sqlx::query(HEAD).bind(partition).fetch_one(&self.pool).await?;
+            let position = row.try_get::<i64, _>("head")?.cast_unsigned();
+            Ok(LogHead {
+                generation: row.try_get("generation")?,
+                position,
+                // An empty log has no moment: its column holds -infinity, which no type of ours can.
+                recorded_at: match position {
+                    0 => None,
+                    _ => Some(row.try_get("recorded_at")?),
+                },
+            })
+        };
+        head.await
+            .map_err(ReadError::while_doing("read the head of the log"))
+    }
+
+    /// The position of the newest event recorded at or before `moment`, 0 when there is none.
+    pub async fn position_at(&self, partition: i32, moment: OffsetDateTime) -> Result<u64, ReadError> {
+        sqlx::query_scalar::<_, i64>(POSITION_AT)
+            .bind(partition)
+            .bind(moment)
+            .fetch_one(&self.pool)
+            .await
+            .map(i64::cast_unsigned)
+            .map_err(ReadError::while_doing("find the position of a moment"))
+    }
+}
+
+/// Versions and positions above `i64::MAX` do not exist, so a bound there is as good as the largest.
+fn bounded(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

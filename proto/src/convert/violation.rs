@@ -1,0 +1,68 @@
+//! What is wrong with a request, field by field.
+
+use std::fmt::Display;
+
+use daybook_domain::text::InvalidText;
+
+/// One thing that is wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The JSON pointer of the field (`/lines/0/quantity`).
+    pub pointer: String,
+    /// A stable code ("TOO_LONG").
+    pub code: &'static str,
+    /// What is wrong, in words.
+    pub message: String,
+}
+
+/// All that is wrong with a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Violations(Vec<Violation>);
+
+impl Violations {
+    /// What was found, in the order of the fields.
+    pub fn into_vec(self) -> Vec<Violation> {
+        self.0
+    }
+
+    /// Notes a violation.
+    pub fn add(&mut self, pointer: impl Into<String>, code: &'static str, message: impl Display) {
+        self.0.push(Violation {
+            pointer: pointer.into(),
+            code,
+            message: message.to_string(),
+        });
+    }
+
+    /// Passes a good value on and notes a bad one.
+    pub(crate) fn text<T>(
+        &mut self,
+        pointer: impl Into<String>,
+        parsed: Result<T, InvalidText>,
+    ) -> Option<T> {
+        parsed
+            .map_err(|invalid| self.add(pointer, invalid.code(), &invalid))
+            .ok()
+    }
+
+    /// Like [`Self::text`] for a field that may be left empty.
+    pub(crate) fn optional_text<T>(
+        &mut self,
+        pointer: impl Into<String>,
+        text: &str,
+        parse: fn(&str) -> Result<T, InvalidText>,
+    ) -> Option<T> {
+        if text.is_empty() {
+            return None;
+        }
+        self.text(pointer, parse(text))
+    }
+
+    /// Refuses when anything was noted; else every value that was asked for is there.
+    pub(crate) fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(self),
+        }
+    }
+}
