@@ -6,7 +6,7 @@
 //! that detour.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Why a stored event could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,8 @@ pub enum DecodeError {
 ///
 /// A step moves what it knows and leaves the judgement of the rest to the decoding that follows the last
 /// step.
-pub(crate) type Upcast = fn(event_type: &str, from: u32, payload: Value) -> Option<Value>;
+pub(crate) type Upcast =
+    fn(event_type: &str, from: u32, payload: Map<String, Value>) -> Option<Map<String, Value>>;
 
 /// The current schema of one event type.
 pub(crate) struct Schema {
@@ -67,12 +68,12 @@ impl Schema {
         if version == 0 || version > self.current {
             return Err(self.unknown(version));
         }
-        let mut value: Value =
+        let mut old: Map<String, Value> =
             serde_json::from_str(payload).map_err(|source| self.malformed(version, source))?;
         for from in version..self.current {
-            value = (self.upcast)(self.event_type, from, value).ok_or_else(|| self.unknown(version))?;
+            old = (self.upcast)(self.event_type, from, old).ok_or_else(|| self.unknown(version))?;
         }
-        serde_json::from_value(value).map_err(|source| self.malformed(version, source))
+        serde_json::from_value(Value::Object(old)).map_err(|source| self.malformed(version, source))
     }
 
     fn unknown(&self, schema_version: u32) -> DecodeError {
@@ -160,7 +161,9 @@ macro_rules! events {
                         .decode(schema_version, payload)
                         .map(Self::$name),
                     )+
-                    unknown => Err($crate::event::DecodeError::UnknownType { event_type: unknown.to_owned() }),
+                    unknown => Err($crate::event::DecodeError::UnknownType {
+                        event_type: unknown.to_owned(),
+                    }),
                 }
             }
         }

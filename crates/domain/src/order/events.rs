@@ -7,7 +7,7 @@
 //! minor units of `currency`.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::{Line, LineQuantity, Status};
 use crate::address::Address;
@@ -302,28 +302,30 @@ pub struct Refunded {
 }
 
 /// Every step from an old payload to the next version, in one place.
-fn upcast(event_type: &str, from: u32, payload: Value) -> Option<Value> {
+fn upcast(event_type: &str, from: u32, payload: Map<String, Value>) -> Option<Map<String, Value>> {
     match (event_type, from) {
         ("order.placed", 1) => Some(placed_from_v1(payload)),
         _ => None,
     }
 }
 
-fn placed_from_v1(mut old: Value) -> Value {
-    let mut lines = old["items"].take();
-    let mut item_count = 0;
-    for (line, line_number) in lines.as_array_mut().into_iter().flatten().zip(1u32..) {
-        item_count += line["quantity"].as_u64().unwrap_or_default();
-        if let Some(line) = line.as_object_mut() {
-            line.insert("line_number".to_owned(), json!(line_number));
+fn placed_from_v1(mut payload: Map<String, Value>) -> Map<String, Value> {
+    rename(&mut payload, "customer", "customer_id");
+    rename(&mut payload, "items", "lines");
+    let mut item_count = 0_u64;
+    if let Some(Value::Array(lines)) = payload.get_mut("lines") {
+        for (line_number, line) in (1_u32..).zip(lines.iter_mut().filter_map(Value::as_object_mut)) {
+            let quantity = line.get("quantity").and_then(Value::as_u64).unwrap_or_default();
+            item_count = item_count.saturating_add(quantity);
+            line.insert("line_number".to_owned(), line_number.into());
         }
     }
-    json!({
-        "order_id": old["order_id"].take(),
-        "customer_id": old["customer"].take(),
-        "currency": old["currency"].take(),
-        "lines": lines,
-        "total_minor": old["total_minor"].take(),
-        "item_count": item_count,
-    })
+    payload.insert("item_count".to_owned(), item_count.into());
+    payload
+}
+
+fn rename(payload: &mut Map<String, Value>, from: &str, to: &str) {
+    if let Some(value) = payload.remove(from) {
+        payload.insert(to.to_owned(), value);
+    }
 }

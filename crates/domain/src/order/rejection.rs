@@ -131,8 +131,8 @@ rejections! {
         },
         /// No more is paid than the order costs.
         #[error(
-            "{amount_minor} on top of {paid_minor} already paid exceed the total of {total_minor} minor units \
-             of {currency}"
+            "{amount_minor} on top of {paid_minor} already paid exceed the total of {total_minor} minor \
+             units of {currency}"
         )]
         PaymentExceedsTotal = "PAYMENT_EXCEEDS_TOTAL" {
             /// The payment.
