@@ -69,6 +69,31 @@ CREATE TABLE read_model.rebuild (
 -- One rebuild of a projection at a time.
 CREATE UNIQUE INDEX rebuild_running_key ON read_model.rebuild (projection) WHERE status = 'running';
 
+-- Advances a checkpoint, and the lease with it, at the beginning of the transaction that changes the rows. An exception
+-- and not a row count, so that it can travel in one message with BEGIN. A log that was restored since is another log,
+-- however far it has come.
+CREATE FUNCTION read_model.advance(
+    p_projection text, p_generation integer, p_partition integer, p_fence bigint, p_log_generation uuid,
+    p_from bigint, p_to bigint)
+RETURNS void
+LANGUAGE plpgsql SECURITY INVOKER SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    UPDATE read_model.checkpoint AS c
+    SET position = p_to, applied_at = clock_timestamp(), lease_until = clock_timestamp() + interval '10 seconds',
+        error = NULL, error_position = NULL, failed_at = NULL
+    WHERE c.projection = p_projection AND c.generation = p_generation AND c.partition = p_partition
+      AND c.position = p_from AND c.fence = p_fence AND c.log_generation = p_log_generation
+      AND EXISTS (SELECT FROM event_store.log AS l
+                  WHERE l.partition = p_partition AND l.generation = p_log_generation);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the checkpoint of % is not where this worker left it', p_projection USING ERRCODE = 'DBK01';
+    END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION read_model.advance FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION read_model.advance TO daybook_projector;
+
 GRANT SELECT, INSERT, UPDATE ON read_model.projection, read_model.rebuild TO daybook_projector;
 GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.checkpoint TO daybook_projector;
 GRANT SELECT ON read_model.projection, read_model.checkpoint TO daybook_query;
