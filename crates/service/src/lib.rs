@@ -16,16 +16,23 @@
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
+//! | [`process`] | what `main` does in every binary |
 //! | [`shutdown`] | a task that ends ends the process; the process ends within ten seconds |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
 
+pub mod admin;
 pub mod config;
 pub mod consistency;
+pub mod database;
 pub mod error;
+pub mod extract;
 pub mod identity;
 pub mod metrics;
+pub mod problems;
+pub mod process;
 pub mod request;
 pub mod server;
+pub mod shutdown;
 pub mod telemetry;
 
 pub use error::{ApiError, Code};

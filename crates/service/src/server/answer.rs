@@ -23,6 +23,9 @@ use crate::metrics::{Operation, Transport};
 use crate::request::{self, Context, X_REQUEST_ID};
 use crate::telemetry;
 
+/// Which compressions a server takes; it goes with the refusal of one that it does not.
+const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
 /// Answers one request, whatever happens inside its handler.
 pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
     let context = Context::from_headers(request.headers());
@@ -70,11 +73,22 @@ fn transport(headers: &HeaderMap) -> Transport {
 async fn answer_grpc(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
     match guarded(shared, &shared.grpc, request, started).await {
         Ok(response) => match bare_status(&response) {
-            Some(error) => Status::from(error).into_http(),
+            Some(error) => in_place_of(&response, error),
             None => response,
         },
         Err(error) => Status::from(error).into_http(),
     }
+}
+
+/// An answer that tonic made, with its place in the catalogue. What tonic says about compression is kept.
+fn in_place_of(bare: &Response<Body>, error: ApiError) -> Response<Body> {
+    let mut response: Response<Body> = Status::from(error).into_http();
+    if let Some(encodings) = bare.headers().get(GRPC_ACCEPT_ENCODING) {
+        response
+            .headers_mut()
+            .insert(GRPC_ACCEPT_ENCODING, encodings.clone());
+    }
+    response
 }
 
 async fn answer_http(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {

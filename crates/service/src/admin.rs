@@ -1,0 +1,219 @@
+//! The private listener: `/livez`, `/readyz` and `/metrics`. Operators and machines use it, callers never reach it.
+//!
+//! It outlives the stop signal, so that a process that is draining says "not ready" instead of nothing.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use http::header::CONTENT_TYPE;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{ApiError, Code};
+use crate::metrics::{Registry, ServerMetrics};
+use crate::server::{self, Limits};
+
+/// How often a dependency is looked at.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a dependency may take to answer.
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Scrapers and probes are few.
+const ADMIN_CONNECTIONS_MAX: u32 = 64;
+
+/// The content type of the OpenMetrics text format.
+const OPENMETRICS_TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether the process can do its work, dependency by dependency. Cheap to clone.
+///
+/// Each dependency has to say "ready" once before the process is ready, and the process is not ready any more as soon
+/// as its stop signal is given.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    dependencies: Arc<Mutex<Vec<(&'static str, Status)>>>,
+    shutdown: CancellationToken,
+}
+
+/// The state of one dependency: what is wrong with it, if anything.
+type Status = Result<(), String>;
+
+/// One dependency, for the part of the process that knows how it is.
+#[derive(Clone, Debug)]
+pub struct Dependency {
+    name: &'static str,
+    index: usize,
+    dependencies: Arc<Mutex<Vec<(&'static str, Status)>>>,
+}
+
+impl Readiness {
+    /// A process that depends on nothing yet.
+    #[must_use]
+    pub fn new(shutdown: CancellationToken) -> Self {
+        Self {
+            dependencies: Arc::default(),
+            shutdown,
+        }
+    }
+
+    /// Adds a dependency, which is not ready until it is said to be.
+    #[must_use]
+    pub fn depend_on(&self, name: &'static str) -> Dependency {
+        let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        dependencies.push((name, Err("not checked yet".to_owned())));
+        let index = dependencies.len() - 1;
+        Dependency {
+            name,
+            index,
+            dependencies: Arc::clone(&self.dependencies),
+        }
+    }
+
+    /// Adds a dependency that is looked at every second until the stop signal. Run what it returns as a task.
+    pub fn watch<C, F, E>(
+        &self,
+        name: &'static str,
+        check: C,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + use<C, F, E>
+    where
+        C: Fn() -> F + Send + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let dependency = self.depend_on(name);
+        let shutdown = self.shutdown.clone();
+        async move {
+            let watched = dependency.look_for_ever(check);
+            shutdown.run_until_cancelled_owned(watched).await;
+            Ok(())
+        }
+    }
+
+    /// Whether everything is ready and the process is not stopping.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.shutdown.is_cancelled() && dependencies.iter().all(|(_, status)| status.is_ok())
+    }
+
+    /// Each dependency with "ready" or what is wrong with it.
+    fn dependencies(&self) -> Value {
+        let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = dependencies.iter().map(|(name, status)| {
+            let text = status.as_ref().map_or_else(String::as_str, |()| "ready");
+            ((*name).to_owned(), Value::from(text))
+        });
+        Value::Object(named.collect::<Map<_, _>>())
+    }
+}
+
+impl Dependency {
+    /// It works.
+    pub fn set_ready(&self) {
+        self.set(Ok(()));
+    }
+
+    /// It does not; `why` is for operators.
+    pub fn set_failed(&self, why: impl Into<String>) {
+        self.set(Err(why.into()));
+    }
+
+    /// Changes are logged, once each; this is where an outage is noticed.
+    fn set(&self, status: Status) {
+        let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = &mut dependencies[self.index].1;
+        match (&*before, &status) {
+            (Err(_), Ok(())) => tracing::info!(dependency.name = self.name, "dependency is ready"),
+            (Ok(()), Err(why)) => tracing::warn!(dependency.name = self.name, why, "dependency is not ready"),
+            (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
+        }
+        *before = status;
+    }
+
+    /// Looks at once, then every second. A check that hangs is a failure; it is never dropped half-way, as it may hold a
+    /// database connection, but left to end by itself.
+    async fn look_for_ever<C, F, E>(self, check: C)
+    where
+        C: Fn() -> F,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let mut ticks = interval(CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let mut checking = tokio::spawn(check());
+            let checked = match timeout(CHECK_TIMEOUT, &mut checking).await {
+                Ok(checked) => checked,
+                Err(_elapsed) => {
+                    self.set_failed("it does not answer in time");
+                    checking.await
+                }
+            };
+            match checked {
+                Ok(Ok(())) => self.set_ready(),
+                Ok(Err(error)) => self.set_failed(error.to_string()),
+                Err(panicked) => self.set_failed(panicked.to_string()),
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Admin {
+    readiness: Readiness,
+    registry: Registry,
+}
+
+/// The routes of the private listener.
+pub fn router(readiness: Readiness, registry: Registry) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(Admin { readiness, registry })
+}
+
+/// Serves the private listener until the future is dropped: it answers probes while the process drains. Spawn it.
+pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Registry) {
+    let limits = Limits {
+        connections_max: ADMIN_CONNECTIONS_MAX,
+        ..Limits::default()
+    };
+    // Its own requests are nobody's measure, so its metrics are not in the registry that it shows.
+    let own_metrics = ServerMetrics::new(&Registry::new());
+    let never = CancellationToken::new();
+    server::serve(
+        listener,
+        router(readiness, registry),
+        Router::new(),
+        limits,
+        own_metrics,
+        never,
+    )
+    .await;
+}
+
+/// 200, or a problem with 503; each dependency is named in both.
+async fn readyz(State(admin): State<Admin>) -> Result<Json<Value>, ApiError> {
+    let Admin { readiness, .. } = admin;
+    let refusal = if readiness.shutdown.is_cancelled() {
+        ApiError::shutting_down()
+    } else if !readiness.is_ready() {
+        ApiError::new(Code::DependencyUnavailable, "a dependency is not ready")
+    } else {
+        return Ok(Json(json!({ "dependencies": readiness.dependencies() })));
+    };
+    Err(refusal.with_detail("dependencies", readiness.dependencies()))
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, OPENMETRICS_TEXT)], admin.registry.encode())
+}

@@ -1,0 +1,191 @@
+//! A pool of Postgres connections that cannot wait for ever, and the check of the schema's version.
+//!
+//! sqlx 0.9 loses track of a transaction when a future is dropped while `BEGIN` is on its way (transact-rs/sqlx#4393): the
+//! next borrower of the connection would work inside it. Two things keep that from happening:
+//!
+//! - [`begin`] sends `BEGIN` from a task of its own, which is never dropped. Use it instead of `pool.begin()`.
+//! - A connection that comes back is cleared by `BEGIN; ROLLBACK`. That is one round trip after the caller has its
+//!   answer, where `before_acquire` would be one before; and a bare `ROLLBACK` would have the server log a warning each
+//!   time that there is nothing to roll back.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Executor as _, PgPool, Postgres, Transaction};
+
+use crate::config::Secret;
+use crate::error::ApiError;
+
+/// How long one statement may run.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a transaction may wait for its client.
+pub const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a caller waits for a connection.
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection is kept. A restart of a database behind a name is noticed by then.
+const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// SQLSTATE `query_canceled`: the statement ran for longer than [`STATEMENT_TIMEOUT`].
+const QUERY_CANCELED: &str = "57014";
+
+/// SQLSTATE classes of a server that is starting, stopping, full or out of something.
+const UNAVAILABLE_CLASSES: [&str; 3] = ["08", "53", "57"];
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// `DATABASE_URL` is not a Postgres URL. The reason is left out, for it may hold the password.
+    #[error("DATABASE_URL is not a Postgres URL")]
+    Url,
+    /// It does not answer, or refuses the role.
+    #[error("cannot connect to the database")]
+    Connect(#[source] sqlx::Error),
+    /// The schema's version cannot be read.
+    #[error("cannot read the version of the schema {schema}; was `daybook migrate` run?")]
+    Version {
+        /// The schema.
+        schema: &'static str,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+    /// The schema has another version than this binary was built for.
+    #[error(
+        "the schema {schema} has version {actual}, but this binary needs {expected}; run `daybook migrate`"
+    )]
+    Outdated {
+        /// The schema.
+        schema: &'static str,
+        /// The version that this binary needs at least.
+        expected: i64,
+        /// The version that is there.
+        actual: i64,
+    },
+}
+
+/// Connects, once, to find out now whether it can; the other connections are made when they are needed.
+///
+/// # Errors
+/// When the URL is wrong or the database does not let this role in.
+pub async fn connect(
+    url: &Secret,
+    application_name: &str,
+    max_connections: u32,
+) -> Result<PgPool, DatabaseError> {
+    let options = connect_options(url, application_name)?;
+    pool_options(max_connections)
+        .connect_with(options)
+        .await
+        .map_err(DatabaseError::Connect)
+}
+
+fn connect_options(url: &Secret, application_name: &str) -> Result<PgConnectOptions, DatabaseError> {
+    let options = PgConnectOptions::from_str(url.expose()).map_err(|_| DatabaseError::Url)?;
+    let millis = |timeout: Duration| timeout.as_millis().to_string();
+    Ok(options.application_name(application_name).options([
+        ("statement_timeout", millis(STATEMENT_TIMEOUT)),
+        (
+            "idle_in_transaction_session_timeout",
+            millis(IDLE_IN_TRANSACTION_TIMEOUT),
+        ),
+    ]))
+}
+
+fn pool_options(max_connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .max_lifetime(LIFETIME_MAX)
+        // sqlx asks a connection for a sign of life when it comes back; once is enough.
+        .test_before_acquire(false)
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                connection.execute("BEGIN; ROLLBACK").await?;
+                Ok(true)
+            })
+        })
+}
+
+/// Begins a transaction that is rolled back for certain when it is dropped, even if the caller goes away while it begins.
+///
+/// # Errors
+/// As `PgPool::begin`.
+pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin().await });
+    begun.await.map_err(|_panicked| sqlx::Error::WorkerCrashed)?
+}
+
+/// Checks that a schema is there and at least as new as this binary needs. Migrations are additive until every binary
+/// has gone along, so a newer schema is fine.
+///
+/// `schema` is `event_store` or `read_model`; each has a function `schema_version()`.
+///
+/// # Errors
+/// When the schema is missing or older.
+pub async fn check_schema(pool: &PgPool, schema: &'static str, expected: i64) -> Result<(), DatabaseError> {
+    let statement = match schema {
+        "read_model" => "SELECT read_model.schema_version()",
+        _ => "SELECT event_store.schema_version()",
+    };
+    let version: Result<i64, _> = sqlx::query_scalar(statement).fetch_one(pool).await;
+    match version {
+        Ok(actual) if actual >= expected => Ok(()),
+        Ok(actual) => Err(DatabaseError::Outdated {
+            schema,
+            expected,
+            actual,
+        }),
+        Err(source) => Err(DatabaseError::Version { schema, source }),
+    }
+}
+
+/// Whether the database answers, for readiness.
+///
+/// # Errors
+/// When it does not.
+pub async fn ping(pool: &PgPool) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT 1").execute(pool).await.map(drop)
+}
+
+/// An outage is `DEPENDENCY_UNAVAILABLE`, a statement that ran too long `DEADLINE_EXCEEDED`, and anything else a fault
+/// of ours: constraints that guard rules are to be mapped by name before.
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        if is_timeout(&error) {
+            Self::deadline_exceeded().with_source(error)
+        } else if is_outage(&error) {
+            Self::dependency_unavailable("database", error)
+        } else {
+            Self::internal(error)
+        }
+    }
+}
+
+fn is_timeout(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .is_some_and(|code| code == QUERY_CANCELED)
+}
+
+/// Whether the database is away, as opposed to having refused a statement.
+#[must_use]
+pub fn is_outage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            UNAVAILABLE_CLASSES.iter().any(|class| code.starts_with(class))
+        }
+        _ => false,
+    }
+}
