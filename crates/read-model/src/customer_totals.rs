@@ -1,0 +1,326 @@
+//! The read model `customer_totals`: what a customer has bought, paid and got back, in each currency.
+//!
+//! Owns the tables `read_model.customer_totals_g<generation>` and the reads of the view `read_model.customer_totals`.
+//! Events carry the differences that they make, so the totals are sums over single events, and no order is looked at.
+//! All events of a batch for one customer are summed in memory and stored as one row: a busy customer costs no more
+//! than a quiet one.
+
+use std::collections::HashMap;
+
+use daybook_domain::ids::CustomerId;
+use daybook_domain::money::Currency;
+use daybook_domain::order::Event as OrderEvent;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use uuid::Uuid;
+
+use crate::model::column;
+use crate::{Body, Change, Event, FoldError, Generation, ReadModel, row};
+
+/// The read model.
+#[derive(Debug)]
+pub enum CustomerTotals {}
+
+/// A customer's totals are kept for each currency.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Whose customer it is.
+    pub tenant_id: Uuid,
+    /// The customer.
+    pub customer_id: CustomerId,
+    /// The currency of the amounts.
+    pub currency: Currency,
+}
+
+/// What a customer has bought, in one currency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Whose totals these are.
+    pub key: Key,
+    /// The position of the event that last changed them.
+    pub position: u64,
+    /// How many orders were placed, cancelled and rejected ones included.
+    pub orders_placed: u64,
+    /// How many of them were cancelled or rejected.
+    pub orders_closed: u64,
+    /// How many articles are ordered, cancelled and rejected orders left out.
+    pub items_ordered: u64,
+    /// What they cost, in minor units, cancelled and rejected orders left out.
+    pub ordered_minor: i64,
+    /// What was paid, in minor units.
+    pub paid_minor: i64,
+    /// What was refunded, in minor units.
+    pub refunded_minor: i64,
+}
+
+const FIND: &str = "
+    SELECT tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered, ordered_minor,
+           paid_minor, refunded_minor
+    FROM read_model.find_customer_totals($1, $2)
+";
+
+/// A customer's totals, by currency; none when the tenant has no such customer.
+///
+/// One round trip; row-level security holds it to the tenant.
+pub async fn find(pool: &PgPool, tenant_id: Uuid, customer_id: &str) -> Result<Vec<Row>, sqlx::Error> {
+    sqlx::query_as(FIND)
+        .bind(tenant_id)
+        .bind(customer_id)
+        .fetch_all(pool)
+        .await
+}
+
+const LOAD: &str = "
+    SELECT t.tenant_id, t.customer_id, t.currency, t.position, t.orders_placed, t.orders_closed, t.items_ordered,
+           t.ordered_minor, t.paid_minor, t.refunded_minor
+    FROM unnest($1::uuid[], $2::text[], $3::text[]) AS k (tenant_id, customer_id, currency)
+    JOIN read_model.customer_totals_g{generation} AS t
+         ON t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
+";
+
+const STORE: &str = "
+    INSERT INTO read_model.customer_totals_g{generation} AS t
+        (tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered, ordered_minor,
+         paid_minor, refunded_minor)
+    SELECT *
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                $8::bigint[], $9::bigint[], $10::bigint[])
+    ON CONFLICT (tenant_id, customer_id, currency) DO UPDATE
+    SET position = excluded.position, orders_placed = excluded.orders_placed,
+        orders_closed = excluded.orders_closed, items_ordered = excluded.items_ordered,
+        ordered_minor = excluded.ordered_minor, paid_minor = excluded.paid_minor,
+        refunded_minor = excluded.refunded_minor
+    WHERE t.position < excluded.position
+";
+
+const DELETE: &str = "
+    DELETE FROM read_model.customer_totals_g{generation} AS t
+    USING unnest($1::uuid[], $2::text[], $3::text[]) AS k (tenant_id, customer_id, currency)
+    WHERE t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
+";
+
+/// Every statement of this file, by name.
+pub(crate) const STATEMENTS: &[(&str, &str)] = &[
+    ("customer_totals.find", FIND),
+    ("customer_totals.load", LOAD),
+    ("customer_totals.store", STORE),
+    ("customer_totals.delete", DELETE),
+];
+
+impl ReadModel for CustomerTotals {
+    const NAME: &'static str = "customer_totals";
+    type Key = Key;
+    type Row = Row;
+
+    fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
+        let Body::Order(body) = &event.body;
+        Difference::of(body).map(|difference| Key {
+            tenant_id: event.tenant_id,
+            customer_id: difference.customer_id.clone(),
+            currency: difference.currency,
+        })
+    }
+
+    /// No event says that it is its customer's first.
+    fn opens(_: &Event) -> bool {
+        false
+    }
+
+    fn key(row: &Row) -> Key {
+        row.key.clone()
+    }
+
+    fn position(row: &Row) -> u64 {
+        row.position
+    }
+
+    fn change(key: &Key, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+        let Body::Order(body) = &event.body;
+        let Some(difference) = Difference::of(body) else {
+            return Ok(Change::Keep);
+        };
+        let row = row.cloned().unwrap_or_else(|| Row::empty(key.clone()));
+        let changed = row.plus(&difference, event.position).ok_or(FoldError::Overflow)?;
+        Ok(Change::Put(changed))
+    }
+
+    async fn load(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[Key],
+    ) -> Result<HashMap<Key, Row>, sqlx::Error> {
+        let keys: Vec<_> = keys.iter().collect();
+        let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
+            .bind(column(&keys, |key| key.tenant_id))
+            .bind(column(&keys, |key| key.customer_id.as_str()))
+            .bind(column(&keys, |key| key.currency.as_str()))
+            .fetch_all(connection)
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
+    }
+
+    async fn store(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Row],
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(tables.fill(STORE))
+            .bind(column(rows, |row| row.key.tenant_id))
+            .bind(column(rows, |row| row.key.customer_id.as_str()))
+            .bind(column(rows, |row| row.key.currency.as_str()))
+            .bind(column(rows, |row| row.position.cast_signed()))
+            .bind(column(rows, |row| row.orders_placed.cast_signed()))
+            .bind(column(rows, |row| row.orders_closed.cast_signed()))
+            .bind(column(rows, |row| row.items_ordered.cast_signed()))
+            .bind(column(rows, |row| row.ordered_minor))
+            .bind(column(rows, |row| row.paid_minor))
+            .bind(column(rows, |row| row.refunded_minor))
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
+    async fn delete(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[Key],
+    ) -> Result<(), sqlx::Error> {
+        let keys: Vec<_> = keys.iter().collect();
+        sqlx::query(tables.fill(DELETE))
+            .bind(column(&keys, |key| key.tenant_id))
+            .bind(column(&keys, |key| key.customer_id.as_str()))
+            .bind(column(&keys, |key| key.currency.as_str()))
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+}
+
+/// What one event adds to a customer's totals.
+struct Difference<'a> {
+    customer_id: &'a CustomerId,
+    currency: Currency,
+    orders_placed: u64,
+    orders_closed: u64,
+    items_ordered: i64,
+    ordered_minor: i64,
+    paid_minor: i64,
+    refunded_minor: i64,
+}
+
+impl<'a> Difference<'a> {
+    /// What an event adds; nothing when it changes no total.
+    fn of(body: &'a OrderEvent) -> Option<Self> {
+        let difference = match body {
+            OrderEvent::Placed(event) => Self {
+                orders_placed: 1,
+                items_ordered: event.item_count.cast_signed(),
+                ordered_minor: event.total_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::LineAdded(event) => Self {
+                items_ordered: event.item_count_change,
+                ordered_minor: event.total_change_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::LineRemoved(event) => Self {
+                items_ordered: event.item_count_change,
+                ordered_minor: event.total_change_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::QuantityChanged(event) => Self {
+                items_ordered: event.item_count_change,
+                ordered_minor: event.total_change_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::Rejected(event) => Self {
+                orders_closed: 1,
+                items_ordered: -event.item_count.cast_signed(),
+                ordered_minor: -event.total_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::Cancelled(event) => Self {
+                orders_closed: 1,
+                items_ordered: -event.item_count.cast_signed(),
+                ordered_minor: -event.total_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::PaymentRecorded(event) => Self {
+                paid_minor: event.amount_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::Refunded(event) => Self {
+                refunded_minor: event.amount_minor,
+                ..Self::nothing(&event.customer_id, event.currency)
+            },
+            OrderEvent::ShippingAddressChanged(_)
+            | OrderEvent::Confirmed(_)
+            | OrderEvent::Shipped(_)
+            | OrderEvent::DeliveryRecorded(_)
+            | OrderEvent::ReturnRequested(_)
+            | OrderEvent::ReturnReceived(_) => return None,
+        };
+        Some(difference)
+    }
+
+    fn nothing(customer_id: &'a CustomerId, currency: Currency) -> Self {
+        Self {
+            customer_id,
+            currency,
+            orders_placed: 0,
+            orders_closed: 0,
+            items_ordered: 0,
+            ordered_minor: 0,
+            paid_minor: 0,
+            refunded_minor: 0,
+        }
+    }
+}
+
+impl Row {
+    fn empty(key: Key) -> Self {
+        Self {
+            key,
+            position: 0,
+            orders_placed: 0,
+            orders_closed: 0,
+            items_ordered: 0,
+            ordered_minor: 0,
+            paid_minor: 0,
+            refunded_minor: 0,
+        }
+    }
+
+    /// `None` when a sum does not fit.
+    fn plus(self, difference: &Difference<'_>, position: u64) -> Option<Self> {
+        Some(Self {
+            position,
+            orders_placed: self.orders_placed.checked_add(difference.orders_placed)?,
+            orders_closed: self.orders_closed.checked_add(difference.orders_closed)?,
+            items_ordered: self.items_ordered.checked_add_signed(difference.items_ordered)?,
+            ordered_minor: self.ordered_minor.checked_add(difference.ordered_minor)?,
+            paid_minor: self.paid_minor.checked_add(difference.paid_minor)?,
+            refunded_minor: self.refunded_minor.checked_add(difference.refunded_minor)?,
+            key: self.key,
+        })
+    }
+}
+
+impl<'r> FromRow<'r, PgRow> for Row {
+    fn from_row(record: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            key: Key {
+                tenant_id: record.try_get("tenant_id")?,
+                customer_id: row::parse(record, "customer_id", CustomerId::parse)?,
+                currency: row::parse(record, "currency", Currency::parse)?,
+            },
+            position: row::number(record, "position")?,
+            orders_placed: row::number(record, "orders_placed")?,
+            orders_closed: row::number(record, "orders_closed")?,
+            items_ordered: row::number(record, "items_ordered")?,
+            ordered_minor: record.try_get("ordered_minor")?,
+            paid_minor: record.try_get("paid_minor")?,
+            refunded_minor: record.try_get("refunded_minor")?,
+        })
+    }
+}

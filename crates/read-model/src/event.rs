@@ -1,0 +1,175 @@
+//! A recorded event as the folds see it: what happened, decoded, with where and when it happened.
+
+use std::sync::Arc;
+
+use daybook_domain::order;
+use daybook_event_store::RecordedEvent;
+use serde::Deserialize;
+use thiserror::Error;
+use time::{OffsetDateTime, UtcOffset};
+use uuid::Uuid;
+
+/// An event of the log, decoded once for all read models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The partition of the log.
+    pub partition: i32,
+    /// The position in the partition: 1, 2, 3, … without holes.
+    pub position: u64,
+    /// Whose event it is.
+    pub tenant_id: Uuid,
+    /// The aggregate's id.
+    pub stream_id: String,
+    /// 1, 2, 3, … within the stream.
+    pub stream_version: u64,
+    /// The event's own id.
+    pub event_id: Uuid,
+    /// When it was committed.
+    pub recorded_at: OffsetDateTime,
+    /// When it happened in the business: what the metadata say, else [`Self::recorded_at`]. In UTC and whole
+    /// microseconds, so that it comes back from Postgres as it was.
+    pub occurred_at: OffsetDateTime,
+    /// The metadata, undecoded: the JSON text of [`daybook_event_store::Metadata`].
+    pub metadata: Arc<str>,
+    /// What happened.
+    pub body: Body,
+}
+
+/// What happened, one variant for each kind of aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Something happened to an order.
+    Order(order::Event),
+}
+
+/// Why a recorded event could not be decoded.
+#[derive(Debug, Error)]
+pub enum DecodeError {
+    /// This build knows no aggregate of this kind.
+    #[error("unknown category {category:?}")]
+    UnknownCategory {
+        /// The category as stored.
+        category: String,
+    },
+    /// The payload cannot be read.
+    #[error("cannot decode the payload")]
+    Payload(#[from] daybook_domain::event::DecodeError),
+    /// The metadata, or the business time in them, cannot be read.
+    #[error("cannot decode the metadata")]
+    Metadata(#[from] serde_json::Error),
+    /// The business time lies outside the years 0 to 9999, in UTC.
+    #[error("the business time is out of range")]
+    OccurredAtOutOfRange,
+}
+
+impl Event {
+    /// Decodes an event, upcasting its payload when it was written in an old version.
+    pub fn decode(recorded: &RecordedEvent) -> Result<Self, DecodeError> {
+        Ok(Self {
+            partition: recorded.partition,
+            position: recorded.position,
+            tenant_id: recorded.tenant_id,
+            stream_id: recorded.stream_id.clone(),
+            stream_version: recorded.stream_version,
+            event_id: recorded.event_id,
+            recorded_at: recorded.recorded_at,
+            occurred_at: occurred_at(recorded)?,
+            metadata: Arc::clone(&recorded.metadata),
+            body: Body::decode(recorded)?,
+        })
+    }
+}
+
+impl Body {
+    fn decode(recorded: &RecordedEvent) -> Result<Self, DecodeError> {
+        match recorded.category.as_str() {
+            order::CATEGORY => {
+                order::Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload)
+                    .map(Self::Order)
+                    .map_err(DecodeError::from)
+            }
+            unknown => Err(DecodeError::UnknownCategory {
+                category: unknown.to_owned(),
+            }),
+        }
+    }
+}
+
+/// The only part of the metadata that folds look at; the rest is skipped, not decoded.
+#[derive(Deserialize)]
+struct BusinessTime {
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    occurred_at: Option<OffsetDateTime>,
+}
+
+fn occurred_at(recorded: &RecordedEvent) -> Result<OffsetDateTime, DecodeError> {
+    let metadata: BusinessTime = serde_json::from_str(&recorded.metadata)?;
+    let moment = metadata.occurred_at.unwrap_or(recorded.recorded_at);
+    let utc = moment
+        .checked_to_offset(UtcOffset::UTC)
+        .filter(|utc| (0..=9999).contains(&utc.year()))
+        .ok_or(DecodeError::OccurredAtOutOfRange)?;
+    Ok(utc.truncate_to_microsecond())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    const RECORDED_AT: OffsetDateTime = datetime!(2024-05-01 12:00:00.123456 UTC);
+
+    fn recorded(metadata: &str) -> RecordedEvent {
+        RecordedEvent {
+            partition: 0,
+            position: 7,
+            tenant_id: Uuid::nil(),
+            category: "order".to_owned(),
+            stream_id: "ord_01h455vb4pex5vsknk084sn02q".to_owned(),
+            stream_version: 2,
+            event_id: Uuid::nil(),
+            event_type: "order.confirmed".to_owned(),
+            schema_version: 1,
+            payload: r#"{"customer_id":"c1","currency":"EUR","total_minor":5,"item_count":1}"#.to_owned(),
+            metadata: metadata.into(),
+            recorded_at: RECORDED_AT,
+        }
+    }
+
+    #[test]
+    fn without_a_business_time_an_event_happened_when_it_was_recorded() {
+        let event = Event::decode(&recorded(r#"{"command":"ConfirmOrder"}"#)).expect("a valid event");
+        assert_eq!(event.occurred_at, RECORDED_AT);
+    }
+
+    #[test]
+    fn the_business_time_is_kept_in_utc_and_whole_microseconds() {
+        let metadata = r#"{"occurred_at":"1997-01-01T02:00:00.1234567+02:00"}"#;
+        let event = Event::decode(&recorded(metadata)).expect("a valid event");
+        assert_eq!(event.occurred_at, datetime!(1997-01-01 00:00:00.123456 UTC));
+        assert_eq!(event.occurred_at.offset(), UtcOffset::UTC);
+    }
+
+    #[test]
+    fn a_business_time_that_is_no_year_in_utc_is_refused() {
+        for moment in ["0000-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"] {
+            let decoded = Event::decode(&recorded(&format!(r#"{{"occurred_at":"{moment}"}}"#)));
+            assert!(
+                matches!(decoded, Err(DecodeError::OccurredAtOutOfRange)),
+                "{moment}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_event_of_a_category_that_is_not_known_is_refused() {
+        let foreign = RecordedEvent {
+            category: "weather".to_owned(),
+            ..recorded("{}")
+        };
+        assert!(matches!(
+            Event::decode(&foreign),
+            Err(DecodeError::UnknownCategory { category }) if category == "weather"
+        ));
+    }
+}

@@ -1,0 +1,55 @@
+//! The read models: one file each, with its row, its fold, how it is loaded and stored, and its queries.
+//!
+//! A read model is a pure fold over rows ([`ReadModel`]): the projector loads the rows that a batch of events touches,
+//! folds in memory, and stores what changed, whatever the model. Every row carries the position of the event that last
+//! changed it, so an event that comes again changes nothing, and a row never goes back.
+//!
+//! Folds hold no business rules. What follows from what was decided when the event was recorded, and events say it:
+//! where the order stands, what it costs, what a customer's totals gain or lose.
+
+pub mod checkpoint;
+pub mod customer_totals;
+mod event;
+mod model;
+pub mod order_details;
+pub mod order_list;
+mod row;
+pub mod status;
+
+pub use customer_totals::CustomerTotals;
+pub use event::{Body, DecodeError, Event};
+pub use model::{Change, FoldError, Generation, OrderKey, ReadModel};
+pub use order_details::OrderDetails;
+pub use order_list::OrderList;
+
+/// The migrations of the schema `read_model`, which come after those of `event_store`; run by `daybook migrate`, never
+/// by a service.
+pub fn migrator() -> sqlx::migrate::Migrator {
+    let mut migrator = sqlx::migrate!("../../migrations/read-model");
+    migrator.create_schema("read_model");
+    migrator.dangerous_set_table_name("read_model.migration");
+    migrator
+}
+
+/// The newest migration that this build knows; a service refuses to work on an older schema.
+pub fn schema_version() -> i64 {
+    migrator()
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0)
+}
+
+/// Every SQL statement of this crate, by name, for the test that prepares each against the migrated schema. Those that
+/// name tables name their first generation.
+pub fn statements() -> impl Iterator<Item = (&'static str, sqlx::AssertSqlSafe<String>)> {
+    [
+        checkpoint::STATEMENTS,
+        customer_totals::STATEMENTS,
+        order_details::STATEMENTS,
+        order_list::STATEMENTS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|&(name, statement)| (name, Generation::FIRST.fill(statement)))
+}

@@ -1,0 +1,208 @@
+//! What a read model is: a pure fold over rows, and where its rows are kept.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+
+use sqlx::{AssertSqlSafe, PgConnection};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::Event;
+
+/// A read model: which rows an event touches, what it makes of each, and how rows are loaded and stored.
+///
+/// The fold is pure, so the same one serves live updates, rebuilds and "as of" reads. Loading and storing are one
+/// statement each for any number of rows; the caller owns the transaction.
+pub trait ReadModel: Send + Sync + 'static {
+    /// Its name: of the projection, of the view, and of the tables up to their generation.
+    const NAME: &'static str;
+
+    /// What a row is found by.
+    type Key: Clone + fmt::Debug + Eq + Ord + Hash + Send + Sync;
+
+    /// A row, its key and position included.
+    type Row: Clone + fmt::Debug + PartialEq + Send + Sync;
+
+    /// The rows that an event touches. It must follow from the event alone.
+    fn keys(event: &Event) -> impl IntoIterator<Item = Self::Key>;
+
+    /// Whether the event is the first that ever touches its keys: then there is no row to load. (When the event is
+    /// delivered again there is one; folding from nothing leads to the same row, and storing it changes nothing.)
+    fn opens(event: &Event) -> bool;
+
+    /// The key of a row.
+    fn key(row: &Self::Row) -> Self::Key;
+
+    /// The position of the event that last changed a row.
+    fn position(row: &Self::Row) -> u64;
+
+    /// What becomes of a row by an event that it has not seen yet. Called by [`Self::fold`].
+    fn change(
+        key: &Self::Key,
+        row: Option<&Self::Row>,
+        event: &Event,
+    ) -> Result<Change<Self::Row>, FoldError>;
+
+    /// What becomes of a row by an event. An event that the row has seen changes nothing.
+    fn fold(key: &Self::Key, row: Option<&Self::Row>, event: &Event) -> Result<Change<Self::Row>, FoldError> {
+        if row.is_some_and(|row| Self::position(row) >= event.position) {
+            return Ok(Change::Keep);
+        }
+        Self::change(key, row, event)
+    }
+
+    /// The row after a history of its events, as it is folded from nothing.
+    fn replay<'a>(
+        key: &Self::Key,
+        events: impl IntoIterator<Item = &'a Event>,
+    ) -> Result<Option<Self::Row>, FoldError> {
+        let mut row = None;
+        for event in events {
+            match Self::fold(key, row.as_ref(), event)? {
+                Change::Put(changed) => row = Some(changed),
+                Change::Delete => row = None,
+                Change::Keep => {}
+            }
+        }
+        Ok(row)
+    }
+
+    /// The rows that there are of these keys.
+    fn load(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[Self::Key],
+    ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Row>, sqlx::Error>> + Send;
+
+    /// Stores rows, each key at most once; a stored row whose position is the same or higher stays as it is.
+    fn store(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Self::Row],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Removes the rows of these keys.
+    fn delete(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[Self::Key],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+/// What an event makes of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change<R> {
+    /// The row is this now.
+    Put(R),
+    /// There is no such row any more.
+    Delete,
+    /// Nothing changes.
+    Keep,
+}
+
+/// Why a fold rejects an event. The log and the row contradict each other, so no later event of the key can be folded.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FoldError {
+    /// Only placing brings an order into being.
+    #[error("the first event of an order is {event_type}")]
+    NotPlaced {
+        /// What came instead.
+        event_type: &'static str,
+    },
+    /// An event of the stream is missing, or one came twice under two positions.
+    #[error("version {actual} came where version {expected} is next")]
+    Gap {
+        /// The version that is next.
+        expected: u64,
+        /// The version that came.
+        actual: u64,
+    },
+    /// The event is about a part that the row does not have.
+    #[error("there is no {part} {id}")]
+    Unknown {
+        /// What is missing ("line").
+        part: &'static str,
+        /// Which.
+        id: String,
+    },
+    /// An amount or a count does not fit.
+    #[error("an amount does not fit its 64 bits")]
+    Overflow,
+}
+
+/// Checks that an event is the one that follows version `before` of its stream (0: nothing yet).
+pub(crate) fn check_next_version(before: u64, event: &Event) -> Result<(), FoldError> {
+    let expected = before + 1;
+    if event.stream_version == expected {
+        return Ok(());
+    }
+    Err(FoldError::Gap {
+        expected,
+        actual: event.stream_version,
+    })
+}
+
+/// The key of read models with one row per order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrderKey {
+    /// Whose order it is.
+    pub tenant_id: Uuid,
+    /// The order's TypeID.
+    pub order_id: String,
+}
+
+impl OrderKey {
+    /// The order that an event is about.
+    pub fn of(event: &Event) -> Self {
+        Self {
+            tenant_id: event.tenant_id,
+            order_id: event.stream_id.clone(),
+        }
+    }
+
+    /// Keys as the two columns that a statement's `unnest` takes.
+    pub(crate) fn columns(keys: &[Self]) -> (Vec<Uuid>, Vec<&str>) {
+        keys.iter()
+            .map(|key| (key.tenant_id, key.order_id.as_str()))
+            .unzip()
+    }
+}
+
+/// The number of a set of tables of a projection: 1 for the first, one more for each rebuild.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(i32);
+
+impl Generation {
+    /// The tables that the migrations make.
+    pub const FIRST: Self = Self(1);
+
+    /// Takes a number that is 1 or more.
+    pub fn new(number: i32) -> Option<Self> {
+        (number >= 1).then_some(Self(number))
+    }
+
+    /// The number.
+    pub fn get(self) -> i32 {
+        self.0
+    }
+
+    /// Names this generation's table in a statement: `…_g{generation}` becomes `…_g1`.
+    ///
+    /// Each generation's text is prepared once per connection, since statements are cached by their text.
+    pub(crate) fn fill(self, statement: &'static str) -> AssertSqlSafe<String> {
+        // A number cannot break out of the statement, and everything else in it is a literal of this crate.
+        AssertSqlSafe(statement.replace("{generation}", &self.0.to_string()))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One column of many rows, as a statement's `unnest` takes it.
+pub(crate) fn column<'a, R, T>(rows: &[&'a R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(|row| value(row)).collect()
+}

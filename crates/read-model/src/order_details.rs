@@ -1,0 +1,195 @@
+//! The read model `order_details`: each order in full, as one JSON document.
+//!
+//! Owns the tables `read_model.order_details_g<generation>` and the reads of the view `read_model.order_details`. The
+//! document is the contract's `Order`, so answering with it costs one look-up. Its fold also answers what an order
+//! looked like at an earlier version ([`ReadModel::replay`]).
+
+mod view;
+
+use std::collections::HashMap;
+
+use daybook_domain::order::Event as OrderEvent;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use uuid::Uuid;
+
+pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
+
+use crate::model::{check_next_version, column};
+use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, row};
+
+/// The read model.
+#[derive(Debug)]
+pub enum OrderDetails {}
+
+/// An order in full, and whose and how new it is. Id and version are in the document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Whose order it is.
+    pub tenant_id: Uuid,
+    /// The position of the event that last changed it.
+    pub position: u64,
+    /// The order.
+    pub document: OrderView,
+}
+
+const FIND: &str = "
+    SELECT tenant_id, position, document::text AS document FROM read_model.find_orders($1, $2)
+";
+
+/// Those of the orders that the tenant has, by id.
+///
+/// One round trip; row-level security holds it to the tenant.
+pub async fn find_many(
+    pool: &PgPool,
+    tenant_id: Uuid,
+    order_ids: &[String],
+) -> Result<HashMap<String, Row>, sqlx::Error> {
+    let rows: Vec<Row> = sqlx::query_as(FIND)
+        .bind(tenant_id)
+        .bind(order_ids)
+        .fetch_all(pool)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.document.order_id.clone(), row))
+        .collect())
+}
+
+const LOAD: &str = "
+    SELECT o.tenant_id, o.position, o.document::text AS document
+    FROM unnest($1::uuid[], $2::text[]) AS k (tenant_id, order_id)
+    JOIN read_model.order_details_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
+";
+
+const STORE: &str = "
+    INSERT INTO read_model.order_details_g{generation} AS o (tenant_id, order_id, version, position, document)
+    SELECT k.tenant_id, k.order_id, k.version, k.position, k.document::json
+    FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
+         AS k (tenant_id, order_id, version, position, document)
+    ON CONFLICT (tenant_id, order_id) DO UPDATE
+    SET version = excluded.version, position = excluded.position, document = excluded.document
+    WHERE o.position < excluded.position
+";
+
+const DELETE: &str = "
+    DELETE FROM read_model.order_details_g{generation} AS o
+    USING unnest($1::uuid[], $2::text[]) AS k (tenant_id, order_id)
+    WHERE o.tenant_id = k.tenant_id AND o.order_id = k.order_id
+";
+
+/// Every statement of this file, by name.
+pub(crate) const STATEMENTS: &[(&str, &str)] = &[
+    ("order_details.find_many", FIND),
+    ("order_details.load", LOAD),
+    ("order_details.store", STORE),
+    ("order_details.delete", DELETE),
+];
+
+impl ReadModel for OrderDetails {
+    const NAME: &'static str = "order_details";
+    type Key = OrderKey;
+    type Row = Row;
+
+    fn keys(event: &Event) -> impl IntoIterator<Item = OrderKey> {
+        let Body::Order(_) = &event.body;
+        Some(OrderKey::of(event))
+    }
+
+    fn opens(event: &Event) -> bool {
+        event.stream_version == 1
+    }
+
+    fn key(row: &Row) -> OrderKey {
+        OrderKey {
+            tenant_id: row.tenant_id,
+            order_id: row.document.order_id.clone(),
+        }
+    }
+
+    fn position(row: &Row) -> u64 {
+        row.position
+    }
+
+    fn change(key: &OrderKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+        let Body::Order(body) = &event.body;
+        check_next_version(row.map_or(0, |row| row.document.version), event)?;
+        let mut document = match (row, body) {
+            (Some(row), _) => row.document.clone(),
+            (None, OrderEvent::Placed(placed)) => {
+                OrderView::placed(&key.order_id, placed, event.occurred_at)?
+            }
+            (None, other) => {
+                let event_type = other.event_type();
+                return Err(FoldError::NotPlaced { event_type });
+            }
+        };
+        document.note(body, event.occurred_at)?;
+        document.version = event.stream_version;
+        document.updated_at = document.updated_at.max(event.occurred_at);
+        Ok(Change::Put(Row {
+            tenant_id: key.tenant_id,
+            position: event.position,
+            document,
+        }))
+    }
+
+    async fn load(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[OrderKey],
+    ) -> Result<HashMap<OrderKey, Row>, sqlx::Error> {
+        let (tenant_ids, order_ids) = OrderKey::columns(keys);
+        let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
+            .bind(tenant_ids)
+            .bind(order_ids)
+            .fetch_all(connection)
+            .await?;
+        Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
+    }
+
+    async fn store(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Row],
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(tables.fill(STORE))
+            .bind(column(rows, |row| row.tenant_id))
+            .bind(column(rows, |row| row.document.order_id.as_str()))
+            .bind(column(rows, |row| row.document.version.cast_signed()))
+            .bind(column(rows, |row| row.position.cast_signed()))
+            .bind(column(rows, |row| encode(&row.document)))
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
+    async fn delete(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[OrderKey],
+    ) -> Result<(), sqlx::Error> {
+        let (tenant_ids, order_ids) = OrderKey::columns(keys);
+        sqlx::query(tables.fill(DELETE))
+            .bind(tenant_ids)
+            .bind(order_ids)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+}
+
+fn encode(document: &OrderView) -> String {
+    serde_json::to_string(document)
+        .expect("its times are in the years 0 to 9999, and all its keys are strings")
+}
+
+impl<'r> FromRow<'r, PgRow> for Row {
+    fn from_row(record: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            tenant_id: record.try_get("tenant_id")?,
+            position: row::number(record, "position")?,
+            document: row::parse(record, "document", |json| serde_json::from_str(json))?,
+        })
+    }
+}
