@@ -1,1 +1,228 @@
-//! Placeholder.
+//! The command service: load → decide → append → publish → reply.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`orders`] | the gRPC methods, from request to receipt |
+//! | [`request`] | what every command request goes through before it is decided |
+//! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
+//! | [`aggregate`] | what the mailboxes need to know of an aggregate |
+//! | [`partitions`] | the mailboxes of every partition of the log |
+//!
+//! It never sees a read model. A command is acknowledged when its events are committed in Postgres; it never fails
+//! because NATS is down, and never because another process wrote to its aggregate.
+
+pub mod aggregate;
+mod config;
+pub mod mailbox;
+mod metrics;
+pub mod orders;
+pub mod partitions;
+pub mod request;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use daybook_event_bus::Bus;
+use daybook_event_bus::publish::{Publisher, PublisherOptions};
+use daybook_event_store::{Appender, AppenderOptions, EventStore};
+use daybook_proto::orders::v1::order_service_server::OrderServiceServer;
+use daybook_service::admin::{self, Readiness};
+use daybook_service::database;
+use daybook_service::identity::Authenticator;
+use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
+use daybook_service::problems;
+use daybook_service::server::{self, Limits};
+use daybook_service::shutdown::Supervisor;
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use config::Config;
+
+use crate::mailbox::Mailboxes;
+use crate::orders::{OrderCommands, Orders};
+use crate::partitions::Partitions;
+
+/// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
+pub const COMMAND_BYTES_MAX: usize = 512 * 1_024;
+
+/// Committed batches that may wait for the publisher before it has to read them from the log.
+const COMMITTED_BATCHES_MAX: usize = 256;
+
+/// Connections of the publishing task: one to read events, one to look at the head.
+const PUBLISHER_CONNECTIONS: u32 = 2;
+
+/// Connections that the appenders keep for themselves.
+const APPENDER_CONNECTIONS: u32 = 2;
+
+/// Serves on `listener` until `shutdown`, or until a task ends that should not.
+///
+/// # Errors
+/// When the database cannot be used or has an older schema, and when a task has ended.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let pool = database::connect(
+        &config.common.database_url,
+        "daybook-command-svc",
+        config.database_connections,
+    )
+    .await?;
+    database::check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
+
+    let registry = Registry::new();
+    let readiness = Readiness::new(shutdown.clone());
+    let mut tasks = Supervisor::new(shutdown.clone());
+    watch_dependencies(&mut tasks, &readiness, &pool);
+
+    let moments = EventMoments::new(&registry);
+    let partitions = start_partitions(&config, &mut tasks, &registry, &moments, &shutdown).await?;
+    let commands = OrderCommands::new(Authenticator::new(pool), partitions, &moments);
+
+    tasks.spawn("admin", {
+        let (readiness, registry, shutdown) = (readiness.clone(), registry.clone(), shutdown.clone());
+        async move {
+            let serving = admin::serve(admin_listener, readiness, registry);
+            shutdown.run_until_cancelled_owned(serving).await;
+            Ok(())
+        }
+    });
+    let grpc = grpc_routes(commands, config.common.is_development(), &mut tasks, &shutdown).await?;
+    let metrics = ServerMetrics::new(&registry);
+    tasks.spawn("server", async move {
+        server::serve(
+            listener,
+            problems::router(&[]),
+            grpc,
+            Limits::default(),
+            metrics,
+            shutdown,
+        )
+        .await;
+        Ok(())
+    });
+    tracing::info!("ready");
+    tasks.run().await?;
+    Ok(())
+}
+
+/// NATS is not among them: commands do not need it.
+fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
+    let pool = pool.clone();
+    tasks.spawn(
+        "postgres check",
+        readiness.watch("postgres", move || {
+            let pool = pool.clone();
+            async move { database::ping(&pool).await }
+        }),
+    );
+}
+
+/// Starts an appender and a publisher for each partition of the log.
+async fn start_partitions(
+    config: &Config,
+    tasks: &mut Supervisor,
+    registry: &Registry,
+    moments: &EventMoments,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Partitions<Orders>> {
+    let pool = database::connect(
+        &config.publisher_database_url,
+        "daybook-publisher",
+        PUBLISHER_CONNECTIONS,
+    )
+    .await?;
+    let log = EventStore::new(pool);
+    let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
+    let (mut appenders, mut publishers, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
+    for partition in log.partitions().await? {
+        // A pool of its own, so that no crowd of readers ever keeps the appender from its connection.
+        let pool = database::connect(
+            &config.common.database_url,
+            "daybook-appender",
+            APPENDER_CONNECTIONS,
+        )
+        .await?;
+        let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
+        let (appender, appending) = Appender::new(
+            pool.clone(),
+            partition,
+            AppenderOptions::default(),
+            Some(committed),
+        );
+        let options = PublisherOptions {
+            replicas: config.stream_replicas,
+            observer: Some(metrics::publish_observer(moments)),
+            ..PublisherOptions::default()
+        };
+        let (publisher, publishing) =
+            Publisher::new(bus.clone(), log.clone(), partition, to_publish, options);
+        tasks.spawn(
+            "appender",
+            until(shutdown.clone(), async { Ok::<(), Infallible>(appending.await) }),
+        );
+        tasks.spawn("publisher", until(shutdown.clone(), publishing));
+        mailboxes.push((partition, Mailboxes::new(EventStore::new(pool), appender.clone())));
+        appenders.push(appender);
+        publishers.push(publisher);
+    }
+    metrics::register_appenders(registry, &appenders);
+    metrics::register_publishers(registry, &publishers);
+    let mailbox_metrics = mailboxes
+        .iter()
+        .map(|(_, one)| Arc::clone(one.metrics()))
+        .collect();
+    metrics::register_mailboxes(registry, mailbox_metrics);
+    Ok(mailboxes.into_iter().collect())
+}
+
+/// The commands, health and, where it is wanted, reflection.
+async fn grpc_routes(
+    commands: OrderCommands,
+    with_reflection: bool,
+    tasks: &mut Supervisor,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Router> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<OrderServiceServer<OrderCommands>>().await;
+    let stopping = shutdown.clone();
+    tasks.spawn("health", async move {
+        stopping.cancelled().await;
+        reporter
+            .set_not_serving::<OrderServiceServer<OrderCommands>>()
+            .await;
+        Ok(())
+    });
+    let commands = OrderServiceServer::new(commands)
+        .max_decoding_message_size(COMMAND_BYTES_MAX)
+        .max_encoding_message_size(COMMAND_BYTES_MAX);
+    let mut routes = Routes::new(commands).add_service(health);
+    if with_reflection {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        routes = routes.add_service(reflection);
+    }
+    Ok(routes.into_axum_router())
+}
+
+/// Runs a task until the stop signal.
+async fn until<T, E>(
+    shutdown: CancellationToken,
+    task: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<()>
+where
+    anyhow::Error: From<E>,
+{
+    match shutdown.run_until_cancelled_owned(task).await {
+        Some(ended) => ended.map(drop).map_err(Into::into),
+        None => Ok(()),
+    }
+}

@@ -150,7 +150,7 @@ impl Appender {
     }
 
     /// What it has done so far.
-    pub fn metrics(&self) -> &AppenderMetrics {
+    pub fn metrics(&self) -> &Arc<AppenderMetrics> {
         &self.metrics
     }
 

@@ -42,5 +42,6 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("read_stream", read::READ_STREAM),
     ("read_log", read::READ_LOG),
     ("head", read::HEAD),
+    ("partitions", read::PARTITIONS),
     ("position_at", read::POSITION_AT),
 ];

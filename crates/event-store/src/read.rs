@@ -62,6 +62,10 @@ pub(crate) const HEAD: &str = "
     SELECT generation, head, recorded_at FROM event_store.log WHERE partition = $1
 ";
 
+pub(crate) const PARTITIONS: &str = "
+    SELECT partition FROM event_store.log ORDER BY partition
+";
+
 pub(crate) const POSITION_AT: &str = "SELECT event_store.position_at($1, $2)";
 
 /// Reads the log. What may be read depends on the role that the pool logs in as.
@@ -118,6 +122,14 @@ impl EventStore {
             .try_collect()
             .await
             .map_err(ReadError::while_doing("read the log"))
+    }
+
+    /// The partitions of the log, in order.
+    pub async fn partitions(&self) -> Result<Vec<i32>, ReadError> {
+        sqlx::query_scalar(PARTITIONS)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(ReadError::while_doing("read the partitions of the log"))
     }
 
     /// Where a partition stands.

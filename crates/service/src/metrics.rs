@@ -77,12 +77,18 @@ pub struct Reading {
 impl Reading {
     /// A number that only grows.
     pub fn counter(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self { kind: MetricType::Counter, read: Arc::new(read) }
+        Self {
+            kind: MetricType::Counter,
+            read: Arc::new(read),
+        }
     }
 
     /// A number that goes up and down.
     pub fn gauge(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self { kind: MetricType::Gauge, read: Arc::new(read) }
+        Self {
+            kind: MetricType::Gauge,
+            read: Arc::new(read),
+        }
     }
 }
 

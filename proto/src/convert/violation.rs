@@ -34,6 +34,17 @@ impl Violations {
         });
     }
 
+    /// Puts what was found before in front of another result's violations; refuses when either found something.
+    pub fn join<T>(mut self, result: Result<T, Self>) -> Result<T, Self> {
+        match result {
+            Ok(value) => self.finish(Some(value)),
+            Err(found) => {
+                self.0.extend(found.0);
+                Err(self)
+            }
+        }
+    }
+
     /// Passes a good value on and notes a bad one.
     pub(crate) fn text<T>(
         &mut self,

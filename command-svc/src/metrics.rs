@@ -1,0 +1,132 @@
+//! What the command service shows of itself, summed over the partitions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use daybook_event_bus::publish::{PublishObserver, PublisherHandle, PublisherMetrics};
+use daybook_event_store::{Appender, AppenderMetrics, RecordedEvent};
+use daybook_service::metrics::{EventMoments, Moment, Reading, Registry};
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::mailbox::MailboxMetrics;
+
+/// Shows what the appenders do.
+pub(crate) fn register_appenders(registry: &Registry, appenders: &[Appender]) {
+    let metrics: Arc<[Arc<AppenderMetrics>]> =
+        appenders.iter().map(|one| Arc::clone(one.metrics())).collect();
+    let counter = |name: &str, help: &str, of: fn(&AppenderMetrics) -> &AtomicU64| {
+        let metrics = Arc::clone(&metrics);
+        registry.register(
+            name,
+            help,
+            Reading::counter(move || sum(metrics.iter().map(|one| of(one)))),
+        );
+    };
+    counter("append_batches", "Batches that were committed", |one| {
+        &one.batches
+    });
+    counter("append_commands", "Commands that got a verdict", |one| {
+        &one.commands
+    });
+    counter("append_events", "Events that were committed", |one| &one.events);
+    counter(
+        "append_conflicts",
+        "Appends refused for their expected version",
+        |one| &one.conflicts,
+    );
+    counter(
+        "append_replays",
+        "Commands whose key had been used for the same before",
+        |one| &one.replays,
+    );
+    counter(
+        "append_retries",
+        "Batches sent again because the database did not answer",
+        |one| &one.retries,
+    );
+    let appenders = appenders.to_vec();
+    let free = move || appenders.iter().map(|one| one.free() as u64).min().unwrap_or(0);
+    let help = "Commands that may still be queued before one is refused";
+    registry.register("append_queue_free", help, Reading::gauge(free));
+}
+
+/// Shows what the publishers do.
+pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHandle]) {
+    let publishers: Arc<[PublisherHandle]> = publishers.into();
+    let counter = |name: &str, help: &str, of: fn(&PublisherMetrics) -> &AtomicU64| {
+        let publishers = Arc::clone(&publishers);
+        let read = move || sum(publishers.iter().map(|one| of(one.metrics())));
+        registry.register(name, help, Reading::counter(read));
+    };
+    counter(
+        "publish_messages",
+        "Messages that the stream acknowledged",
+        |one| &one.published,
+    );
+    counter(
+        "publish_helped",
+        "Events published for a replica that had not done so",
+        |one| &one.helped,
+    );
+    counter(
+        "publish_refilled",
+        "Events read from the log because the stream was behind",
+        |one| &one.refilled,
+    );
+    counter(
+        "publish_rebuilt",
+        "Streams that did not hold what the log holds",
+        |one| &one.rebuilt,
+    );
+    counter(
+        "publish_refused",
+        "Messages refused for their place in the stream",
+        |one| &one.refused,
+    );
+    counter(
+        "publish_resyncs",
+        "Comparisons of log and stream after an interruption",
+        |one| &one.resyncs,
+    );
+}
+
+/// Shows what the mailboxes do.
+pub(crate) fn register_mailboxes(registry: &Registry, mailboxes: Vec<Arc<MailboxMetrics>>) {
+    let mailboxes: Arc<[Arc<MailboxMetrics>]> = mailboxes.into();
+    let counter = |name: &str, help: &str, of: fn(&MailboxMetrics) -> &AtomicU64| {
+        let mailboxes = Arc::clone(&mailboxes);
+        registry.register(
+            name,
+            help,
+            Reading::counter(move || sum(mailboxes.iter().map(|one| of(one)))),
+        );
+    };
+    counter(
+        "mailbox_retries",
+        "Commands decided again because another process wrote",
+        |one| &one.retries,
+    );
+    counter("mailbox_loads", "Aggregates loaded from the log", |one| {
+        &one.loads
+    });
+}
+
+fn sum<'a>(counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {
+    counters.map(|counter| counter.load(Ordering::Relaxed)).sum()
+}
+
+/// Measures the time from commit to acknowledgement by the bus.
+pub(crate) fn publish_observer(moments: &EventMoments) -> Arc<dyn PublishObserver> {
+    Arc::new(CommittedToPublished(
+        moments.latency(Moment::Committed, Moment::Published),
+    ))
+}
+
+struct CommittedToPublished(Histogram);
+
+impl PublishObserver for CommittedToPublished {
+    fn published(&self, _event: &RecordedEvent, latency: Duration) {
+        self.0.observe(latency.as_secs_f64());
+    }
+}

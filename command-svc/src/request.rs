@@ -1,0 +1,113 @@
+//! What every command request goes through before it is decided: identity, validation, fingerprint, metadata.
+
+use daybook_event_store::Metadata;
+use daybook_proto::common::v1::CommandContext;
+use daybook_proto::convert::{Violations, from_timestamp};
+use daybook_service::error::{ApiError, FieldViolation};
+use daybook_service::identity::Principal;
+use daybook_service::telemetry;
+use sha2::{Digest as _, Sha256};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+/// The most bytes in an idempotency key, a correlation id, a causation id and an actor.
+const ID_BYTES_MAX: usize = 128;
+
+/// The most bytes in a reason.
+const REASON_BYTES_MAX: usize = 512;
+
+/// How far ahead of our clock a caller's may be.
+const CLOCK_SKEW_MAX: Duration = Duration::minutes(1);
+
+/// Checks an idempotency key: 1 to 128 visible ASCII characters.
+pub fn check_key(key: &str, violations: &mut Violations) {
+    if key.is_empty() {
+        violations.add("/request_id", "REQUIRED", "request_id is required");
+    } else if key.len() > ID_BYTES_MAX {
+        violations.add(
+            "/request_id",
+            "TOO_LONG",
+            format_args!("request_id must have at most {ID_BYTES_MAX} bytes"),
+        );
+    } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        violations.add(
+            "/request_id",
+            "FORBIDDEN_CHARACTER",
+            "request_id must be visible ASCII",
+        );
+    }
+}
+
+/// Checks who, why and what caused a command, and makes the metadata of it.
+pub fn metadata(
+    context: CommandContext,
+    principal: &Principal,
+    command: &'static str,
+    key: &str,
+    received_at: OffsetDateTime,
+    violations: &mut Violations,
+) -> Metadata {
+    let mut text = |field: &'static str, text: String, max: usize| {
+        let pointer = format!("/context/{field}");
+        if text.len() > max {
+            violations.add(
+                pointer,
+                "TOO_LONG",
+                format_args!("{field} must have at most {max} bytes"),
+            );
+        } else if text.chars().any(char::is_control) {
+            violations.add(
+                pointer,
+                "FORBIDDEN_CHARACTER",
+                format_args!("{field} must not have control characters"),
+            );
+        }
+        (!text.is_empty()).then_some(text)
+    };
+    let actor = text("actor", context.actor, ID_BYTES_MAX);
+    let reason = text("reason", context.reason, REASON_BYTES_MAX);
+    let correlation_id = text("correlation_id", context.correlation_id, ID_BYTES_MAX);
+    let causation_id = text("causation_id", context.causation_id, ID_BYTES_MAX);
+    let occurred_at = context.occurred_at.and_then(|timestamp| {
+        let moment = from_timestamp(&timestamp);
+        if moment.is_none_or(|moment| moment > received_at + CLOCK_SKEW_MAX) {
+            violations.add(
+                "/context/occurred_at",
+                "OUT_OF_RANGE",
+                "occurred_at must be a moment, and not in the future",
+            );
+        }
+        moment
+    });
+    Metadata {
+        correlation_id: correlation_id.unwrap_or_else(|| Uuid::now_v7().to_string()),
+        causation_id,
+        principal: principal.credential(),
+        actor,
+        reason,
+        command: command.to_owned(),
+        idempotency_key: key.to_owned(),
+        traceparent: telemetry::current_traceparent(),
+        occurred_at,
+        received_at_us: i64::try_from(received_at.unix_timestamp_nanos() / 1_000).ok(),
+    }
+}
+
+/// What a key is bound to: the command's name and its content without the key.
+pub fn fingerprint(command: &'static str, content: &impl prost::Message) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(command.as_bytes());
+    hash.update([0]);
+    hash.update(content.encode_to_vec());
+    hash.finalize().into()
+}
+
+/// The violations as the one error that reports them all.
+pub fn validation_error(violations: Violations) -> ApiError {
+    let fields = violations.into_vec().into_iter();
+    ApiError::validation(
+        fields
+            .map(|violation| FieldViolation::new(violation.pointer, violation.code, violation.message))
+            .collect(),
+    )
+}
