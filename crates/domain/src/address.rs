@@ -174,3 +174,66 @@ static COUNTRIES: [&str; 249] = [
     "TR", "TT", "TV", "TW", "TZ", "UA", "UG", "UM", "US", "UY", "UZ", "VA", "VC", "VE", "VG", "VI",
     "VN", "VU", "WF", "WS", "YE", "YT", "ZA", "ZM", "ZW",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> AddressText {
+        text.parse().expect("short and plain")
+    }
+
+    fn address(lines: usize) -> Result<Address, InvalidLineCount> {
+        let country = Country::parse("GB").expect("a country");
+        Address::new(
+            text("Ada"),
+            vec![text("12 St James's Square"); lines],
+            text("London"),
+            None,
+            country,
+        )
+    }
+
+    #[test]
+    fn the_countries_are_in_order_so_that_they_can_be_found() {
+        assert!(COUNTRIES.is_sorted_by(|a, b| a < b));
+        for code in COUNTRIES {
+            assert_eq!(Country::parse(code).map(|country| country.as_str()), Ok(code));
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_code_of_a_country_is_refused() {
+        for code in ["", "G", "GBR", "gb", "UK", "XX", "EU"] {
+            assert!(Country::parse(code).is_err(), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_one_to_three_street_lines() {
+        assert_eq!(address(0), Err(InvalidLineCount { count: 0 }));
+        assert!(address(1).is_ok());
+        assert!(address(ADDRESS_LINES_MAX).is_ok());
+        assert_eq!(address(4), Err(InvalidLineCount { count: 4 }));
+    }
+
+    #[test]
+    fn the_parts_of_an_address_are_limited_in_bytes() {
+        assert!(AddressText::parse(&"x".repeat(128)).is_ok());
+        assert!(AddressText::parse(&"x".repeat(129)).is_err());
+        assert!(PostalCode::parse(&"x".repeat(16)).is_ok());
+        assert!(PostalCode::parse(&"x".repeat(17)).is_err());
+    }
+
+    #[test]
+    fn a_stored_address_is_checked_when_it_is_read() {
+        let stored =
+            |lines: &str| format!(r#"{{"name":"Ada","lines":{lines},"city":"London","country":"GB"}}"#);
+        let valid = stored(r#"["12 St James's Square"]"#);
+        let read = serde_json::from_str::<Address>(&valid).expect("valid");
+        assert_eq!(Ok(&read), address(1).as_ref());
+        assert_eq!(serde_json::to_string(&read).expect("plain data"), valid);
+        assert!(serde_json::from_str::<Address>(&stored("[]")).is_err());
+        assert!(serde_json::from_str::<Address>(&stored(r#"["1","2","3","4"]"#)).is_err());
+    }
+}

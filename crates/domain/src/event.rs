@@ -65,7 +65,7 @@ impl Schema {
 
     #[cold]
     fn decode_old<P: DeserializeOwned>(&self, version: u32, payload: &str) -> Result<P, DecodeError> {
-        if version == 0 || version > self.current {
+        if version > self.current {
             return Err(self.unknown(version));
         }
         let mut old: Map<String, Value> =

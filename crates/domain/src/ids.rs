@@ -121,3 +121,109 @@ impl<'de> Deserialize<'de> for OrderId {
         deserialize_parsed(deserializer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{InvalidText, TextProblem};
+
+    const TYPE_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
+
+    fn problem<T>(parsed: Result<T, InvalidText>) -> Option<TextProblem> {
+        parsed.err().map(|error| error.problem)
+    }
+
+    #[test]
+    fn an_order_id_is_written_as_its_type_id_everywhere() {
+        let id: OrderId = TYPE_ID.parse().expect("a valid TypeID");
+        assert_eq!(OrderId::from_uuid(id.uuid()), id);
+        assert_eq!(id.to_string(), TYPE_ID);
+        assert_eq!(
+            serde_json::to_string(&id).expect("plain data"),
+            format!("\"{TYPE_ID}\"")
+        );
+        assert_eq!(
+            serde_json::from_str::<OrderId>(&format!("\"{TYPE_ID}\"")).expect("plain data"),
+            id
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_type_id_of_an_order_is_refused() {
+        for text in [
+            "",
+            "ord",
+            "ord_",
+            "01h455vb4pex5vsknk084sn02q",
+            "inv_01h455vb4pex5vsknk084sn02q",
+            "ORD_01h455vb4pex5vsknk084sn02q",
+            "ord_01h455vb4pex5vsknk084sn02",
+            "ord_01h455vb4pex5vsknk084sn02qq",
+            "ord_01H455VB4PEX5VSKNK084SN02Q",
+            "ord_81h455vb4pex5vsknk084sn02q",
+            "ord_0000000000000000000000000é",
+        ] {
+            assert!(text.parse::<OrderId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn codes_take_only_what_is_safe_everywhere() {
+        assert!(CustomerId::parse("AZaz09._:-").is_ok());
+        for (text, character) in [
+            ("a b", ' '),
+            ("a/b", '/'),
+            ("ä", 'ä'),
+            ("a\n", '\n'),
+            ("a\0", '\0'),
+        ] {
+            assert_eq!(
+                problem(Sku::parse(text)),
+                Some(TextProblem::ForbiddenCharacter(character))
+            );
+        }
+    }
+
+    #[test]
+    fn texts_take_any_script_but_no_control_characters() {
+        assert!(PaymentId::parse("Überweisung 支払い/7").is_ok());
+        assert_eq!(
+            problem(Reference::parse("a\nb")),
+            Some(TextProblem::ForbiddenCharacter('\n'))
+        );
+        assert!(Reason::parse("two\r\n\tlines").is_ok());
+        assert_eq!(
+            problem(Reason::parse("a\0b")),
+            Some(TextProblem::ForbiddenCharacter('\0'))
+        );
+    }
+
+    #[test]
+    fn no_text_is_empty() {
+        assert_eq!(problem(CustomerId::parse("")), Some(TextProblem::Empty));
+        assert_eq!(problem(Reason::parse("")), Some(TextProblem::Empty));
+    }
+
+    #[test]
+    fn ids_are_limited_in_characters_and_texts_in_bytes() {
+        assert!(PaymentId::parse(&"é".repeat(64)).is_ok());
+        let too_long = TextProblem::TooLong {
+            max: 64,
+            unit: "characters",
+        };
+        assert_eq!(problem(PaymentId::parse(&"é".repeat(65))), Some(too_long));
+        assert!(Reason::parse(&"é".repeat(256)).is_ok());
+        let too_long = TextProblem::TooLong {
+            max: 512,
+            unit: "bytes",
+        };
+        assert_eq!(problem(Reason::parse(&"é".repeat(257))), Some(too_long));
+    }
+
+    #[test]
+    fn an_invalid_text_says_what_it_was_meant_to_be() {
+        let error = CustomerId::parse("a b").expect_err("a space is not allowed");
+        assert_eq!(error.to_string(), "customer id must not contain ' '");
+        assert_eq!(error.code(), "FORBIDDEN_CHARACTER");
+    }
+}

@@ -146,3 +146,69 @@ static CURRENCIES: &[&[u8; 3]] = &[
     b"UGX", b"USD", b"USN", b"UYI", b"UYU", b"UYW", b"UZS", b"VED", b"VES", b"VND", b"VUV", b"WST", b"XAD",
     b"XAF", b"XCD", b"XCG", b"XOF", b"XPF", b"YER", b"ZAR", b"ZMW", b"ZWG",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn currency(code: &str) -> Currency {
+        code.parse().expect("an active code")
+    }
+
+    fn usd(minor: i64) -> Money {
+        Money::new(minor, currency("USD"))
+    }
+
+    #[test]
+    fn the_codes_are_in_order_so_that_they_can_be_found() {
+        assert!(CURRENCIES.is_sorted_by(|a, b| a < b));
+        for code in CURRENCIES {
+            assert_eq!(currency(std::str::from_utf8(*code).expect("ASCII")).0, **code);
+        }
+    }
+
+    #[test]
+    fn codes_that_are_not_active_or_not_in_capitals_are_refused() {
+        for code in [
+            "", "US", "USDX", "usd", "Usd", "ZZZ", "DEM", "HRK", "XXX", "XAU", " USD", "€",
+        ] {
+            assert!(Currency::parse(code).is_err(), "{code}");
+        }
+    }
+
+    #[test]
+    fn amounts_in_one_currency_add_up() {
+        assert_eq!(usd(5).checked_add(usd(7)), Ok(usd(12)));
+        assert_eq!(usd(5).checked_sub(usd(7)), Ok(usd(-2)));
+        assert_eq!(usd(5).checked_mul(7), Ok(usd(35)));
+    }
+
+    #[test]
+    fn amounts_in_different_currencies_do_not_add_up() {
+        let euros = Money::new(1, currency("EUR"));
+        let mismatch = MoneyError::CurrencyMismatch {
+            expected: currency("USD"),
+            actual: currency("EUR"),
+        };
+        assert_eq!(usd(1).checked_add(euros), Err(mismatch));
+        assert_eq!(usd(1).checked_sub(euros), Err(mismatch));
+    }
+
+    #[test]
+    fn amounts_never_wrap() {
+        assert_eq!(usd(i64::MAX).checked_add(usd(1)), Err(MoneyError::Overflow));
+        assert_eq!(usd(i64::MIN).checked_sub(usd(1)), Err(MoneyError::Overflow));
+        assert_eq!(usd(i64::MAX).checked_mul(2), Err(MoneyError::Overflow));
+    }
+
+    #[test]
+    fn money_is_written_as_minor_units_and_currency() {
+        let json = r#"{"minor":1177,"currency":"USD"}"#;
+        assert_eq!(serde_json::to_string(&usd(1177)).expect("plain data"), json);
+        assert_eq!(
+            serde_json::from_str::<Money>(json).expect("plain data"),
+            usd(1177)
+        );
+        assert!(serde_json::from_str::<Money>(r#"{"minor":11.77,"currency":"USD"}"#).is_err());
+    }
+}

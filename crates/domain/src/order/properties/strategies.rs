@@ -1,7 +1,7 @@
 //! Values, commands, lives and nonsense, drawn at random.
 //!
-//! The values are drawn from small sets (few lines, few ids, small amounts) so that sequences get somewhere, with an
-//! impossible one among them now and then.
+//! The values are drawn from small sets (few lines, few ids, small amounts) so that sequences get somewhere,
+//! with an impossible one among them now and then.
 
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -104,6 +104,25 @@ pub(super) fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// What is asked of an order that has arrived, or anything else.
+fn aftermath() -> impl Strategy<Value = Command> {
+    let part = |(line_number, quantity)| LineQuantity {
+        line_number,
+        quantity,
+    };
+    let small = (1..4_i64).prop_map(|minor| Money::new(minor, "USD".parse().expect("a currency")));
+    prop_oneof![
+        2 => command(),
+        2 => (text(), (1..4_u32, 1..3_u32)).prop_map(move |(return_id, one)| Command::RequestReturn {
+            return_id,
+            lines: vec![part(one)],
+            reason: None,
+        }),
+        2 => text().prop_map(|return_id| Command::ReceiveReturn { return_id }),
+        2 => (text(), small).prop_map(|(refund_id, amount)| Command::Refund { refund_id, amount }),
+    ]
+}
+
 /// A likely life of an order, with anything at all between its steps.
 pub(super) fn commands() -> impl Strategy<Value = Vec<Step>> {
     let likely_place = prop::collection::vec((text(), 1..4_u32, 0..4_i64), 1..4).prop_map(|lines| {
@@ -144,7 +163,7 @@ pub(super) fn commands() -> impl Strategy<Value = Vec<Step>> {
         anything(),
         then(ship_all),
         then(deliver_all),
-        prop::collection::vec(command().prop_map(Step::Command), 0..24),
+        prop::collection::vec(aftermath().prop_map(Step::Command), 0..24),
     )
         .prop_map(
             |(before, place, editing, confirm, settle, shipping, ship, deliver, after)| {

@@ -332,3 +332,25 @@ fn a_return_is_received_once() {
             return_id: text("r-1"),
         });
 }
+
+#[test]
+fn what_came_back_of_a_line_adds_up_over_its_returns() {
+    let came_back = |return_id, returned_minor| {
+        [
+            return_requested(return_id, &[(1, 1)]).into(),
+            return_received(return_id, &[(1, 1)], 500, returned_minor).into(),
+        ]
+    };
+    let history = [
+        delivered(),
+        came_back("r-1", 500).into(),
+        came_back("r-2", 1000).into(),
+    ]
+    .concat();
+    let Given(state) = given(&history);
+    let line = state
+        .order()
+        .and_then(|order| order.line(1))
+        .expect("the order has it");
+    assert_eq!((line.returned, line.returnable()), (2, 0));
+}

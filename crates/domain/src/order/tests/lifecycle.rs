@@ -220,6 +220,14 @@ fn changing_the_address_of_a_closed_order_is_refused() {
     }
 }
 
+#[test]
+fn a_status_is_stored_under_the_name_that_it_shows() {
+    for status in Status::ALL {
+        let stored = serde_json::to_string(&status).expect("a status is plain data");
+        assert_eq!(stored, format!("\"{status}\""));
+    }
+}
+
 fn shipped_in_some_way() -> [(Vec<Event>, Status); 3] {
     [
         (partially_shipped(), Status::PartiallyShipped),

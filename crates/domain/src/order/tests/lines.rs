@@ -245,3 +245,12 @@ fn lines_are_fixed_once_the_order_is_confirmed_shipped_or_closed() {
         }
     }
 }
+
+#[test]
+fn lines_are_found_even_if_they_were_not_stored_in_order() {
+    let mut shuffled = order_placed();
+    shuffled.lines.reverse();
+    given(&[shuffled.into()])
+        .when(remove(2))
+        .then(second_line_removed());
+}
