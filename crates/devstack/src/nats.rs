@@ -218,6 +218,12 @@ impl Nats {
                 port: 0,
             })?;
         }
+        if !port::is_free(self.port) {
+            return Err(DevstackError::PortTaken {
+                server: "NATS".to_owned(),
+                port: self.port,
+            });
+        }
         self.write_configuration()?;
         let log = self.log();
         let said_before = files::length(&log);

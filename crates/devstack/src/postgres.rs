@@ -26,6 +26,9 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a starting server is asked whether it is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long it may take to let its superuser in once it listens; another process on its port may never answer.
+const SIGN_IN_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How long a fast shutdown (SIGINT: sessions are ended, a checkpoint is written) may take.
 const FAST_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
@@ -257,6 +260,12 @@ impl Postgres {
                 port: 0,
             })?;
         }
+        if !port::is_free(self.port) {
+            return Err(DevstackError::PortTaken {
+                server: "Postgres".to_owned(),
+                port: self.port,
+            });
+        }
         self.cluster.set_port(self.port);
         self.write_configuration()?;
         let log = self.log();
@@ -299,7 +308,9 @@ impl Postgres {
             {
                 return Err(self.start_failure(said_before));
             }
-            if let Ok(connection) = self.cluster.try_connect("postgres").await {
+            let connection =
+                tokio::time::timeout(SIGN_IN_DEADLINE, self.cluster.try_connect("postgres")).await;
+            if let Ok(Ok(connection)) = connection {
                 return connection
                     .close()
                     .await
