@@ -121,6 +121,13 @@ impl Sort {
     }
 }
 
+impl Keyset {
+    fn moment(&self) -> Result<OffsetDateTime, sqlx::Error> {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.value) * 1_000)
+            .map_err(|error| sqlx::Error::Encode(error.into()))
+    }
+}
+
 fn microseconds(moment: OffsetDateTime) -> i64 {
     i64::try_from(moment.unix_timestamp_nanos() / 1_000).expect("years 0 to 9999 fit 64 bits of microseconds")
 }
@@ -128,7 +135,7 @@ fn microseconds(moment: OffsetDateTime) -> i64 {
 const LIST: &str = "
     SELECT tenant_id, order_id, version, position, status, reference, customer_id, currency, total_minor, item_count,
            placed_at, updated_at
-    FROM read_model.list_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    FROM read_model.list_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ";
 
 /// The tenant's orders that pass the filter, in this order, after the given place, at most `limit` of them.
@@ -142,6 +149,11 @@ pub async fn list(
     after: Option<&Keyset>,
     limit: u32,
 ) -> Result<Vec<Row>, sqlx::Error> {
+    let (moment, amount) = match (sort.by, after) {
+        (_, None) => (None, None),
+        (SortBy::TotalMinor, Some(keyset)) => (None, Some(keyset.value)),
+        (SortBy::PlacedAt | SortBy::UpdatedAt, Some(keyset)) => (Some(keyset.moment()?), None),
+    };
     let statuses: Vec<&str> = filter
         .statuses
         .iter()
@@ -155,7 +167,8 @@ pub async fn list(
         .bind(filter.placed_before)
         .bind(sort.by.column())
         .bind(sort.descending)
-        .bind(after.map(|keyset| keyset.value))
+        .bind(moment)
+        .bind(amount)
         .bind(after.map(|keyset| keyset.order_id.as_str()))
         .bind(i64::from(limit))
         .fetch_all(pool)
