@@ -4,6 +4,7 @@
 //! document is the contract's `Order`, so answering with it costs one look-up. Its fold also answers what an order
 //! looked like at an earlier version ([`ReadModel::replay`]).
 
+mod document;
 mod view;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
+pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
@@ -81,6 +83,7 @@ const DELETE: &str = "
 /// Every statement of this file, by name.
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("order_details.find_many", FIND),
+    ("order_details.find_documents", document::FIND),
     ("order_details.load", LOAD),
     ("order_details.store", STORE),
     ("order_details.delete", DELETE),
