@@ -14,6 +14,9 @@ pub struct Cluster {
     authority: String,
     superuser: String,
     password: String,
+    /// What follows the database in an address: empty, or `?sslmode=…`.
+    parameters: String,
+    role_secret: String,
 }
 
 impl Cluster {
@@ -22,6 +25,8 @@ impl Cluster {
             authority: format!("127.0.0.1:{port}"),
             superuser: crate::postgres::SUPERUSER.to_owned(),
             password: password.to_owned(),
+            parameters: String::new(),
+            role_secret: password.to_owned(),
         }
     }
 
@@ -42,7 +47,8 @@ impl Cluster {
             .strip_prefix("postgres://")
             .or_else(|| url.strip_prefix("postgresql://"));
         let rest = rest.ok_or_else(|| invalid("it starts with neither postgres:// nor postgresql://"))?;
-        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        let (rest, parameters) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
+        let authority = rest.split('/').next().unwrap_or_default();
         let (user, host) = authority
             .rsplit_once('@')
             .ok_or_else(|| invalid("it names no user"))?;
@@ -51,7 +57,17 @@ impl Cluster {
             authority: host.to_owned(),
             superuser: superuser.to_owned(),
             password: password.to_owned(),
+            parameters: parameters.to_owned(),
+            role_secret: password.to_owned(),
         })
+    }
+
+    /// Derives the roles' passwords from this secret instead of the superuser's password, which on a server that is
+    /// not private may be known or empty.
+    #[must_use]
+    pub fn with_role_secret(mut self, secret: &str) -> Self {
+        secret.clone_into(&mut self.role_secret);
+        self
     }
 
     /// The superuser's address of a database.
@@ -67,12 +83,15 @@ impl Cluster {
     }
 
     fn address(&self, user: &str, password: &str, database: &str) -> String {
-        format!("postgres://{user}:{password}@{}/{database}", self.authority)
+        format!(
+            "postgres://{user}:{password}@{}/{database}{}",
+            self.authority, self.parameters
+        )
     }
 
-    /// A role's password follows from the superuser's, so that nobody has to keep it or hand it on.
+    /// A role's password follows from a secret that is there anyway, so that nobody has to keep it or hand it on.
     fn role_password(&self, role: &str) -> String {
-        let digest = Sha256::digest(format!("{}:{role}", self.password));
+        let digest = Sha256::digest(format!("{}:{role}", self.role_secret));
         digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -120,6 +139,21 @@ impl Cluster {
     pub async fn drop_database(&self, name: &str) -> Result<(), DevstackError> {
         let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(name));
         self.run(statement, format!("drop the database {name}")).await
+    }
+
+    /// Makes a database unless it is there. Returns whether it was made.
+    ///
+    /// # Errors
+    /// [`DevstackError::Sql`].
+    pub async fn ensure_database(&self, name: &str) -> Result<bool, DevstackError> {
+        let mut connection = self.connect("postgres").await?;
+        let missing = !database_exists(&mut connection, name).await?;
+        if missing {
+            let statement = format!("CREATE DATABASE {}", quote(name));
+            execute(&mut connection, statement, format!("create the database {name}")).await?;
+        }
+        close(connection).await?;
+        Ok(missing)
     }
 
     /// Makes the database `template` with `build` unless it is there: once per cluster, however many processes ask at

@@ -1,0 +1,32 @@
+//! `cargo xtask bench`: the benchmark of the crate `tests`, in release, with its servers found or installed before.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use daybook_devstack::{find, install};
+
+use crate::command::{self, cargo};
+use crate::project::say;
+
+/// Runs it. It starts servers of its own, so that nothing else has a share in the figures.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+    let postgres = install::ensure_postgres(&say)?;
+    let nats = install::ensure_nats_server(&say)?;
+    let mut bench = cargo();
+    bench
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "--package",
+            "daybook-tests",
+            "--bin",
+            "bench",
+            "--",
+        ])
+        .args(arguments);
+    bench
+        .env(find::POSTGRES_VARIABLE, postgres.directory)
+        .env(find::NATS_VARIABLE, nats.path);
+    command::run(&mut bench)
+}

@@ -1,0 +1,97 @@
+//! `cargo xtask check`: what has to hold before a commit, and what CI asks first.
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Result, bail};
+
+use crate::command::cargo;
+use crate::project::{root, say};
+
+/// Runs every check, so that one run shows all that is wrong.
+pub(crate) fn run() -> Result<ExitCode> {
+    let mut failed = Vec::new();
+    for (name, mut command) in checks() {
+        say(name);
+        if !command.status()?.success() {
+            failed.push(name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("these checks failed: {}", failed.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn checks() -> Vec<(&'static str, Command)> {
+    let mut checks = vec![
+        ("format", format()),
+        ("lints", lints()),
+        ("documentation", documentation()),
+    ];
+    if is_there("npx", &["--version"]) {
+        checks.push(("protos", protos()));
+    } else {
+        skipped("protos (buf lint)", "Node.js");
+    }
+    if is_there("cargo", &["deny", "--version"]) {
+        checks.push(("dependencies", dependencies()));
+    } else {
+        skipped("dependencies (cargo deny)", "cargo-deny");
+    }
+    checks
+}
+
+fn format() -> Command {
+    let mut command = cargo();
+    command.args(["fmt", "--all", "--check"]);
+    command
+}
+
+fn lints() -> Command {
+    let mut command = cargo();
+    command.args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    command
+}
+
+fn documentation() -> Command {
+    let mut command = cargo();
+    command
+        .args(["doc", "--quiet", "--workspace", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    command
+}
+
+fn protos() -> Command {
+    let mut command = Command::new("npx");
+    command
+        .args(["--yes", "@bufbuild/buf", "lint"])
+        .current_dir(root().join("proto"));
+    command
+}
+
+fn dependencies() -> Command {
+    let mut command = cargo();
+    command.args(["deny", "--log-level", "error", "check"]);
+    command
+}
+
+fn is_there(program: &str, arguments: &[&str]) -> bool {
+    let status = Command::new(program)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn skipped(check: &str, missing: &str) {
+    eprintln!("!! SKIPPED: {check}, because {missing} is not installed");
+}

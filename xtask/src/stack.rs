@@ -1,0 +1,416 @@
+//! The running system: two servers, three services, one demo tenant.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use daybook_devstack::process::ProcessId;
+use daybook_devstack::{
+    Cluster, DevstackError, Lifetime, Nats, NatsOptions, Postgres, PostgresOptions, Service, ServiceOptions,
+    port,
+};
+
+use crate::command::daybook;
+use crate::project::{root, say};
+use crate::secrets::{Keys, Secrets};
+use crate::state::Member;
+
+/// What the two servers are called in messages and in the written state.
+pub(crate) const POSTGRES: &str = "Postgres";
+pub(crate) const NATS: &str = "NATS";
+
+/// The address of a Postgres of the user's own, as a superuser.
+const OWN_DATABASE_VARIABLE: &str = "DAYBOOK_DATABASE_URL";
+
+/// The address of a NATS of the user's own.
+const OWN_NATS_VARIABLE: &str = "DAYBOOK_NATS_URL";
+
+/// Where the private servers listen, unless somebody else does.
+const POSTGRES_PORT: u16 = 7132;
+const NATS_PORT: u16 = 7142;
+
+/// The private server's database.
+const DATABASE: &str = "daybook";
+
+/// Every role that signs in. The migrations make them, without passwords.
+const LOGIN_ROLES: [&str; 4] = [
+    "daybook_command",
+    "daybook_publisher",
+    "daybook_projector",
+    "daybook_query",
+];
+
+/// One of the three services and where it listens.
+struct ServicePlan {
+    name: &'static str,
+    binary: &'static str,
+    role: &'static str,
+    listen: SocketAddr,
+    admin: SocketAddr,
+}
+
+const fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)
+}
+
+const COMMAND: ServicePlan = ServicePlan {
+    name: "command service",
+    binary: "daybook-command-svc",
+    role: "daybook_command",
+    listen: local(7101),
+    admin: local(7201),
+};
+
+const QUERY: ServicePlan = ServicePlan {
+    name: "query service",
+    binary: "daybook-query-svc",
+    role: "daybook_query",
+    listen: local(7102),
+    admin: local(7202),
+};
+
+const PROJECTOR: ServicePlan = ServicePlan {
+    name: "projector",
+    binary: "daybook-projector",
+    role: "daybook_projector",
+    listen: local(7103),
+    admin: local(7203),
+};
+
+/// The database that the stack works on, private or the user's own.
+#[derive(Debug)]
+struct Database {
+    cluster: Cluster,
+    name: String,
+    /// Under which its tenant and keys are remembered.
+    label: String,
+}
+
+/// All that was started. Dropped, its services stop before its servers: fields drop in order.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    services: Vec<Service>,
+    nats: Option<Nats>,
+    postgres: Option<Postgres>,
+    database: Database,
+    nats_url: String,
+}
+
+/// Refuses before anything is started when somebody listens where a service should.
+pub(crate) fn require_free_ports() -> Result<()> {
+    for plan in [COMMAND, QUERY, PROJECTOR] {
+        for address in [plan.listen, plan.admin] {
+            if !port::is_free(address.port()) {
+                let server = format!("the {}", plan.name);
+                return Err(DevstackError::PortTaken {
+                    server,
+                    port: address.port(),
+                }
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether each server is to be a private one.
+pub(crate) fn needs_postgres() -> bool {
+    own(OWN_DATABASE_VARIABLE).is_none()
+}
+
+/// The same for NATS.
+pub(crate) fn needs_nats() -> bool {
+    own(OWN_NATS_VARIABLE).is_none()
+}
+
+fn own(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|value| !value.is_empty())
+}
+
+impl Stack {
+    /// Starts the two servers, or takes the user's own.
+    pub(crate) async fn start_servers(
+        directory: &Path,
+        secrets: &mut Secrets,
+        lifetime: Lifetime,
+    ) -> Result<Self> {
+        let (postgres, nats) = tokio::try_join!(
+            start_postgres(directory, lifetime),
+            start_nats(directory, lifetime)
+        )?;
+        let database = match &postgres {
+            Some(postgres) => private_database(postgres, secrets).await?,
+            None => own_database(secrets)?,
+        };
+        let nats_url = nats.as_ref().map(Nats::url).or_else(|| own(OWN_NATS_VARIABLE));
+        let nats_url = nats_url.expect("a server is private or the user's own");
+        Ok(Self {
+            services: Vec::new(),
+            nats,
+            postgres,
+            database,
+            nats_url,
+        })
+    }
+
+    /// Brings the schema up to date, lets the services' roles sign in, and makes the demo tenant the first time.
+    pub(crate) async fn prepare(&self, binaries: &Path, secrets: &mut Secrets) -> Result<Keys> {
+        let environment = [("DATABASE_URL".to_owned(), self.superuser_url())];
+        daybook(binaries, &["migrate"], &environment).await?;
+        self.database.cluster.enable_login(&LOGIN_ROLES).await?;
+        if let Some(keys) = secrets.keys(&self.database.label) {
+            return Ok(keys.clone());
+        }
+        say("making the tenant `demo` and its keys");
+        let made = daybook(
+            binaries,
+            &["bootstrap", "--tenant", "demo", "--output", "json"],
+            &environment,
+        )
+        .await?;
+        let keys: Keys =
+            serde_json::from_str(&made).context("`daybook bootstrap` printed something else than keys")?;
+        secrets.remember_keys(&self.database.label, keys.clone())?;
+        Ok(keys)
+    }
+
+    /// Starts the three services and waits until all are ready.
+    pub(crate) async fn start_services(
+        &mut self,
+        binaries: &Path,
+        directory: &Path,
+        secrets: &Secrets,
+        lifetime: Lifetime,
+    ) -> Result<()> {
+        let publisher = (
+            "DAYBOOK_PUBLISHER_DATABASE_URL",
+            self.role_url("daybook_publisher"),
+        );
+        let cursor_key = ("DAYBOOK_CURSOR_KEY", secrets.cursor_key().to_owned());
+        let start = |plan: &ServicePlan, extra| {
+            Service::start(ServiceOptions {
+                name: plan.name.to_owned(),
+                binary: binaries.join(plan.binary),
+                environment: self.service_environment(plan, extra),
+                log: directory.join(format!("{}.log", plan.binary)),
+                admin: plan.admin,
+                lifetime,
+            })
+        };
+        let started = tokio::try_join!(
+            start(&COMMAND, Some(publisher)),
+            start(&PROJECTOR, None),
+            start(&QUERY, Some(cursor_key)),
+        );
+        let (command, projector, query) = started?;
+        self.services = vec![query, projector, command];
+        Ok(())
+    }
+
+    fn service_environment(
+        &self,
+        plan: &ServicePlan,
+        extra: Option<(&str, String)>,
+    ) -> Vec<(String, String)> {
+        let common = [
+            ("DAYBOOK_LISTEN", plan.listen.to_string()),
+            ("DAYBOOK_ADMIN_LISTEN", plan.admin.to_string()),
+            ("DATABASE_URL", self.role_url(plan.role)),
+            ("NATS_URL", self.nats_url.clone()),
+            ("DAYBOOK_ENV", "development".to_owned()),
+            ("DAYBOOK_LOG", "info".to_owned()),
+        ];
+        common
+            .into_iter()
+            .chain(extra)
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    /// Sends the demo's orders through the public API, once per database.
+    pub(crate) async fn load_demo(&self, binaries: &Path, keys: &Keys, secrets: &mut Secrets) -> Result<()> {
+        let label = &self.database.label;
+        if secrets.is_demo_loaded(label) {
+            return Ok(());
+        }
+        say("loading the demo orders");
+        let orders = root().join("deploy/demo/orders.ndjson");
+        let orders = orders.to_str().context("the path of the checkout is not UTF-8")?;
+        daybook(binaries, &["import", orders], &self.environment(keys)).await?;
+        secrets.remember_demo(label)
+    }
+
+    /// What a client needs to know, as `.daybook/dev.env` says it.
+    pub(crate) fn environment(&self, keys: &Keys) -> Vec<(String, String)> {
+        let variables = [
+            ("DAYBOOK_COMMAND_URL", format!("http://{}", COMMAND.listen)),
+            ("DAYBOOK_QUERY_URL", format!("http://{}", QUERY.listen)),
+            ("DAYBOOK_PROJECTOR_URL", format!("http://{}", PROJECTOR.listen)),
+            ("DAYBOOK_SERVICE_KEY", keys.service_key.clone()),
+            ("DAYBOOK_FRONTEND_KEY", keys.frontend_key.clone()),
+            ("DAYBOOK_AUDITOR_KEY", keys.auditor_key.clone()),
+            ("DAYBOOK_OPERATOR_KEY", keys.operator_key.clone()),
+            ("DATABASE_URL", self.superuser_url()),
+            ("NATS_URL", self.nats_url.clone()),
+        ];
+        variables.map(|(name, value)| (name.to_owned(), value)).into()
+    }
+
+    fn superuser_url(&self) -> String {
+        self.database.cluster.superuser_url(&self.database.name)
+    }
+
+    fn role_url(&self, role: &str) -> String {
+        self.database.cluster.url(role, &self.database.name)
+    }
+
+    /// The processes that run now, in the order of their start.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let member = |name: &str, address: String, process: Option<&ProcessId>| {
+            Some(Member {
+                name: name.to_owned(),
+                address,
+                process: process?.clone(),
+            })
+        };
+        let postgres = self.postgres.as_ref().and_then(|postgres| {
+            member(
+                POSTGRES,
+                format!("127.0.0.1:{}", postgres.port()),
+                postgres.process_id(),
+            )
+        });
+        let nats = self
+            .nats
+            .as_ref()
+            .and_then(|nats| member(NATS, format!("127.0.0.1:{}", nats.port()), nats.process_id()));
+        let services = self.services.iter().rev().filter_map(|service| {
+            let plan = [COMMAND, QUERY, PROJECTOR]
+                .into_iter()
+                .find(|plan| plan.name == service.name())?;
+            member(plan.name, plan.listen.to_string(), service.process_id())
+        });
+        postgres.into_iter().chain(nats).chain(services).collect()
+    }
+
+    /// The first process that ended without being told to, and why.
+    pub(crate) fn failure(&mut self) -> Option<String> {
+        let services = self.services.iter_mut();
+        let service = services
+            .filter_map(|service| Some((service.name().to_owned(), service.failure()?)))
+            .next();
+        let nats = || Some((NATS.to_owned(), self.nats.as_mut()?.failure()?));
+        let failed = service.or_else(nats);
+        let postgres = || Some((POSTGRES.to_owned(), self.postgres.as_mut()?.failure()?));
+        let (name, reason) = failed.or_else(postgres)?;
+        Some(format!("the {name} ended: {reason}"))
+    }
+
+    /// Stops everything: callers first, then what they call. Goes on after a failure, and reports the first.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        let mut first = Ok(());
+        for service in &mut self.services {
+            first = first.and(service.stop().await);
+        }
+        if let Some(nats) = &mut self.nats {
+            first = first.and(nats.stop().await);
+        }
+        if let Some(postgres) = &mut self.postgres {
+            first = first.and(postgres.stop().await);
+        }
+        Ok(first?)
+    }
+
+    /// Leaves everything running.
+    pub(crate) fn detach(self) {
+        // The processes are written down in the state: their numbers are not needed here.
+        for service in self.services {
+            let _ = service.detach();
+        }
+        let _ = self.nats.map(Nats::detach);
+        let _ = self.postgres.map(Postgres::detach);
+    }
+}
+
+async fn start_postgres(directory: &Path, lifetime: Lifetime) -> Result<Option<Postgres>> {
+    if !needs_postgres() {
+        return Ok(None);
+    }
+    let wanted = directory.join("postgres");
+    let port = usual_or_any(POSTGRES_PORT);
+    let postgres = Postgres::start(PostgresOptions {
+        port,
+        lifetime,
+        ..PostgresOptions::new(&wanted)
+    })
+    .await?;
+    say_where(POSTGRES, &wanted, postgres.directory());
+    Ok(Some(postgres))
+}
+
+async fn start_nats(directory: &Path, lifetime: Lifetime) -> Result<Option<Nats>> {
+    if !needs_nats() {
+        return Ok(None);
+    }
+    let wanted = directory.join("nats");
+    let port = usual_or_any(NATS_PORT);
+    let nats = Nats::start(NatsOptions {
+        port,
+        lifetime,
+        ..NatsOptions::new(&wanted)
+    })
+    .await?;
+    say_where(NATS, &wanted, nats.directory());
+    Ok(Some(nats))
+}
+
+fn usual_or_any(usual: u16) -> u16 {
+    if port::is_free(usual) { usual } else { 0 }
+}
+
+fn say_where(server: &str, wanted: &Path, actual: &Path) {
+    if wanted != actual {
+        let (wanted, actual) = (wanted.display(), actual.display());
+        say(&format!(
+            "{server} keeps its data in {actual}: its unprivileged user cannot enter {wanted}"
+        ));
+    }
+}
+
+async fn private_database(postgres: &Postgres, secrets: &mut Secrets) -> Result<Database> {
+    let cluster = postgres.cluster().clone().with_role_secret(secrets.role_secret());
+    let database = Database {
+        cluster,
+        name: DATABASE.to_owned(),
+        label: "private".to_owned(),
+    };
+    if database.cluster.ensure_database(DATABASE).await? {
+        // Keys of a database that is no more.
+        secrets.forget(&database.label);
+    }
+    Ok(database)
+}
+
+fn own_database(secrets: &Secrets) -> Result<Database> {
+    let url = own(OWN_DATABASE_VARIABLE).expect("a server is private or the user's own");
+    let cluster = Cluster::from_url(&url).with_context(|| format!("{OWN_DATABASE_VARIABLE} is no good"))?;
+    let address = url.split('?').next().unwrap_or_default();
+    let label = address
+        .rsplit_once('@')
+        .map_or(address, |(_, place)| place)
+        .to_owned();
+    let name = label
+        .split_once('/')
+        .map_or(DATABASE, |(_, name)| name)
+        .to_owned();
+    Ok(Database {
+        cluster: cluster.with_role_secret(secrets.role_secret()),
+        name,
+        label,
+    })
+}
+
+/// Where a service's output goes, for the message at the end of `up`.
+pub(crate) fn logs(directory: &Path) -> PathBuf {
+    directory.join("*.log")
+}
