@@ -165,3 +165,40 @@ fn one_line(message: &str) -> String {
     let explained = message.split("\n\n").next().unwrap_or(message);
     explained.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Config {
+        #[command(flatten)]
+        common: CommonConfig,
+    }
+
+    #[test]
+    fn what_is_missing_is_said_on_one_line() {
+        let error = Config::try_parse_from(["service", "--listen", "nonsense"]).expect_err("not an address");
+        let line = one_line(&error.to_string());
+        assert!(
+            line.contains("nonsense") && line.contains("--listen") && !line.contains('\n'),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_configuration_never_shows_its_secrets() {
+        let arguments = [
+            "service",
+            "--listen=127.0.0.1:1",
+            "--admin-listen=127.0.0.1:2",
+            "--database-url=postgres://daybook:hunter2@db/daybook",
+            "--nats-url=nats://user:hunter2@bus",
+        ];
+        let config = Config::try_parse_from(arguments).expect("a whole configuration");
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(config.common.database_url.expose().contains("hunter2"));
+        assert!(!config.common.is_development());
+        assert_eq!(config.common.telemetry().format(), LogFormat::Json);
+    }
+}

@@ -346,3 +346,63 @@ where
         authenticator.authenticate_headers(&parts.headers).await.map(Self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_key_has_the_form_that_is_documented() {
+        let key = generate_api_key();
+        assert_eq!(key.plain.len(), 61);
+        assert_eq!(api_key_prefix(&key.plain), Some(&*key.prefix));
+        let secret = key
+            .plain
+            .strip_prefix(&format!("dbk_live_{}_", key.prefix))
+            .expect("mark and prefix");
+        assert_eq!(URL_SAFE_NO_PAD.decode(secret).expect("base64url").len(), 32);
+        assert_eq!(key.sha256, hash_api_key(&key.plain));
+        assert_ne!(key.plain, generate_api_key().plain);
+    }
+
+    #[test]
+    fn what_has_not_the_form_of_a_key_is_not_looked_up() {
+        let key = generate_api_key().plain;
+        let wrong = [
+            String::new(),
+            key[1..].to_owned(),
+            format!("{key}x"),
+            key.replace("live", "test"),
+            key.replacen('_', "-", 3),
+            format!("dbk_live_ab'--x{}", &key[15..]),
+            format!("dbk_live_äb34567_{}", "x".repeat(43)),
+        ];
+        for text in wrong {
+            assert_eq!(api_key_prefix(&text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_is_bearer_in_any_case() {
+        assert_eq!(bearer_token("Bearer abc"), Some("abc"));
+        assert_eq!(bearer_token("bearer  abc"), Some("abc"));
+        assert_eq!(bearer_token("Basic abc"), None);
+        assert_eq!(bearer_token("abc"), None);
+    }
+
+    #[test]
+    fn a_scope_that_is_missing_is_refused_and_an_unknown_one_grants_nothing() {
+        let principal = Principal {
+            tenant_id: Uuid::nil(),
+            tenant_partition: 0,
+            key_prefix: "ab345678".to_owned(),
+            name: "test".to_owned(),
+            scopes: ScopeSet::from_names(["orders:read", "orders:everything"]),
+        };
+        assert!(principal.require(Scope::OrdersRead).is_ok());
+        for scope in Scope::ALL.into_iter().filter(|scope| *scope != Scope::OrdersRead) {
+            let refused = principal.require(scope).expect_err("the scope is missing");
+            assert_eq!(refused.to_problem()["missing_scope"], scope.as_str());
+        }
+    }
+}

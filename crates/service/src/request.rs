@@ -164,3 +164,36 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     };
     Some(timeout.min(TIMEOUT_MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        let value = HeaderValue::from_str(value).expect("a valid header");
+        HeaderMap::from_iter([(HeaderName::from_static(name), value)])
+    }
+
+    #[test]
+    fn a_grpc_timeout_has_at_most_eight_digits_and_a_unit() {
+        let timeout = |text| grpc_timeout(&headers("grpc-timeout", text));
+        assert_eq!(timeout("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(timeout("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(timeout("99999999H"), Some(TIMEOUT_MAX));
+        for wrong in ["", "S", "1", "1x", "-1S", "+1S", "123456789S", "1.5S", "1é"] {
+            assert_eq!(grpc_timeout(&headers("grpc-timeout", wrong)), None, "{wrong:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_knows_the_request_that_it_answers() {
+        assert_eq!(RequestId::current(), None);
+        let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let context = Context::from_headers(&headers(telemetry::TRACEPARENT, traceparent));
+        let id = context.id().clone();
+        let inside = async || (RequestId::current(), telemetry::current_traceparent());
+        let (current, handed_on) = context.scope(inside()).await;
+        assert_eq!(current, Some(id));
+        assert_eq!(handed_on.as_deref(), Some(traceparent));
+    }
+}

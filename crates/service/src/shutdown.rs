@@ -74,9 +74,11 @@ fn start_watchdog() {
 pub struct Supervisor {
     shutdown: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
+    names: HashMap<Id, &'static str>,
     /// Those that go on until all others have stopped.
     companions: JoinSet<anyhow::Result<()>>,
-    names: HashMap<Id, &'static str>,
+    companion_names: HashMap<Id, &'static str>,
+    stop_timeout: Duration,
 }
 
 impl Supervisor {
@@ -86,8 +88,10 @@ impl Supervisor {
         Self {
             shutdown,
             tasks: JoinSet::new(),
-            companions: JoinSet::new(),
             names: HashMap::new(),
+            companions: JoinSet::new(),
+            companion_names: HashMap::new(),
+            stop_timeout: STOP_TIMEOUT,
         }
     }
 
@@ -106,7 +110,7 @@ impl Supervisor {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let handle = self.companions.spawn(task);
-        self.names.insert(handle.id(), name);
+        self.companion_names.insert(handle.id(), name);
     }
 
     /// Waits until the token is cancelled or a task ends, then stops the others.
@@ -134,36 +138,41 @@ impl Supervisor {
 
     /// Waits for the tasks that are left, and drops those that overrun.
     async fn stop(&mut self) -> Result<(), TaskEnded> {
-        let deadline = Instant::now() + STOP_TIMEOUT;
+        let deadline = Instant::now() + self.stop_timeout;
         let mut outcome = Ok(());
         loop {
             match timeout_at(deadline, self.tasks.join_next_with_id()).await {
                 Ok(None) => return outcome,
-                Ok(Some(Ok((_, Ok(()))))) => {}
+                Ok(Some(Ok((id, Ok(()))))) => drop(self.names.remove(&id)),
                 Ok(Some(failed)) => outcome = Err(self.ended_early(failed)),
-                Err(_elapsed) => {
-                    tracing::warn!(
-                        tasks.running = self.tasks.len(),
-                        "tasks did not stop in time and are dropped"
-                    );
-                    self.tasks.abort_all();
-                    return outcome;
-                }
+                Err(_elapsed) => return Err(self.overran()),
             }
         }
     }
 
     /// Says which task ended, and how; logs it, as this is where the error stops.
-    fn ended_early(&self, ended: Result<(Id, anyhow::Result<()>), JoinError>) -> TaskEnded {
+    fn ended_early(&mut self, ended: Result<(Id, anyhow::Result<()>), JoinError>) -> TaskEnded {
         let (id, how) = match ended {
             Ok((id, Ok(()))) => (id, Ending::Returned),
             Ok((id, Err(error))) => (id, Ending::Failed(error)),
             Err(error) => (error.id(), Ending::Panicked(error)),
         };
-        let task = self.names.get(&id).copied().unwrap_or("unknown");
+        let companion = self.companion_names.remove(&id);
+        let task = self.names.remove(&id).or(companion).unwrap_or("unknown");
         let ended = TaskEnded { task, how };
         tracing::error!(task.name = task, error.chain = %ended, "a task has ended, so the process ends");
         ended
+    }
+
+    /// Drops the tasks that are left, and names one of them.
+    fn overran(&mut self) -> TaskEnded {
+        self.tasks.abort_all();
+        let left: Vec<_> = self.names.values().copied().collect();
+        tracing::warn!(tasks.running = ?left, "tasks did not stop in time and are dropped");
+        TaskEnded {
+            task: left.first().copied().unwrap_or("unknown"),
+            how: Ending::Overran,
+        }
     }
 }
 
@@ -185,6 +194,8 @@ pub enum Ending {
     Failed(anyhow::Error),
     /// It panicked.
     Panicked(JoinError),
+    /// It did not stop in time and was dropped.
+    Overran,
 }
 
 impl fmt::Display for TaskEnded {
@@ -194,8 +205,97 @@ impl fmt::Display for TaskEnded {
             Ending::Returned => write!(f, "the task {task} returned"),
             Ending::Failed(error) => write!(f, "the task {task} failed: {error:#}"),
             Ending::Panicked(error) => write!(f, "the task {task} panicked: {error}"),
+            Ending::Overran => write!(f, "the task {task} did not stop in time"),
         }
     }
 }
 
 impl std::error::Error for TaskEnded {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn supervisor() -> (Supervisor, CancellationToken) {
+        let token = CancellationToken::new();
+        (Supervisor::new(token.clone()), token)
+    }
+
+    /// A task as it should be: it ends when it is told to.
+    async fn obedient(token: CancellationToken) -> anyhow::Result<()> {
+        token.cancelled().await;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_in_any_way_ends_the_process() {
+        let endings: [fn() -> anyhow::Result<()>; 3] =
+            [|| Ok(()), || anyhow::bail!("no luck"), || panic!("a bug")];
+        for ending in endings {
+            let (mut supervisor, token) = supervisor();
+            supervisor.spawn("obedient", obedient(token.clone()));
+            supervisor.spawn("publisher", async move { ending() });
+            let ended = supervisor.run().await.expect_err("a task has ended");
+            assert_eq!(ended.task, "publisher");
+            assert!(token.is_cancelled(), "the other tasks were told to stop");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_companion_that_ends_ends_the_process_as_well() {
+        let (mut supervisor, token) = supervisor();
+        supervisor.spawn("obedient", obedient(token));
+        supervisor.spawn_companion("admin", async { Ok(()) });
+        assert_eq!(
+            supervisor.run().await.expect_err("a task has ended").task,
+            "admin"
+        );
+    }
+
+    #[tokio::test]
+    async fn after_the_signal_ending_is_what_tasks_should_do() {
+        let (mut supervisor, token) = supervisor();
+        supervisor.spawn("obedient", obedient(token.clone()));
+        supervisor.spawn_companion("admin", std::future::pending());
+        token.cancel();
+        supervisor.run().await.expect("a clean stop");
+    }
+
+    #[tokio::test]
+    async fn a_failure_while_stopping_is_still_a_failure() {
+        let (mut supervisor, token) = supervisor();
+        let stop = token.clone();
+        supervisor.spawn("publisher", async move {
+            stop.cancelled().await;
+            anyhow::bail!("the last batch was lost")
+        });
+        token.cancel();
+        assert_eq!(supervisor.run().await.expect_err("it failed").task, "publisher");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_does_not_stop_is_dropped_and_named() {
+        let (mut supervisor, token) = supervisor();
+        supervisor.stop_timeout = Duration::from_millis(20);
+        supervisor.spawn("obedient", obedient(token.clone()));
+        supervisor.spawn("stuck", std::future::pending());
+        token.cancel();
+        let ended = supervisor.run().await.expect_err("a task was cut off");
+        assert!(
+            matches!(
+                ended,
+                TaskEnded {
+                    task: "stuck",
+                    how: Ending::Overran
+                }
+            ),
+            "{ended}"
+        );
+    }
+
+    #[test]
+    fn everything_fits_before_the_watchdog() {
+        assert!(GRACE_PERIOD < STOP_TIMEOUT);
+        assert!(STOP_TIMEOUT < EXIT_DEADLINE - WATCHDOG_MARGIN);
+    }
+}

@@ -217,3 +217,30 @@ fn parse_traceparent(text: &str) -> Option<SpanContext> {
         TraceState::NONE,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_valid_traceparent_is_believed() {
+        let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert!(is_traceparent(valid.as_bytes()));
+        let parsed = parse_traceparent(valid).expect("a valid traceparent");
+        assert_eq!(parsed.trace_id().to_string(), &valid[3..35]);
+        assert!(parsed.is_remote() && parsed.is_sampled());
+        let wrong = [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c_b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0g",
+        ];
+        for text in wrong {
+            assert!(!is_traceparent(text.as_bytes()), "{text}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use super::answer::answer;
-use super::stall::{Busy, Opening, Protocol, Stream};
+use super::stall::{Opening, Protocol, Stream, Turns};
 
 /// Why a connection ended before its time. None of it is a fault of ours.
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +40,11 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
     let (head_limit, write_limit) = (limits.header_read_timeout, limits.write_stall_timeout);
     match protocol {
         Protocol::Http1 => {
-            let busy = Busy::default();
-            let stream = Stream::http1(tcp, opening, busy.clone(), head_limit, write_limit);
+            let turns = Turns::default();
+            let stream = Stream::http1(tcp, opening, turns.clone(), head_limit, write_limit);
             let service = Service {
                 shared: Arc::clone(shared),
-                busy: Some(busy),
+                turns: Some(turns),
             };
             let connection = shared.http1.serve_connection(TokioIo::new(stream), service);
             drive(connection, |it| it.graceful_shutdown(), shared).await
@@ -53,7 +53,7 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
             let stream = Stream::http2(tcp, opening, write_limit);
             let service = Service {
                 shared: Arc::clone(shared),
-                busy: None,
+                turns: None,
             };
             let connection = shared.http2.serve_connection(TokioIo::new(stream), service);
             drive(connection, |it| it.graceful_shutdown(), shared).await
@@ -94,7 +94,7 @@ fn spread(duration: Duration) -> Duration {
 /// One connection's side of hyper.
 struct Service {
     shared: Arc<Shared>,
-    busy: Option<Busy>,
+    turns: Option<Turns>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -104,14 +104,14 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let busy = self.busy.clone();
-        if let Some(busy) = &busy {
-            busy.set(true);
+        let turns = self.turns.clone();
+        if let Some(turns) = &turns {
+            turns.pass();
         }
         Box::pin(async move {
             let response = answer(&shared, request).await;
-            if let Some(busy) = busy {
-                busy.set(false);
+            if let Some(turns) = turns {
+                turns.pass();
             }
             Ok(response)
         })

@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -65,17 +65,19 @@ impl Opening {
     }
 }
 
-/// Whether the connection is in a handler's hands, as hyper's service and the stream both see it.
+/// Whose turn it is, as hyper's service and the stream both see it: a count of the turns. At an even one the caller owes
+/// the next head, at an odd one a handler owes its answer. A count and not a flag, for an answer can be quicker than the
+/// stream's next look.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Busy(Arc<AtomicBool>);
+pub(super) struct Turns(Arc<AtomicU64>);
 
-impl Busy {
-    /// A request's head is complete (or its answer has begun, and the next head may come).
-    pub(super) fn set(&self, busy: bool) {
-        self.0.store(busy, Ordering::Relaxed);
+impl Turns {
+    /// A request's head is complete; or its answer begins, and the next head may come.
+    pub(super) fn pass(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_set(&self) -> bool {
+    fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -109,13 +111,33 @@ impl Owed {
     }
 }
 
+/// The head that a caller of HTTP/1 is sending.
+#[derive(Debug)]
+struct Head {
+    turns: Turns,
+    turn: u64,
+    owed: Owed,
+}
+
+impl Head {
+    /// Stops the timer when the turn has passed since the last look. Whether it is the caller's turn now.
+    fn is_awaited(&mut self) -> bool {
+        let turn = self.turns.count();
+        if turn != self.turn {
+            self.turn = turn;
+            self.owed.stop();
+        }
+        turn.is_multiple_of(2)
+    }
+}
+
 /// The stream of one connection, which fails when the caller stalls.
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
     opening: Opening,
     /// For HTTP/1 only: HTTP/2 has its pings.
-    head: Option<(Busy, Owed)>,
+    head: Option<Head>,
     unread: Owed,
 }
 
@@ -124,14 +146,19 @@ impl Stream {
     pub(super) fn http1(
         tcp: TcpStream,
         opening: Opening,
-        busy: Busy,
+        turns: Turns,
         head_limit: Duration,
         write_limit: Duration,
     ) -> Self {
+        let head = Head {
+            turn: turns.count(),
+            turns,
+            owed: Owed::new(head_limit),
+        };
         Self {
             tcp,
             opening,
-            head: Some((busy, Owed::new(head_limit))),
+            head: Some(head),
             unread: Owed::new(write_limit),
         }
     }
@@ -146,22 +173,20 @@ impl Stream {
         }
     }
 
-    /// Some bytes came in: if no handler waits for them they begin (or continue) a head.
+    /// Some bytes came in: at the caller's turn they begin (or continue) a head.
     fn came_in(&mut self) {
-        if let Some((busy, owed)) = &mut self.head {
-            if busy.is_set() { owed.stop() } else { owed.start() }
+        if let Some(head) = &mut self.head
+            && head.is_awaited()
+        {
+            head.owed.start();
         }
     }
 
     /// Nothing came in: is a head overdue?
     fn head_is_overdue(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((busy, owed)) = &mut self.head else {
-            return false;
-        };
-        if busy.is_set() {
-            owed.stop();
-        }
-        owed.is_overdue(cx)
+        self.head
+            .as_mut()
+            .is_some_and(|head| head.is_awaited() && head.owed.is_overdue(cx))
     }
 
     /// Passes on how a write went, and fails when the caller has not read for too long.

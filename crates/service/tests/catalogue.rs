@@ -1,0 +1,195 @@
+//! The catalogue of errors, held to the table of the contract: every code, on both transports.
+
+use std::time::Duration;
+
+use axum::response::IntoResponse as _;
+use daybook_service::error::grpc::VIOLATIONS_MAX;
+use daybook_service::error::{ApiError, Code, FieldViolation, Retry};
+use tonic::{Code as Grpc, Status};
+use tonic_types::StatusExt as _;
+
+/// code, gRPC, HTTP, retry: as the contract has it.
+const CONTRACT: [(&str, Grpc, u16, Retry); 22] = [
+    ("MALFORMED_REQUEST", Grpc::InvalidArgument, 400, Retry::No),
+    ("VALIDATION_FAILED", Grpc::InvalidArgument, 400, Retry::No),
+    ("INVALID_CURSOR", Grpc::InvalidArgument, 400, Retry::No),
+    ("UNAUTHENTICATED", Grpc::Unauthenticated, 401, Retry::No),
+    ("PERMISSION_DENIED", Grpc::PermissionDenied, 403, Retry::No),
+    ("RESOURCE_NOT_FOUND", Grpc::NotFound, 404, Retry::No),
+    ("VERSION_CONFLICT", Grpc::Aborted, 409, Retry::AfterReload),
+    ("ALREADY_EXISTS", Grpc::AlreadyExists, 409, Retry::No),
+    ("REQUEST_IN_PROGRESS", Grpc::Aborted, 409, Retry::SameKey),
+    ("IDEMPOTENCY_KEY_REUSED", Grpc::InvalidArgument, 422, Retry::No),
+    ("RATE_LIMITED", Grpc::ResourceExhausted, 429, Retry::Later),
+    ("READ_MODEL_BEHIND", Grpc::Unavailable, 503, Retry::Later),
+    ("OVERLOADED", Grpc::Unavailable, 503, Retry::Later),
+    ("DEPENDENCY_UNAVAILABLE", Grpc::Unavailable, 503, Retry::Later),
+    ("SHUTTING_DOWN", Grpc::Unavailable, 503, Retry::Later),
+    ("DEADLINE_EXCEEDED", Grpc::DeadlineExceeded, 504, Retry::SameKey),
+    ("PAYLOAD_TOO_LARGE", Grpc::ResourceExhausted, 413, Retry::No),
+    ("UNSUPPORTED_MEDIA_TYPE", Grpc::Unimplemented, 415, Retry::No),
+    ("METHOD_NOT_ALLOWED", Grpc::Unimplemented, 405, Retry::No),
+    ("GONE", Grpc::NotFound, 410, Retry::No),
+    ("INTERNAL", Grpc::Internal, 500, Retry::No),
+    ("ORDER_ALREADY_SHIPPED", Grpc::FailedPrecondition, 422, Retry::No),
+];
+
+fn every_code() -> Vec<Code> {
+    let rule = Code::DomainRule("ORDER_ALREADY_SHIPPED".into());
+    Code::ALL.into_iter().chain([rule]).collect()
+}
+
+#[test]
+fn every_code_has_the_statuses_of_the_contract() {
+    let catalogue: Vec<_> = every_code()
+        .iter()
+        .map(|code| {
+            (
+                code.name().to_owned(),
+                code.entry().grpc,
+                code.entry().http.as_u16(),
+                code.entry().retry,
+            )
+        })
+        .collect();
+    let contract: Vec<_> = CONTRACT
+        .map(|(name, grpc, http, retry)| (name.to_owned(), grpc, http, retry))
+        .into();
+    assert_eq!(catalogue, contract);
+}
+
+#[test]
+fn both_transports_carry_the_code_and_the_message() {
+    for code in every_code() {
+        let error = ApiError::new(code.clone(), "what happened");
+        let status = Status::from(error.clone());
+        let info = status.get_details_error_info().expect("always an ErrorInfo");
+        assert_eq!((&*info.reason, &*info.domain), (code.name(), "daybook"));
+        assert_eq!(
+            (status.code(), status.message()),
+            (code.entry().grpc, "what happened")
+        );
+        let problem = error.to_problem();
+        assert_eq!(problem["code"], code.name());
+        assert_eq!(problem["detail"], "what happened");
+        assert_eq!(problem["type"], format!("/problems/{}", code.slug()));
+        assert_eq!(
+            error.into_response().headers()["content-type"],
+            "application/problem+json"
+        );
+    }
+}
+
+#[test]
+fn every_dynamic_value_is_on_both_transports() {
+    let error = ApiError::version_conflict(3, 5);
+    let info = Status::from(error.clone())
+        .get_details_error_info()
+        .expect("always an ErrorInfo");
+    assert_eq!(
+        (
+            &*info.metadata["expected_version"],
+            &*info.metadata["actual_version"]
+        ),
+        ("3", "5")
+    );
+    let problem = error.to_problem();
+    assert_eq!(
+        (&problem["expected_version"], &problem["actual_version"]),
+        (&3.into(), &5.into())
+    );
+}
+
+#[test]
+fn a_stale_if_match_is_412_and_a_stale_expected_version_409() {
+    assert_eq!(ApiError::if_match_failed(3, 5).http_status(), 412);
+    assert_eq!(ApiError::version_conflict(3, 5).http_status(), 409);
+    assert_eq!(
+        Status::from(ApiError::if_match_failed(3, 5)).code(),
+        Grpc::Aborted
+    );
+}
+
+#[test]
+fn a_missing_scope_is_named() {
+    let error = ApiError::permission_denied("orders:write");
+    assert_eq!(error.to_problem()["missing_scope"], "orders:write");
+}
+
+#[test]
+fn a_pause_is_told_in_each_transports_own_way() {
+    let error = ApiError::rate_limited("commands", Duration::from_millis(1_200));
+    let status = Status::from(error.clone());
+    let details = status.get_error_details();
+    let pause = details.retry_info().and_then(|info| info.retry_delay);
+    assert_eq!(pause, Some(Duration::from_millis(1_200)));
+    assert!(details.quota_failure().is_some());
+    assert_eq!(
+        status
+            .metadata()
+            .get("grpc-retry-pushback-ms")
+            .expect("a pushback"),
+        "1200"
+    );
+    let response = error.into_response();
+    assert_eq!(response.headers()["retry-after"], "2");
+}
+
+#[test]
+fn an_unauthenticated_answer_says_which_scheme() {
+    let response = ApiError::unauthenticated().into_response();
+    assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"daybook\"");
+}
+
+#[test]
+fn what_is_gone_links_to_its_successor() {
+    let response = ApiError::gone("the version was retired", "/v2/orders").into_response();
+    assert_eq!(
+        response.headers()["link"],
+        "</v2/orders>; rel=\"successor-version\""
+    );
+}
+
+#[test]
+fn a_domain_rule_names_its_precondition_and_its_resource() {
+    let error =
+        ApiError::domain_rule("ORDER_ALREADY_SHIPPED", "it is on its way").with_resource("order", "ord_7");
+    let problem = error.to_problem();
+    let details = Status::from(error).get_error_details();
+    let violation = &details
+        .precondition_failure()
+        .expect("a PreconditionFailure")
+        .violations[0];
+    assert_eq!(
+        (&*violation.r#type, &*violation.subject),
+        ("ORDER_ALREADY_SHIPPED", "ord_7")
+    );
+    assert_eq!(
+        details.resource_info().expect("a ResourceInfo").resource_name,
+        "ord_7"
+    );
+    assert_eq!(problem["resource"]["id"], "ord_7");
+}
+
+#[test]
+fn a_flood_of_violations_still_fits_into_trailers() {
+    let violation = |index| FieldViolation::new(format!("/lines/{index}"), "REQUIRED", "is missing");
+    let error = ApiError::validation((0..1_000).map(violation).collect());
+    let details = Status::from(error).get_error_details();
+    assert_eq!(
+        details
+            .bad_request()
+            .expect("a BadRequest")
+            .field_violations
+            .len(),
+        VIOLATIONS_MAX
+    );
+}
+
+#[test]
+fn the_cause_of_an_internal_error_stays_inside() {
+    let error = ApiError::internal("column \"secret\" does not exist");
+    assert!(!error.to_problem().to_string().contains("secret"));
+    let status = Status::from(error);
+    assert!(!format!("{} {:?}", status.message(), status.get_error_details()).contains("secret"));
+}

@@ -1,0 +1,481 @@
+//! The server on a real socket: what it answers, whom it cuts, how it stops.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Path;
+use axum::routing::{get, post};
+use daybook_service::error::{ApiError, Code, FieldViolation};
+use daybook_service::extract::Json;
+use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::server::{GRACE_PERIOD, Limits, serve};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+/// No test waits longer than this for something that should happen.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Server {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    registry: Registry,
+    ended: JoinHandle<()>,
+}
+
+type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+impl Server {
+    async fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let (shutdown, registry) = (CancellationToken::new(), Registry::new());
+        let metrics = ServerMetrics::new(&registry);
+        let serving = serve(
+            listener,
+            http_routes(),
+            grpc_routes(),
+            limits,
+            metrics,
+            shutdown.clone(),
+        );
+        Self {
+            address,
+            shutdown,
+            registry,
+            ended: tokio::spawn(serving),
+        }
+    }
+
+    async fn request(&self, request: Request<Full<Bytes>>) -> Response<Bytes> {
+        send(&Client::builder(TokioExecutor::new()).build_http(), request).await
+    }
+
+    async fn get(&self, path: &str) -> Response<Bytes> {
+        let request = Request::get(self.url(path)).body(Full::default());
+        self.request(request.expect("a valid request")).await
+    }
+
+    async fn post(&self, path: &str, content_type: &str, body: impl Into<Bytes>) -> Response<Bytes> {
+        let request = Request::post(self.url(path)).header("content-type", content_type);
+        self.request(request.body(Full::from(body.into())).expect("a valid request"))
+            .await
+    }
+
+    /// Calls an RPC over HTTP/2 and gives the status that came in the headers.
+    async fn call(&self, path: &str, timeout: Option<&str>) -> Status {
+        let mut client = Client::builder(TokioExecutor::new());
+        let client: HttpClient = client.http2_only(true).build_http();
+        let mut request = Request::post(self.url(path)).header("content-type", "application/grpc");
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", timeout);
+        }
+        let response = send(&client, request.body(Full::default()).expect("a valid request")).await;
+        assert!(response.headers().contains_key("x-request-id"));
+        Status::from_header_map(response.headers()).expect("a status in the headers")
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address)
+            .await
+            .expect("the server listens")
+    }
+
+    async fn has_ended_within(self, limit: Duration) -> Duration {
+        let started = Instant::now();
+        tokio::time::timeout(limit, self.ended)
+            .await
+            .expect("the server ends in time")
+            .expect("without a panic");
+        started.elapsed()
+    }
+}
+
+async fn send(client: &HttpClient, request: Request<Full<Bytes>>) -> Response<Bytes> {
+    let response = client.request(request).await.expect("an answer");
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.expect("a whole body").to_bytes();
+    Response::from_parts(parts, body)
+}
+
+fn http_routes() -> Router {
+    Router::new()
+        .route("/v1/orders/{id}", get(async |Path(id): Path<String>| id))
+        .route(
+            "/v1/orders",
+            post(async |Json(body): Json<Vec<u32>>| body.len().to_string()),
+        )
+        .route(
+            "/v1/refused",
+            get(async || ApiError::domain_rule("ORDER_ALREADY_SHIPPED", "it is on its way")),
+        )
+        .route("/v1/broken", get(async || ApiError::internal("password=hunter2")))
+        .route("/v1/panic", get(panics))
+        .route("/v1/slow", get(std::future::pending::<()>))
+        .route("/v1/stream", get(async || Body::from_stream(endless())))
+}
+
+/// A handler with a bug.
+async fn panics() -> String {
+    panic!("at the disco")
+}
+
+/// A stream that says one thing and then nothing more, and never ends.
+fn endless() -> impl futures::Stream<Item = Result<Bytes, Infallible>> {
+    use futures::StreamExt as _;
+    futures::stream::iter([Ok(Bytes::from_static(b"hello"))]).chain(futures::stream::pending())
+}
+
+fn grpc_routes() -> Router {
+    Router::new()
+        .route(
+            "/t.v1.T/Refuse",
+            post(async || Status::from(refusal()).into_http::<Body>()),
+        )
+        .route(
+            "/t.v1.T/Garbled",
+            post(async || {
+                Status::internal("failed to decode Protobuf message: buffer underflow").into_http::<Body>()
+            }),
+        )
+        .route("/t.v1.T/Slow", post(std::future::pending::<()>))
+        .fallback(async || Status::unimplemented("").into_http::<Body>())
+}
+
+fn refusal() -> ApiError {
+    ApiError::validation(vec![FieldViolation::new(
+        "/lines/0/quantity",
+        "OUT_OF_RANGE",
+        "must be at least 1",
+    )])
+}
+
+/// Checks that it is a problem of this code, tied to its request, and gives its body.
+fn problem(response: &Response<Bytes>, status: StatusCode, code: &str) -> Value {
+    assert_eq!(response.status(), status);
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let body: Value = serde_json::from_slice(response.body()).expect("a problem is JSON");
+    assert_eq!(body["code"], code);
+    assert_eq!(body["status"], status.as_u16());
+    assert_eq!(
+        body["request_id"],
+        response.headers()["x-request-id"]
+            .to_str()
+            .expect("visible ASCII")
+    );
+    body
+}
+
+#[tokio::test]
+async fn a_route_that_does_not_exist_is_a_problem() {
+    let server = Server::start(Limits::default()).await;
+    let response = server.get("/v2/nothing").await;
+    problem(&response, StatusCode::NOT_FOUND, "RESOURCE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_method_that_is_not_allowed_is_a_problem_that_lists_the_others() {
+    let server = Server::start(Limits::default()).await;
+    let response = server.post("/v1/orders/7", "application/json", "{}").await;
+    problem(&response, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED");
+    assert_eq!(response.headers()["allow"], "GET,HEAD");
+}
+
+#[tokio::test]
+async fn bodies_that_cannot_be_read_are_problems() {
+    let server = Server::start(Limits {
+        body_bytes_max: 100,
+        ..Limits::default()
+    })
+    .await;
+    let response = server.post("/v1/orders", "text/plain", "[]").await;
+    problem(
+        &response,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "UNSUPPORTED_MEDIA_TYPE",
+    );
+    let response = server.post("/v1/orders", "application/json", "[1,").await;
+    problem(&response, StatusCode::BAD_REQUEST, "MALFORMED_REQUEST");
+    let response = server.post("/v1/orders", "application/json", "[-1]").await;
+    problem(&response, StatusCode::BAD_REQUEST, "VALIDATION_FAILED");
+    let response = server
+        .post("/v1/orders", "application/json", format!("[{}]", "1,".repeat(60)))
+        .await;
+    problem(&response, StatusCode::PAYLOAD_TOO_LARGE, "PAYLOAD_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn a_domain_rule_answers_with_its_own_code() {
+    let server = Server::start(Limits::default()).await;
+    let response = server.get("/v1/refused").await;
+    let body = problem(
+        &response,
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "ORDER_ALREADY_SHIPPED",
+    );
+    assert_eq!(body["type"], "/problems/order-already-shipped");
+}
+
+#[tokio::test]
+async fn an_internal_error_and_a_panic_show_nothing_but_the_request_id() {
+    let server = Server::start(Limits::default()).await;
+    for path in ["/v1/broken", "/v1/panic"] {
+        let response = server.get(path).await;
+        let body = problem(&response, StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL").to_string();
+        assert!(!body.contains("hunter2") && !body.contains("disco"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_good_request_id_is_kept_and_a_bad_one_replaced() {
+    let server = Server::start(Limits::default()).await;
+    for (sent, kept) in [
+        ("order-import/17", true),
+        ("a b", false),
+        (&*"x".repeat(129), false),
+    ] {
+        let request = Request::get(server.url("/v1/orders/7")).header("x-request-id", sent);
+        let response = server
+            .request(request.body(Full::default()).expect("a valid request"))
+            .await;
+        let returned = response.headers()["x-request-id"]
+            .to_str()
+            .expect("visible ASCII");
+        assert_eq!(returned == sent, kept, "{sent} gave {returned}");
+        assert!(!returned.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_takes_too_long_is_a_problem() {
+    let limits = Limits {
+        request_timeout: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let response = server.get("/v1/slow").await;
+    problem(&response, StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED");
+}
+
+#[tokio::test]
+async fn a_grpc_refusal_carries_its_violations_and_the_request_id() {
+    let server = Server::start(Limits::default()).await;
+    let status = server.call("/t.v1.T/Refuse", None).await;
+    let details = status.get_error_details();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert_eq!(
+        details.error_info().expect("an ErrorInfo").reason,
+        "VALIDATION_FAILED"
+    );
+    let violation = &details.bad_request().expect("a BadRequest").field_violations[0];
+    assert_eq!(
+        (&*violation.field, &*violation.reason),
+        ("/lines/0/quantity", "OUT_OF_RANGE")
+    );
+    assert!(details.request_info().is_some());
+}
+
+#[tokio::test]
+async fn what_tonic_refuses_by_itself_is_in_the_catalogue_too() {
+    let server = Server::start(Limits::default()).await;
+    let cases = [
+        (
+            "/t.v1.T/Nothing",
+            tonic::Code::Unimplemented,
+            Code::MethodNotAllowed,
+        ),
+        (
+            "/t.v1.T/Garbled",
+            tonic::Code::InvalidArgument,
+            Code::MalformedRequest,
+        ),
+    ];
+    for (path, grpc, code) in cases {
+        let status = server.call(path, None).await;
+        assert_eq!(status.code(), grpc);
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().expect("an ErrorInfo").reason, code.name());
+    }
+}
+
+#[tokio::test]
+async fn the_callers_grpc_timeout_is_kept() {
+    let server = Server::start(Limits::default()).await;
+    let status = server.call("/t.v1.T/Slow", Some("50m")).await;
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+    assert_eq!(
+        status
+            .get_error_details()
+            .error_info()
+            .expect("an ErrorInfo")
+            .reason,
+        "DEADLINE_EXCEEDED"
+    );
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_route_and_never_by_what_the_caller_invents() {
+    let server = Server::start(Limits::default()).await;
+    server.get("/v1/orders/7").await;
+    server.get("/v1/orders/8").await;
+    server.get("/wp-login.php").await;
+    let metrics = server.registry.encode();
+    let counted = r#"daybook_requests_total{transport="http",method="GET /v1/orders/{id}",code="200"} 2"#;
+    assert!(metrics.contains(counted), "{metrics}");
+    assert!(metrics.contains(r#"method="unknown",code="404"} 1"#), "{metrics}");
+    assert!(!metrics.contains("wp-login"), "{metrics}");
+}
+
+/// Waits until the server has closed the connection, and gives what it sent before.
+async fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    let reading = stream.read_to_end(&mut received);
+    // A reset is an end as well.
+    let _ = tokio::time::timeout(PATIENCE, reading)
+        .await
+        .expect("the server closes the connection");
+    received
+}
+
+#[tokio::test]
+async fn callers_that_do_not_finish_a_head_are_cut() {
+    let limits = Limits {
+        header_read_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    for head in ["", "P", "PRI * HT", "GET / HTTP/1.1\r\nHost: a\r\n"] {
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.expect("the server reads");
+        read_to_end(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_head_on_a_connection_has_the_same_limit_but_idling_is_fine() {
+    let limits = Limits {
+        header_read_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let mut stream = server.connect().await;
+    // Neither letter is in a status line or a header.
+    for id in [b'Z', b'Q'] {
+        let head = format!("GET /v1/orders/{} HTTP/1.1\r\nHost: a\r\n\r\n", char::from(id));
+        stream.write_all(head.as_bytes()).await.expect("the server reads");
+        let mut last = 0;
+        while last != id {
+            last = stream.read_u8().await.expect("an answer that ends with the id");
+        }
+        // Idle for longer than a head may take: the point of the test is that this time passes.
+        let idle = stream.read_u8();
+        tokio::time::timeout(Duration::from_millis(250), idle)
+            .await
+            .expect_err("the connection stays open");
+    }
+    stream
+        .write_all(b"GET /v1/orders/9 HTTP/1.1\r\n")
+        .await
+        .expect("the server reads");
+    assert_eq!(read_to_end(stream).await, b"");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_in_the_end() {
+    let limits = Limits {
+        idle_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/orders/7 HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    let received = read_to_end(stream).await;
+    assert!(received.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_closed_at_once() {
+    let server = Server::start(Limits {
+        connections_max: 1,
+        ..Limits::default()
+    })
+    .await;
+    let mut first = server.connect().await;
+    first
+        .write_all(b"GET /v1/orders/7 HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    first.readable().await.expect("an answer");
+    let second = server.connect().await;
+    assert_eq!(read_to_end(second).await, b"");
+}
+
+#[tokio::test]
+async fn a_stop_lets_an_open_request_finish() {
+    let limits = Limits {
+        request_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    until(|| server.registry.encode().contains("daybook_requests_in_flight 1")).await;
+    server.shutdown.cancel();
+    assert!(
+        read_to_end(stream).await.starts_with(b"HTTP/1.1 504"),
+        "the answer came after the stop signal"
+    );
+    assert!(server.has_ended_within(PATIENCE).await < GRACE_PERIOD);
+}
+
+#[tokio::test]
+async fn a_stop_ends_though_a_stream_is_open() {
+    let server = Server::start(Limits::default()).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/stream HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    stream.readable().await.expect("the stream begins");
+    let idle = server.connect().await;
+    server.shutdown.cancel();
+    read_to_end(idle).await;
+    let took = server
+        .has_ended_within(GRACE_PERIOD + Duration::from_secs(1))
+        .await;
+    assert!(
+        took >= GRACE_PERIOD - Duration::from_millis(100),
+        "it had its grace: {took:?}"
+    );
+}
+
+/// Waits for a level, with a deadline.
+async fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not happen in time");
+        tokio::task::yield_now().await;
+    }
+}
