@@ -1,0 +1,161 @@
+//! The connection to NATS: one per process, made in the background, alive again by itself after every outage.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream;
+use async_nats::{Client, ConnectOptions, Event};
+use thiserror::Error;
+use tokio::sync::watch;
+
+/// A dead link is noticed after two to three of these.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the server may take to answer a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The pause before the first attempt to connect again, doubled up to the last.
+const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(20);
+const RECONNECT_PAUSE_LAST: Duration = Duration::from_millis(500);
+
+/// Commands that wait for the connection's task; whoever sends more waits.
+const CLIENT_QUEUE_COMMANDS: usize = 4_096;
+
+/// NATS could not be used.
+#[derive(Debug, Error)]
+pub enum BusError {
+    /// The address or its credentials cannot be used. A server that does not answer is no error: it is tried again.
+    #[error("cannot use the NATS address")]
+    Address(#[source] async_nats::ConnectError),
+    /// The client refused to subscribe.
+    #[error("cannot subscribe to {subject}")]
+    Subscribe {
+        /// What was to be subscribed to.
+        subject: String,
+        /// Why not.
+        #[source]
+        source: async_nats::SubscribeError,
+    },
+}
+
+/// The connection to NATS; a clone is another handle to the same one.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    client: Client,
+    jetstream: jetstream::Context,
+    connections: watch::Receiver<u64>,
+}
+
+impl Bus {
+    /// Connects under the name of the running program. Returns at once: the connection is made in the background, and
+    /// made again whenever it breaks.
+    ///
+    /// # Errors
+    /// [`BusError::Address`] when `url` is not one.
+    pub async fn connect(url: &str) -> Result<Self, BusError> {
+        Self::connect_as(url, &program_name()).await
+    }
+
+    /// As [`Self::connect`], under a name that the server's operators see.
+    ///
+    /// # Errors
+    /// [`BusError::Address`] when `url` is not one.
+    pub async fn connect_as(url: &str, name: &str) -> Result<Self, BusError> {
+        let (count, connections) = watch::channel(0);
+        let count = Arc::new(count);
+        let client = ConnectOptions::new()
+            .name(name)
+            .retry_on_initial_connect()
+            .ping_interval(PING_INTERVAL)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .client_capacity(CLIENT_QUEUE_COMMANDS)
+            .reconnect_delay_callback(reconnect_pause)
+            .event_callback(move |event| {
+                report(&event);
+                if matches!(event, Event::Connected) {
+                    count.send_modify(|count| *count += 1);
+                }
+                std::future::ready(())
+            })
+            .connect(url)
+            .await
+            .map_err(BusError::Address)?;
+        let jetstream = jetstream::context::ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .build(client.clone());
+        Ok(Self {
+            client,
+            jetstream,
+            connections,
+        })
+    }
+
+    /// Whether there is a connection right now. A link that has just died may count as one for some seconds.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// How often a connection has been made; the receiver wakes at the next one.
+    pub(crate) fn connections(&self) -> watch::Receiver<u64> {
+        self.connections.clone()
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+}
+
+fn program_name() -> String {
+    let program = std::env::current_exe().ok();
+    let name = program.as_deref().and_then(|path| path.file_name());
+    name.map_or_else(
+        || "daybook".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn reconnect_pause(attempt: usize) -> Duration {
+    let doublings = u32::try_from(attempt.saturating_sub(1))
+        .unwrap_or(u32::MAX)
+        .min(16);
+    (RECONNECT_PAUSE_FIRST * 2_u32.pow(doublings)).min(RECONNECT_PAUSE_LAST)
+}
+
+fn report(event: &Event) {
+    match event {
+        Event::Connected => tracing::info!("connected to NATS"),
+        Event::Disconnected => tracing::warn!("the connection to NATS is lost"),
+        Event::SlowConsumer(subscription) => {
+            tracing::warn!(
+                nats.subscription = subscription,
+                "messages were dropped: the reader is too slow"
+            );
+        }
+        Event::ServerError(error) => tracing::warn!(error = %error, "NATS reports an error"),
+        // One per attempt while the server is away; the loss itself has been reported.
+        Event::ClientError(error) => tracing::debug!(error = %error, "the NATS client reports an error"),
+        Event::LameDuckMode | Event::Draining | Event::Closed => {
+            tracing::info!(event = %event, "NATS changes");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_between_attempts_doubles_up_to_its_limit() {
+        let pauses = [1, 2, 3, 6, 1_000_000].map(|attempt| reconnect_pause(attempt).as_millis());
+        assert_eq!(pauses, [20, 40, 80, 500, 500]);
+    }
+}

@@ -1,0 +1,275 @@
+//! An event as a NATS message: CloudEvents 1.0 in binary mode, with what the log knows beside it in `daybook-*` headers.
+//!
+//! The payload is the event's JSON, byte for byte as it is stored. [`decode`] gives back what [`encode`] took, so that a
+//! consumer needs no Postgres. What the headers mean is written in `proto/asyncapi.yaml`.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_nats::header::{HeaderMap, HeaderName, NATS_EXPECTED_LAST_SEQUENCE};
+use bytes::Bytes;
+use daybook_event_store::RecordedEvent;
+use serde::Deserialize;
+use thiserror::Error;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
+static ID: HeaderName = HeaderName::from_static("ce-id");
+static SOURCE: HeaderName = HeaderName::from_static("ce-source");
+static TYPE: HeaderName = HeaderName::from_static("ce-type");
+static SUBJECT: HeaderName = HeaderName::from_static("ce-subject");
+static TIME: HeaderName = HeaderName::from_static("ce-time");
+static CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
+static TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+static POSITION: HeaderName = HeaderName::from_static("daybook-position");
+static GENERATION: HeaderName = HeaderName::from_static("daybook-generation");
+static TENANT: HeaderName = HeaderName::from_static("daybook-tenant");
+static CATEGORY: HeaderName = HeaderName::from_static("daybook-category");
+static STREAM_VERSION: HeaderName = HeaderName::from_static("daybook-stream-version");
+static SCHEMA_VERSION: HeaderName = HeaderName::from_static("daybook-schema-version");
+static METADATA: HeaderName = HeaderName::from_static("daybook-metadata");
+static BODY: HeaderName = HeaderName::from_static("daybook-body");
+
+/// The value of `daybook-body` in a message that stands for an event too large for it.
+const BODY_IN_LOG: &str = "in-log";
+
+/// Before the partition's number in `ce-source`.
+const SOURCE_PREFIX: &str = "/daybook/log/";
+
+/// What is handed to NATS.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// `events.<partition>.<tenant>.<category>.<event type>`.
+    pub subject: String,
+    /// All that is not the payload.
+    pub headers: HeaderMap,
+    /// The event's JSON.
+    pub payload: Bytes,
+}
+
+/// A message is not an event of the log, or not a whole one.
+#[derive(Debug, Error)]
+pub enum MessageError {
+    /// A header is not there.
+    #[error("the header {0} is missing")]
+    Missing(&'static str),
+    /// A header has a value that it cannot have.
+    #[error("the header {0} cannot be read")]
+    Malformed(&'static str),
+    /// The payload is not text.
+    #[error("the payload is not UTF-8")]
+    Payload(#[source] std::str::Utf8Error),
+    /// The event was too large for a message; it has to be read from the log.
+    #[error("the event is only in the log")]
+    InLog,
+}
+
+/// Writes an event of `generation` as a message that is accepted at its position only.
+pub fn encode(event: &RecordedEvent, generation: Uuid) -> Message {
+    let mut headers = identity(event, generation);
+    headers.insert(SPEC_VERSION.clone(), "1.0");
+    headers.insert(SOURCE.clone(), format!("{SOURCE_PREFIX}{}", event.partition));
+    headers.insert(TYPE.clone(), escaped(&event.event_type, not_plain));
+    headers.insert(SUBJECT.clone(), escaped(&event.stream_id, not_plain));
+    headers.insert(TIME.clone(), rfc3339(event.recorded_at));
+    headers.insert(CONTENT_TYPE.clone(), "application/json");
+    headers.insert(TENANT.clone(), event.tenant_id.to_string());
+    headers.insert(CATEGORY.clone(), escaped(&event.category, not_plain));
+    headers.insert(STREAM_VERSION.clone(), event.stream_version.to_string());
+    headers.insert(SCHEMA_VERSION.clone(), event.schema_version.to_string());
+    headers.insert(METADATA.clone(), escaped(&event.metadata, not_header_text));
+    if let Some(trace_parent) = trace_parent(&event.metadata) {
+        headers.insert(TRACE_PARENT.clone(), escaped(&trace_parent, not_plain));
+    }
+    Message {
+        subject: subject(event),
+        headers,
+        payload: Bytes::copy_from_slice(event.payload.as_bytes()),
+    }
+}
+
+/// A message that stands for an event too large for the server: it holds the position, and readers turn to the log.
+pub fn encode_as_reference(event: &RecordedEvent, generation: Uuid) -> Message {
+    let mut headers = identity(event, generation);
+    headers.insert(BODY.clone(), BODY_IN_LOG);
+    Message {
+        subject: subject(event),
+        headers,
+        payload: Bytes::new(),
+    }
+}
+
+/// What says which event it is, and where it belongs.
+fn identity(event: &RecordedEvent, generation: Uuid) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let before = event.position.saturating_sub(1);
+    headers.insert(NATS_EXPECTED_LAST_SEQUENCE, before.to_string());
+    headers.insert(POSITION.clone(), event.position.to_string());
+    headers.insert(GENERATION.clone(), generation.to_string());
+    headers.insert(ID.clone(), event.event_id.to_string());
+    headers
+}
+
+/// The subject of an event. Its last two tokens are made of what a token can hold; the headers have the real values.
+pub fn subject(event: &RecordedEvent) -> String {
+    let mut subject = format!("events.{}.{}.", event.partition, event.tenant_id);
+    push_token(&mut subject, &event.category);
+    subject.push('.');
+    push_token(&mut subject, &event.event_type);
+    subject
+}
+
+fn push_token(subject: &mut String, value: &str) {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if value.is_empty() {
+        subject.push('_');
+    }
+    subject.extend(value.chars().map(|c| if is_plain(c) { c } else { '_' }));
+}
+
+/// Reads a message back: the event, and the generation of the log that it belongs to.
+///
+/// # Errors
+/// [`MessageError`] when it is not a whole event as [`encode`] writes it.
+pub fn decode(headers: &HeaderMap, payload: &[u8]) -> Result<(RecordedEvent, Uuid), MessageError> {
+    if headers
+        .get(BODY.clone())
+        .is_some_and(|body| body.as_str() == BODY_IN_LOG)
+    {
+        return Err(MessageError::InLog);
+    }
+    let source = text(headers, &SOURCE, "ce-source")?;
+    let partition = source
+        .strip_prefix(SOURCE_PREFIX)
+        .and_then(|number| number.parse().ok());
+    let event = RecordedEvent {
+        partition: partition.ok_or(MessageError::Malformed("ce-source"))?,
+        position: parsed(headers, &POSITION, "daybook-position")?,
+        tenant_id: parsed(headers, &TENANT, "daybook-tenant")?,
+        category: unescaped(headers, &CATEGORY, "daybook-category")?.into_owned(),
+        stream_id: unescaped(headers, &SUBJECT, "ce-subject")?.into_owned(),
+        stream_version: parsed(headers, &STREAM_VERSION, "daybook-stream-version")?,
+        event_id: parsed(headers, &ID, "ce-id")?,
+        event_type: unescaped(headers, &TYPE, "ce-type")?.into_owned(),
+        schema_version: parsed(headers, &SCHEMA_VERSION, "daybook-schema-version")?,
+        payload: std::str::from_utf8(payload)
+            .map_err(MessageError::Payload)?
+            .to_owned(),
+        metadata: Arc::from(unescaped(headers, &METADATA, "daybook-metadata")?),
+        recorded_at: moment(headers)?,
+    };
+    Ok((event, parsed(headers, &GENERATION, "daybook-generation")?))
+}
+
+/// Whether a message is the one that belongs to this event, whole or as a reference.
+pub(crate) fn is_message_of(headers: &HeaderMap, event: &RecordedEvent, generation: Uuid) -> bool {
+    parsed(headers, &POSITION, "daybook-position").is_ok_and(|position: u64| position == event.position)
+        && parsed(headers, &ID, "ce-id").is_ok_and(|id: Uuid| id == event.event_id)
+        && parsed(headers, &GENERATION, "daybook-generation").is_ok_and(|found: Uuid| found == generation)
+}
+
+fn text<'a>(
+    headers: &'a HeaderMap,
+    header: &HeaderName,
+    name: &'static str,
+) -> Result<&'a str, MessageError> {
+    headers
+        .get(header.clone())
+        .map(|value| value.as_str())
+        .ok_or(MessageError::Missing(name))
+}
+
+fn parsed<T: FromStr>(
+    headers: &HeaderMap,
+    header: &HeaderName,
+    name: &'static str,
+) -> Result<T, MessageError> {
+    text(headers, header, name)?
+        .parse()
+        .map_err(|_| MessageError::Malformed(name))
+}
+
+fn unescaped<'a>(
+    headers: &'a HeaderMap,
+    header: &HeaderName,
+    name: &'static str,
+) -> Result<Cow<'a, str>, MessageError> {
+    unescape(text(headers, header, name)?).ok_or(MessageError::Malformed(name))
+}
+
+fn moment(headers: &HeaderMap) -> Result<OffsetDateTime, MessageError> {
+    OffsetDateTime::parse(text(headers, &TIME, "ce-time")?, &Rfc3339)
+        .map_err(|_| MessageError::Malformed("ce-time"))
+}
+
+fn rfc3339(moment: OffsetDateTime) -> String {
+    moment
+        .format(&Rfc3339)
+        .expect("the database's clock shows a year of four digits and a whole offset")
+}
+
+fn trace_parent(metadata: &str) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Trace<'a> {
+        #[serde(borrow)]
+        traceparent: Option<Cow<'a, str>>,
+    }
+    serde_json::from_str::<Trace<'_>>(metadata).ok()?.traceparent
+}
+
+/// What the CloudEvents bindings have percent-encoded in the value of an attribute.
+fn not_plain(byte: u8) -> bool {
+    !byte.is_ascii_graphic() || byte == b'%' || byte == b'"'
+}
+
+/// What a header cannot hold, and the escape itself. JSON keeps its quotes and spaces, so it stays readable.
+fn not_header_text(byte: u8) -> bool {
+    byte.is_ascii_control() || byte == b'%'
+}
+
+/// Percent-encodes the bytes that `must` be, and outer spaces, which a header loses.
+fn escaped(value: &str, must: fn(u8) -> bool) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let is_outer = |index: usize, byte: u8| byte == b' ' && (index == 0 || index + 1 == value.len());
+    let has_outer_space = value.starts_with(' ') || value.ends_with(' ');
+    if !has_outer_space && !value.bytes().any(must) {
+        return value.to_owned();
+    }
+    let mut escaped = Vec::with_capacity(value.len() + 16);
+    for (index, byte) in value.bytes().enumerate() {
+        if must(byte) || is_outer(index, byte) {
+            let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+            escaped.extend([b'%', HEX[high], HEX[low]]);
+        } else {
+            escaped.push(byte);
+        }
+    }
+    String::from_utf8(escaped).expect("a character is escaped whole or not at all")
+}
+
+fn unescape(value: &str) -> Option<Cow<'_, str>> {
+    if !value.contains('%') {
+        return Some(Cow::Borrowed(value));
+    }
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let (digits, tail) = rest.split_first_chunk::<2>()?;
+        rest = tail;
+        let digit = |byte: u8| {
+            char::from(byte)
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        };
+        bytes.push(digit(digits[0])? << 4 | digit(digits[1])?);
+    }
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}

@@ -1,0 +1,279 @@
+//! Comparing the stream with the log, and filling the difference from Postgres.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use daybook_event_store::{LogHead, ReadError, RecordedEvent};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::PublisherMetrics;
+use super::acks::Outgoing;
+use super::task::{Interruption, Setting, Task};
+use crate::message;
+use crate::stream::{self, Standing};
+
+/// The pause between two looks at a stream that someone else is filling, doubled up to the last.
+const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
+const LOOK_PAUSE_LAST: Duration = Duration::from_millis(8);
+
+/// Why a stream cannot stay as it is.
+#[derive(Debug, thiserror::Error)]
+enum Flaw {
+    #[error("it was made for another generation of the log")]
+    Generation,
+    #[error("it is longer than the log")]
+    Longer,
+    #[error("its message {0} is not the log's event")]
+    Foreign(u64),
+}
+
+impl Task {
+    /// Makes the stream hold all that the log holds, up to what is in the queue. Messages may still be in flight when it
+    /// returns.
+    pub(super) async fn catch_up(&mut self) -> Result<(), Interruption> {
+        loop {
+            if !self.setting.bus.is_connected() {
+                return Err(Interruption::Disconnected);
+            }
+            let (head, last) = self.compare().await?;
+            let next = self.queue.front().map(|outgoing| outgoing.event.position);
+            if last == head.position || next == Some(last + 1) {
+                return Ok(());
+            }
+            // Someone committed what is missing, and may be publishing it this very moment.
+            let wanted = next.map_or(head.position, |next| next - 1);
+            if let Some(last) = self.wait_for_others(wanted, last).await? {
+                return self.fill(last, next).await;
+            }
+        }
+    }
+
+    /// Compares the stream with the log, remakes it if it cannot stay, and drops from the queue what is published.
+    /// Returns the log's head and the stream's last sequence, which is never beyond it.
+    async fn compare(&mut self) -> Result<(LogHead, u64), Interruption> {
+        let Setting {
+            bus,
+            store,
+            partition,
+            ..
+        } = &self.setting;
+        // The stream first: the log's head, read later, can only be at the same place or further on.
+        let found = stream::find(bus, *partition).await?;
+        let head = store.head(*partition).await?;
+        let last = match found {
+            Some(standing) => match self.flaw(standing, head).await? {
+                None => standing.last,
+                Some(flaw) => self.rebuild(standing, head, &flaw).await?,
+            },
+            None => self.create(head).await?,
+        };
+        if last > self.checked {
+            self.failures = 0;
+        }
+        self.suspect = None;
+        self.generation = head.generation;
+        self.checked = last;
+        let published = self
+            .queue
+            .partition_point(|outgoing| outgoing.event.position <= last);
+        self.queue.drain(..published);
+        self.note_queued(last);
+        self.setting
+            .published
+            .send_if_modified(|published| std::mem::replace(published, last) != last);
+        Ok((head, last))
+    }
+
+    /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
+    /// a message of ours was refused: in between, the expected sequences keep everything in its place.
+    async fn flaw(&self, standing: Standing, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+        if standing.generation != Some(head.generation) {
+            return Ok(Some(Flaw::Generation));
+        }
+        if standing.last > head.position {
+            return Ok(Some(Flaw::Longer));
+        }
+        if let Some(event) = self
+            .suspect
+            .as_ref()
+            .filter(|event| event.position <= standing.last)
+            && !self.is_faithful(event, head).await?
+        {
+            return Ok(Some(Flaw::Foreign(event.position)));
+        }
+        if standing.last == 0 || standing.last == self.checked {
+            return Ok(None);
+        }
+        let newest = self
+            .setting
+            .store
+            .read_log(self.setting.partition, standing.last - 1, 1)
+            .await?;
+        for event in newest {
+            if !self.is_faithful(&event, head).await? {
+                return Ok(Some(Flaw::Foreign(event.position)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the stream's message at the event's position is that event. A deleted message is no lie.
+    async fn is_faithful(&self, event: &RecordedEvent, head: LogHead) -> Result<bool, Interruption> {
+        let Setting { bus, partition, .. } = &self.setting;
+        let headers = stream::headers_at(bus, *partition, event.position).await?;
+        Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event, head.generation)))
+    }
+
+    async fn rebuild(&self, standing: Standing, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
+        let Setting {
+            bus,
+            partition,
+            metrics,
+            ..
+        } = &self.setting;
+        tracing::warn!(
+            partition,
+            stream.last = standing.last,
+            log.head = head.position,
+            reason = %flaw,
+            "the stream is deleted and filled again from the log",
+        );
+        PublisherMetrics::add(&metrics.rebuilt, 1);
+        stream::delete(bus, *partition, standing).await?;
+        self.create(head).await
+    }
+
+    /// Makes the stream so that the oldest event to be held comes first. Returns its last sequence: another replica may
+    /// have made it meanwhile, and filled it.
+    async fn create(&self, head: LogHead) -> Result<u64, Interruption> {
+        let Setting {
+            bus,
+            partition,
+            options,
+            ..
+        } = &self.setting;
+        let skipped = options
+            .retained_events_max
+            .map_or(0, |count| head.position.saturating_sub(count));
+        stream::create(bus, *partition, head.generation, skipped + 1, options.shape()).await?;
+        let made = stream::find(bus, *partition).await?;
+        // What is beyond the head that was read before is for the next comparison.
+        Ok(made.map_or(skipped, |standing| standing.last.min(head.position)))
+    }
+
+    /// Waits for others to publish up to `wanted`. When the stream stands still before that, says where.
+    async fn wait_for_others(&self, wanted: u64, last: u64) -> Result<Option<u64>, Interruption> {
+        let Setting {
+            bus,
+            partition,
+            options,
+            ..
+        } = &self.setting;
+        let (mut last, mut pause) = (last, LOOK_PAUSE_FIRST);
+        let mut deadline = Instant::now() + options.help_after;
+        while Instant::now() < deadline {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_PAUSE_LAST);
+            let found = stream::find(bus, *partition).await?;
+            let now_last = found.map_or(0, |standing| standing.last);
+            if now_last >= wanted {
+                return Ok(None);
+            }
+            if now_last != last {
+                last = now_last;
+                deadline = Instant::now() + options.help_after;
+            }
+        }
+        Ok(Some(last))
+    }
+
+    /// Publishes what the log holds after `last`: up to the queue's first event, or all of it.
+    async fn fill(&mut self, last: u64, next: Option<u64>) -> Result<(), Interruption> {
+        let held = std::mem::take(&mut self.queue);
+        let metrics = std::sync::Arc::clone(&self.setting.metrics);
+        let filled = match next {
+            Some(next) => self.publish_from_log(last, next - 1, &metrics.helped).await,
+            None => self.publish_from_log(last, u64::MAX, &metrics.refilled).await,
+        };
+        self.queue.extend(held);
+        self.note_queued(last);
+        filled
+    }
+
+    /// Sends one chunk while the next is read.
+    async fn publish_from_log(
+        &mut self,
+        last: u64,
+        up_to: u64,
+        counter: &AtomicU64,
+    ) -> Result<(), Interruption> {
+        let mut reading = Some(self.read_after(last, up_to));
+        while let Some(read) = reading.take() {
+            let mut events = read.await.expect("a read neither panics nor is aborted")?;
+            let is_full = events.len() == self.setting.options.read_events_max as usize;
+            events.retain(|event| event.position <= up_to);
+            let Some(newest) = events.last().map(|event| event.position) else {
+                break;
+            };
+            if is_full && newest < up_to {
+                reading = Some(self.read_after(newest, up_to));
+            }
+            PublisherMetrics::add(counter, events.len());
+            self.queued = newest;
+            self.queue.extend(events.into_iter().map(|event| Outgoing {
+                event,
+                is_fresh: false,
+            }));
+            self.send_all().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a chunk in a task of its own: database work is never dropped half-way. When all of the log is to be read,
+    /// batches that were committed before are let go; so the last chunk ends where the next batch begins.
+    fn read_after(&mut self, after: u64, up_to: u64) -> JoinHandle<Result<Vec<RecordedEvent>, ReadError>> {
+        if up_to == u64::MAX {
+            self.let_batches_go();
+        }
+        let Setting {
+            store,
+            partition,
+            options,
+            ..
+        } = &self.setting;
+        let (store, partition, limit) = (store.clone(), *partition, options.read_events_max);
+        tokio::spawn(async move { store.read_log(partition, after, limit).await })
+    }
+
+    fn let_batches_go(&mut self) {
+        loop {
+            match self.committed.try_recv() {
+                Ok(_) => {}
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.is_closed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends the whole queue; answers are taken as they come, and those to the last window are left to the flow.
+    async fn send_all(&mut self) -> Result<(), Interruption> {
+        loop {
+            self.send_queued().await?;
+            if self.queue.is_empty() {
+                return Ok(());
+            }
+            let answer = tokio::time::timeout_at(self.deadline(), self.flight.answer()).await;
+            self.take_ready(answer.map_err(|_| Interruption::Silence)?)?;
+        }
+    }
+
+    /// Whatever is not beyond this has been dealt with.
+    fn note_queued(&mut self, last: u64) {
+        self.queued = self.queue.back().map_or(last, |outgoing| outgoing.event.position);
+    }
+}

@@ -1,0 +1,63 @@
+//! How far a projection has come, told on core NATS.
+//!
+//! A signal wakes those who wait for a position. It may be lost, late or double: whoever needs the truth reads the
+//! checkpoint, and polls it as a fallback.
+
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::bus::{Bus, BusError};
+
+const SUBJECT: &str = "daybook.applied";
+
+/// How long a full queue may hold up a signal; after that it is dropped.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// A projection has applied everything up to a position, and committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The projection's name, as in its checkpoint.
+    pub projection: String,
+    /// The partition of the log.
+    pub partition: i32,
+    /// The generation of the log.
+    pub log_generation: Uuid,
+    /// The position of the newest event that is applied.
+    pub position: u64,
+}
+
+/// Tells everyone. A hint never fails: without a connection it is dropped.
+pub async fn announce(bus: &Bus, applied: &Applied) {
+    if !bus.is_connected() {
+        return;
+    }
+    let subject = format!("{SUBJECT}.{}.{}", applied.projection, applied.partition);
+    let payload = serde_json::to_vec(applied).expect("strings and numbers always serialize");
+    let publish = bus.client().publish(subject, payload.into());
+    match tokio::time::timeout(ANNOUNCE_TIMEOUT, publish).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = %error, "a signal was not sent"),
+        Err(_) => tracing::debug!("a signal was not sent in time"),
+    }
+}
+
+/// Everything that is announced from now on, by every projection. Survives outages; what was announced meanwhile is
+/// lost.
+///
+/// # Errors
+/// [`BusError::Subscribe`] when the client is closed.
+pub async fn subscribe(bus: &Bus) -> Result<impl Stream<Item = Applied> + Send + Unpin + 'static, BusError> {
+    let subject = format!("{SUBJECT}.>");
+    let subscribed = bus.client().subscribe(subject.clone()).await;
+    let signals = subscribed.map_err(|source| BusError::Subscribe { subject, source })?;
+    Ok(signals.filter_map(|message| std::future::ready(decode(&message.payload))))
+}
+
+fn decode(payload: &[u8]) -> Option<Applied> {
+    serde_json::from_slice(payload)
+        .inspect_err(|error| tracing::debug!(error = %error, "a signal cannot be read"))
+        .ok()
+}
