@@ -1,0 +1,87 @@
+//! A database for each test, copied from a template that is migrated once in a run.
+
+use anyhow::Context as _;
+use daybook_devstack::Cluster;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection as _, PgConnection, PgPool};
+use uuid::Uuid;
+
+/// The login roles of the services.
+pub const ROLES: [&str; 4] = [
+    "daybook_command",
+    "daybook_publisher",
+    "daybook_projector",
+    "daybook_query",
+];
+
+/// A migrated database of its own, dropped by nobody: it goes with its server.
+#[derive(Debug, Clone)]
+pub struct Database {
+    cluster: Cluster,
+    name: String,
+}
+
+impl Database {
+    /// Makes a database on a server.
+    ///
+    /// # Errors
+    /// When the server does not answer or a migration fails.
+    pub async fn create(cluster: &Cluster) -> anyhow::Result<Self> {
+        let template = format!(
+            "daybook_template_{}_{}",
+            daybook_event_store::schema_version(),
+            daybook_read_model::schema_version()
+        );
+        cluster
+            .ensure_template(&template, async |url: String| -> anyhow::Result<()> {
+                let mut connection = PgConnection::connect(&url).await?;
+                daybook_event_store::migrator().run(&mut connection).await?;
+                daybook_read_model::migrator().run(&mut connection).await?;
+                connection.close().await?;
+                cluster.enable_login(&ROLES).await?;
+                Ok(())
+            })
+            .await
+            .context("cannot make the template database")?;
+        let name = format!("daybook_{}", Uuid::now_v7().simple());
+        cluster.create_database(&name, Some(&template)).await?;
+        Ok(Self {
+            cluster: cluster.clone(),
+            name,
+        })
+    }
+
+    /// The address for a login role.
+    #[must_use]
+    pub fn url(&self, role: &str) -> String {
+        self.cluster.url(role, &self.name)
+    }
+
+    /// The superuser's address.
+    #[must_use]
+    pub fn superuser_url(&self) -> String {
+        self.cluster.superuser_url(&self.name)
+    }
+
+    /// A pool with a login role.
+    ///
+    /// # Errors
+    /// When the server does not let the role in.
+    pub async fn pool(&self, role: &str) -> anyhow::Result<PgPool> {
+        Ok(PgPoolOptions::new()
+            .max_connections(4)
+            .connect(&self.url(role))
+            .await?)
+    }
+
+    /// A pool as superuser, to look at everything.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn superuser(&self) -> anyhow::Result<PgPool> {
+        Ok(PgPoolOptions::new()
+            .max_connections(2)
+            .connect(&self.superuser_url())
+            .await?)
+    }
+}

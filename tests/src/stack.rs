@@ -1,0 +1,238 @@
+//! Servers and services: a Postgres, a NATS and the three services as processes of their own, on free ports.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
+use daybook_devstack::{
+    Lifetime, Nats, NatsOptions, Postgres, PostgresOptions, Service, ServiceOptions, port,
+};
+use sqlx::PgPool;
+use tempfile::TempDir;
+
+use crate::client::Caller;
+use crate::database::Database;
+use crate::tenant::Tenant;
+
+/// One of the three services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes commands.
+    Command,
+    /// Builds read models.
+    Projector,
+    /// Answers queries.
+    Query,
+}
+
+impl Role {
+    fn binary(self) -> &'static str {
+        match self {
+            Self::Command => "daybook-command-svc",
+            Self::Projector => "daybook-projector",
+            Self::Query => "daybook-query-svc",
+        }
+    }
+
+    fn database_role(self) -> &'static str {
+        match self {
+            Self::Command => "daybook_command",
+            Self::Projector => "daybook_projector",
+            Self::Query => "daybook_query",
+        }
+    }
+}
+
+/// A running service and where it listens.
+#[derive(Debug)]
+pub struct Running {
+    /// The process: it can be stopped, killed, paused and restarted.
+    pub service: Service,
+    /// Where callers reach it.
+    pub address: SocketAddr,
+    /// Where its metrics are.
+    pub admin: SocketAddr,
+}
+
+impl Running {
+    /// The address as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// The servers of one test. Fields drop in order: first the servers stop, then their directory goes.
+#[derive(Debug)]
+pub struct Servers {
+    /// A Postgres of its own, where the test does something to it.
+    pub own_postgres: Option<Postgres>,
+    _shared_postgres: Option<TestCluster>,
+    /// The bus.
+    pub nats: Nats,
+    /// The database.
+    pub database: Database,
+    directory: TempDir,
+}
+
+impl Servers {
+    /// A NATS of its own, and a database on the Postgres that the tests share.
+    ///
+    /// # Errors
+    /// When a server does not start.
+    pub async fn start() -> anyhow::Result<Self> {
+        let directory = temporary_directory()?;
+        let cluster = test_cluster().await?;
+        let database = Database::create(&cluster).await?;
+        let nats = Nats::start(NatsOptions::new(directory.path().join("nats"))).await?;
+        Ok(Self {
+            own_postgres: None,
+            _shared_postgres: Some(cluster),
+            nats,
+            database,
+            directory,
+        })
+    }
+
+    /// Both servers of its own, for a test that kills them or measures them.
+    ///
+    /// # Errors
+    /// When a server does not start.
+    pub async fn start_own(options: impl FnOnce(PathBuf) -> PostgresOptions) -> anyhow::Result<Self> {
+        let directory = temporary_directory()?;
+        let postgres = Postgres::start(options(directory.path().join("postgres"))).await?;
+        let database = Database::create(postgres.cluster()).await?;
+        let nats = Nats::start(NatsOptions::new(directory.path().join("nats"))).await?;
+        Ok(Self {
+            own_postgres: Some(postgres),
+            _shared_postgres: None,
+            nats,
+            database,
+            directory,
+        })
+    }
+
+    /// Starts a service on these servers.
+    ///
+    /// # Errors
+    /// When it does not become ready; the message has the last line of its log.
+    pub async fn run(&self, role: Role, environment: &[(&str, &str)]) -> anyhow::Result<Running> {
+        let address = SocketAddr::from(([127, 0, 0, 1], port::free().context("there is no free port")?));
+        let admin = SocketAddr::from(([127, 0, 0, 1], port::free().context("there is no free port")?));
+        let mut settings = vec![
+            ("DAYBOOK_LISTEN".to_owned(), address.to_string()),
+            ("DAYBOOK_ADMIN_LISTEN".to_owned(), admin.to_string()),
+            ("DATABASE_URL".to_owned(), self.database.url(role.database_role())),
+            (
+                "DAYBOOK_PUBLISHER_DATABASE_URL".to_owned(),
+                self.database.url("daybook_publisher"),
+            ),
+            ("NATS_URL".to_owned(), self.nats.url()),
+            ("DAYBOOK_ENV".to_owned(), "development".to_owned()),
+            ("DAYBOOK_CURSOR_KEY".to_owned(), "5e".repeat(32)),
+        ];
+        settings.extend(
+            environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        let service = Service::start(ServiceOptions {
+            name: role.binary().to_owned(),
+            binary: binary_directory()?.join(role.binary()),
+            environment: settings,
+            log: self
+                .directory
+                .path()
+                .join(format!("{}-{}.log", role.binary(), address.port())),
+            admin,
+            lifetime: Lifetime::Owner,
+        })
+        .await?;
+        Ok(Running {
+            service,
+            address,
+            admin,
+        })
+    }
+
+    /// Where the servers and services keep their files and logs.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// The programs are built beside the tests.
+fn binary_directory() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let beside = this.parent().context("a program is in a directory")?;
+    let directory = if beside.ends_with("deps") {
+        beside.parent().context("deps is in a directory")?
+    } else {
+        beside
+    };
+    Ok(directory.to_owned())
+}
+
+/// The whole system with one tenant.
+#[derive(Debug)]
+pub struct Stack {
+    /// The command service.
+    pub command: Running,
+    /// The projector.
+    pub projector: Running,
+    /// The query service.
+    pub query: Running,
+    /// A tenant with its keys.
+    pub tenant: Tenant,
+    /// Everything, as superuser.
+    pub superuser: PgPool,
+    /// The servers underneath.
+    pub servers: Servers,
+}
+
+impl Stack {
+    /// The three services on a database of their own.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::on(Servers::start().await?).await
+    }
+
+    /// The three services on these servers.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn on(servers: Servers) -> anyhow::Result<Self> {
+        let superuser = servers.database.superuser().await?;
+        let tenant = Tenant::create(&superuser).await?;
+        let (command, projector, query) = tokio::try_join!(
+            servers.run(Role::Command, &[]),
+            servers.run(Role::Projector, &[]),
+            servers.run(Role::Query, &[]),
+        )?;
+        Ok(Self {
+            command,
+            projector,
+            query,
+            tenant,
+            superuser,
+            servers,
+        })
+    }
+
+    /// A caller with the tenant's keys.
+    ///
+    /// # Errors
+    /// When the addresses cannot be used.
+    pub fn caller(&self) -> anyhow::Result<Caller> {
+        Caller::new(
+            &self.command.url(),
+            &self.query.url(),
+            &self.projector.url(),
+            self.tenant.clone(),
+        )
+    }
+}
