@@ -217,3 +217,78 @@ async fn readyz(State(admin): State<Admin>) -> Result<Json<Value>, ApiError> {
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     ([(CONTENT_TYPE, OPENMETRICS_TEXT)], admin.registry.encode())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::{Request, StatusCode};
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn get(router: &Router, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).body(Body::empty()).expect("a valid request");
+        let Ok(response) = router.clone().oneshot(request).await;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .expect("a whole body")
+            .to_bytes();
+        (status, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ready_when_all_that_it_depends_on_is_and_never_while_it_stops() {
+        let shutdown = CancellationToken::new();
+        let readiness = Readiness::new(shutdown.clone());
+        let (database, bus) = (readiness.depend_on("database"), readiness.depend_on("bus"));
+        let router = router(readiness, Registry::new());
+        database.set_ready();
+        let (status, body) = get(&router, "/readyz").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(
+            body.contains(r#""database":"ready""#) && body.contains(r#""bus":"not checked yet""#),
+            "{body}"
+        );
+        bus.set_ready();
+        assert_eq!(get(&router, "/readyz").await.0, StatusCode::OK);
+        database.set_failed("connection refused");
+        assert!(get(&router, "/readyz").await.1.contains("connection refused"));
+        database.set_ready();
+        shutdown.cancel();
+        assert_eq!(get(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(get(&router, "/livez").await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_dependency_is_watched_until_the_stop_signal() {
+        let shutdown = CancellationToken::new();
+        let readiness = Readiness::new(shutdown.clone());
+        let (seen, mut checks) = tokio::sync::mpsc::unbounded_channel();
+        let watching = tokio::spawn(readiness.watch("database", move || {
+            let sent = seen.send(());
+            async move { sent.map_err(|_| "nobody listens") }
+        }));
+        checks.recv().await.expect("a first check");
+        checks.recv().await.expect("and a second");
+        assert!(readiness.is_ready());
+        shutdown.cancel();
+        watching.await.expect("no panic").expect("a clean end");
+    }
+
+    #[tokio::test]
+    async fn the_metrics_are_openmetrics_text() {
+        let registry = Registry::new();
+        let _metrics = ServerMetrics::new(&registry);
+        let router = router(Readiness::new(CancellationToken::new()), registry);
+        let (status, body) = get(&router, "/metrics").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(
+            body.contains("# TYPE daybook_connections gauge") && body.ends_with("# EOF\n"),
+            "{body}"
+        );
+    }
+}

@@ -1,12 +1,12 @@
 //! A pool of Postgres connections that cannot wait for ever, and the check of the schema's version.
 //!
-//! sqlx 0.9 loses track of a transaction when a future is dropped while `BEGIN` is on its way (transact-rs/sqlx#4393): the
-//! next borrower of the connection would work inside it. Two things keep that from happening:
+//! sqlx 0.9 loses track of a transaction when a future is dropped while `BEGIN` is on its way
+//! (transact-rs/sqlx#4393): the next borrower of the connection would work inside it. Two things prevent that:
 //!
 //! - [`begin`] sends `BEGIN` from a task of its own, which is never dropped. Use it instead of `pool.begin()`.
-//! - A connection that comes back is cleared by `BEGIN; ROLLBACK`. That is one round trip after the caller has its
-//!   answer (17 µs measured), where `before_acquire` would be one before; and a bare `ROLLBACK` would have the server log a warning each
-//!   time that there is nothing to roll back.
+//! - A connection that comes back is cleared by `BEGIN; ROLLBACK`. That is one round trip (17 µs measured) after the
+//!   caller has its answer, where `before_acquire` would be one before; and a bare `ROLLBACK` would have the server
+//!   log a warning each time that there is nothing to roll back.
 
 use std::str::FromStr as _;
 use std::time::Duration;

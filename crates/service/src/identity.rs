@@ -279,7 +279,7 @@ impl Authenticator {
         let query = tokio::spawn(find_key(self.pool.clone(), prefix.to_owned()));
         match query.await {
             Ok(Ok(known)) => Ok(known),
-            Ok(Err(error)) => Err(ApiError::dependency_unavailable("database", error)),
+            Ok(Err(error)) => Err(ApiError::from(error)),
             Err(panicked) => Err(ApiError::internal(panicked)),
         }
     }

@@ -322,3 +322,27 @@ impl Drop for InFlight {
         self.0.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_between_two_moments_is_a_histogram_of_its_own() {
+        let registry = Registry::new();
+        let moments = EventMoments::new(&registry);
+        moments.observe(Moment::Received, Moment::Committed, Duration::from_micros(250));
+        moments.latency(Moment::Committed, Moment::Applied).observe(0.004);
+        let text = registry.encode();
+        let counts =
+            |from, to| format!(r#"daybook_event_latency_seconds_count{{from="{from}",to="{to}"}} 1"#);
+        assert!(text.contains(&counts("received", "committed")), "{text}");
+        assert!(text.contains(&counts("committed", "applied")), "{text}");
+        assert!(text.contains(
+            r#"daybook_event_latency_seconds_bucket{le="0.0003",from="received",to="committed"} 1"#
+        ));
+        assert!(text.contains(
+            r#"daybook_event_latency_seconds_bucket{le="0.0002",from="received",to="committed"} 0"#
+        ));
+    }
+}

@@ -113,3 +113,35 @@ fn grpc_name(code: tonic::Code) -> String {
     }
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: &[DomainRule] = &[DomainRule {
+        code: "ORDER_ALREADY_SHIPPED",
+        explanation: "Nothing can be changed any more.",
+    }];
+
+    #[test]
+    fn the_type_of_every_problem_leads_to_its_explanation() {
+        let catalogue = catalogue(RULES);
+        let rule = Code::DomainRule("ORDER_ALREADY_SHIPPED".into());
+        for code in Code::ALL.into_iter().chain([rule]) {
+            let problem = ApiError::new(code.clone(), "what happened").to_problem();
+            let slug = problem["type"]
+                .as_str()
+                .and_then(|kind| kind.strip_prefix("/problems/"))
+                .expect("a type");
+            explain(&catalogue, slug, &HeaderMap::new()).expect("an explanation");
+        }
+        explain(&catalogue, "nothing", &HeaderMap::new()).expect_err("no such code");
+    }
+
+    #[test]
+    fn a_grpc_status_is_named_as_its_documentation_does() {
+        assert_eq!(grpc_name(tonic::Code::InvalidArgument), "INVALID_ARGUMENT");
+        assert_eq!(grpc_name(tonic::Code::NotFound), "NOT_FOUND");
+        assert_eq!(grpc_name(tonic::Code::Aborted), "ABORTED");
+    }
+}
