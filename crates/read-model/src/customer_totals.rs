@@ -10,8 +10,9 @@ use std::collections::HashMap;
 use daybook_domain::ids::CustomerId;
 use daybook_domain::money::Currency;
 use daybook_domain::order::Event as OrderEvent;
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr};
 use uuid::Uuid;
 
 use crate::model::column;
@@ -78,20 +79,32 @@ const LOAD: &str = "
          ON t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
 ";
 
-const STORE: &str = "
+macro_rules! insert {
+    () => {
+        "
     INSERT INTO read_model.customer_totals_g{generation} AS t
         (tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered, ordered_minor,
          paid_minor, refunded_minor)
-    SELECT *
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                $8::bigint[], $9::bigint[], $10::bigint[])
+    SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::text[]), unnest($4::bigint[]), unnest($5::bigint[]),
+           unnest($6::bigint[]), unnest($7::bigint[]), unnest($8::bigint[]), unnest($9::bigint[]),
+           unnest($10::bigint[])
+"
+    };
+}
+
+const INSERT: &str = insert!();
+
+const STORE: &str = concat!(
+    insert!(),
+    "
     ON CONFLICT (tenant_id, customer_id, currency) DO UPDATE
     SET position = excluded.position, orders_placed = excluded.orders_placed,
         orders_closed = excluded.orders_closed, items_ordered = excluded.items_ordered,
         ordered_minor = excluded.ordered_minor, paid_minor = excluded.paid_minor,
         refunded_minor = excluded.refunded_minor
     WHERE t.position < excluded.position
-";
+"
+);
 
 const DELETE: &str = "
     DELETE FROM read_model.customer_totals_g{generation} AS t
@@ -103,6 +116,7 @@ const DELETE: &str = "
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("customer_totals.find", FIND),
     ("customer_totals.load", LOAD),
+    ("customer_totals.insert", INSERT),
     ("customer_totals.store", STORE),
     ("customer_totals.delete", DELETE),
 ];
@@ -159,22 +173,23 @@ impl ReadModel for CustomerTotals {
         Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
     }
 
+    async fn insert(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Row],
+    ) -> Result<(), sqlx::Error> {
+        write(tables.fill(INSERT), rows)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
     async fn store(
         connection: &mut PgConnection,
         tables: Generation,
         rows: &[&Row],
     ) -> Result<(), sqlx::Error> {
-        sqlx::query(tables.fill(STORE))
-            .bind(column(rows, |row| row.key.tenant_id))
-            .bind(column(rows, |row| row.key.customer_id.as_str()))
-            .bind(column(rows, |row| row.key.currency.as_str()))
-            .bind(column(rows, |row| row.position.cast_signed()))
-            .bind(column(rows, |row| row.orders_placed.cast_signed()))
-            .bind(column(rows, |row| row.orders_closed.cast_signed()))
-            .bind(column(rows, |row| row.items_ordered.cast_signed()))
-            .bind(column(rows, |row| row.ordered_minor))
-            .bind(column(rows, |row| row.paid_minor))
-            .bind(column(rows, |row| row.refunded_minor))
+        write(tables.fill(STORE), rows)
             .execute(connection)
             .await
             .map(drop)
@@ -194,6 +209,21 @@ impl ReadModel for CustomerTotals {
             .await
             .map(drop)
     }
+}
+
+/// `INSERT` or `STORE` with its columns.
+fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(statement)
+        .bind(column(rows, |row| row.key.tenant_id))
+        .bind(column(rows, |row| row.key.customer_id.as_str()))
+        .bind(column(rows, |row| row.key.currency.as_str()))
+        .bind(column(rows, |row| row.position.cast_signed()))
+        .bind(column(rows, |row| row.orders_placed.cast_signed()))
+        .bind(column(rows, |row| row.orders_closed.cast_signed()))
+        .bind(column(rows, |row| row.items_ordered.cast_signed()))
+        .bind(column(rows, |row| row.ordered_minor))
+        .bind(column(rows, |row| row.paid_minor))
+        .bind(column(rows, |row| row.refunded_minor))
 }
 
 /// What one event adds to a customer's totals.

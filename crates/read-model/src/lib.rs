@@ -18,7 +18,7 @@ pub mod status;
 
 pub use customer_totals::CustomerTotals;
 pub use event::{Body, DecodeError, Event};
-pub use model::{Change, FoldError, Generation, OrderKey, ReadModel};
+pub use model::{Change, FoldError, Generation, OrderKey, ReadModel, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgConnection};
 use thiserror::Error;
 use uuid::Uuid;
@@ -74,6 +75,14 @@ pub trait ReadModel: Send + Sync + 'static {
         tables: Generation,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Row>, sqlx::Error>> + Send;
+
+    /// Stores rows of keys that are known to have none, at half the cost of [`Self::store`]. A key that has one after
+    /// all violates the primary key.
+    fn insert(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Self::Row],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Stores rows, each key at most once; a stored row whose position is the same or higher stays as it is.
     fn store(
@@ -200,6 +209,16 @@ impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// The settings that a connection which loads and stores rows needs.
+///
+/// Statements are prepared once and planned for good, perhaps while a table is still empty, where reading all of it
+/// looks cheapest; that plan would stay in use until the statistics are renewed, a minute of heavy writing later. So
+/// the index is taken always. (A table without one is still read as a whole, at a cost that looks so high that it would
+/// be compiled first; hence no such compilation.)
+pub fn connect_options(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("enable_seqscan", "off"), ("jit", "off")])
 }
 
 /// One column of many rows, as a statement's `unnest` takes it.

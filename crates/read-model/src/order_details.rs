@@ -10,8 +10,9 @@ mod view;
 use std::collections::HashMap;
 
 use daybook_domain::order::Event as OrderEvent;
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr};
 use uuid::Uuid;
 
 pub use self::document::{Document, find_documents};
@@ -64,15 +65,25 @@ const LOAD: &str = "
     JOIN read_model.order_details_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
 ";
 
-const STORE: &str = "
+macro_rules! insert {
+    () => {
+        "
     INSERT INTO read_model.order_details_g{generation} AS o (tenant_id, order_id, version, position, document)
-    SELECT k.tenant_id, k.order_id, k.version, k.position, k.document::json
-    FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
-         AS k (tenant_id, order_id, version, position, document)
+    SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[])::json
+"
+    };
+}
+
+const INSERT: &str = insert!();
+
+const STORE: &str = concat!(
+    insert!(),
+    "
     ON CONFLICT (tenant_id, order_id) DO UPDATE
     SET version = excluded.version, position = excluded.position, document = excluded.document
     WHERE o.position < excluded.position
-";
+"
+);
 
 const DELETE: &str = "
     DELETE FROM read_model.order_details_g{generation} AS o
@@ -85,6 +96,7 @@ pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("order_details.find_many", FIND),
     ("order_details.find_documents", document::FIND),
     ("order_details.load", LOAD),
+    ("order_details.insert", INSERT),
     ("order_details.store", STORE),
     ("order_details.delete", DELETE),
 ];
@@ -151,17 +163,23 @@ impl ReadModel for OrderDetails {
         Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
+    async fn insert(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Row],
+    ) -> Result<(), sqlx::Error> {
+        write(tables.fill(INSERT), rows)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
     async fn store(
         connection: &mut PgConnection,
         tables: Generation,
         rows: &[&Row],
     ) -> Result<(), sqlx::Error> {
-        sqlx::query(tables.fill(STORE))
-            .bind(column(rows, |row| row.tenant_id))
-            .bind(column(rows, |row| row.document.order_id.as_str()))
-            .bind(column(rows, |row| row.document.version.cast_signed()))
-            .bind(column(rows, |row| row.position.cast_signed()))
-            .bind(column(rows, |row| encode(&row.document)))
+        write(tables.fill(STORE), rows)
             .execute(connection)
             .await
             .map(drop)
@@ -180,6 +198,16 @@ impl ReadModel for OrderDetails {
             .await
             .map(drop)
     }
+}
+
+/// `INSERT` or `STORE` with its columns.
+fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(statement)
+        .bind(column(rows, |row| row.tenant_id))
+        .bind(column(rows, |row| row.document.order_id.as_str()))
+        .bind(column(rows, |row| row.document.version.cast_signed()))
+        .bind(column(rows, |row| row.position.cast_signed()))
+        .bind(column(rows, |row| encode(&row.document)))
 }
 
 fn encode(document: &OrderView) -> String {

@@ -9,8 +9,9 @@ use daybook_domain::ids::{CustomerId, Reference};
 use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, Placed, Status};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -182,20 +183,32 @@ const LOAD: &str = "
     JOIN read_model.order_list_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
 ";
 
-const STORE: &str = "
+macro_rules! insert {
+    () => {
+        "
     INSERT INTO read_model.order_list_g{generation} AS o
         (tenant_id, order_id, version, position, status, reference, customer_id, currency, total_minor, item_count,
          placed_at, updated_at)
-    SELECT *
-    FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::bigint[], $10::bigint[], $11::timestamptz[], $12::timestamptz[])
+    SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]),
+           unnest($6::text[]), unnest($7::text[]), unnest($8::text[]), unnest($9::bigint[]), unnest($10::bigint[]),
+           unnest($11::timestamptz[]), unnest($12::timestamptz[])
+"
+    };
+}
+
+const INSERT: &str = insert!();
+
+const STORE: &str = concat!(
+    insert!(),
+    "
     ON CONFLICT (tenant_id, order_id) DO UPDATE
     SET version = excluded.version, position = excluded.position, status = excluded.status,
         reference = excluded.reference, customer_id = excluded.customer_id, currency = excluded.currency,
         total_minor = excluded.total_minor, item_count = excluded.item_count, placed_at = excluded.placed_at,
         updated_at = excluded.updated_at
     WHERE o.position < excluded.position
-";
+"
+);
 
 const DELETE: &str = "
     DELETE FROM read_model.order_list_g{generation} AS o
@@ -207,6 +220,7 @@ const DELETE: &str = "
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("order_list.list", LIST),
     ("order_list.load", LOAD),
+    ("order_list.insert", INSERT),
     ("order_list.store", STORE),
     ("order_list.delete", DELETE),
 ];
@@ -268,24 +282,23 @@ impl ReadModel for OrderList {
         Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
+    async fn insert(
+        connection: &mut PgConnection,
+        tables: Generation,
+        rows: &[&Row],
+    ) -> Result<(), sqlx::Error> {
+        write(tables.fill(INSERT), rows)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
     async fn store(
         connection: &mut PgConnection,
         tables: Generation,
         rows: &[&Row],
     ) -> Result<(), sqlx::Error> {
-        sqlx::query(tables.fill(STORE))
-            .bind(column(rows, |row| row.tenant_id))
-            .bind(column(rows, |row| row.order_id.as_str()))
-            .bind(column(rows, |row| row.version.cast_signed()))
-            .bind(column(rows, |row| row.position.cast_signed()))
-            .bind(column(rows, |row| status::name(row.status)))
-            .bind(column(rows, |row| row.reference.as_ref().map(Reference::as_str)))
-            .bind(column(rows, |row| row.customer_id.as_str()))
-            .bind(column(rows, |row| row.currency.as_str()))
-            .bind(column(rows, |row| row.total_minor))
-            .bind(column(rows, |row| row.item_count.cast_signed()))
-            .bind(column(rows, |row| row.placed_at))
-            .bind(column(rows, |row| row.updated_at))
+        write(tables.fill(STORE), rows)
             .execute(connection)
             .await
             .map(drop)
@@ -304,6 +317,23 @@ impl ReadModel for OrderList {
             .await
             .map(drop)
     }
+}
+
+/// `INSERT` or `STORE` with its columns.
+fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(statement)
+        .bind(column(rows, |row| row.tenant_id))
+        .bind(column(rows, |row| row.order_id.as_str()))
+        .bind(column(rows, |row| row.version.cast_signed()))
+        .bind(column(rows, |row| row.position.cast_signed()))
+        .bind(column(rows, |row| status::name(row.status)))
+        .bind(column(rows, |row| row.reference.as_ref().map(Reference::as_str)))
+        .bind(column(rows, |row| row.customer_id.as_str()))
+        .bind(column(rows, |row| row.currency.as_str()))
+        .bind(column(rows, |row| row.total_minor))
+        .bind(column(rows, |row| row.item_count.cast_signed()))
+        .bind(column(rows, |row| row.placed_at))
+        .bind(column(rows, |row| row.updated_at))
 }
 
 impl Row {
