@@ -1,0 +1,84 @@
+//! Consecutive events of one partition, decoded once for every projection that takes them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use daybook_event_store::RecordedEvent;
+use daybook_read_model::{DecodeError, Event};
+use serde::Deserialize;
+use uuid::Uuid;
+
+/// An event, or why it could not be decoded: only who has to take it finds fault with it.
+#[derive(Debug)]
+pub struct Decoded {
+    /// Its position in the partition.
+    pub position: u64,
+    /// What was decoded.
+    pub event: Result<Event, Arc<DecodeError>>,
+}
+
+impl Decoded {
+    /// Decodes an event.
+    pub fn new(recorded: &RecordedEvent) -> Self {
+        Self {
+            position: recorded.position,
+            event: Event::decode(recorded).map_err(Arc::new),
+        }
+    }
+}
+
+/// At least one event; their positions are consecutive.
+#[derive(Debug)]
+pub struct Batch {
+    /// The generation of the log.
+    pub log_generation: Uuid,
+    /// The events, by position.
+    pub events: Vec<Decoded>,
+    /// When the projector had them in its hands.
+    pub delivered_at: Instant,
+}
+
+impl Batch {
+    /// Decodes events that were just read; `None` when there are none.
+    pub fn decode(log_generation: Uuid, recorded: &[RecordedEvent], delivered_at: Instant) -> Option<Self> {
+        let events: Vec<_> = recorded.iter().map(Decoded::new).collect();
+        (!events.is_empty()).then_some(Self {
+            log_generation,
+            events,
+            delivered_at,
+        })
+    }
+
+    /// The position of the first event.
+    pub fn first(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.position)
+    }
+
+    /// The position of the last event.
+    pub fn last(&self) -> u64 {
+        self.events.last().map_or(0, |event| event.position)
+    }
+
+    /// The events after a position.
+    pub fn after(&self, position: u64) -> &[Decoded] {
+        let first = self.events.partition_point(|event| event.position <= position);
+        &self.events[first..]
+    }
+}
+
+/// What the metadata of an event say about its own history.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Origin {
+    /// The trace of the request that caused it.
+    pub(crate) traceparent: Option<String>,
+    /// When the command came in, in microseconds since 1970.
+    pub(crate) received_at_us: Option<i64>,
+}
+
+impl Origin {
+    /// What cannot be read is absent.
+    pub(crate) fn of(event: &Event) -> Self {
+        serde_json::from_str(&event.metadata).unwrap_or_default()
+    }
+}

@@ -1,0 +1,23 @@
+//! What the projector is told.
+
+use clap::Parser;
+use daybook_service::config::CommonConfig;
+
+/// Folds the events of the log into read models.
+#[derive(Parser, Clone, Debug)]
+#[command(version)]
+pub struct Config {
+    /// What every service is told.
+    #[command(flatten)]
+    pub common: CommonConfig,
+
+    /// How many connections this process may have to answer operators and to read the log, besides one for each
+    /// projection and partition.
+    #[arg(
+        long,
+        env = "DAYBOOK_DATABASE_CONNECTIONS",
+        value_name = "NUMBER",
+        default_value_t = 8
+    )]
+    pub database_connections: u32,
+}

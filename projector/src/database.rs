@@ -1,0 +1,63 @@
+//! Connections of the projector's own: each worker keeps one for itself, and throws it away after an error.
+//!
+//! They set `synchronous_commit = off`: rows and checkpoint commit together, so a crash of the server loses the tail of
+//! both, and it is folded again (`migrations/read-model/0001_schema.sql` has the whole argument).
+
+use std::str::FromStr as _;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, PgConnection, PgPool};
+
+/// How long a statement of a worker may run. A batch takes milliseconds; what takes longer than this hangs.
+const STATEMENT_TIMEOUT: &str = "60s";
+
+/// How long a transaction may wait for its worker.
+const IDLE_IN_TRANSACTION_TIMEOUT: &str = "5s";
+
+/// How long a worker waits for a row that another one holds.
+const LOCK_TIMEOUT: &str = "10s";
+
+/// Makes connections.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    options: PgConnectOptions,
+}
+
+impl Connector {
+    /// Connections to the database at `url`, as its role.
+    pub fn new(url: &str) -> Result<Self, sqlx::Error> {
+        let options = PgConnectOptions::from_str(url)?.options([
+            ("synchronous_commit", "off"),
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
+        ]);
+        Ok(Self { options })
+    }
+
+    /// A connection that shows its purpose in `pg_stat_activity`.
+    pub async fn connect(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
+        self.named(purpose).connect().await
+    }
+
+    /// A connection for work that may take as long as it takes, like making indexes.
+    pub async fn connect_for_long(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
+        self.named(purpose)
+            .options([("statement_timeout", "0")])
+            .connect()
+            .await
+    }
+
+    /// A few connections to read the log with.
+    pub fn pool(&self, connections_max: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(connections_max)
+            .connect_lazy_with(self.named("log"))
+    }
+
+    fn named(&self, purpose: &str) -> PgConnectOptions {
+        self.options
+            .clone()
+            .application_name(&format!("daybook-projector {purpose}"))
+    }
+}

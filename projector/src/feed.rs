@@ -1,0 +1,281 @@
+//! The newest events of a partition, read and decoded once for all projections of this process.
+//!
+//! A feed keeps a *window*: the newest batches that came from the bus. A worker that stands inside the window takes
+//! everything after its position at once, so its batches grow with the load; one that stands at its end waits; one that
+//! stands before it reads the log alone until it has caught up. There is no queue per worker that could fill up.
+//!
+//! The window does not move past a worker that stands inside it, unless that worker has not moved for [`PATIENCE`]: then
+//! it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing depends on the
+//! feed but speed.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use daybook_event_bus::consume::{Reader, ReaderOptions};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::batch::Batch;
+use crate::checkpoint;
+use crate::database::Connector;
+use crate::worker::Context;
+
+/// How many events the window holds before it is moved.
+const WINDOW_EVENTS_MAX: usize = 16_384;
+
+/// How many events are read at a time.
+const READ_EVENTS_MAX: usize = 1_000;
+
+/// For how long a full window waits for a worker inside it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long to wait before a reader that failed is made anew.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+
+/// The newest events of one partition. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Feed(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    window: Mutex<Window>,
+    /// Counts the changes of the window.
+    changed: watch::Sender<u64>,
+    /// Told when a worker has moved on.
+    moved: Notify,
+}
+
+/// Batches whose positions are consecutive, from `start + 1` to `end`.
+#[derive(Debug, Default)]
+struct Window {
+    /// Whether anything reads into it.
+    is_fed: bool,
+    log_generation: Option<Uuid>,
+    start: u64,
+    end: u64,
+    events: usize,
+    batches: VecDeque<Arc<Batch>>,
+    workers: HashMap<u64, u64>,
+    next_worker: u64,
+}
+
+/// What the feed has for a worker.
+#[derive(Debug)]
+pub enum Taken {
+    /// Events after its position, in order.
+    Batches(Vec<Arc<Batch>>),
+    /// It has everything.
+    CaughtUp,
+    /// It stands outside the window: the log has what it needs.
+    Elsewhere,
+}
+
+impl Feed {
+    /// A place in the feed for one worker.
+    pub fn subscribe(&self) -> Subscription {
+        let mut window = self.0.window();
+        let worker = window.next_worker;
+        window.next_worker += 1;
+        Subscription {
+            shared: Arc::clone(&self.0),
+            changes: self.0.changed.subscribe(),
+            worker,
+        }
+    }
+
+    /// Reads a partition into the window until it is told to stop. The bus's reader falls back to the log by itself.
+    pub async fn run(
+        self,
+        context: Context,
+        partition: i32,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        while !shutdown.is_cancelled() {
+            let failure = match start_position(&context.connector, partition).await {
+                Ok(start) => {
+                    self.0.restart(start, None);
+                    let options = ReaderOptions::default();
+                    let (bus, store) = (context.bus.clone(), context.store.clone());
+                    let reader = Reader::new(bus, store, partition, start, options);
+                    self.follow(reader, &shutdown).await
+                }
+                Err(error) => Some(anyhow::Error::from(error)),
+            };
+            if let Some(error) = failure {
+                tracing::warn!(
+                    partition,
+                    error.chain = format!("{error:#}"),
+                    "a feed is started anew"
+                );
+                let _ = shutdown
+                    .run_until_cancelled(tokio::time::sleep(RESTART_PAUSE))
+                    .await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until told to stop, or until the reader fails.
+    async fn follow(&self, mut reader: Reader, shutdown: &CancellationToken) -> Option<anyhow::Error> {
+        loop {
+            let read = shutdown
+                .run_until_cancelled(reader.next_batch(READ_EVENTS_MAX))
+                .await?;
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => return Some(error.into()),
+            };
+            if let Some(batch) = Batch::decode(read.generation, &read.events, read.delivered_at) {
+                shutdown.run_until_cancelled(self.push(Arc::new(batch))).await?;
+            }
+        }
+    }
+
+    /// Adds a batch at the end, when there is room.
+    pub async fn push(&self, batch: Arc<Batch>) {
+        let patience = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let moved = self.0.moved.notified();
+            let is_late = tokio::time::Instant::now() >= patience;
+            if self.0.window().make_room(is_late) {
+                break;
+            }
+            let _ = tokio::time::timeout_at(patience, moved).await;
+        }
+        self.0.append(batch);
+    }
+}
+
+/// The feed begins where the most advanced projection stands: whoever is not that far catches up alone.
+async fn start_position(connector: &Connector, partition: i32) -> Result<u64, sqlx::Error> {
+    let mut connection = connector.connect("feed").await?;
+    checkpoint::newest_live(&mut connection, partition).await
+}
+
+impl Shared {
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn restart(&self, start: u64, log_generation: Option<Uuid>) {
+        let mut window = self.window();
+        window.is_fed = true;
+        window.batches.clear();
+        window.events = 0;
+        window.start = start;
+        window.end = start;
+        window.log_generation = log_generation;
+        drop(window);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// A batch that does not continue the window, or is of another log, begins a new one.
+    fn append(&self, batch: Arc<Batch>) {
+        let window = self.window();
+        let continues = batch.first() == window.end + 1
+            && window
+                .log_generation
+                .is_none_or(|generation| generation == batch.log_generation);
+        drop(window);
+        if !continues {
+            self.restart(batch.first() - 1, None);
+        }
+        let mut window = self.window();
+        window.log_generation = Some(batch.log_generation);
+        window.end = batch.last();
+        window.events += batch.events.len();
+        window.batches.push_back(batch);
+        drop(window);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+impl Window {
+    /// Drops the oldest batches until there is room for another one; `false` when a worker still needs them and it is
+    /// not yet too late for it.
+    fn make_room(&mut self, is_late: bool) -> bool {
+        while self.events >= WINDOW_EVENTS_MAX {
+            let Some(oldest) = self.batches.front() else {
+                return true;
+            };
+            let is_needed = |position: &u64| (self.start..oldest.last()).contains(position);
+            if !is_late && self.workers.values().any(is_needed) {
+                return false;
+            }
+            self.start = oldest.last();
+            self.events -= oldest.events.len();
+            self.batches.pop_front();
+        }
+        true
+    }
+
+    fn after(&self, position: u64, events_max: usize) -> Taken {
+        if position > self.end && self.is_fed {
+            // It read ahead, alone; the feed is about to come past.
+            return Taken::CaughtUp;
+        }
+        if !(self.start..=self.end).contains(&position) || !self.is_fed {
+            return Taken::Elsewhere;
+        }
+        let first = self.batches.partition_point(|batch| batch.last() <= position);
+        let mut events = 0;
+        let batches: Vec<_> = self
+            .batches
+            .range(first..)
+            .take_while(|batch| {
+                let fits = events < events_max;
+                events += batch.events.len();
+                fits
+            })
+            .cloned()
+            .collect();
+        if batches.is_empty() {
+            Taken::CaughtUp
+        } else {
+            Taken::Batches(batches)
+        }
+    }
+}
+
+/// A worker's place in a feed.
+#[derive(Debug)]
+pub struct Subscription {
+    shared: Arc<Shared>,
+    changes: watch::Receiver<u64>,
+    worker: u64,
+}
+
+impl Subscription {
+    /// What there is after `position`, which the worker has reached: whole batches, up to about `events_max` events.
+    pub fn take(&mut self, position: u64, events_max: usize) -> Taken {
+        self.changes.mark_unchanged();
+        let mut window = self.shared.window();
+        window.workers.insert(self.worker, position);
+        let taken = window.after(position, events_max);
+        drop(window);
+        self.shared.moved.notify_waiters();
+        taken
+    }
+
+    /// Waits until the window is not what it was at the last [`Self::take`]. Nothing is lost when this is dropped.
+    pub async fn changed(&mut self) {
+        if self.changes.changed().await.is_err() {
+            // The sender lives as long as `shared`, which this holds.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Leaves the window without its place in it: a worker that does not go on must not hold it up.
+    pub fn step_aside(&mut self) {
+        self.shared.window().workers.remove(&self.worker);
+        self.shared.moved.notify_waiters();
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.step_aside();
+    }
+}

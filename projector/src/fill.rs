@@ -1,0 +1,123 @@
+//! Applies the log to tables that are not live, as fast as possible: reading, decoding and applying overlap.
+//!
+//! One task reads ahead from Postgres, threads for blocking work decode, and the caller's task folds and stores.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use daybook_event_store::{EventStore, ReadError};
+use daybook_read_model::ReadModel;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::batch::{Batch, Decoded};
+use crate::runner::{ApplyError, Runner};
+
+/// How many events are read, and applied in one transaction.
+const CHUNK_EVENTS: u32 = 10_000;
+
+/// How many chunks may be read before they are applied.
+const CHUNKS_AHEAD_MAX: usize = 2;
+
+/// Why a fill did not get to the end of the log.
+#[derive(Debug, Error)]
+pub enum FillError {
+    /// The log could not be read.
+    #[error("cannot read the log")]
+    Read(#[from] ReadError),
+    /// A batch could not be applied.
+    #[error("cannot apply a batch")]
+    Apply(#[from] ApplyError),
+}
+
+/// A chunk that is being decoded, or why it could not be read.
+type Chunk = Result<JoinHandle<Option<Batch>>, ReadError>;
+
+/// Applies everything that the log has; `applied` is told of every batch. Stops between two batches when told to.
+/// Returns the number of events.
+pub(crate) async fn fill<M: ReadModel>(
+    runner: &mut Runner<M>,
+    store: &EventStore,
+    shutdown: &CancellationToken,
+    applied: impl Fn(u64),
+) -> Result<u64, FillError> {
+    let start = runner.lease().position;
+    let mut chunks = read_ahead(store.clone(), runner);
+    while !shutdown.is_cancelled()
+        && let Some(chunk) = chunks.recv().await
+    {
+        let decoded = chunk?
+            .await
+            .expect("decoding does not panic, and is never aborted");
+        let Some(batch) = decoded else { break };
+        apply_all(runner, &batch, &applied).await?;
+    }
+    Ok(runner.lease().position - start)
+}
+
+async fn apply_all<M: ReadModel>(
+    runner: &mut Runner<M>,
+    batch: &Batch,
+    applied: &impl Fn(u64),
+) -> Result<(), ApplyError> {
+    let mut events: Vec<&Decoded> = batch.events.iter().collect();
+    while !events.is_empty() {
+        let count = runner.apply(&events).await?;
+        events.drain(..count);
+        applied(count as u64);
+    }
+    Ok(())
+}
+
+/// Reads from the runner's position to the end of the log. Ends when nobody receives any more.
+fn read_ahead<M: ReadModel>(store: EventStore, runner: &Runner<M>) -> mpsc::Receiver<Chunk> {
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD_MAX);
+    let lease = runner.lease();
+    let (partition, log_generation, mut position) =
+        (lease.key.partition, lease.log_generation, lease.position);
+    tokio::spawn(async move {
+        loop {
+            let recorded = match store.read_log(partition, position, CHUNK_EVENTS).await {
+                Ok(recorded) => Arc::new(recorded),
+                Err(error) => break drop(sender.send(Err(error)).await),
+            };
+            let Some(last) = recorded.last() else { break };
+            position = last.position;
+            let is_last = recorded.len() < CHUNK_EVENTS as usize;
+            let decode = move || Batch::decode(log_generation, &recorded, Instant::now());
+            if sender
+                .send(Ok(tokio::task::spawn_blocking(decode)))
+                .await
+                .is_err()
+                || is_last
+            {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Applies the log up to `position` and no further than the chunk that holds it; for the last few events.
+pub(crate) async fn fill_up_to<M: ReadModel>(
+    runner: &mut Runner<M>,
+    store: &EventStore,
+    position: u64,
+    applied: impl Fn(u64),
+) -> Result<(), FillError> {
+    while runner.lease().position < position {
+        let lease = runner.lease();
+        let log_generation: Uuid = lease.log_generation;
+        let recorded = store
+            .read_log(lease.key.partition, lease.position, CHUNK_EVENTS)
+            .await?;
+        let Some(batch) = Batch::decode(log_generation, &recorded, Instant::now()) else {
+            break;
+        };
+        apply_all(runner, &batch, &applied).await?;
+    }
+    Ok(())
+}

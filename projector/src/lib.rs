@@ -1,0 +1,212 @@
+//! The projector: events of the log are folded into read models.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`projections`] | the list of projections; a new read model is one line there |
+//! | [`worker`] | keeps the live tables of one projection up to date, in one partition |
+//! | [`runner`] | one batch into one generation of tables: load, fold, store, advance |
+//! | [`fold`] | the rows of a batch in memory |
+//! | [`feed`] | the newest events of a partition, read and decoded once for all workers |
+//! | [`batch`] | consecutive events, decoded |
+//! | [`rebuild`], [`fill`] | new tables beside the live ones, filled from the log and swapped in |
+//! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
+//! | [`registry`] | which generation is live, and what is being rebuilt |
+//! | [`service`] | what operators see and ask for |
+//!
+//! Each event takes effect exactly once in each read model, whatever is delivered twice, late or not at all, and whoever
+//! else believes to be in charge: rows and checkpoint change in one transaction, the checkpoint by compare-and-set. No
+//! event is ever skipped; one that cannot be applied stops its projection, in the sight of operators, and no other one.
+
+pub mod batch;
+pub mod checkpoint;
+mod config;
+pub mod database;
+pub mod feed;
+pub mod fill;
+pub mod fold;
+pub mod metrics;
+pub mod projections;
+pub mod rebuild;
+pub mod registry;
+pub mod runner;
+pub mod service;
+mod trace;
+pub mod worker;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+use daybook_event_bus::Bus;
+use daybook_event_store::EventStore;
+use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
+use daybook_service::admin::{self, Readiness};
+use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::server::{self, Limits};
+use daybook_service::shutdown::Supervisor;
+use daybook_service::{database as shared_database, problems};
+use sqlx::{Connection as _, PgPool};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use uuid::Uuid;
+
+pub use config::Config;
+
+use crate::database::Connector;
+use crate::feed::Feed;
+use crate::metrics::Metrics;
+use crate::service::Projections;
+use crate::worker::Context;
+
+/// The largest request of an operator, in bytes.
+const REQUEST_BYTES_MAX: usize = 16 * 1_024;
+
+/// Works and serves on `listener` until `shutdown`, or until a task ends that should not. A partition that is added to
+/// the log later is taken up by the next start.
+///
+/// # Errors
+/// When the database cannot be used or has an older schema, and when a task has ended.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let url = &config.common.database_url;
+    let pool = shared_database::connect(url, "daybook-projector", config.database_connections).await?;
+    shared_database::check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
+    shared_database::check_schema(&pool, "read_model", daybook_read_model::schema_version()).await?;
+
+    let registry = Registry::new();
+    let readiness = Readiness::new(shutdown.clone());
+    let mut tasks = Supervisor::new(shutdown.clone());
+    let context = Context {
+        connector: Connector::new(url.expose())?,
+        store: EventStore::new(pool.clone()),
+        bus: Bus::connect_as(config.common.nats_url.expose(), "daybook-projector").await?,
+        metrics: Metrics::new(&registry),
+        owner: Uuid::now_v7(),
+    };
+    watch_dependencies(&mut tasks, &readiness, &pool);
+    let requested = start_projections(&context, &mut tasks, &shutdown).await?;
+    tasks.spawn(
+        "metrics",
+        context
+            .metrics
+            .clone()
+            .watch(context.connector.clone(), shutdown.clone()),
+    );
+    tasks.spawn("admin", {
+        let serving = admin::serve(admin_listener, readiness, registry.clone());
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.run_until_cancelled_owned(serving).await;
+            Ok(())
+        }
+    });
+    let operators = Projections::new(pool, requested);
+    let grpc = grpc_routes(operators, config.common.is_development(), &mut tasks, &shutdown).await?;
+    let metrics = ServerMetrics::new(&registry);
+    tasks.spawn("server", async move {
+        server::serve(
+            listener,
+            problems::router(&[]),
+            grpc,
+            Limits::default(),
+            metrics,
+            shutdown,
+        )
+        .await;
+        Ok(())
+    });
+    tracing::info!("ready");
+    tasks.run().await?;
+    Ok(())
+}
+
+/// NATS is not among them: without it the workers read the log.
+fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
+    let pool = pool.clone();
+    tasks.spawn(
+        "postgres check",
+        readiness.watch("postgres", move || {
+            let pool = pool.clone();
+            async move { shared_database::ping(&pool).await }
+        }),
+    );
+}
+
+/// Starts a feed for each partition, a worker for each projection and partition, and a rebuilder for each projection.
+/// Returns what wakes the rebuilders.
+async fn start_projections(
+    context: &Context,
+    tasks: &mut Supervisor,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<HashMap<&'static str, Arc<Notify>>> {
+    open_checkpoints(&context.connector).await?;
+    for partition in context.store.partitions().await? {
+        let feed = Feed::default();
+        for projection in projections::ALL {
+            tasks.spawn(
+                projection.name,
+                projection.work(context.clone(), partition, &feed, shutdown.clone()),
+            );
+        }
+        tasks.spawn("feed", feed.run(context.clone(), partition, shutdown.clone()));
+    }
+    let mut requested = HashMap::new();
+    for projection in projections::ALL {
+        let wake = Arc::new(Notify::new());
+        tasks.spawn(
+            "rebuilder",
+            projection.rebuild(context.clone(), Arc::clone(&wake), shutdown.clone()),
+        );
+        requested.insert(projection.name, wake);
+    }
+    Ok(requested)
+}
+
+/// Every projection has a checkpoint in every partition before anyone looks for it.
+async fn open_checkpoints(connector: &Connector) -> Result<(), sqlx::Error> {
+    let mut connection = connector.connect("start").await?;
+    for projection in projections::ALL {
+        registry::introduce(&mut connection, projection.name).await?;
+    }
+    checkpoint::open_all(&mut connection).await?;
+    connection.close().await
+}
+
+/// What operators ask for, health and, where it is wanted, reflection.
+async fn grpc_routes(
+    operators: Projections,
+    with_reflection: bool,
+    tasks: &mut Supervisor,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Router> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter
+        .set_serving::<ProjectionServiceServer<Projections>>()
+        .await;
+    let stopping = shutdown.clone();
+    tasks.spawn("health", async move {
+        stopping.cancelled().await;
+        reporter
+            .set_not_serving::<ProjectionServiceServer<Projections>>()
+            .await;
+        Ok(())
+    });
+    let operators = ProjectionServiceServer::new(operators)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(1_024 * 1_024);
+    let mut routes = Routes::new(operators).add_service(health);
+    if with_reflection {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        routes = routes.add_service(reflection);
+    }
+    Ok(routes.into_axum_router())
+}

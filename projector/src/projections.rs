@@ -1,0 +1,65 @@
+//! The projections that this program runs. To add a read model is one line in [`ALL`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
+use futures::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::feed::Feed;
+use crate::rebuild::Rebuilder;
+use crate::worker::{Context, Worker};
+
+/// Every projection.
+pub const ALL: &[Projection] = &[
+    Projection::of::<OrderDetails>(),
+    Projection::of::<OrderList>(),
+    Projection::of::<CustomerTotals>(),
+];
+
+/// A long-running task.
+type Task = BoxFuture<'static, anyhow::Result<()>>;
+
+/// A read model as a projection: how its tables are kept up to date, and how they are rebuilt.
+#[derive(Clone, Copy)]
+pub struct Projection {
+    /// Its name.
+    pub name: &'static str,
+    work: fn(Context, i32, &Feed, CancellationToken) -> Task,
+    rebuild: fn(Context, Arc<Notify>, CancellationToken) -> Task,
+}
+
+impl Projection {
+    /// The projection of a read model.
+    pub const fn of<M: ReadModel>() -> Self {
+        Self {
+            name: M::NAME,
+            work: |context, partition, feed, shutdown| {
+                Box::pin(Worker::<M>::new(context, partition, feed).run(shutdown))
+            },
+            rebuild: |context, requested, shutdown| {
+                Box::pin(Rebuilder::<M>::new(context, shutdown).run(requested))
+            },
+        }
+    }
+
+    /// The task that keeps the live tables up to date in one partition.
+    pub fn work(&self, context: Context, partition: i32, feed: &Feed, shutdown: CancellationToken) -> Task {
+        (self.work)(context, partition, feed, shutdown)
+    }
+
+    /// The task that runs its rebuilds.
+    pub fn rebuild(&self, context: Context, requested: Arc<Notify>, shutdown: CancellationToken) -> Task {
+        (self.rebuild)(context, requested, shutdown)
+    }
+}
+
+impl fmt::Debug for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Projection")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,366 @@
+//! Rebuilds: a projection's tables filled anew from the log, beside the live ones, and swapped in.
+//!
+//! A rebuild fills the next generation of tables from Postgres (never from the bus), adds the indexes, catches up, and
+//! goes live: the live workers are held at their checkpoints for the moment that it takes to reach them, and one
+//! transaction swaps the view. Readers never see less than they saw before.
+//!
+//! Everything it knows is in the database: which rebuild is running, how far its tables are, whether they have their
+//! indexes. So a projector that starts again, or another one, goes on where the last batch was committed. An event that
+//! cannot be applied ends a rebuild, and the live tables stay.
+
+use std::time::{Duration, Instant};
+
+use daybook_event_bus::signal::{self, Applied};
+use daybook_read_model::{Generation, ReadModel};
+use futures::future::join_all;
+use prometheus_client::metrics::counter::Counter;
+use sqlx::{Connection as _, PgConnection};
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint::{self, Claim, Key};
+use crate::fill::{self, FillError};
+use crate::fold::Poison;
+use crate::registry::{self, Running};
+use crate::runner::{ApplyError, Runner, chain};
+use crate::worker::{Context, pause};
+
+/// How often the registry is looked at for a rebuild that another process was asked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The tables go live when a pass over the log finds no more than this many events to catch up with.
+const LAST_PASS_EVENTS_MAX: u64 = 2_000;
+
+/// How many rows are kept in memory during a fill.
+const ROWS_KEPT_MAX: usize = 100_000;
+
+/// Why a rebuild did not go on. It is taken up again where it stands.
+#[derive(Debug, Error)]
+pub enum RebuildError {
+    /// The database did not answer.
+    #[error("cannot {doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+    /// The tables could not be filled.
+    #[error("cannot fill the tables")]
+    Fill(#[from] FillError),
+}
+
+impl RebuildError {
+    fn while_doing(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Database { doing, source }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A rebuild was taken as far as it goes: live, failed, or told to stop.
+    Progressed,
+    /// There is no rebuild to work on.
+    Idle,
+}
+
+/// Runs the rebuilds of one projection, one after another.
+#[derive(Debug)]
+pub struct Rebuilder<M: ReadModel> {
+    context: Context,
+    shutdown: CancellationToken,
+    of: std::marker::PhantomData<fn() -> M>,
+}
+
+/// A rebuild that this process works on: the leases on its checkpoints, one for each partition.
+struct Rebuild<M: ReadModel> {
+    tables: Generation,
+    partitions: Vec<Part<M>>,
+}
+
+/// One partition of a rebuild.
+struct Part<M: ReadModel> {
+    runner: Runner<M>,
+    applied: Counter,
+}
+
+impl<M: ReadModel> Rebuilder<M> {
+    /// A rebuilder that stops between two batches when it is told to.
+    pub fn new(context: Context, shutdown: CancellationToken) -> Self {
+        Self {
+            context,
+            shutdown,
+            of: std::marker::PhantomData,
+        }
+    }
+
+    /// Works until it is told to stop. `requested` wakes it when this process was asked for a rebuild.
+    pub async fn run(self, requested: std::sync::Arc<Notify>) -> anyhow::Result<()> {
+        let mut errors = 0;
+        while !self.shutdown.is_cancelled() {
+            let rest = match self.step().await {
+                Ok(Step::Progressed) => {
+                    errors = 0;
+                    continue;
+                }
+                Ok(Step::Idle) => LOOK_INTERVAL,
+                Err(error) => {
+                    warn::<M>(&error);
+                    errors += 1;
+                    pause(errors)
+                }
+            };
+            let rest = tokio::time::timeout(rest, requested.notified());
+            let _ = self.shutdown.run_until_cancelled(rest).await;
+        }
+        Ok(())
+    }
+
+    /// Takes the rebuild that is running, if there is one and nobody else works on it, as far as it goes.
+    pub async fn step(&self) -> Result<Step, RebuildError> {
+        let mut connection = self.connect().await?;
+        let running = registry::running_rebuild(&mut connection, M::NAME).await;
+        let Some(running) = running.map_err(RebuildError::while_doing("look for a rebuild"))? else {
+            return Ok(Step::Idle);
+        };
+        let Some(mut rebuild) = self.take_up(&mut connection, running).await? else {
+            return Ok(Step::Idle);
+        };
+        match self.complete(&mut connection, &mut rebuild, running).await {
+            Ok(()) => {
+                rebuild.release().await;
+                Ok(Step::Progressed)
+            }
+            Err(RebuildError::Fill(FillError::Apply(ApplyError::Poison(poison)))) => {
+                self.give_up(&mut connection, running.tables, &poison).await?;
+                Ok(Step::Progressed)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// This connection has no limit on the time of a statement: indexes take as long as they take.
+    async fn connect(&self) -> Result<PgConnection, RebuildError> {
+        let purpose = format!("{} rebuild", M::NAME);
+        let connected = self.context.connector.connect_for_long(&purpose).await;
+        connected.map_err(RebuildError::while_doing("connect to the database"))
+    }
+
+    /// Takes the leases on all of the rebuild's checkpoints.
+    async fn take_up(
+        &self,
+        connection: &mut PgConnection,
+        running: Running,
+    ) -> Result<Option<Rebuild<M>>, RebuildError> {
+        let mut rebuild = Rebuild {
+            tables: running.tables,
+            partitions: Vec::new(),
+        };
+        for partition in self.context.store.partitions().await.map_err(FillError::Read)? {
+            let key = Key {
+                projection: M::NAME,
+                tables: running.tables,
+                partition,
+            };
+            let claimed = checkpoint::claim(connection, key, self.context.owner).await;
+            match claimed.map_err(RebuildError::while_doing("take a lease"))? {
+                Claim::Held(lease) => rebuild.partitions.push(self.part(lease).await?),
+                Claim::OfAnotherLog(_) => {
+                    self.give_up_restored(connection, running.tables).await?;
+                    return Ok(None);
+                }
+                Claim::Refused => {
+                    rebuild.release().await;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(rebuild))
+    }
+
+    async fn part(&self, lease: checkpoint::Lease) -> Result<Part<M>, RebuildError> {
+        let partition = lease.key.partition;
+        let connected = self
+            .context
+            .connector
+            .connect(&format!("{} rebuild/{partition}", M::NAME))
+            .await;
+        let connection = connected.map_err(RebuildError::while_doing("connect to the database"))?;
+        Ok(Part {
+            runner: Runner::new(connection, lease, ROWS_KEPT_MAX),
+            applied: self.context.metrics.of_rebuild(M::NAME, partition),
+        })
+    }
+
+    /// Fills, indexes, catches up and goes live; or stops where it is when told to.
+    async fn complete(
+        &self,
+        connection: &mut PgConnection,
+        rebuild: &mut Rebuild<M>,
+        running: Running,
+    ) -> Result<(), RebuildError> {
+        let started = Instant::now();
+        let filled = self.catch_up(rebuild).await?;
+        log_filled::<M>(running.tables, filled, started);
+        if !running.is_indexed && !self.shutdown.is_cancelled() {
+            let finished = registry::finish_fill(connection, M::NAME, running.tables).await;
+            finished.map_err(RebuildError::while_doing("add the indexes"))?;
+        }
+        while !self.shutdown.is_cancelled() {
+            rebuild.renew().await?;
+            if self.catch_up(rebuild).await? <= LAST_PASS_EVENTS_MAX
+                && self.go_live(connection, rebuild).await?
+            {
+                tracing::info!(
+                    projection.name = M::NAME,
+                    projection.generation = running.tables.get(),
+                    rebuild.seconds = started.elapsed().as_secs_f64(),
+                    "a rebuild is live"
+                );
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One pass over the log in all partitions; returns how many events there were.
+    async fn catch_up(&self, rebuild: &mut Rebuild<M>) -> Result<u64, RebuildError> {
+        let passes = rebuild.partitions.iter_mut().map(async |part| {
+            let applied = counting(&part.applied);
+            fill::fill(&mut part.runner, &self.context.store, &self.shutdown, applied).await
+        });
+        // Not `try_join_all`: it would drop the others in the middle of their database work.
+        let counts: Result<Vec<_>, _> = join_all(passes).await.into_iter().collect();
+        Ok(counts?.into_iter().sum())
+    }
+
+    /// Holds the live workers still, reaches them, and swaps the view; `false` when something came between.
+    async fn go_live(
+        &self,
+        connection: &mut PgConnection,
+        rebuild: &mut Rebuild<M>,
+    ) -> Result<bool, RebuildError> {
+        let swapping = "make a rebuild live";
+        let mut transaction = connection
+            .begin()
+            .await
+            .map_err(RebuildError::while_doing(swapping))?;
+        let live = registry::hold_live(&mut transaction, M::NAME).await;
+        for (partition, position) in live.map_err(RebuildError::while_doing(swapping))? {
+            if let Some(part) = rebuild.part_mut(partition) {
+                let applied = counting(&part.applied);
+                fill::fill_up_to(&mut part.runner, &self.context.store, position, applied).await?;
+            }
+        }
+        let is_live = registry::go_live(&mut transaction, M::NAME, rebuild.tables).await;
+        let is_live = is_live.map_err(RebuildError::while_doing(swapping))?;
+        transaction
+            .commit()
+            .await
+            .map_err(RebuildError::while_doing(swapping))?;
+        if is_live {
+            self.announce(rebuild).await;
+        }
+        Ok(is_live)
+    }
+
+    async fn announce(&self, rebuild: &Rebuild<M>) {
+        for part in &rebuild.partitions {
+            let lease = part.runner.lease();
+            let applied = Applied {
+                projection: M::NAME.to_owned(),
+                partition: lease.key.partition,
+                log_generation: lease.log_generation,
+                position: lease.position,
+            };
+            signal::announce(&self.context.bus, &applied).await;
+        }
+    }
+
+    async fn give_up(
+        &self,
+        connection: &mut PgConnection,
+        tables: Generation,
+        poison: &Poison,
+    ) -> Result<(), RebuildError> {
+        tracing::error!(
+            projection.name = M::NAME,
+            projection.generation = tables.get(),
+            event.position = poison.position,
+            error = poison as &dyn std::error::Error,
+            "a rebuild has failed"
+        );
+        let failed = registry::fail_rebuild(connection, M::NAME, tables, &chain(poison)).await;
+        failed.map_err(RebuildError::while_doing("end a rebuild"))
+    }
+
+    async fn give_up_restored(
+        &self,
+        connection: &mut PgConnection,
+        tables: Generation,
+    ) -> Result<(), RebuildError> {
+        tracing::warn!(
+            projection.name = M::NAME,
+            projection.generation = tables.get(),
+            "the log was restored, so a rebuild is given up"
+        );
+        let failed =
+            registry::fail_rebuild(connection, M::NAME, tables, "the log was restored meanwhile").await;
+        failed.map_err(RebuildError::while_doing("end a rebuild"))
+    }
+}
+
+impl<M: ReadModel> Rebuild<M> {
+    fn part_mut(&mut self, partition: i32) -> Option<&mut Part<M>> {
+        self.partitions
+            .iter_mut()
+            .find(|part| part.runner.lease().key.partition == partition)
+    }
+
+    /// Whoever was fenced off finds out with the next batch, so the answers are of no interest here.
+    async fn renew(&mut self) -> Result<(), RebuildError> {
+        for part in &mut self.partitions {
+            part.runner
+                .renew()
+                .await
+                .map_err(RebuildError::while_doing("renew a lease"))?;
+        }
+        Ok(())
+    }
+
+    async fn release(self) {
+        for part in self.partitions {
+            if let Err(error) = part.runner.release().await {
+                tracing::warn!(projection.name = M::NAME, %error, "a lease was not given back; it will run out");
+            }
+        }
+    }
+}
+
+fn counting(counter: &Counter) -> impl Fn(u64) {
+    |events| {
+        counter.inc_by(events);
+    }
+}
+
+fn log_filled<M: ReadModel>(tables: Generation, events: u64, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::info!(
+        projection.name = M::NAME,
+        projection.generation = tables.get(),
+        rebuild.events = events,
+        rebuild.seconds = seconds,
+        rebuild.events_per_second = events as f64 / seconds,
+        "a rebuild has caught up with the log"
+    );
+}
+
+fn warn<M: ReadModel>(error: &RebuildError) {
+    tracing::warn!(
+        projection.name = M::NAME,
+        error = error as &dyn std::error::Error,
+        "a rebuild is taken up again where it stands"
+    );
+}

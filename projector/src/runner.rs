@@ -1,0 +1,195 @@
+//! One batch into one generation of tables: load what is touched, fold, store, and advance the checkpoint.
+//!
+//! Rows and checkpoint change in one transaction, and the checkpoint changes by compare-and-set, so each event takes
+//! effect exactly once, however often it is delivered and whoever else is at work. The rows are loaded before that
+//! transaction: had anybody changed them since, the compare-and-set would fail.
+
+use daybook_read_model::ReadModel;
+use sqlx::PgConnection;
+use thiserror::Error;
+
+use crate::batch::Decoded;
+use crate::checkpoint::{self, Lease};
+use crate::fold::{Poison, Reason, Rows};
+
+/// Why a batch was not applied. After anything but [`ApplyError::Poison`] the runner has to be dropped: its connection
+/// and what it believes about the checkpoint are not certain any more.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// The lease is lost: another worker owns the checkpoint, its tables are gone, or the log is another one.
+    #[error("the lease on the checkpoint is lost")]
+    Fenced,
+    /// The next event cannot be applied; nothing was changed.
+    #[error(transparent)]
+    Poison(#[from] Poison),
+    /// The events do not continue at the checkpoint.
+    #[error("the events begin at position {actual} where {expected} is next, or have a hole")]
+    Hole {
+        /// What is next.
+        expected: u64,
+        /// What came.
+        actual: u64,
+    },
+    /// The database did not do it. A commit may have been done all the same; the checkpoint tells.
+    #[error("the database did not apply a batch")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Applies batches to one generation of a read model's tables, in one partition, for as long as its lease holds.
+#[derive(Debug)]
+pub struct Runner<M: ReadModel> {
+    connection: PgConnection,
+    lease: Lease,
+    rows: Rows<M>,
+}
+
+impl<M: ReadModel> Runner<M> {
+    /// Works from where the lease stands, over a connection of its own. Keeps up to `rows_kept_max` rows in memory.
+    pub fn new(connection: PgConnection, lease: Lease, rows_kept_max: usize) -> Self {
+        let is_empty = lease.position == 0;
+        Self {
+            connection,
+            lease,
+            rows: Rows::new(rows_kept_max, is_empty),
+        }
+    }
+
+    /// Where the checkpoint stands.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Applies events that follow on the checkpoint. When one of them cannot be applied, those before it are, and the
+    /// error comes with the next call, which begins at it. Returns how many were applied: at least one, unless there
+    /// were none.
+    pub async fn apply(&mut self, events: &[&Decoded]) -> Result<usize, ApplyError> {
+        self.check_continues(events)?;
+        let mut events = events;
+        while !events.is_empty() {
+            match self.attempt(events).await {
+                Ok(()) => break,
+                Err(ApplyError::Poison(poison)) => {
+                    self.rows.forget();
+                    let fine = self.fine_before(&poison, events.len());
+                    if fine == 0 {
+                        return Err(poison.into());
+                    }
+                    events = &events[..fine];
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(events.len())
+    }
+
+    fn check_continues(&self, events: &[&Decoded]) -> Result<(), ApplyError> {
+        for (event, expected) in events.iter().zip(self.lease.position + 1..) {
+            if event.position != expected {
+                return Err(ApplyError::Hole {
+                    expected,
+                    actual: event.position,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// How many events come before the one that is poison. What the database refuses it refuses as a batch, so the
+    /// culprit is looked for by halves.
+    fn fine_before(&self, poison: &Poison, attempted: usize) -> usize {
+        match poison.reason {
+            Reason::Store(_) => attempted / 2,
+            Reason::Decode(_) | Reason::Fold(_) => {
+                usize::try_from(poison.position - self.lease.position - 1).unwrap_or(0)
+            }
+        }
+    }
+
+    async fn attempt(&mut self, events: &[&Decoded]) -> Result<(), ApplyError> {
+        self.load(events).await?;
+        self.rows.fold(events)?;
+        let position = events.last().map_or(self.lease.position, |event| event.position);
+        self.store(position).await?;
+        self.lease.position = position;
+        self.lease.failed = false;
+        self.rows.keep();
+        Ok(())
+    }
+
+    async fn load(&mut self, events: &[&Decoded]) -> Result<(), sqlx::Error> {
+        let missing = self.rows.missing(events);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let loaded = M::load(&mut self.connection, self.lease.key.tables, &missing).await?;
+        self.rows.put_loaded(missing, loaded);
+        Ok(())
+    }
+
+    /// Everything that a batch changes, in one transaction.
+    async fn store(&mut self, position: u64) -> Result<(), ApplyError> {
+        let tables = self.lease.key.tables;
+        let begun = checkpoint::begin_advance(&mut self.connection, &self.lease, position).await?;
+        let mut transaction = begun.ok_or(ApplyError::Fenced)?;
+        let changed = self.rows.changed();
+        let deleted = self.rows.deleted();
+        let stored = async {
+            if !changed.is_empty() {
+                M::store(&mut transaction, tables, &changed).await?;
+            }
+            if !deleted.is_empty() {
+                M::delete(&mut transaction, tables, &deleted).await?;
+            }
+            Ok(())
+        };
+        match stored.await {
+            Ok(()) => Ok(transaction.commit().await?),
+            Err(error) if is_refusal(&error) => {
+                transaction.rollback().await?;
+                Err(Poison {
+                    position,
+                    reason: Reason::Store(error),
+                }
+                .into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Renews the lease while there is nothing to apply; `false` when it is lost.
+    pub async fn renew(&mut self) -> Result<bool, sqlx::Error> {
+        checkpoint::renew(&mut self.connection, &self.lease).await
+    }
+
+    /// Notes for operators why the projection does not go on.
+    pub async fn fail(&mut self, poison: &Poison) -> Result<(), sqlx::Error> {
+        let reason = chain(poison);
+        checkpoint::fail(&mut self.connection, &self.lease, poison.position, &reason).await?;
+        self.lease.failed = true;
+        Ok(())
+    }
+
+    /// Gives the lease back and closes the connection.
+    pub async fn release(mut self) -> Result<(), sqlx::Error> {
+        checkpoint::release(&mut self.connection, &self.lease).await?;
+        sqlx::Connection::close(self.connection).await
+    }
+}
+
+/// Whether the database refuses the data (SQLSTATE classes 22 and 23), rather than being in trouble itself.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+}
+
+/// An error with all its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,458 @@
+//! A worker keeps the live tables of one projection up to date, in one partition.
+//!
+//! [`Worker::step`] looks at what is true and does the next thing: take the lease, apply a batch, renew the lease, note a
+//! failure. Signals only wake it earlier. A worker without the lease waits for it; one that finds that it has lost it
+//! (another process took it, or a rebuild went live) begins at the lease again.
+//!
+//! An event that cannot be applied stops the projection, not the process: the failure is noted for operators, nothing is
+//! skipped, and the worker goes on trying, less and less often.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use daybook_event_bus::Bus;
+use daybook_event_bus::signal::{self, Applied};
+use daybook_event_store::{EventStore, ReadError};
+use daybook_read_model::ReadModel;
+use sqlx::PgConnection;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::batch::{Batch, Decoded};
+use crate::checkpoint::{self, Claim, Key, LEASE_RENEWAL, Lease};
+use crate::database::Connector;
+use crate::feed::{Feed, Subscription, Taken};
+use crate::fold::Poison;
+use crate::metrics::{Metrics, WorkerMetrics};
+use crate::registry::{self, StartError};
+use crate::runner::{ApplyError, Runner};
+use crate::trace::EventSpans;
+
+/// How many events are applied in one transaction, about. Batches are as large as what has come in meanwhile.
+const BATCH_EVENTS_MAX: usize = 2_000;
+
+/// How many rows a worker keeps in memory.
+const ROWS_KEPT_MAX: usize = 10_000;
+
+/// How often a worker without the lease tries to get it.
+const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often an event is tried before its projection is failed.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// The pause after the first failed attempt; it doubles.
+const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
+
+/// The longest pause between two attempts.
+const RETRY_PAUSE_LAST: Duration = Duration::from_secs(30);
+
+/// What rebuilds that nobody asked for say about who did.
+const OURSELVES: &str = "projector";
+
+/// Why a step could not be done. The next one begins with a new connection and looks at the checkpoint again.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// The database did not answer.
+    #[error("cannot {doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+    /// The log could not be read.
+    #[error("cannot read the log")]
+    Log(#[from] ReadError),
+    /// A batch could not be applied.
+    #[error("cannot apply a batch")]
+    Apply(#[source] ApplyError),
+}
+
+impl StepError {
+    pub(crate) fn while_doing(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Database { doing, source }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Something; there may be more to do.
+    Progressed,
+    /// Nothing: everything is applied.
+    CaughtUp,
+    /// Nothing: somebody else holds the lease, or new tables have to go live first.
+    Standby,
+    /// Nothing: the next event cannot be applied.
+    Stuck,
+}
+
+/// What workers and rebuilds of one process share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Makes connections.
+    pub connector: Connector,
+    /// Reads the log.
+    pub store: EventStore,
+    /// Carries the signals.
+    pub bus: Bus,
+    /// What is measured.
+    pub metrics: Metrics,
+    /// This process, as the owner of leases.
+    pub owner: Uuid,
+}
+
+/// Keeps one read model up to date in one partition.
+#[derive(Debug)]
+pub struct Worker<M: ReadModel> {
+    context: Context,
+    partition: i32,
+    feed: Subscription,
+    metrics: WorkerMetrics,
+    /// A connection without a lease.
+    spare: Option<PgConnection>,
+    runner: Option<Runner<M>>,
+    renew_at: Instant,
+    trouble: Option<Trouble>,
+    /// Whether the next events come from the log, whatever the feed has.
+    reads_log: bool,
+}
+
+/// Attempts at an event that cannot be applied.
+#[derive(Debug)]
+struct Trouble {
+    attempts: u32,
+    retry_at: Instant,
+}
+
+/// Events to be applied, from one or several batches.
+struct Delivery {
+    batches: Vec<Arc<Batch>>,
+}
+
+impl Delivery {
+    fn events_after(&self, position: u64) -> Vec<&Decoded> {
+        self.batches
+            .iter()
+            .flat_map(|batch| batch.after(position))
+            .take(BATCH_EVENTS_MAX)
+            .collect()
+    }
+
+    fn is_of(&self, log_generation: Uuid) -> bool {
+        self.batches
+            .iter()
+            .all(|batch| batch.log_generation == log_generation)
+    }
+
+    fn delivered_at(&self) -> Option<Instant> {
+        self.batches.first().map(|batch| batch.delivered_at)
+    }
+}
+
+impl<M: ReadModel> Worker<M> {
+    /// A worker that takes its events from the feed while it stands inside it.
+    pub fn new(context: Context, partition: i32, feed: &Feed) -> Self {
+        Self {
+            metrics: context.metrics.of_worker(M::NAME, partition),
+            context,
+            partition,
+            feed: feed.subscribe(),
+            spare: None,
+            runner: None,
+            renew_at: Instant::now(),
+            trouble: None,
+            reads_log: false,
+        }
+    }
+
+    /// Works until it is told to stop, and gives the lease back.
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut errors = 0;
+        while !shutdown.is_cancelled() {
+            match self.step().await {
+                Ok(Step::Progressed) => errors = 0,
+                Ok(idle) => {
+                    errors = 0;
+                    let _ = shutdown.run_until_cancelled(self.wait(idle)).await;
+                }
+                Err(error) => {
+                    self.warn(&error);
+                    errors += 1;
+                    let _ = shutdown
+                        .run_until_cancelled(tokio::time::sleep(pause(errors)))
+                        .await;
+                }
+            }
+        }
+        self.release().await;
+        Ok(())
+    }
+
+    /// Does the next thing that there is to do.
+    pub async fn step(&mut self) -> Result<Step, StepError> {
+        // Whatever goes wrong: what is known about the connection and the checkpoint is put back only when it is certain.
+        let Some(mut runner) = self.runner.take() else {
+            return self.claim().await;
+        };
+        if self
+            .trouble
+            .as_ref()
+            .is_some_and(|trouble| Instant::now() < trouble.retry_at)
+        {
+            return self.renew(runner, Step::Stuck).await;
+        }
+        let lease = runner.lease();
+        let Some(delivery) = self.next_delivery(lease).await? else {
+            return self.renew(runner, Step::CaughtUp).await;
+        };
+        if !delivery.is_of(lease.log_generation) {
+            return Ok(Step::Progressed);
+        }
+        match self.apply(&mut runner, &delivery).await {
+            Ok(()) => {
+                self.runner = Some(runner);
+                Ok(Step::Progressed)
+            }
+            Err(ApplyError::Fenced) => {
+                tracing::info!(projection.name = M::NAME, self.partition, "the lease is lost");
+                Ok(Step::Progressed)
+            }
+            Err(ApplyError::Poison(poison)) => self.stumble(runner, &poison).await,
+            Err(error) => Err(StepError::Apply(error)),
+        }
+    }
+
+    /// Where the worker stands, while it holds the lease.
+    pub fn position(&self) -> Option<u64> {
+        self.runner.as_ref().map(|runner| runner.lease().position)
+    }
+
+    /// Takes the lease on the live tables, if it is to be had.
+    async fn claim(&mut self) -> Result<Step, StepError> {
+        let mut connection = match self.spare.take() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let claimed = claim_live::<M>(&mut connection, self.partition, self.context.owner).await;
+        match claimed.map_err(StepError::while_doing("take a lease"))? {
+            Claim::Held(lease) => {
+                tracing::info!(
+                    projection.name = M::NAME,
+                    projection.generation = lease.key.tables.get(),
+                    lease.fence = lease.fence,
+                    self.partition,
+                    position = lease.position,
+                    "a projection is taken up"
+                );
+                self.renew_at = Instant::now() + LEASE_RENEWAL;
+                self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
+                Ok(Step::Progressed)
+            }
+            Claim::OfAnotherLog(lease) => {
+                self.begin_anew(&mut connection, &lease).await?;
+                self.stand_by(connection)
+            }
+            Claim::Refused => self.stand_by(connection),
+        }
+    }
+
+    async fn connect(&self) -> Result<PgConnection, StepError> {
+        let purpose = format!("{}/{}", M::NAME, self.partition);
+        let connected = self.context.connector.connect(&purpose).await;
+        connected.map_err(StepError::while_doing("connect to the database"))
+    }
+
+    fn stand_by(&mut self, connection: PgConnection) -> Result<Step, StepError> {
+        self.feed.step_aside();
+        self.spare = Some(connection);
+        Ok(Step::Standby)
+    }
+
+    /// The log was restored to before what these tables hold: they are of no use, and new ones have to be built. Until
+    /// those go live, readers see the old ones.
+    async fn begin_anew(&self, connection: &mut PgConnection, lease: &Lease) -> Result<(), StepError> {
+        const REASON: &str = "the log was restored, and the tables hold what is not in it";
+        match registry::start_rebuild(connection, M::NAME, REASON, OURSELVES).await {
+            Ok(tables) => tracing::warn!(
+                projection.name = M::NAME,
+                projection.generation = tables.get(),
+                self.partition,
+                position = lease.position,
+                "the log was restored; the projection is rebuilt"
+            ),
+            Err(StartError::Running) => {}
+            Err(StartError::Database(source)) => {
+                return Err(StepError::Database {
+                    doing: "start a rebuild",
+                    source,
+                });
+            }
+            Err(StartError::Unknown) => {
+                let source = sqlx::Error::RowNotFound;
+                return Err(StepError::Database {
+                    doing: "start a rebuild",
+                    source,
+                });
+            }
+        }
+        let released = checkpoint::release(connection, lease).await;
+        released.map_err(StepError::while_doing("give a lease back"))
+    }
+
+    /// Events after the checkpoint: from the feed, or read alone by a worker that stands elsewhere.
+    async fn next_delivery(&mut self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
+        let taken = self.feed.take(lease.position, BATCH_EVENTS_MAX);
+        let reads_log = std::mem::take(&mut self.reads_log);
+        match taken {
+            Taken::Batches(batches) if !reads_log => Ok(Some(Delivery { batches })),
+            Taken::CaughtUp if !reads_log => Ok(None),
+            _ => self.read_log(lease).await,
+        }
+    }
+
+    async fn read_log(&self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
+        let limit = u32::try_from(BATCH_EVENTS_MAX).expect("the size of a batch fits 32 bits");
+        let recorded = self
+            .context
+            .store
+            .read_log(self.partition, lease.position, limit)
+            .await?;
+        // What was read belongs to the lease's log, or the advance fails: it looks at the log's generation itself.
+        let batch = Batch::decode(lease.log_generation, &recorded, Instant::now());
+        Ok(batch.map(|batch| Delivery {
+            batches: vec![Arc::new(batch)],
+        }))
+    }
+
+    async fn apply(&mut self, runner: &mut Runner<M>, delivery: &Delivery) -> Result<(), ApplyError> {
+        let events = delivery.events_after(runner.lease().position);
+        let spans = EventSpans::begin(M::NAME, &events);
+        let applied = runner.apply(&events).await?;
+        drop(spans);
+        self.trouble = None;
+        self.renew_at = Instant::now() + LEASE_RENEWAL;
+        self.announce(runner.lease()).await;
+        let delivered_at = delivery.delivered_at().unwrap_or_else(Instant::now);
+        self.metrics.applied(&events[..applied], delivered_at);
+        Ok(())
+    }
+
+    async fn announce(&self, lease: &Lease) {
+        let applied = Applied {
+            projection: M::NAME.to_owned(),
+            partition: self.partition,
+            log_generation: lease.log_generation,
+            position: lease.position,
+        };
+        signal::announce(&self.context.bus, &applied).await;
+    }
+
+    /// Keeps the lease while there is nothing to apply.
+    async fn renew(&mut self, mut runner: Runner<M>, idle: Step) -> Result<Step, StepError> {
+        if Instant::now() >= self.renew_at {
+            let renewed = runner.renew().await;
+            if !renewed.map_err(StepError::while_doing("renew a lease"))? {
+                return Ok(Step::Progressed);
+            }
+            self.renew_at = Instant::now() + LEASE_RENEWAL;
+        }
+        self.runner = Some(runner);
+        Ok(idle)
+    }
+
+    /// Notes a failed attempt. What came over the bus may be damaged, so the next attempts read the log.
+    async fn stumble(&mut self, mut runner: Runner<M>, poison: &Poison) -> Result<Step, StepError> {
+        let attempts = self.trouble.as_ref().map_or(1, |trouble| trouble.attempts + 1);
+        self.reads_log = true;
+        self.trouble = Some(Trouble {
+            attempts,
+            retry_at: Instant::now() + pause(attempts),
+        });
+        if attempts >= ATTEMPTS_MAX && !runner.lease().failed {
+            let noted = runner.fail(poison).await;
+            noted.map_err(StepError::while_doing("note a failure"))?;
+            tracing::error!(
+                projection.name = M::NAME,
+                self.partition,
+                event.position = poison.position,
+                error = poison as &dyn std::error::Error,
+                "a projection has failed"
+            );
+        }
+        // It must not hold up the others.
+        self.feed.step_aside();
+        self.runner = Some(runner);
+        Ok(Step::Stuck)
+    }
+
+    /// Waits for a reason to take the next step.
+    async fn wait(&mut self, idle: Step) {
+        match idle {
+            Step::Progressed => {}
+            Step::Standby => tokio::time::sleep(CLAIM_INTERVAL).await,
+            Step::Stuck => {
+                let retry_at = self
+                    .trouble
+                    .as_ref()
+                    .map_or_else(Instant::now, |trouble| trouble.retry_at);
+                self.reads_log = true;
+                tokio::time::sleep_until(retry_at.min(self.renew_at).into()).await;
+            }
+            Step::CaughtUp => {
+                let changed = tokio::time::timeout(LEASE_RENEWAL, self.feed.changed()).await;
+                // The feed is a hint. When it is silent, the log is looked at all the same.
+                self.reads_log = changed.is_err();
+            }
+        }
+    }
+
+    fn warn(&self, error: &StepError) {
+        tracing::warn!(
+            projection.name = M::NAME,
+            self.partition,
+            error = error as &dyn std::error::Error,
+            "a step failed; the worker begins at the checkpoint again"
+        );
+    }
+
+    async fn release(self) {
+        if let Some(runner) = self.runner
+            && let Err(error) = runner.release().await
+        {
+            tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back; it will run out");
+        }
+    }
+}
+
+async fn claim_live<M: ReadModel>(
+    connection: &mut PgConnection,
+    partition: i32,
+    owner: Uuid,
+) -> Result<Claim, sqlx::Error> {
+    let tables = registry::live_generation(connection, M::NAME).await?;
+    let key = Key {
+        projection: M::NAME,
+        tables,
+        partition,
+    };
+    checkpoint::claim(connection, key, owner).await
+}
+
+/// The pause after this many failed attempts in a row.
+pub(crate) fn pause(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    (RETRY_PAUSE_FIRST * 2_u32.pow(doublings)).min(RETRY_PAUSE_LAST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_limit() {
+        let pauses = [1, 2, 3, 10, u32::MAX].map(|attempts| pause(attempts).as_millis());
+        assert_eq!(pauses, [50, 100, 200, 25_600, 30_000]);
+    }
+}

@@ -1,0 +1,183 @@
+//! Rebuilds on a real database: under load, killed half-way, asked for twice, and in vain.
+
+mod support;
+
+use daybook_projector::rebuild::{Rebuilder, Step};
+use daybook_projector::registry::{self, StartError};
+use daybook_projector::worker;
+use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
+use tokio_util::sync::CancellationToken;
+
+use support::{Orders, Setup, drain, eventually, unknown_event};
+
+async fn request<M: ReadModel>(setup: &Setup) -> Result<i32, StartError> {
+    let context = setup.process().await;
+    let mut connection = context.connector.connect("test").await.expect("a connection");
+    let started = registry::start_rebuild(&mut connection, M::NAME, "to see", "a test").await;
+    started.map(|generation| generation.get())
+}
+
+async fn status(setup: &Setup) -> String {
+    setup.value("SELECT status FROM read_model.rebuild").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_under_load_is_equal_to_the_fold_and_never_takes_readers_back() {
+    let setup = Setup::new().await;
+    under_load::<OrderList>(&setup, 11).await;
+    under_load::<CustomerTotals>(&setup, 12).await;
+}
+
+async fn under_load<M: ReadModel>(setup: &Setup, seed: u64) {
+    let mut orders = Orders::new(seed);
+    orders.append(setup, 3_000).await;
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(setup.worker::<M>().await.run(stop.clone()));
+    request::<M>(setup).await.expect("a rebuild");
+
+    let live = CancellationToken::new();
+    let load = async {
+        while !live.is_cancelled() {
+            orders.append(setup, 50).await;
+        }
+    };
+    let readers = async {
+        let mut seen = 0;
+        while !live.is_cancelled() {
+            let position = setup.position(M::NAME).await;
+            assert!(position >= seen, "readers went from {seen} back to {position}");
+            seen = position;
+        }
+    };
+    let rebuild = async {
+        let rebuilder = Rebuilder::<M>::new(setup.process().await, CancellationToken::new());
+        assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
+        live.cancel();
+    };
+    tokio::join!(load, readers, rebuild);
+
+    assert_eq!(setup.live_generation(M::NAME).await, 2);
+    let head = setup.head().await;
+    eventually("the end of the log", async || {
+        setup.position(M::NAME).await == head
+    })
+    .await;
+    stop.cancel();
+    worker.await.expect("no panic").expect("no failure");
+    setup.assert_equals_fold::<M>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_killed_half_way_goes_on_where_it_was_and_is_equal_to_the_live_tables() {
+    let setup = Setup::new().await;
+    Orders::new(13).append(&setup, 60_000).await;
+    let mut worker = setup.worker::<OrderDetails>().await;
+    assert_eq!(drain(&mut worker).await, worker::Step::CaughtUp);
+    request::<OrderDetails>(&setup).await.expect("a rebuild");
+
+    let context = setup.process().await;
+    let rebuilder = Rebuilder::<OrderDetails>::new(context.clone(), CancellationToken::new());
+    let position = "SELECT position FROM read_model.checkpoint WHERE generation = 2";
+    let kill = async {
+        eventually("a part of the fill", async || {
+            setup.value::<i64>(position).await > 0
+        })
+        .await;
+        let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE '%rebuild%'";
+        assert!(setup.value::<i64>(kill).await > 0);
+    };
+    let (killed, ()) = tokio::join!(rebuilder.step(), kill);
+    killed.expect_err("its sessions are gone");
+    let reached: i64 = setup.value(position).await;
+    assert!(
+        reached > 0 && reached.cast_unsigned() < setup.head().await,
+        "half-way, not at {reached}"
+    );
+    assert_eq!(setup.live_generation(OrderDetails::NAME).await, 1);
+
+    // The same process, and so the same owner of the leases.
+    let again = Rebuilder::<OrderDetails>::new(context, CancellationToken::new());
+    assert_eq!(again.step().await.expect("a step"), Step::Progressed);
+    assert_eq!(setup.live_generation(OrderDetails::NAME).await, 2);
+    assert_eq!(
+        setup.digest("order_details_g2").await,
+        setup.digest("order_details_g1").await
+    );
+    setup.assert_equals_fold::<OrderDetails>().await;
+}
+
+#[tokio::test]
+async fn one_rebuild_of_a_projection_runs_at_a_time() {
+    let setup = Setup::new().await;
+    assert_eq!(request::<OrderList>(&setup).await.expect("a rebuild"), 2);
+    assert!(matches!(
+        request::<OrderList>(&setup).await,
+        Err(StartError::Running)
+    ));
+    request::<CustomerTotals>(&setup)
+        .await
+        .expect("another projection is another matter");
+
+    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
+    assert_eq!(rebuilder.step().await.expect("a step"), Step::Idle);
+    assert_eq!(request::<OrderList>(&setup).await.expect("the next one"), 3);
+}
+
+#[tokio::test]
+async fn a_rebuild_that_meets_an_event_that_cannot_be_applied_fails_and_leaves_the_live_tables() {
+    let setup = Setup::new().await;
+    Orders::new(14).append(&setup, 100).await;
+    assert_eq!(
+        drain(&mut setup.worker::<OrderList>().await).await,
+        worker::Step::CaughtUp
+    );
+    let before = setup.digest(OrderList::NAME).await;
+    setup.append(vec![unknown_event()]).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+
+    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
+    assert_eq!(status(&setup).await, "failed");
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 1);
+    assert_eq!(setup.digest(OrderList::NAME).await, before);
+    let left: i64 = setup
+        .value("SELECT count(*) FROM pg_class WHERE relname = 'order_list_g2'")
+        .await;
+    assert_eq!(left, 0, "its tables are thrown away");
+}
+
+#[tokio::test]
+async fn the_tables_before_the_last_are_dropped_and_the_last_are_kept() {
+    let setup = Setup::new().await;
+    for _ in 0..2 {
+        request::<OrderList>(&setup).await.expect("a rebuild");
+        let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+        assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
+    }
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class WHERE relname ~ '^order_list_g[0-9]+$' ORDER BY relname",
+    )
+    .fetch_all(&setup.superuser)
+    .await
+    .expect("the tables");
+    assert_eq!(tables, ["order_list_g2", "order_list_g3"]);
+}
+
+#[tokio::test]
+async fn every_statement_is_understood_by_the_migrated_schema() {
+    use sqlx::Executor as _;
+    use sqlx::SqlSafeStr as _;
+
+    let setup = Setup::new().await;
+    let context = setup.process().await;
+    let mut connection = context.connector.connect("test").await.expect("a connection");
+    let statements = daybook_projector::checkpoint::STATEMENTS
+        .iter()
+        .chain(registry::STATEMENTS);
+    for (name, statement) in statements {
+        let prepared = connection.prepare(statement.into_sql_str()).await;
+        assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
+    }
+}

@@ -1,0 +1,388 @@
+//! A migrated database for each test, orders whose events fill its log, and what the rows must be by the fold alone.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use daybook_devstack::testing::{TestCluster, test_cluster};
+use daybook_domain::ids::{OrderId, Reason};
+use daybook_domain::money::{Currency, Money};
+use daybook_domain::order::{self, Command, NewLine, State};
+use daybook_event_bus::Bus;
+use daybook_event_store::{EventStore, Metadata, NewCommand, NewEvent, RecordedEvent, Verdict};
+use daybook_projector::database::Connector;
+use daybook_projector::feed::Feed;
+use daybook_projector::metrics::Metrics;
+use daybook_projector::worker::{Context, Step, Worker};
+use daybook_read_model::{Change, Event, Generation, ReadModel};
+use daybook_service::metrics::Registry;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+use uuid::Uuid;
+
+/// How long anything may take in a test.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// An address where there is no NATS: workers must do without.
+const NO_NATS: &str = "nats://127.0.0.1:1";
+
+const ROLES: [&str; 4] = [
+    "daybook_command",
+    "daybook_publisher",
+    "daybook_projector",
+    "daybook_query",
+];
+
+/// A database of its own.
+pub struct Setup {
+    cluster: TestCluster,
+    name: String,
+    /// A pool that may do everything.
+    pub superuser: PgPool,
+    command: PgPool,
+}
+
+impl Setup {
+    /// Makes it.
+    pub async fn new() -> Self {
+        let cluster = test_cluster().await.expect("a server for tests");
+        let template = format!(
+            "daybook_template_{}_{}",
+            daybook_event_store::schema_version(),
+            daybook_read_model::schema_version()
+        );
+        let build = async |url: String| -> anyhow::Result<()> {
+            let mut connection = PgConnection::connect(&url).await?;
+            daybook_event_store::migrator().run(&mut connection).await?;
+            daybook_read_model::migrator().run(&mut connection).await?;
+            connection.close().await?;
+            cluster.enable_login(&ROLES).await?;
+            Ok(())
+        };
+        cluster
+            .ensure_template(&template, build)
+            .await
+            .expect("a template");
+        let name = format!("daybook_{}", Uuid::now_v7().simple());
+        cluster
+            .create_database(&name, Some(&template))
+            .await
+            .expect("a database");
+        Self {
+            superuser: PgPool::connect(&cluster.superuser_url(&name))
+                .await
+                .expect("a superuser"),
+            command: PgPool::connect(&cluster.url("daybook_command", &name))
+                .await
+                .expect("the command role"),
+            cluster,
+            name,
+        }
+    }
+
+    /// The address for the projector's role.
+    pub fn projector_url(&self) -> String {
+        self.cluster.url("daybook_projector", &self.name)
+    }
+
+    /// A projector process, as the owner of leases.
+    pub async fn process(&self) -> Context {
+        let connector = Connector::new(&self.projector_url()).expect("a valid address");
+        Context {
+            store: EventStore::new(connector.pool(4)),
+            connector,
+            bus: Bus::connect(NO_NATS)
+                .await
+                .expect("it connects in the background"),
+            metrics: Metrics::new(&Registry::new()),
+            owner: Uuid::now_v7(),
+        }
+    }
+
+    /// A worker of a process, without a feed: it reads the log alone.
+    pub async fn worker<M: ReadModel>(&self) -> Worker<M> {
+        Worker::new(self.process().await, 0, &Feed::default())
+    }
+
+    /// Runs a statement as superuser and gives its only value.
+    pub async fn value<T>(&self, statement: &str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        let row = sqlx::query_scalar(AssertSqlSafe(statement))
+            .fetch_one(&self.superuser)
+            .await;
+        row.unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    /// Runs a statement as superuser.
+    pub async fn execute(&self, statement: &str) {
+        let done = sqlx::query(AssertSqlSafe(statement))
+            .execute(&self.superuser)
+            .await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+
+    /// The position of the newest event.
+    pub async fn head(&self) -> u64 {
+        self.value::<i64>("SELECT head FROM event_store.log")
+            .await
+            .cast_unsigned()
+    }
+
+    /// Where the live tables of a projection are.
+    pub async fn position(&self, projection: &str) -> u64 {
+        let statement = format!(
+            "SELECT c.position FROM read_model.checkpoint AS c
+             JOIN read_model.projection AS p ON p.name = c.projection AND p.live_generation = c.generation
+             WHERE p.name = '{projection}'"
+        );
+        self.value::<i64>(&statement).await.cast_unsigned()
+    }
+
+    /// The generation that is live.
+    pub async fn live_generation(&self, projection: &str) -> i32 {
+        self.value(&format!(
+            "SELECT live_generation FROM read_model.projection WHERE name = '{projection}'"
+        ))
+        .await
+    }
+
+    /// Every event, in order.
+    pub async fn log(&self) -> Vec<RecordedEvent> {
+        let limit = u32::try_from(self.head().await).expect("a small log");
+        let context = self.process().await;
+        context
+            .store
+            .read_log(0, 0, limit)
+            .await
+            .expect("the log can be read")
+    }
+
+    /// Appends commands that have been decided.
+    pub async fn append(&self, commands: Vec<NewCommand>) {
+        let mut connection = self.command.acquire().await.expect("a connection");
+        let verdicts = daybook_event_store::append(&mut connection, 0, &commands)
+            .await
+            .expect("an answer");
+        for verdict in verdicts {
+            assert!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
+        }
+    }
+
+    /// The live rows are what a fold of the whole log gives.
+    pub async fn assert_equals_fold<M: ReadModel>(&self) {
+        let log = self.log().await;
+        assert_eq!(
+            self.position(M::NAME).await,
+            log.last().map_or(0, |event| event.position),
+            "{}",
+            M::NAME
+        );
+        let expected = folded::<M>(&log);
+        let tables = Generation::new(self.live_generation(M::NAME).await).expect("a positive number");
+        let mut connection = self.superuser.acquire().await.expect("a connection");
+        let keys: Vec<_> = expected.keys().cloned().collect();
+        let actual = M::load(&mut connection, tables, &keys)
+            .await
+            .expect("rows can be loaded");
+        drop(connection);
+        let count: i64 = self
+            .value(&format!("SELECT count(*) FROM read_model.{}", M::NAME))
+            .await;
+        assert_eq!(usize::try_from(count), Ok(expected.len()), "{}", M::NAME);
+        for (key, row) in &expected {
+            assert_eq!(actual.get(key), Some(row), "{}", M::NAME);
+        }
+    }
+
+    /// A digest of all the rows of a table or view.
+    pub async fn digest(&self, table: &str) -> String {
+        self.value(&format!(
+            "SELECT count(*) || ' ' || md5(coalesce(string_agg(t::text, '|' ORDER BY t::text COLLATE \"C\"), ''))
+             FROM read_model.{table} AS t"
+        ))
+        .await
+    }
+}
+
+fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
+    let mut rows: HashMap<M::Key, M::Row> = HashMap::new();
+    for recorded in log {
+        let event = Event::decode(recorded).expect("a valid event");
+        for key in M::keys(&event) {
+            match M::fold(&key, rows.get(&key), &event).expect("a valid history") {
+                Change::Put(row) => drop(rows.insert(key, row)),
+                Change::Delete => drop(rows.remove(&key)),
+                Change::Keep => {}
+            }
+        }
+    }
+    rows
+}
+
+/// Orders that live random but repeatable lives.
+pub struct Orders {
+    random: StdRng,
+    tenant_id: Uuid,
+    orders: Vec<(OrderId, State, u64)>,
+    metadata: Arc<str>,
+}
+
+impl Orders {
+    /// None yet.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            tenant_id: Uuid::from_u128(u128::from(seed) + 1),
+            orders: Vec::new(),
+            metadata: Metadata::default().encode(),
+        }
+    }
+
+    /// Appends about this many commands, in batches.
+    pub async fn append(&mut self, setup: &Setup, commands: usize) {
+        let mut left = commands;
+        while left > 0 {
+            let batch: Vec<_> = (0..left.min(500)).filter_map(|_| self.next()).collect();
+            left = left.saturating_sub(500);
+            setup.append(batch).await;
+        }
+    }
+
+    /// Half of the commands place an order; the others go to one of the latest. A command that is refused is none.
+    fn next(&mut self) -> Option<NewCommand> {
+        if self.orders.is_empty() || self.random.random_bool(0.5) {
+            let order_id = OrderId::from_uuid(Uuid::from_u128(self.random.random()));
+            self.orders.push((order_id, State::default(), 0));
+        }
+        let latest = self.orders.len().saturating_sub(2_000);
+        let index = self.random.random_range(latest..self.orders.len());
+        let command = match self.orders[index].2 {
+            0 => self.place(self.orders[index].0),
+            _ => self.change(),
+        };
+        self.decide(index, command)
+    }
+
+    fn place(&mut self, order_id: OrderId) -> Command {
+        let lines = (0..self.random.random_range(1..4)).map(|_| self.line()).collect();
+        Command::Place {
+            order_id,
+            reference: None,
+            customer_id: text(&format!("customer-{}", self.random.random_range(0..500))),
+            currency: Currency::parse("EUR").expect("a currency"),
+            lines,
+            shipping_address: None,
+            expected_total_minor: None,
+        }
+    }
+
+    fn line(&mut self) -> NewLine {
+        NewLine {
+            sku: text(&format!("sku-{}", self.random.random_range(0..100))),
+            quantity: self.random.random_range(1..10),
+            unit_price_minor: self.random.random_range(0..10_000),
+        }
+    }
+
+    fn change(&mut self) -> Command {
+        let euros = Currency::parse("EUR").expect("a currency");
+        match self.random.random_range(0..6) {
+            0 => Command::AddLine { line: self.line() },
+            1 => Command::RemoveLine { line_number: 1 },
+            2 => Command::Confirm,
+            3 => Command::Cancel {
+                reason: text::<Reason>("changed my mind"),
+            },
+            4 => Command::Ship {
+                shipment_id: text("shipment"),
+                lines: Vec::new(),
+                carrier: None,
+                tracking_number: None,
+            },
+            _ => Command::RecordPayment {
+                payment_id: text(&Uuid::from_u128(self.random.random()).to_string()),
+                amount: Money::new(1, euros),
+            },
+        }
+    }
+
+    fn decide(&mut self, index: usize, command: Command) -> Option<NewCommand> {
+        let (order_id, state, version) = &mut self.orders[index];
+        let events = order::decide(state, command).ok()?;
+        let expected_version = Some(*version);
+        *version += events.len() as u64;
+        *state = events.iter().fold(std::mem::take(state), order::evolve);
+        Some(NewCommand {
+            tenant_id: self.tenant_id,
+            key: Uuid::from_u128(self.random.random()).to_string(),
+            fingerprint: [0; 32],
+            stream_id: order_id.to_string(),
+            category: order::CATEGORY,
+            expected_version,
+            metadata: Arc::clone(&self.metadata),
+            events: events
+                .iter()
+                .map(|event| self::event(&mut self.random, event))
+                .collect(),
+            rejection: None,
+        })
+    }
+}
+
+fn event(random: &mut StdRng, event: &order::Event) -> NewEvent {
+    NewEvent {
+        event_id: Uuid::from_u128(random.random()),
+        event_type: event.event_type(),
+        schema_version: event.schema_version(),
+        payload: event.encode(),
+    }
+}
+
+fn text<T: std::str::FromStr<Err: fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("a valid text")
+}
+
+/// An event that no build of this program knows.
+pub fn unknown_event() -> NewCommand {
+    NewCommand {
+        tenant_id: Uuid::from_u128(99),
+        key: Uuid::now_v7().to_string(),
+        fingerprint: [0; 32],
+        stream_id: "ord_unknown".to_owned(),
+        category: order::CATEGORY,
+        expected_version: None,
+        metadata: Metadata::default().encode(),
+        events: vec![NewEvent {
+            event_id: Uuid::now_v7(),
+            event_type: "order.exploded",
+            schema_version: 1,
+            payload: "{}".to_owned(),
+        }],
+        rejection: None,
+    }
+}
+
+/// Steps until there is nothing to do; an error is a failure of the test.
+pub async fn drain<M: ReadModel>(worker: &mut Worker<M>) -> Step {
+    loop {
+        match worker.step().await.expect("a step") {
+            Step::Progressed => {}
+            idle => return idle,
+        }
+    }
+}
+
+/// Waits until something is true.
+pub async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_true().await {
+        assert!(Instant::now() < deadline, "{what} did not come true");
+        tokio::task::yield_now().await;
+    }
+}
