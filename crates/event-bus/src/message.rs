@@ -273,3 +273,164 @@ fn unescape(value: &str) -> Option<Cow<'_, str>> {
     }
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use time::Duration;
+
+    use super::*;
+
+    fn event() -> impl Strategy<Value = RecordedEvent> {
+        let places = (any::<i32>(), 1..u64::MAX, any::<u64>(), any::<u32>());
+        let ids = (any::<u128>(), any::<u128>(), 0..4_102_444_800_000_000_i64);
+        // Names hold any text at all; metadata is JSON, with any white space between its tokens.
+        let texts = (any::<String>(), any::<String>(), any::<String>(), any::<String>());
+        let metadata = (any::<String>(), "[ \t\r\n]{0,3}", "[ \t\r\n]{0,3}");
+        (places, ids, texts, metadata).prop_map(|(places, ids, texts, (reason, before, after))| {
+            let (partition, position, stream_version, schema_version) = places;
+            let (tenant_id, event_id, microseconds) = ids;
+            let (category, stream_id, event_type, payload) = texts;
+            let metadata = serde_json::json!({ "reason": reason, "traceparent": reason });
+            RecordedEvent {
+                partition,
+                position,
+                tenant_id: Uuid::from_u128(tenant_id),
+                category,
+                stream_id,
+                stream_version,
+                event_id: Uuid::from_u128(event_id),
+                event_type,
+                schema_version,
+                payload,
+                metadata: format!("{before}{metadata}{after}").into(),
+                recorded_at: OffsetDateTime::UNIX_EPOCH + Duration::microseconds(microseconds),
+            }
+        })
+    }
+
+    /// The headers as the other side reads them: on lines of their own, without the spaces around the value.
+    fn over_the_wire(headers: &HeaderMap) -> HeaderMap {
+        let pairs = headers
+            .iter()
+            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+        pairs
+            .map(|(name, value)| {
+                assert!(!value.as_str().contains(['\r', '\n']));
+                let text = value.as_str().trim();
+                (name.clone(), text.parse().expect("it has no line break"))
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_survives_being_a_message(event in event(), generation: u128) {
+            let generation = Uuid::from_u128(generation);
+            let message = encode(&event, generation);
+            let headers = over_the_wire(&message.headers);
+            prop_assert!(is_message_of(&headers, &event, generation));
+            let (decoded, of_generation) = decode(&headers, &message.payload).expect("it was encoded");
+            prop_assert_eq!((decoded, of_generation), (event, generation));
+        }
+
+        #[test]
+        fn a_subject_has_five_tokens_of_plain_characters(event in event()) {
+            let subject = subject(&event);
+            prop_assert_eq!(subject.split('.').filter(|token| !token.is_empty()).count(), 5);
+            prop_assert!(subject.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
+        }
+    }
+
+    fn sample() -> RecordedEvent {
+        RecordedEvent {
+            partition: 0,
+            position: 7,
+            tenant_id: Uuid::from_u128(1),
+            category: "order".to_owned(),
+            stream_id: "ord_1".to_owned(),
+            stream_version: 2,
+            event_id: Uuid::from_u128(2),
+            event_type: "order.placed".to_owned(),
+            schema_version: 1,
+            payload: r#"{ "total": 5}"#.to_owned(),
+            metadata: r#"{"reason":"10% off, für Zoë","traceparent":"00-ab-cd-01"}"#.into(),
+            recorded_at: OffsetDateTime::UNIX_EPOCH + Duration::microseconds(1_500_000),
+        }
+    }
+
+    #[test]
+    fn a_message_looks_as_the_contract_says() {
+        let message = encode(&sample(), Uuid::from_u128(3));
+        assert_eq!(
+            message.subject,
+            "events.0.00000000-0000-0000-0000-000000000001.order.order_placed"
+        );
+        assert_eq!(&*message.payload, br#"{ "total": 5}"#);
+        let expected = [
+            ("Nats-Expected-Last-Sequence", "6"),
+            ("ce-id", "00000000-0000-0000-0000-000000000002"),
+            ("ce-source", "/daybook/log/0"),
+            ("ce-specversion", "1.0"),
+            ("ce-subject", "ord_1"),
+            ("ce-time", "1970-01-01T00:00:01.5Z"),
+            ("ce-type", "order.placed"),
+            ("content-type", "application/json"),
+            ("daybook-category", "order"),
+            ("daybook-generation", "00000000-0000-0000-0000-000000000003"),
+            (
+                "daybook-metadata",
+                r#"{"reason":"10%25 off, für Zoë","traceparent":"00-ab-cd-01"}"#,
+            ),
+            ("daybook-position", "7"),
+            ("daybook-schema-version", "1"),
+            ("daybook-stream-version", "2"),
+            ("daybook-tenant", "00000000-0000-0000-0000-000000000001"),
+            ("traceparent", "00-ab-cd-01"),
+        ];
+        let found: BTreeMap<_, _> = message
+            .headers
+            .iter()
+            .map(|(name, values)| (name.to_string(), values[0].to_string()))
+            .collect();
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(found, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn a_reference_is_the_event_but_cannot_be_decoded() {
+        let (event, generation) = (sample(), Uuid::from_u128(3));
+        let message = encode_as_reference(&event, generation);
+        assert!(is_message_of(&message.headers, &event, generation));
+        assert!(matches!(
+            decode(&message.headers, &message.payload),
+            Err(MessageError::InLog)
+        ));
+    }
+
+    #[test]
+    fn a_message_of_another_position_event_or_generation_is_another() {
+        let (event, generation) = (sample(), Uuid::from_u128(3));
+        let headers = encode(&event, generation).headers;
+        assert!(!is_message_of(
+            &headers,
+            &RecordedEvent {
+                position: 8,
+                ..event.clone()
+            },
+            generation
+        ));
+        assert!(!is_message_of(
+            &headers,
+            &RecordedEvent {
+                event_id: Uuid::nil(),
+                ..event.clone()
+            },
+            generation
+        ));
+        assert!(!is_message_of(&headers, &event, Uuid::nil()));
+        assert!(!is_message_of(&HeaderMap::new(), &event, generation));
+    }
+}

@@ -140,8 +140,9 @@ impl Task {
             reason = %flaw,
             "the stream is deleted and filled again from the log",
         );
-        PublisherMetrics::add(&metrics.rebuilt, 1);
         stream::delete(bus, *partition, standing).await?;
+        self.setting.published.send_replace(0);
+        PublisherMetrics::add(&metrics.rebuilt, 1);
         self.create(head).await
     }
 

@@ -1,0 +1,261 @@
+//! Consuming from a real nats-server and a real Postgres: every event once, in order, whatever happens to the stream.
+
+#[expect(dead_code, reason = "the suites share it and use different parts")]
+mod support;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use daybook_event_bus::consume::{Reader, ReaderError, ReaderOptions, Source};
+use daybook_event_bus::signal::{self, Applied};
+use futures::StreamExt as _;
+use support::{DEADLINE, PARTITION, Stack, eventually, next, read_to};
+use uuid::Uuid;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_come_from_the_stream_once_each_and_in_order() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(2_000).await?);
+    publishing.published(2_000).await?;
+
+    let mut reader = stack.reader(0).await?;
+    assert_eq!(read_to(&mut reader, 2_000).await?, stack.log().await?);
+    assert_eq!(reader.metrics().from_bus.load(Relaxed), 2_000);
+
+    publishing.tell(stack.commit(1).await?);
+    let batch = next(&mut reader).await?;
+    assert_eq!((batch.source, batch.events[0].position), (Source::Bus, 2_001));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_begins_after_the_position_that_it_was_given() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(100).await?);
+    publishing.published(100).await?;
+    let mut reader = stack.reader(60).await?;
+    assert_eq!(read_to(&mut reader, 100).await?, stack.log().await?[60..]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hole_in_the_stream_is_filled_from_the_log() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(50).await?);
+    publishing.published(50).await?;
+    let stream = stack.raw_stream().await?;
+    for position in [1, 20, 21, 50] {
+        stream.delete_message(position).await?;
+    }
+
+    let mut reader = stack.reader(0).await?;
+    assert_eq!(read_to(&mut reader, 50).await?, stack.log().await?);
+    let metrics = reader.metrics();
+    assert_eq!(
+        (metrics.from_log.load(Relaxed), metrics.holes.load(Relaxed)),
+        (4, 2)
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purged_range_is_read_from_the_log() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(3_000).await?);
+    publishing.published(3_000).await?;
+    stack.raw_stream().await?.purge().sequence(2_501).await?;
+
+    let mut reader = stack.reader(0).await?;
+    assert_eq!(read_to(&mut reader, 3_000).await?, stack.log().await?);
+    let metrics = reader.metrics();
+    assert_eq!(
+        (metrics.from_log.load(Relaxed), metrics.from_bus.load(Relaxed)),
+        (2_500, 499)
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_is_not_delivered() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(3).await?);
+    publishing.published(3).await?;
+    publishing.stop().await?;
+    stack.publish_foreign().await?;
+    let _in_its_place = stack.commit(3).await?;
+
+    let mut reader = stack.reader(0).await?;
+    assert_eq!(read_to(&mut reader, 6).await?, stack.log().await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_too_large_for_a_message_is_delivered() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    let payloads = vec![
+        "1".to_owned(),
+        format!("\"{}\"", "x".repeat(2 << 20)),
+        "3".to_owned(),
+    ];
+    publishing.tell(stack.commit_payloads(payloads).await?);
+    publishing.published(3).await?;
+
+    let mut reader = stack.reader(0).await?;
+    assert_eq!(read_to(&mut reader, 3).await?, stack.log().await?);
+    assert_eq!(publishing.handle.metrics().referenced.load(Relaxed), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_nats_events_come_from_the_log_and_with_it_from_the_stream_again() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+    let mut reader = stack.reader(0).await?;
+    read_to(&mut reader, 10).await?;
+
+    stack.nats.kill().await?;
+    for position in 11..=15 {
+        publishing.tell(stack.commit(1).await?);
+        let batch = next(&mut reader).await?;
+        assert_eq!((batch.source, batch.events[0].position), (Source::Log, position));
+    }
+
+    stack.nats.restart().await?;
+    publishing.published(15).await?;
+    let mut position = 15;
+    eventually("an event from the stream", async || {
+        publishing.tell(stack.commit(1).await?);
+        position += 1;
+        let batch = next(&mut reader).await?;
+        assert_eq!(batch.events[0].position, position);
+        Ok(batch.source == Source::Bus)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_store_does_not_stop_the_reader() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(500).await?);
+    let mut reader = stack.reader(0).await?;
+    read_to(&mut reader, 500).await?;
+
+    stack.nats.delete_store().await?;
+    stack.nats.restart().await?;
+    publishing.tell(stack.commit(500).await?);
+    assert_eq!(read_to(&mut reader, 1_000).await?, stack.log().await?[500..]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_publishes_is_delivered_all_the_same() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(1).await?);
+    publishing.published(1).await?;
+    publishing.stop().await?;
+    let mut reader = stack.reader(0).await?;
+    read_to(&mut reader, 1).await?;
+
+    let _never_published = stack.commit(2_345).await?;
+    assert_eq!(read_to(&mut reader, 2_346).await?, stack.log().await?[1..]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_log_is_reported() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(3).await?);
+    let mut reader = stack.reader(0).await?;
+    let before = next(&mut reader).await?.generation;
+
+    sqlx::query("UPDATE event_store.log SET generation = gen_random_uuid()")
+        .execute(&stack.pool)
+        .await?;
+    let error = loop {
+        match tokio::time::timeout(DEADLINE, reader.next_batch(10)).await? {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ReaderError::GenerationChanged { expected, head: 3, .. } if expected == before));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_belongs_to_another_log_is_refused() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let options = ReaderOptions {
+        generation: Some(Uuid::from_u128(7)),
+        ..ReaderOptions::default()
+    };
+    let mut reader = Reader::new(stack.bus().await?, stack.store.clone(), PARTITION, 0, options);
+    let refused = reader.next_batch(1).await;
+    assert!(matches!(refused, Err(ReaderError::GenerationChanged { .. })));
+
+    let mut reader = stack.reader(9).await?;
+    let refused = reader.next_batch(1).await;
+    assert!(matches!(
+        refused,
+        Err(ReaderError::AheadOfLog { position: 9, head: 0 })
+    ));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_call_loses_nothing() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    for _ in 0..50 {
+        publishing.tell_all(stack.commit(20).await?).await?;
+    }
+    publishing.published(1_000).await?;
+    for position in [5, 300, 999] {
+        stack.raw_stream().await?.delete_message(position).await?;
+    }
+    let mut reader = stack.reader(0).await?;
+    let mut positions = Vec::new();
+    while positions.last() != Some(&1_000) {
+        let patience = Duration::from_micros(50);
+        if let Ok(batch) = tokio::time::timeout(patience, reader.next_batch(7)).await {
+            positions.extend(batch?.events.iter().map(|event| event.position));
+        }
+    }
+    assert_eq!(positions, (1..=1_000).collect::<Vec<u64>>());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_reaches_those_who_listen() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let mut signals = signal::subscribe(&stack.bus().await?).await?;
+    let applied = Applied {
+        projection: "order_list".to_owned(),
+        partition: PARTITION,
+        log_generation: Uuid::from_u128(3),
+        position: 42,
+    };
+    let bus = stack.bus().await?;
+    let heard = async {
+        loop {
+            // The subscription may not have reached the server yet.
+            signal::announce(&bus, &applied).await;
+            let patience = Duration::from_millis(20);
+            if let Ok(signal) = tokio::time::timeout(patience, signals.next()).await {
+                return signal;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(DEADLINE, heard).await?, Some(applied));
+    Ok(())
+}

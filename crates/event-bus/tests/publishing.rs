@@ -1,0 +1,251 @@
+//! Publishing on a real nats-server and a real Postgres: the stream ends up equal to the log, whatever happens.
+
+#[expect(dead_code, reason = "the suites share it and use different parts")]
+mod support;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use daybook_event_bus::publish::{PublishObserver, PublisherOptions};
+use daybook_event_store::RecordedEvent;
+use support::{PARTITION, Stack, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_thousand_events_are_published_in_order() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    for _ in 0..100 {
+        publishing.tell_all(stack.commit(50).await?).await?;
+    }
+    stack.stream_equals_log(&publishing).await?;
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_publishers_of_one_log_make_one_stream() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishers = [stack.publisher().await?, stack.publisher().await?];
+    for number in 0..400 {
+        let committed = stack.commit(1 + number % 7).await?;
+        // Each knows of a part only, and some commits reach nobody.
+        if number % 31 != 0 {
+            publishers[number * 7 % 3 % 2].tell(committed);
+        }
+    }
+    for publishing in &publishers {
+        stack.stream_equals_log(publishing).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_publishers_that_both_know_everything_make_one_stream() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishers = [stack.publisher().await?, stack.publisher().await?];
+    for _ in 0..100 {
+        let committed = stack.commit(20).await?;
+        let generation = committed.generation;
+        let copy = daybook_event_store::Committed {
+            generation,
+            events: committed.events.clone(),
+            at: committed.at,
+        };
+        publishers[0].tell(committed);
+        publishers[1].tell(copy);
+    }
+    for publishing in &publishers {
+        stack.stream_equals_log(publishing).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_replica_committed_another_publishes() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let stopped = stack.publisher().await?;
+    let helper = stack.publisher().await?;
+    stopped.tell(stack.commit(3).await?);
+    stopped.published(3).await?;
+    helper.published(3).await?;
+
+    stopped.crash().await;
+    let _never_published = stack.commit(4).await?;
+    helper.tell(stack.commit(5).await?);
+
+    stack.stream_equals_log(&helper).await?;
+    assert_eq!(helper.handle.metrics().helped.load(Relaxed), 4);
+    helper.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_published_is_found_by_comparing() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let _never_published = stack.commit(2_500).await?;
+    let publishing = stack.publisher().await?;
+    stack.stream_equals_log(&publishing).await?;
+    assert_eq!(publishing.handle.metrics().refilled.load(Relaxed), 2_500);
+
+    let _never_published = stack.commit(1).await?;
+    stack.stream_equals_log(&publishing).await?;
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_store_is_filled_again() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(1_200).await?);
+    publishing.published(1_200).await?;
+
+    stack.nats.delete_store().await?;
+    // Nobody waits for NATS: commits go on, and what the publisher is told meanwhile is let go.
+    for _ in 0..100 {
+        publishing.tell(stack.commit(3).await?);
+    }
+    stack.nats.restart().await?;
+
+    eventually("a refilled stream", async || {
+        Ok(stack
+            .raw_stream()
+            .await
+            .is_ok_and(|stream| stream.cached_info().state.messages == 1_500))
+    })
+    .await?;
+    stack.stream_equals_log(&publishing).await?;
+    assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_beyond_the_log_is_rebuilt() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+
+    stack.publish_foreign().await?;
+    eventually("a rebuilt stream", async || {
+        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+    })
+    .await?;
+
+    publishing.tell(stack.commit(5).await?);
+    stack.stream_equals_log(&publishing).await?;
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    // Nothing but the refusal can tell.
+    let compare_interval = Duration::from_secs(3_600);
+    let publishing = stack
+        .publisher_with(PublisherOptions {
+            compare_interval,
+            ..PublisherOptions::default()
+        })
+        .await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+
+    let committed = stack.commit(5).await?;
+    stack.publish_foreign().await?;
+    // The first of these is refused, and the rest fits behind the foreign message.
+    publishing.tell(committed);
+
+    eventually("a rebuilt stream", async || {
+        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+    })
+    .await?;
+    stack.stream_equals_log(&publishing).await?;
+    assert!(publishing.handle.metrics().refused.load(Relaxed) >= 1);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_of_another_generation_is_rebuilt() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+
+    sqlx::query("UPDATE event_store.log SET generation = gen_random_uuid()")
+        .execute(&stack.pool)
+        .await?;
+
+    eventually("a rebuilt stream", async || {
+        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+    })
+    .await?;
+    publishing.tell(stack.commit(1).await?);
+    stack.stream_equals_log(&publishing).await?;
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unanswering_server_is_outlived() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+
+    stack.nats.pause();
+    publishing.tell(stack.commit(10).await?);
+    eventually("an interruption", async || {
+        Ok(publishing.handle.metrics().resyncs.load(Relaxed) >= 2)
+    })
+    .await?;
+    stack.nats.resume();
+
+    stack.stream_equals_log(&publishing).await?;
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_may_begin_late_in_a_long_log() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let _before_there_was_a_stream = stack.commit(100).await?;
+    let options = PublisherOptions {
+        retained_events_max: Some(30),
+        ..PublisherOptions::default()
+    };
+    let publishing = stack.publisher_with(options).await?;
+    publishing.published(100).await?;
+    publishing.tell(stack.commit(5).await?);
+    publishing.published(105).await?;
+
+    let held = stack.stream().await?;
+    assert_eq!(held, stack.store.read_log(PARTITION, 75, 100).await?);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_observer_hears_of_each_event_that_was_published_straight_away() -> anyhow::Result<()> {
+    #[derive(Default)]
+    struct Positions(Mutex<Vec<(u64, Duration)>>);
+    impl PublishObserver for Positions {
+        fn published(&self, event: &RecordedEvent, latency: Duration) {
+            self.0
+                .lock()
+                .expect("nobody panics with it")
+                .push((event.position, latency));
+        }
+    }
+    let mut stack = Stack::start().await?;
+    let observer = Arc::new(Positions::default());
+    let options = PublisherOptions {
+        observer: Some(observer.clone()),
+        ..PublisherOptions::default()
+    };
+    let publishing = stack.publisher_with(options).await?;
+    publishing.tell(stack.commit(3).await?);
+    publishing.published(3).await?;
+    publishing.stop().await?;
+
+    let heard = observer.0.lock().expect("nobody panics with it").clone();
+    let positions: Vec<_> = heard.iter().map(|(position, _)| *position).collect();
+    assert!(positions.is_empty() || positions == [1, 2, 3], "{positions:?}");
+    assert!(heard.iter().all(|(_, latency)| *latency < Duration::from_secs(5)));
+    Ok(())
+}

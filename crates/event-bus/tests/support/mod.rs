@@ -1,0 +1,306 @@
+//! A private NATS, a database of its own, and a verb for everything that the tests do to them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
+use daybook_devstack::{Nats, NatsOptions};
+use daybook_event_bus::Bus;
+use daybook_event_bus::consume::{Batch, Reader, ReaderOptions};
+use daybook_event_bus::message;
+use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
+use daybook_event_store::{Committed, EventStore, NewCommand, NewEvent, RecordedEvent, Verdict, append};
+use futures::StreamExt as _;
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+/// How long anything may take before the test has failed.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The partition of all tests.
+pub(crate) const PARTITION: i32 = 0;
+
+pub(crate) struct Stack {
+    pub(crate) nats: Nats,
+    pub(crate) pool: PgPool,
+    pub(crate) store: EventStore,
+    appended: u64,
+    _cluster: TestCluster,
+    _directory: tempfile::TempDir,
+}
+
+/// A publisher that runs.
+pub(crate) struct Publishing {
+    pub(crate) handle: PublisherHandle,
+    committed: mpsc::Sender<Committed>,
+    task: JoinHandle<Result<(), PublishError>>,
+}
+
+impl Stack {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let directory = temporary_directory()?;
+        let nats = Nats::start(NatsOptions::new(directory.path().join("nats"))).await?;
+        let cluster = test_cluster().await?;
+        let pool = PgPool::connect(&database(&cluster).await?).await?;
+        let store = EventStore::new(pool.clone());
+        Ok(Self {
+            nats,
+            pool,
+            store,
+            appended: 0,
+            _cluster: cluster,
+            _directory: directory,
+        })
+    }
+
+    pub(crate) async fn bus(&self) -> anyhow::Result<Bus> {
+        let bus = Bus::connect(&self.nats.url()).await?;
+        eventually("a connection to NATS", async || Ok(bus.is_connected())).await?;
+        Ok(bus)
+    }
+
+    pub(crate) async fn publisher(&self) -> anyhow::Result<Publishing> {
+        self.publisher_with(PublisherOptions::default()).await
+    }
+
+    pub(crate) async fn publisher_with(&self, options: PublisherOptions) -> anyhow::Result<Publishing> {
+        let (committed, receiver) = mpsc::channel(64);
+        let bus = self.bus().await?;
+        let (handle, work) = Publisher::new(bus, self.store.clone(), PARTITION, receiver, options);
+        Ok(Publishing {
+            handle,
+            committed,
+            task: tokio::spawn(work),
+        })
+    }
+
+    pub(crate) async fn reader(&self, after: u64) -> anyhow::Result<Reader> {
+        let bus = self.bus().await?;
+        Ok(Reader::new(
+            bus,
+            self.store.clone(),
+            PARTITION,
+            after,
+            ReaderOptions::default(),
+        ))
+    }
+
+    /// Commits events in one transaction and returns what a publisher is told of it.
+    pub(crate) async fn commit(&mut self, count: usize) -> anyhow::Result<Committed> {
+        let payloads = (0..count)
+            .map(|index| format!(r#"{{"number": {index}}}"#))
+            .collect();
+        self.commit_payloads(payloads).await
+    }
+
+    pub(crate) async fn commit_payloads(&mut self, payloads: Vec<String>) -> anyhow::Result<Committed> {
+        let after = self.store.head(PARTITION).await?.position;
+        let count = payloads.len() as u64;
+        self.appended += 1;
+        let mut connection = self.pool.acquire().await?;
+        let verdicts = append(&mut connection, PARTITION, &[command(self.appended, payloads)]).await?;
+        let Some(Verdict::Appended(receipt)) = verdicts.first() else {
+            anyhow::bail!("the append was not accepted: {verdicts:?}");
+        };
+        ensure!(
+            receipt.first_position == after + 1,
+            "someone else appends as well"
+        );
+        let events = self
+            .store
+            .read_log(PARTITION, after, u32::try_from(count)?)
+            .await?;
+        Ok(Committed {
+            generation: receipt.generation,
+            events,
+            at: Instant::now(),
+        })
+    }
+
+    pub(crate) async fn log(&self) -> anyhow::Result<Vec<RecordedEvent>> {
+        Ok(self.store.read_log(PARTITION, 0, u32::MAX).await?)
+    }
+
+    /// Everything that the stream holds, with a look at each message as a stranger would take it.
+    pub(crate) async fn stream(&self) -> anyhow::Result<Vec<RecordedEvent>> {
+        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
+        let stream = context.get_stream("EVENTS_0").await?;
+        let expected = stream.cached_info().state.messages;
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::None,
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await?;
+        let mut messages = consumer.messages().await?.take(usize::try_from(expected)?);
+        let mut events = Vec::new();
+        while let Some(message) = messages.next().await {
+            let message = message?;
+            let headers = message.headers.as_ref().context("a message has no headers")?;
+            let (event, _) = message::decode(headers, &message.payload)?;
+            let sequence = message
+                .info()
+                .map_err(|error| anyhow::anyhow!(error))?
+                .stream_sequence;
+            ensure!(
+                event.position == sequence,
+                "position {} is at {sequence}",
+                event.position
+            );
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    /// Waits until the stream holds as many events as the log, and compares them one by one.
+    pub(crate) async fn stream_equals_log(&self, publishing: &Publishing) -> anyhow::Result<()> {
+        let head = self.store.head(PARTITION).await?.position;
+        publishing.published(head).await?;
+        let (log, stream) = (self.log().await?, self.stream().await?);
+        ensure!(
+            log.len() as u64 == head,
+            "the log has {} events of {head}",
+            log.len()
+        );
+        ensure!(log == stream, "the stream differs from the log");
+        Ok(())
+    }
+
+    /// JetStream's own view, for what our code does not do.
+    pub(crate) async fn raw_stream(&self) -> anyhow::Result<async_nats::jetstream::stream::Stream> {
+        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
+        Ok(context.get_stream("EVENTS_0").await?)
+    }
+
+    /// Puts something into the stream that the log does not know.
+    pub(crate) async fn publish_foreign(&self) -> anyhow::Result<()> {
+        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
+        context
+            .publish("events.0.foreign", "not ours".into())
+            .await?
+            .await?;
+        Ok(())
+    }
+}
+
+impl Publishing {
+    /// Tells the publisher of a commit, as the appender does: what does not fit is left to the log.
+    pub(crate) fn tell(&self, committed: Committed) {
+        let _ = self.committed.try_send(committed);
+    }
+
+    /// Tells the publisher of a commit and waits for room if need be.
+    pub(crate) async fn tell_all(&self, committed: Committed) -> anyhow::Result<()> {
+        Ok(self.committed.send(committed).await?)
+    }
+
+    /// Waits until the publisher knows that `position` is in the stream.
+    pub(crate) async fn published(&self, position: u64) -> anyhow::Result<()> {
+        let mut published = self.handle.published_position();
+        let reached = published.wait_for(|published| *published >= position);
+        let reached = tokio::time::timeout(DEADLINE, reached).await;
+        reached.with_context(|| format!("position {position} was not published"))??;
+        Ok(())
+    }
+
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        drop(self.committed);
+        let ended = tokio::time::timeout(DEADLINE, self.task).await;
+        Ok(ended.context("the publisher did not stop")???)
+    }
+
+    /// Ends the publisher on the spot, as a crash would.
+    pub(crate) async fn crash(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+/// Reads until `position`, checking that positions are consecutive. Returns all events and the batches' sources.
+pub(crate) async fn read_to(reader: &mut Reader, position: u64) -> anyhow::Result<Vec<RecordedEvent>> {
+    let mut events = Vec::new();
+    while events
+        .last()
+        .is_none_or(|event: &RecordedEvent| event.position < position)
+    {
+        events.extend(next(reader).await?.events);
+    }
+    for pair in events.windows(2) {
+        ensure!(
+            pair[1].position == pair[0].position + 1,
+            "{} follows {}",
+            pair[1].position,
+            pair[0].position
+        );
+    }
+    Ok(events)
+}
+
+pub(crate) async fn next(reader: &mut Reader) -> anyhow::Result<Batch> {
+    let batch = tokio::time::timeout(DEADLINE, reader.next_batch(500)).await;
+    Ok(batch.context("no events came")??)
+}
+
+/// Waits for a condition.
+pub(crate) async fn eventually(
+    what: &str,
+    mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await? {
+        ensure!(
+            Instant::now() < deadline,
+            "{what} did not come in {} s",
+            DEADLINE.as_secs()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+fn command(number: u64, payloads: Vec<String>) -> NewCommand {
+    NewCommand {
+        tenant_id: Uuid::from_u128(0xda_1b00c),
+        key: format!("key-{number}"),
+        fingerprint: [0; 32],
+        stream_id: format!("ord_{number}"),
+        category: "order",
+        expected_version: Some(0),
+        metadata: Arc::from(r#"{"correlation_id": "c-1", "reason": "100 % sure"}"#),
+        events: payloads.into_iter().map(event).collect(),
+        rejection: None,
+    }
+}
+
+fn event(payload: String) -> NewEvent {
+    NewEvent {
+        event_id: Uuid::now_v7(),
+        event_type: "order.placed",
+        schema_version: 1,
+        payload,
+    }
+}
+
+/// A database of its own with the event store's schema.
+async fn database(cluster: &TestCluster) -> anyhow::Result<String> {
+    let migrator = daybook_event_store::migrator();
+    let checksums = migrator.iter().flat_map(|migration| migration.checksum.iter());
+    let fingerprint = checksums.fold(0_u64, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+    });
+    let template = format!("event_bus_{fingerprint:x}");
+    cluster
+        .ensure_template(&template, async |url| -> anyhow::Result<()> {
+            let mut connection = PgConnection::connect(&url).await?;
+            daybook_event_store::migrator().run(&mut connection).await?;
+            Ok(connection.close().await?)
+        })
+        .await?;
+    let name = format!("event_bus_test_{}", Uuid::now_v7().simple());
+    cluster.create_database(&name, Some(&template)).await?;
+    Ok(cluster.superuser_url(&name))
+}
