@@ -1,0 +1,172 @@
+//! Durations and moments as people write them.
+
+use std::time::Duration;
+
+use daybook_proto::convert::to_timestamp;
+use daybook_proto::orders::v1::get_order_request::AsOf;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// A duration: `90s`, `30m`, `1h30m`, `7d`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a duration such as 90s, 30m, 1h30m or 7d");
+    let mut seconds = 0_u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (amount, unit) = rest.split_at(digits);
+        let unit_seconds = unit.chars().next().and_then(unit_seconds).ok_or_else(wrong)?;
+        let amount: u64 = amount.parse().map_err(|_| wrong())?;
+        let part = amount.checked_mul(unit_seconds).ok_or_else(wrong)?;
+        seconds = seconds.checked_add(part).ok_or_else(wrong)?;
+        rest = &unit[1..];
+    }
+    if text.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(Duration::from_secs(seconds))
+    }
+}
+
+fn unit_seconds(unit: char) -> Option<u64> {
+    match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3_600),
+        'd' => Some(86_400),
+        _ => None,
+    }
+}
+
+/// A point in the life of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// After this many of its events.
+    Version(u64),
+    /// With all that had been recorded by then.
+    Time(OffsetDateTime),
+    /// With all that had been recorded this long ago.
+    Ago(Duration),
+}
+
+impl Point {
+    /// The point as the query service takes it; `None` when it is before all time.
+    pub(crate) fn as_of(self, now: OffsetDateTime) -> Option<AsOf> {
+        match self {
+            Self::Version(version) => Some(AsOf::AsOfVersion(version)),
+            Self::Time(moment) => Some(AsOf::AsOfTime(to_timestamp(moment))),
+            Self::Ago(ago) => {
+                let moment = now.checked_sub(ago.try_into().ok()?)?;
+                Some(AsOf::AsOfTime(to_timestamp(moment)))
+            }
+        }
+    }
+}
+
+/// A point: `v17`, `2026-11-01T00:00Z` (seconds may be left out), or how long ago: `2h`.
+pub(crate) fn parse_point(text: &str) -> Result<Point, String> {
+    let wrong = || {
+        format!("`{text}` is not a version (v17), a time (2026-11-01T00:00:00Z) or how long ago (2h, 30m)")
+    };
+    if let Some(version) = text.strip_prefix('v') {
+        let version = version.parse().ok().filter(|version| *version >= 1);
+        return version.map(Point::Version).ok_or_else(wrong);
+    }
+    if let Ok(ago) = parse_duration(text) {
+        return Ok(Point::Ago(ago));
+    }
+    parse_time(text).map(Point::Time).ok_or_else(wrong)
+}
+
+/// RFC 3339, or the same without seconds.
+fn parse_time(text: &str) -> Option<OffsetDateTime> {
+    let parse = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
+    parse(text).or_else(|| {
+        let (minutes, offset) = text.split_at_checked("2026-11-01T00:00".len())?;
+        parse(&format!("{minutes}:00{offset}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_read_in_all_their_units() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("30m", 1_800),
+            ("2h", 7_200),
+            ("7d", 604_800),
+            ("1h30m", 5_400),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in [
+            "",
+            "h",
+            "2",
+            "2x",
+            "-2h",
+            "2 h",
+            "2h30",
+            "1.5h",
+            "99999999999999999d",
+            "2ü",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_point_is_a_version_a_time_or_how_long_ago() {
+        let midnight = datetime!(2026-11-01 00:00 UTC);
+        for (text, point) in [
+            ("v17", Point::Version(17)),
+            ("2026-11-01T00:00:00Z", Point::Time(midnight)),
+            ("2026-11-01T00:00Z", Point::Time(midnight)),
+            ("2026-11-01T02:00+02:00", Point::Time(midnight)),
+            (
+                "2026-11-01T00:00:00.250Z",
+                Point::Time(midnight + Duration::from_millis(250)),
+            ),
+            ("2h", Point::Ago(Duration::from_secs(7_200))),
+        ] {
+            assert_eq!(parse_point(text), Ok(point), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_point_is_refused() {
+        for text in [
+            "",
+            "v",
+            "v0",
+            "v-1",
+            "17",
+            "2026-11-01",
+            "2026-11-01T00:00",
+            "2026-13-01T00:00Z",
+            "yesterday",
+        ] {
+            assert!(parse_point(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn how_long_ago_is_counted_from_now() {
+        let now = datetime!(2026-11-01 12:00 UTC);
+        let two_hours = Point::Ago(Duration::from_secs(7_200)).as_of(now);
+        assert_eq!(
+            two_hours,
+            Some(AsOf::AsOfTime(to_timestamp(datetime!(2026-11-01 10:00 UTC))))
+        );
+        assert_eq!(Point::Ago(Duration::MAX).as_of(now), None);
+    }
+}
