@@ -6,17 +6,18 @@ AS $create$
 BEGIN
     EXECUTE format($ddl$
         CREATE TABLE read_model.%1$I (
-            tenant_id      uuid   NOT NULL,
-            customer_id    text   COLLATE "C" NOT NULL,
-            currency       text   COLLATE "C" NOT NULL,
+            tenant_id      uuid    NOT NULL,
+            customer_id    text    COLLATE "C" NOT NULL,
+            currency       text    COLLATE "C" NOT NULL,
             -- The position of the event that last changed the row.
-            position       bigint NOT NULL,
-            orders_placed  bigint NOT NULL,
-            orders_closed  bigint NOT NULL,
-            items_ordered  bigint NOT NULL,
-            ordered_minor  bigint NOT NULL,
-            paid_minor     bigint NOT NULL,
-            refunded_minor bigint NOT NULL,
+            position       bigint  NOT NULL,
+            orders_placed  bigint  NOT NULL,
+            orders_closed  bigint  NOT NULL,
+            items_ordered  bigint  NOT NULL,
+            -- Single amounts fit 64 bits, sums of them need not.
+            ordered_minor  numeric NOT NULL,
+            paid_minor     numeric NOT NULL,
+            refunded_minor numeric NOT NULL,
             PRIMARY KEY (tenant_id, customer_id, currency)
         -- A busy customer's row is written many times a second, and no index knows of it: with room on the page the new
         -- versions stay there (HOT updates) and are cleared away by the next one.

@@ -34,8 +34,11 @@ pub struct Key {
 }
 
 /// What a customer has bought, in one currency.
+///
+/// Single amounts fit 64 bits, but sums of them need not, and no caller may bring the projection to a halt with two
+/// orders of the highest amount: sums are kept as [`Sum`] and shown as `i64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
+pub struct Row<Amount = i64> {
     /// Whose totals these are.
     pub key: Key,
     /// The position of the event that last changed them.
@@ -47,33 +50,40 @@ pub struct Row {
     /// How many articles are ordered, cancelled and rejected orders left out.
     pub items_ordered: u64,
     /// What they cost, in minor units, cancelled and rejected orders left out.
-    pub ordered_minor: i64,
+    pub ordered_minor: Amount,
     /// What was paid, in minor units.
-    pub paid_minor: i64,
+    pub paid_minor: Amount,
     /// What was refunded, in minor units.
-    pub refunded_minor: i64,
+    pub refunded_minor: Amount,
 }
 
+/// Wide enough for more amounts than the log has positions.
+pub type Sum = i128;
+
 const FIND: &str = "
-    SELECT tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered, ordered_minor,
-           paid_minor, refunded_minor
+    SELECT tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered,
+           ordered_minor::text AS ordered_minor, paid_minor::text AS paid_minor,
+           refunded_minor::text AS refunded_minor
     FROM read_model.find_customer_totals($1, $2)
 ";
 
-/// A customer's totals, by currency; none when the tenant has no such customer.
+/// A customer's totals, by currency; none when the tenant has no such customer. A sum beyond 64 bits is shown as the
+/// highest (or lowest) number that they hold.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find(pool: &PgPool, tenant_id: Uuid, customer_id: &str) -> Result<Vec<Row>, sqlx::Error> {
-    sqlx::query_as(FIND)
+    let rows: Vec<Row<Sum>> = sqlx::query_as(FIND)
         .bind(tenant_id)
         .bind(customer_id)
         .fetch_all(pool)
-        .await
+        .await?;
+    Ok(rows.into_iter().map(Row::shown).collect())
 }
 
 const LOAD: &str = "
     SELECT t.tenant_id, t.customer_id, t.currency, t.position, t.orders_placed, t.orders_closed, t.items_ordered,
-           t.ordered_minor, t.paid_minor, t.refunded_minor
+           t.ordered_minor::text AS ordered_minor, t.paid_minor::text AS paid_minor,
+           t.refunded_minor::text AS refunded_minor
     FROM unnest($1::uuid[], $2::text[], $3::text[]) AS k (tenant_id, customer_id, currency)
     JOIN read_model.customer_totals_g{generation} AS t
          ON t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
@@ -86,8 +96,8 @@ macro_rules! insert {
         (tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered, ordered_minor,
          paid_minor, refunded_minor)
     SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::text[]), unnest($4::bigint[]), unnest($5::bigint[]),
-           unnest($6::bigint[]), unnest($7::bigint[]), unnest($8::bigint[]), unnest($9::bigint[]),
-           unnest($10::bigint[])
+           unnest($6::bigint[]), unnest($7::bigint[]), unnest($8::text[])::numeric, unnest($9::text[])::numeric,
+           unnest($10::text[])::numeric
 "
     };
 }
@@ -124,7 +134,7 @@ pub(crate) const STATEMENTS: &[(&str, &str)] = &[
 impl ReadModel for CustomerTotals {
     const NAME: &'static str = "customer_totals";
     type Key = Key;
-    type Row = Row;
+    type Row = Row<Sum>;
 
     fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
         let Body::Order(body) = &event.body;
@@ -140,15 +150,15 @@ impl ReadModel for CustomerTotals {
         false
     }
 
-    fn key(row: &Row) -> Key {
+    fn key(row: &Row<Sum>) -> Key {
         row.key.clone()
     }
 
-    fn position(row: &Row) -> u64 {
+    fn position(row: &Row<Sum>) -> u64 {
         row.position
     }
 
-    fn change(key: &Key, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+    fn change(key: &Key, row: Option<&Row<Sum>>, event: &Event) -> Result<Change<Row<Sum>>, FoldError> {
         let Body::Order(body) = &event.body;
         let Some(difference) = Difference::of(body) else {
             return Ok(Change::Keep);
@@ -162,9 +172,9 @@ impl ReadModel for CustomerTotals {
         connection: &mut PgConnection,
         tables: Generation,
         keys: &[Key],
-    ) -> Result<HashMap<Key, Row>, sqlx::Error> {
+    ) -> Result<HashMap<Key, Row<Sum>>, sqlx::Error> {
         let keys: Vec<_> = keys.iter().collect();
-        let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
+        let rows: Vec<Row<Sum>> = sqlx::query_as(tables.fill(LOAD))
             .bind(column(&keys, |key| key.tenant_id))
             .bind(column(&keys, |key| key.customer_id.as_str()))
             .bind(column(&keys, |key| key.currency.as_str()))
@@ -176,7 +186,7 @@ impl ReadModel for CustomerTotals {
     async fn insert(
         connection: &mut PgConnection,
         tables: Generation,
-        rows: &[&Row],
+        rows: &[&Row<Sum>],
     ) -> Result<(), sqlx::Error> {
         write(tables.fill(INSERT), rows)
             .execute(connection)
@@ -187,7 +197,7 @@ impl ReadModel for CustomerTotals {
     async fn store(
         connection: &mut PgConnection,
         tables: Generation,
-        rows: &[&Row],
+        rows: &[&Row<Sum>],
     ) -> Result<(), sqlx::Error> {
         write(tables.fill(STORE), rows)
             .execute(connection)
@@ -212,7 +222,7 @@ impl ReadModel for CustomerTotals {
 }
 
 /// `INSERT` or `STORE` with its columns.
-fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres, PgArguments> {
+fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row<Sum>]) -> Query<'q, Postgres, PgArguments> {
     sqlx::query(statement)
         .bind(column(rows, |row| row.key.tenant_id))
         .bind(column(rows, |row| row.key.customer_id.as_str()))
@@ -221,9 +231,9 @@ fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres
         .bind(column(rows, |row| row.orders_placed.cast_signed()))
         .bind(column(rows, |row| row.orders_closed.cast_signed()))
         .bind(column(rows, |row| row.items_ordered.cast_signed()))
-        .bind(column(rows, |row| row.ordered_minor))
-        .bind(column(rows, |row| row.paid_minor))
-        .bind(column(rows, |row| row.refunded_minor))
+        .bind(column(rows, |row| row.ordered_minor.to_string()))
+        .bind(column(rows, |row| row.paid_minor.to_string()))
+        .bind(column(rows, |row| row.refunded_minor.to_string()))
 }
 
 /// What one event adds to a customer's totals.
@@ -307,7 +317,20 @@ impl<'a> Difference<'a> {
     }
 }
 
-impl Row {
+impl Row<Sum> {
+    fn shown(self) -> Row {
+        Row {
+            key: self.key,
+            position: self.position,
+            orders_placed: self.orders_placed,
+            orders_closed: self.orders_closed,
+            items_ordered: self.items_ordered,
+            ordered_minor: shown(self.ordered_minor),
+            paid_minor: shown(self.paid_minor),
+            refunded_minor: shown(self.refunded_minor),
+        }
+    }
+
     fn empty(key: Key) -> Self {
         Self {
             key,
@@ -328,15 +351,25 @@ impl Row {
             orders_placed: self.orders_placed.checked_add(difference.orders_placed)?,
             orders_closed: self.orders_closed.checked_add(difference.orders_closed)?,
             items_ordered: self.items_ordered.checked_add_signed(difference.items_ordered)?,
-            ordered_minor: self.ordered_minor.checked_add(difference.ordered_minor)?,
-            paid_minor: self.paid_minor.checked_add(difference.paid_minor)?,
-            refunded_minor: self.refunded_minor.checked_add(difference.refunded_minor)?,
+            ordered_minor: self
+                .ordered_minor
+                .checked_add(Sum::from(difference.ordered_minor))?,
+            paid_minor: self.paid_minor.checked_add(Sum::from(difference.paid_minor))?,
+            refunded_minor: self
+                .refunded_minor
+                .checked_add(Sum::from(difference.refunded_minor))?,
             key: self.key,
         })
     }
 }
 
-impl<'r> FromRow<'r, PgRow> for Row {
+fn shown(sum: Sum) -> i64 {
+    sum.clamp(i64::MIN.into(), i64::MAX.into())
+        .try_into()
+        .expect("it was just clamped")
+}
+
+impl<'r> FromRow<'r, PgRow> for Row<Sum> {
     fn from_row(record: &'r PgRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             key: Key {
@@ -348,9 +381,9 @@ impl<'r> FromRow<'r, PgRow> for Row {
             orders_placed: row::number(record, "orders_placed")?,
             orders_closed: row::number(record, "orders_closed")?,
             items_ordered: row::number(record, "items_ordered")?,
-            ordered_minor: record.try_get("ordered_minor")?,
-            paid_minor: record.try_get("paid_minor")?,
-            refunded_minor: record.try_get("refunded_minor")?,
+            ordered_minor: row::parse(record, "ordered_minor", str::parse)?,
+            paid_minor: row::parse(record, "paid_minor", str::parse)?,
+            refunded_minor: row::parse(record, "refunded_minor", str::parse)?,
         })
     }
 }
