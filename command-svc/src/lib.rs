@@ -19,7 +19,6 @@ pub mod orders;
 pub mod partitions;
 pub mod request;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
@@ -82,23 +81,20 @@ pub async fn run(
     watch_dependencies(&mut tasks, &readiness, &pool);
 
     let moments = EventMoments::new(&registry);
-    let partitions = start_partitions(&config, &mut tasks, &registry, &moments, &shutdown).await?;
+    let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
     let commands = OrderCommands::new(Authenticator::new(pool), partitions, &moments);
 
-    tasks.spawn("admin", {
-        let (readiness, registry, shutdown) = (readiness.clone(), registry.clone(), shutdown.clone());
-        async move {
-            let serving = admin::serve(admin_listener, readiness, registry);
-            shutdown.run_until_cancelled_owned(serving).await;
-            Ok(())
-        }
+    let (admin_readiness, admin_registry) = (readiness, registry.clone());
+    tasks.spawn_companion("admin", async move {
+        admin::serve(admin_listener, admin_readiness, admin_registry).await;
+        Ok(())
     });
     let grpc = grpc_routes(commands, config.common.is_development(), &mut tasks, &shutdown).await?;
     let metrics = ServerMetrics::new(&registry);
     tasks.spawn("server", async move {
         server::serve(
             listener,
-            problems::router(&[]),
+            problems::router(orders::rules()),
             grpc,
             Limits::default(),
             metrics,
@@ -130,7 +126,6 @@ async fn start_partitions(
     tasks: &mut Supervisor,
     registry: &Registry,
     moments: &EventMoments,
-    shutdown: &CancellationToken,
 ) -> anyhow::Result<Partitions<Orders>> {
     let pool = database::connect(
         &config.publisher_database_url,
@@ -163,11 +158,12 @@ async fn start_partitions(
         };
         let (publisher, publishing) =
             Publisher::new(bus.clone(), log.clone(), partition, to_publish, options);
-        tasks.spawn(
-            "appender",
-            until(shutdown.clone(), async { Ok::<(), Infallible>(appending.await) }),
-        );
-        tasks.spawn("publisher", until(shutdown.clone(), publishing));
+        // Requests that may finish after the stop signal still need both.
+        tasks.spawn_companion("appender", async move {
+            appending.await;
+            Ok(())
+        });
+        tasks.spawn_companion("publisher", async move { Ok(publishing.await?) });
         mailboxes.push((partition, Mailboxes::new(EventStore::new(pool), appender.clone())));
         appenders.push(appender);
         publishers.push(publisher);
@@ -211,18 +207,4 @@ async fn grpc_routes(
         routes = routes.add_service(reflection);
     }
     Ok(routes.into_axum_router())
-}
-
-/// Runs a task until the stop signal.
-async fn until<T, E>(
-    shutdown: CancellationToken,
-    task: impl Future<Output = Result<T, E>>,
-) -> anyhow::Result<()>
-where
-    anyhow::Error: From<E>,
-{
-    match shutdown.run_until_cancelled_owned(task).await {
-        Some(ended) => ended.map(drop).map_err(Into::into),
-        None => Ok(()),
-    }
 }

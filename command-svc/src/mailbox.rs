@@ -126,11 +126,16 @@ pub struct MailboxMetrics {
     pub loads: AtomicU64,
 }
 
+/// A tenant and one of its streams.
+type StreamKey = (Uuid, String);
+
+type SharedSlot<A> = Arc<Mutex<Slot<<A as Aggregate>::State>>>;
+
 /// The mailboxes of one kind of aggregate on one partition. Cheap to clone.
 pub struct Mailboxes<A: Aggregate> {
     store: EventStore,
     appender: Appender,
-    boxes: Cache<(Uuid, String), Arc<Mutex<Slot<A::State>>>>,
+    boxes: Cache<StreamKey, SharedSlot<A>>,
     metrics: Arc<MailboxMetrics>,
 }
 
@@ -241,7 +246,7 @@ impl<A: Aggregate> Mailboxes<A> {
         Err(HandleError::Overloaded)
     }
 
-    fn slot(&self, envelope: &Envelope<A::Command>) -> Arc<Mutex<Slot<A::State>>> {
+    fn slot(&self, envelope: &Envelope<A::Command>) -> SharedSlot<A> {
         let key = (envelope.tenant_id, envelope.stream_id.clone());
         self.boxes.get_with(key, || {
             Arc::new(Mutex::new(Slot {

@@ -1,5 +1,6 @@
 //! The commands on orders over gRPC.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use daybook_domain::event::DecodeError;
@@ -14,6 +15,7 @@ use daybook_service::consistency::ConsistencyToken;
 use daybook_service::error::ApiError;
 use daybook_service::identity::{Authenticator, Principal, Scope};
 use daybook_service::metrics::{EventMoments, Moment};
+use daybook_service::problems::DomainRule;
 use daybook_service::request::deadline;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
@@ -24,6 +26,17 @@ use crate::aggregate::Aggregate;
 use crate::mailbox::{Envelope, HandleError, Outcome};
 use crate::partitions::Partitions;
 use crate::request::{check_key, fingerprint, metadata, validation_error};
+
+/// The rules of the domain, for `GET /problems`.
+pub fn rules() -> &'static [DomainRule] {
+    static RULES: LazyLock<Vec<DomainRule>> = LazyLock::new(|| {
+        let rules = Rejection::RULES.iter();
+        rules
+            .map(|&(code, explanation)| DomainRule { code, explanation })
+            .collect()
+    });
+    &RULES
+}
 
 /// Orders, as the mailboxes drive them.
 #[derive(Debug)]

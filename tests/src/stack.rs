@@ -139,7 +139,7 @@ impl Servers {
         );
         let service = Service::start(ServiceOptions {
             name: role.binary().to_owned(),
-            binary: binary_directory()?.join(role.binary()),
+            binary: program(role.binary())?,
             environment: settings,
             log: self
                 .directory
@@ -163,8 +163,11 @@ impl Servers {
     }
 }
 
-/// The programs are built beside the tests.
-fn binary_directory() -> anyhow::Result<PathBuf> {
+/// Where one of our programs is: they are built beside the tests.
+///
+/// # Errors
+/// When this program's own place cannot be found out.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let beside = this.parent().context("a program is in a directory")?;
     let directory = if beside.ends_with("deps") {
@@ -172,7 +175,7 @@ fn binary_directory() -> anyhow::Result<PathBuf> {
     } else {
         beside
     };
-    Ok(directory.to_owned())
+    Ok(directory.join(name))
 }
 
 /// The whole system with one tenant.

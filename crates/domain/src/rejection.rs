@@ -10,7 +10,8 @@ macro_rules! rejections {
         $(#[$meta:meta])*
         pub enum Rejection {
             $(
-                $(#[$variant_meta:meta])*
+                $(#[doc = $doc:literal])+
+                #[error($($message:tt)+)]
                 $variant:ident = $code:literal $({
                     $( $(#[$field_meta:meta])* $field:ident: $type:ty, )+
                 })?,
@@ -22,13 +23,18 @@ macro_rules! rejections {
         #[serde(tag = "code")]
         pub enum Rejection {
             $(
-                $(#[$variant_meta])*
+                $(#[doc = $doc])+
+                #[error($($message)+)]
                 #[serde(rename = $code)]
                 $variant $({ $( $(#[$field_meta])* $field: $type, )+ })?,
             )+
         }
 
         impl Rejection {
+            /// Every rule: its code, and what it says.
+            pub const RULES: &'static [(&'static str, &'static str)] =
+                &[$( ($code, concat!($($doc),+).trim_ascii()), )+];
+
             /// The stable code of the rule that refused, as callers see it.
             pub fn code(&self) -> &'static str {
                 match self {

@@ -1,0 +1,130 @@
+//! Appends through `event-store`: the log alone, without a service in front of it.
+
+use std::sync::Arc;
+
+use daybook_event_store::{Appender, AppenderOptions, NewCommand, NewEvent, Verdict};
+use daybook_service::config::Secret;
+use daybook_service::database;
+use daybook_tests::orders::{new_key, new_order_id};
+use daybook_tests::stack::Servers;
+use uuid::Uuid;
+
+use crate::load::{self, Load};
+use crate::report::{Goal, Report};
+use crate::{Options, raw};
+
+/// A payload of the usual size: an order of one line.
+pub(crate) const PAYLOAD: &str = r#"{"order_id":"ord_01h455vb4pex5vsknk084sn02q","customer_id":"cdnow-00001","currency":"USD","lines":[{"line_number":1,"sku":"CD","quantity":2,"unit_price_minor":1177}],"total_minor":2354,"item_count":2}"#;
+
+/// Metadata of the usual size.
+pub(crate) const METADATA: &str = r#"{"correlation_id":"0192f0c1-7b1c-7d3a-8f00-000000000000","principal":"key:abcdefgh","command":"PlaceOrder","idempotency_key":"0192f0c1-7b1c-7d3a-8f00-000000000000","received_at_us":1732000000000000}"#;
+
+/// A way to append.
+struct Shape {
+    name: &'static str,
+    in_flight: usize,
+    events_each: usize,
+}
+
+const ONE: Shape = Shape {
+    name: "append: one event each, own streams, 2,048 in flight",
+    in_flight: 2_048,
+    events_each: 1,
+};
+const TEN: Shape = Shape {
+    name: "append: ten events each, own streams, 2,048 in flight",
+    in_flight: 2_048,
+    events_each: 10,
+};
+const LONE: Shape = Shape {
+    name: "append: one writer",
+    in_flight: 1,
+    events_each: 1,
+};
+const CROWD: Shape = Shape {
+    name: "append: 64 in flight",
+    in_flight: 64,
+    events_each: 1,
+};
+
+pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut Report) -> anyhow::Result<()> {
+    let url = Secret::from(servers.database.url("daybook_command"));
+    let pool = database::connect(&url, "bench", 2).await?;
+    for _ in 0..options.runs {
+        let (appender, appending) = Appender::new(pool.clone(), 0, AppenderOptions::default(), None);
+        let task = tokio::spawn(appending);
+        let appender = Arc::new(appender);
+        let lone = run(&LONE, options, &appender).await?;
+        report.note(
+            "append: one writer, p50",
+            lone.quantile_ms(0.5),
+            "ms",
+            Goal::AtMost(0.4),
+        );
+        let crowd = run(&CROWD, options, &appender).await?;
+        report.note(
+            "append: 64 in flight, p99",
+            crowd.quantile_ms(0.99),
+            "ms",
+            Goal::AtMost(12.0),
+        );
+        report.note("append: 64 in flight", crowd.rate(), "appends/s", Goal::None);
+        let one = run(&ONE, options, &appender).await?.rate();
+        report.note(ONE.name, one, "appends/s", Goal::AtLeast(40_000.0));
+        let ten = run(&TEN, options, &appender).await?.rate() * 10.0;
+        report.note(TEN.name, ten, "events/s", Goal::AtLeast(60_000.0));
+        if let Some(copy) = report.median(raw::COPY) {
+            report.note(
+                "append: one event each, of COPY",
+                one / copy * 100.0,
+                "%",
+                Goal::AtLeast(35.0),
+            );
+            report.note(
+                "append: ten events each, of COPY",
+                ten / copy * 100.0,
+                "%",
+                Goal::AtLeast(55.0),
+            );
+        }
+        drop(appender);
+        task.await?;
+    }
+    Ok(())
+}
+
+async fn run(shape: &Shape, options: &Options, appender: &Arc<Appender>) -> anyhow::Result<Load> {
+    let (tenant_id, events) = (Uuid::now_v7(), shape.events_each);
+    let append = move |appender: Arc<Appender>| async move {
+        let verdict = appender.submit(command(tenant_id, events))?.verdict().await?;
+        anyhow::ensure!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
+        Ok(appender)
+    };
+    load::closed(
+        shape.in_flight,
+        options.duration(),
+        |_| Arc::clone(appender),
+        append,
+    )
+    .await
+}
+
+fn command(tenant_id: Uuid, events: usize) -> NewCommand {
+    let event = |_| NewEvent {
+        event_id: Uuid::now_v7(),
+        event_type: "order.placed",
+        schema_version: 2,
+        payload: PAYLOAD.to_owned(),
+    };
+    NewCommand {
+        tenant_id,
+        key: new_key(),
+        fingerprint: [7; 32],
+        stream_id: new_order_id(),
+        category: "order",
+        expected_version: Some(0),
+        metadata: METADATA.into(),
+        events: (0..events).map(event).collect(),
+        rejection: None,
+    }
+}

@@ -1,0 +1,104 @@
+//! `cargo xtask bench`: what Daybook does in a second, and how long one takes, beside what the servers underneath can do.
+//!
+//! Every figure is measured on private servers with fsync on, on this machine, with the load generator on the same cores,
+//! [`Options::runs`] times; the median counts. The raw limits (COPY, one INSERT per transaction, plain JetStream
+//! publishing) are measured in the same run, so that ratios hold where absolute figures do not.
+
+mod append;
+mod commands;
+mod imports;
+mod load;
+mod queries;
+mod raw;
+mod report;
+mod visible;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use daybook_devstack::PostgresOptions;
+use daybook_tests::stack::{Servers, Stack};
+
+use crate::report::Report;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Daybook on private servers, and prints a table.
+#[derive(Parser, Debug)]
+pub(crate) struct Options {
+    /// Only measurements of these groups: raw, append, commands, visible, queries, import.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// How long each closed or open loop runs, in seconds.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// How often each measurement is repeated; the median counts.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Where the figures go as JSON, besides the table.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Orders to import, as NDJSON, gzip or not; without it as many are made up.
+    #[arg(long)]
+    orders: Option<PathBuf>,
+}
+
+impl Options {
+    fn wants(&self, group: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == group)
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let mut report = Report::default();
+    if options.wants("raw") || options.wants("append") {
+        let servers = Servers::start_own(PostgresOptions::new).await?;
+        if options.wants("raw") {
+            raw::measure(&options, &servers, &mut report)
+                .await
+                .context("raw limits")?;
+        }
+        if options.wants("append") {
+            append::measure(&options, &servers, &mut report)
+                .await
+                .context("appends")?;
+        }
+    }
+    if options.wants("commands") || options.wants("visible") || options.wants("queries") {
+        let stack = Stack::on(Servers::start_own(PostgresOptions::new).await?).await?;
+        if options.wants("visible") {
+            visible::measure(&options, &stack, &mut report)
+                .await
+                .context("commit to visible")?;
+        }
+        if options.wants("commands") {
+            commands::measure(&options, &stack, &mut report)
+                .await
+                .context("commands")?;
+        }
+        if options.wants("queries") {
+            queries::measure(&options, &stack, &mut report)
+                .await
+                .context("queries")?;
+        }
+    }
+    if options.wants("import") {
+        imports::measure(&options, &mut report)
+            .await
+            .context("import and rebuild")?;
+    }
+    report.print(&mut std::io::stdout().lock())?;
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! What the servers underneath can do: the limits that our figures are held against.
+
+use std::fmt::Write as _;
+use std::future::IntoFuture as _;
+use std::time::Instant;
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{Config, StorageType};
+use daybook_tests::stack::Servers;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use sqlx::PgPool;
+use sqlx::postgres::{PgPoolCopyExt as _, PgPoolOptions};
+use uuid::Uuid;
+
+use crate::append::{METADATA, PAYLOAD};
+use crate::report::{Goal, Report};
+use crate::{Options, load};
+
+/// Rows in the COPY.
+const COPY_ROWS: usize = 200_000;
+
+/// Rows that are formatted and sent at once.
+const COPY_CHUNK_ROWS: usize = 2_000;
+
+/// Connections that insert one row in a transaction each.
+const INSERT_CONNECTIONS: u32 = 64;
+
+/// Messages that wait for their acknowledgement.
+const PUBLISH_WINDOW: usize = 2_048;
+
+/// The name of the COPY's row, for ratios.
+pub(crate) const COPY: &str = "raw: COPY of the same rows";
+
+pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut Report) -> anyhow::Result<()> {
+    let superuser = servers.database.superuser().await?;
+    for _ in 0..options.runs {
+        report.note(COPY, copy(&superuser).await?, "events/s", Goal::None);
+        let inserts = inserts(options, servers, &superuser).await?;
+        report.note(
+            "raw: one INSERT per transaction, 64 connections",
+            inserts,
+            "events/s",
+            Goal::None,
+        );
+        report.note(
+            "raw: plain JetStream publishing",
+            publish(options, servers).await?,
+            "messages/s",
+            Goal::None,
+        );
+    }
+    Ok(())
+}
+
+/// The log's own table, with its keys, and nothing else in it.
+async fn fresh_table(superuser: &PgPool) -> anyhow::Result<()> {
+    sqlx::raw_sql(
+        "DROP TABLE IF EXISTS raw_event; CREATE TABLE raw_event (LIKE event_store.event INCLUDING ALL); CHECKPOINT",
+    )
+    .execute(superuser)
+    .await?;
+    Ok(())
+}
+
+async fn copy(superuser: &PgPool) -> anyhow::Result<f64> {
+    fresh_table(superuser).await?;
+    let tenant = Uuid::now_v7();
+    let rows: Vec<String> = (0..COPY_ROWS / COPY_CHUNK_ROWS)
+        .map(|chunk| rows(tenant, chunk))
+        .collect();
+    let started = Instant::now();
+    let mut copy = superuser.copy_in_raw("COPY raw_event FROM STDIN").await?;
+    for chunk in rows {
+        copy.send(chunk.into_bytes()).await?;
+    }
+    copy.finish().await?;
+    Ok(COPY_ROWS as f64 / started.elapsed().as_secs_f64())
+}
+
+fn rows(tenant: Uuid, chunk: usize) -> String {
+    let mut text = String::new();
+    for row in 1..=COPY_CHUNK_ROWS {
+        let position = chunk * COPY_CHUNK_ROWS + row;
+        writeln!(
+            text,
+            "0\t{position}\t{tenant}\torder\t{}\t1\t{}\torder.placed\t2\t{PAYLOAD}\t{METADATA}\t2026-11-01T00:00:00Z",
+            daybook_tests::orders::new_order_id(),
+            Uuid::now_v7(),
+        )
+        .expect("writing to a string does not fail");
+    }
+    text
+}
+
+async fn inserts(options: &Options, servers: &Servers, superuser: &PgPool) -> anyhow::Result<f64> {
+    fresh_table(superuser).await?;
+    sqlx::query("CREATE SEQUENCE IF NOT EXISTS raw_position CACHE 1")
+        .execute(superuser)
+        .await?;
+    let pool = PgPoolOptions::new()
+        .max_connections(INSERT_CONNECTIONS)
+        .min_connections(INSERT_CONNECTIONS)
+        .test_before_acquire(false)
+        .connect(&servers.database.superuser_url())
+        .await?;
+    let tenant = Uuid::now_v7();
+    let insert = move |pool: PgPool| async move {
+        sqlx::query(
+            "INSERT INTO raw_event
+             VALUES (0, nextval('raw_position'), $1, 'order', $2, 1, $3, 'order.placed', 2, $4::json, $5::json, now())",
+        )
+        .bind(tenant)
+        .bind(daybook_tests::orders::new_order_id())
+        .bind(Uuid::now_v7())
+        .bind(PAYLOAD)
+        .bind(METADATA)
+        .execute(&pool)
+        .await?;
+        Ok(pool)
+    };
+    let workers = INSERT_CONNECTIONS as usize;
+    let load = load::closed(workers, options.duration(), |_| pool.clone(), insert).await?;
+    pool.close().await;
+    Ok(load.rate())
+}
+
+async fn publish(options: &Options, servers: &Servers) -> anyhow::Result<f64> {
+    let client = async_nats::connect(servers.nats.url()).await?;
+    let context = jetstream::new(client);
+    let name = "RAW";
+    let _ = context.delete_stream(name).await;
+    context
+        .create_stream(Config {
+            name: name.to_owned(),
+            subjects: vec!["raw.>".to_owned()],
+            storage: StorageType::File,
+            ..Config::default()
+        })
+        .await?;
+    let (started, mut published) = (Instant::now(), 0_u64);
+    let mut waiting = FuturesUnordered::new();
+    while started.elapsed() < options.duration() {
+        while waiting.len() < PUBLISH_WINDOW {
+            waiting.push(context.publish("raw.events", PAYLOAD.into()).await?.into_future());
+        }
+        if let Some(acknowledged) = waiting.next().await {
+            acknowledged?;
+            published += 1;
+        }
+    }
+    Ok(published as f64 / started.elapsed().as_secs_f64())
+}
