@@ -6,7 +6,7 @@
 //! | [`request`] | what every command request goes through before it is decided |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
 //! | [`aggregate`] | what the mailboxes need to know of an aggregate |
-//! | [`partitions`] | the mailboxes of every partition of the log |
+//! | [`partitions`] | the partitions of the log that this process appends to |
 //!
 //! It never sees a read model. A command is acknowledged when its events are committed in Postgres; it never fails
 //! because NATS is down, and never because another process wrote to its aggregate.
@@ -18,8 +18,6 @@ mod metrics;
 pub mod orders;
 pub mod partitions;
 pub mod request;
-
-use std::sync::Arc;
 
 use axum::Router;
 use daybook_event_bus::Bus;
@@ -42,8 +40,8 @@ use tonic::service::Routes;
 pub use config::Config;
 
 use crate::mailbox::Mailboxes;
-use crate::orders::{OrderCommands, Orders};
-use crate::partitions::Partitions;
+use crate::orders::OrderCommands;
+use crate::partitions::{Partition, Partitions};
 
 /// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
 pub const COMMAND_BYTES_MAX: usize = 512 * 1_024;
@@ -82,7 +80,8 @@ pub async fn run(
 
     let moments = EventMoments::new(&registry);
     let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
-    let commands = OrderCommands::new(Authenticator::new(pool), partitions, &moments);
+    let mailboxes = Mailboxes::new(partitions, metrics::register_mailboxes(&registry));
+    let commands = OrderCommands::new(Authenticator::new(pool), mailboxes, &moments);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
     tasks.spawn_companion("admin", async move {
@@ -126,31 +125,20 @@ async fn start_partitions(
     tasks: &mut Supervisor,
     registry: &Registry,
     moments: &EventMoments,
-) -> anyhow::Result<Partitions<Orders>> {
-    let pool = database::connect(
-        &config.publisher_database_url,
-        "daybook-publisher",
-        PUBLISHER_CONNECTIONS,
-    )
-    .await?;
-    let log = EventStore::new(pool);
+) -> anyhow::Result<Partitions> {
+    let publisher_url = &config.publisher_database_url;
+    let log =
+        EventStore::new(database::connect(publisher_url, "daybook-publisher", PUBLISHER_CONNECTIONS).await?);
     let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
-    let (mut appenders, mut publishers, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         // A pool of its own, so that no crowd of readers ever keeps the appender from its connection.
-        let pool = database::connect(
-            &config.common.database_url,
-            "daybook-appender",
-            APPENDER_CONNECTIONS,
-        )
-        .await?;
+        let url = &config.common.database_url;
+        let pool = database::connect(url, "daybook-appender", APPENDER_CONNECTIONS).await?;
+        let store = EventStore::new(pool.clone());
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
-        let (appender, appending) = Appender::new(
-            pool.clone(),
-            partition,
-            AppenderOptions::default(),
-            Some(committed),
-        );
+        let (appender, appending) =
+            Appender::new(pool, partition, AppenderOptions::default(), Some(committed));
         let options = PublisherOptions {
             replicas: config.stream_replicas,
             observer: Some(metrics::publish_observer(moments)),
@@ -164,18 +152,13 @@ async fn start_partitions(
             Ok(())
         });
         tasks.spawn_companion("publisher", async move { Ok(publishing.await?) });
-        mailboxes.push((partition, Mailboxes::new(EventStore::new(pool), appender.clone())));
-        appenders.push(appender);
+        partitions.push(Partition { store, appender });
         publishers.push(publisher);
     }
-    metrics::register_appenders(registry, &appenders);
+    let partitions: Partitions = partitions.into_iter().collect();
+    metrics::register_appenders(registry, partitions.appenders().cloned().collect());
     metrics::register_publishers(registry, &publishers);
-    let mailbox_metrics = mailboxes
-        .iter()
-        .map(|(_, one)| Arc::clone(one.metrics()))
-        .collect();
-    metrics::register_mailboxes(registry, mailbox_metrics);
-    Ok(mailboxes.into_iter().collect())
+    Ok(partitions)
 }
 
 /// The commands, health and, where it is wanted, reflection.

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use daybook_event_store::{
-    Appender, Direction, EventStore, NewCommand, NewEvent, Overloaded, Receipt, Submitted, Unanswered,
-    Verdict,
+    Direction, EventStore, NewCommand, NewEvent, Overloaded, Receipt, Submitted, Unanswered, Verdict,
 };
 use moka::sync::Cache;
 use thiserror::Error;
@@ -22,6 +21,7 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::aggregate::Aggregate;
+use crate::partitions::{Partition, Partitions};
 
 /// How often a command is decided again because another process wrote to its aggregate, before the caller is told.
 const ATTEMPTS_MAX: u32 = 16;
@@ -38,6 +38,8 @@ const NEVER: u64 = i64::MAX.cast_unsigned();
 /// A command and what is recorded with it.
 #[derive(Debug, Clone)]
 pub struct Envelope<C> {
+    /// The tenant's partition of the log.
+    pub partition: i32,
     /// Whose aggregate it is.
     pub tenant_id: Uuid,
     /// The aggregate.
@@ -80,6 +82,9 @@ pub enum HandleError {
     /// There is no such aggregate.
     #[error("there is no such aggregate")]
     NotFound,
+    /// This process does not serve the tenant's partition yet.
+    #[error("this replica does not serve the tenant's partition")]
+    NoPartition,
     /// Too much is waiting already, or others keep writing to the aggregate.
     #[error("there is too much to do")]
     Overloaded,
@@ -131,23 +136,11 @@ type StreamKey = (Uuid, String);
 
 type SharedSlot<A> = Arc<Mutex<Slot<<A as Aggregate>::State>>>;
 
-/// The mailboxes of one kind of aggregate on one partition. Cheap to clone.
+/// The mailboxes of one kind of aggregate.
 pub struct Mailboxes<A: Aggregate> {
-    store: EventStore,
-    appender: Appender,
+    partitions: Partitions,
     boxes: Cache<StreamKey, SharedSlot<A>>,
     metrics: Arc<MailboxMetrics>,
-}
-
-impl<A: Aggregate> Clone for Mailboxes<A> {
-    fn clone(&self) -> Self {
-        Self {
-            store: self.store.clone(),
-            appender: self.appender.clone(),
-            boxes: self.boxes.clone(),
-            metrics: Arc::clone(&self.metrics),
-        }
-    }
 }
 
 impl<A: Aggregate> fmt::Debug for Mailboxes<A> {
@@ -206,28 +199,26 @@ enum Next {
 }
 
 impl<A: Aggregate> Mailboxes<A> {
-    /// Loads through `store`, appends through `appender`.
-    pub fn new(store: EventStore, appender: Appender) -> Self {
+    /// Loads from and appends to `partitions`, and counts in `metrics`.
+    pub fn new(partitions: Partitions, metrics: Arc<MailboxMetrics>) -> Self {
         Self {
-            store,
-            appender,
+            partitions,
             boxes: Cache::new(MAILBOXES_MAX),
-            metrics: Arc::default(),
+            metrics,
         }
-    }
-
-    /// How they fare.
-    pub fn metrics(&self) -> &Arc<MailboxMetrics> {
-        &self.metrics
     }
 
     /// Decides a command, appends what it leads to, and waits for the verdict.
     ///
     /// When the future is dropped the command may be recorded all the same; its key finds out.
     pub async fn handle(&self, envelope: &Envelope<A::Command>) -> Result<Outcome, HandleError> {
+        let partition = self
+            .partitions
+            .get(envelope.partition)
+            .ok_or(HandleError::NoPartition)?;
         let slot = self.slot(envelope);
         for _ in 0..ATTEMPTS_MAX {
-            let attempt = self.decide_and_submit(&slot, envelope).await?;
+            let attempt = self.decide_and_submit(partition, &slot, envelope).await?;
             let (kind, epoch) = (attempt.kind, attempt.epoch);
             let verdict = attempt.submitted.verdict().await;
             let is_guess_wrong = match &verdict {
@@ -259,6 +250,7 @@ impl<A: Aggregate> Mailboxes<A> {
     /// Decides on the newest guess and submits, in the order in which commands come to the mailbox.
     async fn decide_and_submit(
         &self,
+        partition: &Partition,
         slot: &Mutex<Slot<A::State>>,
         envelope: &Envelope<A::Command>,
     ) -> Result<Attempt, HandleError> {
@@ -266,10 +258,10 @@ impl<A: Aggregate> Mailboxes<A> {
         let epoch = slot.epoch;
         let guess = match &mut slot.guess {
             Some(guess) => guess,
-            none => none.insert(self.first_guess(envelope, epoch).await?),
+            none => none.insert(self.first_guess(partition, envelope, epoch).await?),
         };
         let (command, events, kind) = Self::decide(guess, envelope);
-        let submitted = self.appender.submit(command)?;
+        let submitted = partition.appender.submit(command)?;
         guess.version += events.len() as u64;
         for event in &events {
             guess.state = A::evolve(std::mem::take(&mut guess.state), event);
@@ -285,6 +277,7 @@ impl<A: Aggregate> Mailboxes<A> {
     /// is asked.
     async fn first_guess(
         &self,
+        partition: &Partition,
         envelope: &Envelope<A::Command>,
         epoch: u64,
     ) -> Result<Guess<A::State>, HandleError> {
@@ -292,7 +285,7 @@ impl<A: Aggregate> Mailboxes<A> {
             return Ok(Guess::of_nothing());
         }
         self.metrics.loads.fetch_add(1, Ordering::Relaxed);
-        let (store, partition) = (self.store.clone(), self.appender.partition());
+        let (store, partition) = (partition.store.clone(), envelope.partition);
         let (tenant_id, stream_id) = (envelope.tenant_id, envelope.stream_id.clone());
         // A task of its own: this future may be dropped when its caller goes away, a read under way must not.
         let load = tokio::spawn(async move { load::<A>(&store, tenant_id, partition, &stream_id).await });

@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::mailbox::MailboxMetrics;
 
 /// Shows what the appenders do.
-pub(crate) fn register_appenders(registry: &Registry, appenders: &[Appender]) {
+pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) {
     let metrics: Arc<[Arc<AppenderMetrics>]> =
         appenders.iter().map(|one| Arc::clone(one.metrics())).collect();
     let counter = |name: &str, help: &str, of: fn(&AppenderMetrics) -> &AtomicU64| {
@@ -45,7 +45,6 @@ pub(crate) fn register_appenders(registry: &Registry, appenders: &[Appender]) {
         "Batches sent again because the database did not answer",
         |one| &one.retries,
     );
-    let appenders = appenders.to_vec();
     let free = move || appenders.iter().map(|one| one.free() as u64).min().unwrap_or(0);
     let help = "Commands that may still be queued before one is refused";
     registry.register("append_queue_free", help, Reading::gauge(free));
@@ -91,15 +90,15 @@ pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHa
     );
 }
 
-/// Shows what the mailboxes do.
-pub(crate) fn register_mailboxes(registry: &Registry, mailboxes: Vec<Arc<MailboxMetrics>>) {
-    let mailboxes: Arc<[Arc<MailboxMetrics>]> = mailboxes.into();
+/// Shows what the mailboxes of every kind of aggregate do.
+pub(crate) fn register_mailboxes(registry: &Registry) -> Arc<MailboxMetrics> {
+    let metrics = Arc::new(MailboxMetrics::default());
     let counter = |name: &str, help: &str, of: fn(&MailboxMetrics) -> &AtomicU64| {
-        let mailboxes = Arc::clone(&mailboxes);
+        let metrics = Arc::clone(&metrics);
         registry.register(
             name,
             help,
-            Reading::counter(move || sum(mailboxes.iter().map(|one| of(one)))),
+            Reading::counter(move || of(&metrics).load(Ordering::Relaxed)),
         );
     };
     counter(
@@ -110,6 +109,7 @@ pub(crate) fn register_mailboxes(registry: &Registry, mailboxes: Vec<Arc<Mailbox
     counter("mailbox_loads", "Aggregates loaded from the log", |one| {
         &one.loads
     });
+    metrics
 }
 
 fn sum<'a>(counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use daybook_domain::event::DecodeError;
 use daybook_domain::ids::OrderId;
 use daybook_domain::order::{self, Command, Event, Rejection, State};
-use daybook_event_store::{Receipt, RecordedEvent};
+use daybook_event_store::{Receipt, RecordedEvent, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{OrderRequest, Violations, to_timestamp};
 use daybook_proto::orders::v1 as wire;
@@ -19,13 +19,16 @@ use daybook_service::problems::DomainRule;
 use daybook_service::request::deadline;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::aggregate::Aggregate;
-use crate::mailbox::{Envelope, HandleError, Outcome};
-use crate::partitions::Partitions;
+use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
 use crate::request::{check_key, fingerprint, metadata, validation_error};
+
+/// The metadata that marks a receipt of an earlier send. The receipt itself is the first one, byte for byte.
+const REPLAYED: &str = "idempotency-replayed";
 
 /// The rules of the domain, for `GET /problems`.
 pub fn rules() -> &'static [DomainRule] {
@@ -82,21 +85,21 @@ impl Aggregate for Orders {
 #[derive(Debug)]
 pub struct OrderCommands {
     authenticator: Authenticator,
-    partitions: Partitions<Orders>,
+    mailboxes: Mailboxes<Orders>,
     received_to_committed: Histogram,
 }
 
 impl OrderCommands {
     /// Handles commands of callers whom `authenticator` knows.
-    pub fn new(authenticator: Authenticator, partitions: Partitions<Orders>, moments: &EventMoments) -> Self {
+    pub fn new(authenticator: Authenticator, mailboxes: Mailboxes<Orders>, moments: &EventMoments) -> Self {
         Self {
             authenticator,
-            partitions,
+            mailboxes,
             received_to_committed: moments.latency(Moment::Received, Moment::Committed),
         }
     }
 
-    async fn handle<R: OrderRequest>(&self, request: Request<R>) -> Result<Option<common::Receipt>, Status> {
+    async fn handle<R: OrderRequest>(&self, request: Request<R>) -> Result<Response<common::Receipt>, Status> {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
         let principal = self
             .authenticator
@@ -104,18 +107,22 @@ impl OrderCommands {
             .await?;
         principal.require(Scope::OrdersWrite)?;
         let envelope = envelope(request.into_inner(), &principal, received_at)?;
-        let mailboxes = self.partitions.of(principal.tenant_partition)?;
-        let handled = mailboxes.handle(&envelope);
+        let handled = self.mailboxes.handle(&envelope);
         let outcome = match deadline() {
             Some(deadline) => tokio::time::timeout_at(deadline, handled)
                 .await
                 .map_err(|_| ApiError::deadline_exceeded())?,
             None => handled.await,
         };
-        let receipt = receipt(outcome, &envelope.stream_id)?;
+        let is_replay = outcome.as_ref().is_ok_and(|outcome| outcome.is_replay);
+        let mut answer = Response::new(receipt(outcome, &envelope.stream_id)?);
+        if is_replay {
+            let marker = MetadataValue::from_static("true");
+            answer.metadata_mut().insert(REPLAYED, marker);
+        }
         self.received_to_committed
             .observe(started.elapsed().as_secs_f64());
-        Ok(Some(receipt))
+        Ok(answer)
     }
 }
 
@@ -135,6 +142,7 @@ fn envelope<R: OrderRequest>(
     let converted = request.into_command(|| OrderId::from_uuid(Uuid::now_v7()));
     let (order_id, command) = violations.join(converted).map_err(validation_error)?;
     Ok(Envelope {
+        partition: principal.tenant_partition,
         tenant_id: principal.tenant_id,
         stream_id: order_id.to_string(),
         key,
@@ -191,19 +199,19 @@ fn api_error(error: HandleError, order_id: &str) -> ApiError {
         }
         HandleError::KeyReused => ApiError::idempotency_key_reused(),
         HandleError::NotFound => ApiError::not_found("order", order_id),
+        HandleError::NoPartition => {
+            ApiError::overloaded("this replica does not serve the tenant's partition yet")
+        }
         HandleError::Overloaded => ApiError::overloaded("too many commands are waiting"),
         HandleError::Load(error) => match &*error {
-            crate::mailbox::LoadError::Decode { .. } => ApiError::internal(error),
-            crate::mailbox::LoadError::Read(_) | crate::mailbox::LoadError::GivenUp => {
-                ApiError::dependency_unavailable("postgres", error)
-            }
+            LoadError::Decode { .. } => ApiError::internal(error),
+            LoadError::Read(_) | LoadError::GivenUp => ApiError::dependency_unavailable("postgres", error),
         },
         HandleError::Unanswered(error) => unanswered(error),
     }
 }
 
-fn unanswered(error: daybook_event_store::Unanswered) -> ApiError {
-    use daybook_event_store::Unanswered;
+fn unanswered(error: Unanswered) -> ApiError {
     match error {
         Unanswered::Refused(error) => ApiError::internal(error),
         Unanswered::Unknown(error) => ApiError::dependency_unavailable("postgres", error),
@@ -221,8 +229,8 @@ macro_rules! commands {
                     &self,
                     request: Request<wire::$request>,
                 ) -> Result<Response<wire::$response>, Status> {
-                    let receipt = self.handle(request).await?;
-                    Ok(Response::new(wire::$response { receipt }))
+                    let answer = self.handle(request).await?;
+                    Ok(answer.map(|receipt| wire::$response { receipt: Some(receipt) }))
                 }
             )+
         }

@@ -1,48 +1,46 @@
-//! The mailboxes of every partition of the log.
+//! The partitions of the log that this process appends to.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use daybook_service::error::ApiError;
+use daybook_event_store::{Appender, EventStore};
 
-use crate::aggregate::Aggregate;
-use crate::mailbox::Mailboxes;
-
-/// The mailboxes of one kind of aggregate, by partition. Cheap to clone.
-pub struct Partitions<A: Aggregate>(Arc<HashMap<i32, Mailboxes<A>>>);
-
-impl<A: Aggregate> Clone for Partitions<A> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
+/// One partition: where its streams are read, and where they are appended to.
+#[derive(Clone)]
+pub struct Partition {
+    /// Reads the streams of one tenant at a time.
+    pub store: EventStore,
+    /// Appends.
+    pub appender: Appender,
 }
 
-impl<A: Aggregate> fmt::Debug for Partitions<A> {
+/// All partitions, by number. Cheap to clone.
+#[derive(Clone)]
+pub struct Partitions(Arc<HashMap<i32, Partition>>);
+
+impl fmt::Debug for Partitions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Partitions").field(&self.0).finish()
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
-impl<A: Aggregate> FromIterator<(i32, Mailboxes<A>)> for Partitions<A> {
-    fn from_iter<I: IntoIterator<Item = (i32, Mailboxes<A>)>>(mailboxes: I) -> Self {
-        Self(Arc::new(mailboxes.into_iter().collect()))
+impl FromIterator<Partition> for Partitions {
+    fn from_iter<I: IntoIterator<Item = Partition>>(partitions: I) -> Self {
+        let by_number = partitions.into_iter().map(|one| (one.appender.partition(), one));
+        Self(Arc::new(by_number.collect()))
     }
 }
 
-impl<A: Aggregate> Partitions<A> {
-    /// The mailboxes of a tenant's partition. A partition that was added after this process had started is served once
-    /// it starts again.
-    pub fn of(&self, partition: i32) -> Result<&Mailboxes<A>, ApiError> {
-        self.0
-            .get(&partition)
-            .ok_or_else(|| ApiError::overloaded("this replica does not serve the tenant's partition yet"))
+impl Partitions {
+    /// A tenant's partition. One that was added after this process had started is served once it starts again.
+    #[must_use]
+    pub fn get(&self, partition: i32) -> Option<&Partition> {
+        self.0.get(&partition)
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (i32, &Mailboxes<A>)> {
-        self.0
-            .iter()
-            .map(|(partition, mailboxes)| (*partition, mailboxes))
+    /// The appenders of all partitions.
+    pub fn appenders(&self) -> impl Iterator<Item = &Appender> {
+        self.0.values().map(|one| &one.appender)
     }
 }
