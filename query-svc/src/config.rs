@@ -1,0 +1,99 @@
+//! The configuration of the query service. The comments on the fields are its manual.
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use daybook_service::config::CommonConfig;
+
+use crate::cursor::{CursorKey, Cursors};
+
+/// Daybook's query service: orders, totals and histories over REST and gRPC.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "daybook-query-svc", version)]
+pub struct Config {
+    /// What every service is told.
+    #[command(flatten)]
+    pub common: CommonConfig,
+
+    /// How many connections to Postgres answer callers at the most. Reads of single orders are gathered, so a few
+    /// connections serve thousands of them.
+    #[arg(long, env = "DAYBOOK_DATABASE_CONNECTIONS", value_name = "COUNT", default_value_t = 12,
+          value_parser = clap::value_parser!(u32).range(2..=1_000))]
+    pub database_connections: u32,
+
+    /// The keys that sign cursors, 64 hexadecimal digits each, with commas between them. The first one signs, all of
+    /// them verify. All replicas need the same. Only in development may it be absent.
+    #[arg(
+        long,
+        env = "DAYBOOK_CURSOR_KEY",
+        value_name = "KEYS",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub cursor_keys: Vec<CursorKey>,
+}
+
+impl Config {
+    /// The signer of cursors.
+    ///
+    /// # Errors
+    /// When there is no key outside of development, or one that anybody could know.
+    pub fn cursors(&self) -> anyhow::Result<Cursors> {
+        if self.common.is_development() && self.cursor_keys.is_empty() {
+            return Ok(Cursors::new(&CursorKey::DEVELOPMENT, &[]));
+        }
+        let (first, others) = self
+            .cursor_keys
+            .split_first()
+            .context("DAYBOOK_CURSOR_KEY is not set")?;
+        let is_guessable = self.cursor_keys.iter().any(CursorKey::is_guessable);
+        ensure!(
+            self.common.is_development() || !is_guessable,
+            "DAYBOOK_CURSOR_KEY is a key that everybody knows; make one with `openssl rand -hex 32`"
+        );
+        Ok(Cursors::new(first, others))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Config {
+        let always = [
+            "daybook-query-svc",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--database-url=postgres://localhost/daybook",
+        ];
+        let arguments = always.iter().chain(arguments);
+        Config::try_parse_from(arguments).expect("the arguments are complete")
+    }
+
+    #[test]
+    fn development_needs_no_cursor_key() {
+        assert!(config(&["--env=development"]).cursors().is_ok());
+    }
+
+    #[test]
+    fn production_refuses_to_start_without_a_cursor_key_or_with_a_known_one() {
+        let good = "0123456789abcdef".repeat(4);
+        let zero = "00".repeat(32);
+        assert!(config(&["--env=production"]).cursors().is_err());
+        assert!(
+            config(&["--env=production", "--cursor-keys", &zero])
+                .cursors()
+                .is_err()
+        );
+        let both = format!("{good},{zero}");
+        assert!(
+            config(&["--env=production", "--cursor-keys", &both])
+                .cursors()
+                .is_err()
+        );
+        assert!(
+            config(&["--env=production", "--cursor-keys", &good])
+                .cursors()
+                .is_ok()
+        );
+    }
+}

@@ -1,0 +1,291 @@
+//! How fresh the read models are, and waiting until they are fresh enough.
+//!
+//! A signal on NATS says that a projection may have come further, the checkpoint in Postgres says how far it has come.
+//! So a signal only makes this look, and without signals it looks by itself: ten times a second while somebody waits,
+//! four times otherwise. While nobody waits signals are drained and forgotten.
+//!
+//! - A position that is reported was committed, together with its rows, before it was read here. A query that starts
+//!   later sees those rows, so an answer is never older than it says.
+//! - Who waits for a position is woken when it is reached, and told where the read model stands when its time is up.
+
+mod demand;
+mod marks;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use daybook_event_bus::signal::Applied;
+use daybook_event_store::{EventStore, LogHead};
+use daybook_read_model::checkpoint::{self, LiveCheckpoint};
+use daybook_service::ApiError;
+use futures::{Stream, StreamExt as _};
+use sqlx::PgPool;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+pub use self::demand::{Demand, WAIT_DEFAULT, WAIT_MAX};
+use self::marks::{Mark, Marks};
+pub use self::marks::{Model, Staleness};
+use crate::database::{self, ReadFailure};
+
+/// How often the checkpoints are looked at while somebody waits and no signal comes.
+const POLL_WAITED_FOR: Duration = Duration::from_millis(100);
+
+/// How often the checkpoints and the heads of the log are looked at in any case.
+const POLL: Duration = Duration::from_millis(250);
+
+/// The shortest time from one look to the next, however many signals come.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
+
+/// How many requests may wait at one time.
+const WAITING_MAX: usize = 10_000;
+
+/// How many signals are drained at once.
+const SIGNALS_MAX: usize = 1_024;
+
+/// What is known about the freshness of the read models. Cheap to clone.
+#[derive(Clone)]
+pub struct Freshness {
+    marks: watch::Receiver<Marks>,
+    waiting: Arc<Waiting>,
+    pool: PgPool,
+    store: EventStore,
+}
+
+/// Who waits, and the bell that makes the task look.
+#[derive(Default)]
+struct Waiting {
+    count: AtomicUsize,
+    bell: Notify,
+}
+
+impl Waiting {
+    fn anybody(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts one more until the guard is dropped, and rings.
+    fn begin(&self) -> Result<Waits<'_>, ApiError> {
+        let waits = Waits(self);
+        if self.count.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            return Err(ApiError::overloaded("too many requests wait for a read model"));
+        }
+        self.bell.notify_one();
+        Ok(waits)
+    }
+}
+
+struct Waits<'a>(&'a Waiting);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Freshness {
+    /// How fresh an answer from a read model is that is read after this call.
+    #[must_use]
+    pub fn of(&self, model: Model, partition: i32) -> Staleness {
+        self.marks.borrow().staleness(model, partition, Instant::now())
+    }
+
+    /// How fresh an answer from the log itself is that is read after this call.
+    #[must_use]
+    pub fn of_log(&self, partition: i32) -> Staleness {
+        self.marks.borrow().log_staleness(partition)
+    }
+
+    /// Waits until a read model is as fresh as it is demanded.
+    ///
+    /// # Errors
+    /// `READ_MODEL_BEHIND` when that took too long, `VALIDATION_FAILED` when the token is for a log that is gone,
+    /// `OVERLOADED` when too many wait.
+    pub async fn reach(&self, model: Model, demand: &Demand) -> Result<(), ApiError> {
+        let token = demand.token();
+        let is_reached = |marks: &Marks| {
+            marks.log_generation(token.partition) == Some(token.generation)
+                && marks.position(model, token.partition) >= token.position
+        };
+        if is_reached(&self.marks.borrow()) {
+            return Ok(());
+        }
+        self.check_generation(demand).await?;
+        let _waits = self.waiting.begin()?;
+        let mut marks = self.marks.clone();
+        match timeout_at(demand.until(), marks.wait_for(is_reached)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_closed)) => Err(ApiError::shutting_down()),
+            Err(_elapsed) => {
+                let position = self.marks.borrow().position(model, token.partition);
+                Err(ApiError::read_model_behind(position, token.position))
+            }
+        }
+    }
+
+    /// Refuses a token for a log that is gone. It is the log itself that is asked when the token is not for the log
+    /// known here: that one may be gone, too.
+    async fn check_generation(&self, demand: &Demand) -> Result<(), ApiError> {
+        let token = demand.token();
+        let known = self.marks.borrow().log_generation(token.partition);
+        if known == Some(token.generation) {
+            return Ok(());
+        }
+        let head = head(&self.pool, &self.store, token.partition).await?;
+        if head.generation == token.generation {
+            Ok(())
+        } else {
+            Err(demand.for_another_log())
+        }
+    }
+}
+
+async fn head(pool: &PgPool, store: &EventStore, partition: i32) -> Result<LogHead, ReadFailure> {
+    let store = store.clone();
+    database::read(pool, move |_| {
+        let store = store.clone();
+        async move { store.head(partition).await }
+    })
+    .await
+}
+
+/// The task that looks.
+pub struct Watcher {
+    marks: watch::Sender<Marks>,
+    waiting: Arc<Waiting>,
+    pool: PgPool,
+    store: EventStore,
+    heads_due: Instant,
+    is_failing: bool,
+}
+
+/// What is known, and the task that keeps it up to date. The first look has been made.
+///
+/// # Errors
+/// When the first look fails.
+pub async fn watch(pool: PgPool, store: EventStore) -> Result<(Freshness, Watcher), ReadFailure> {
+    let (sender, receiver) = watch::channel(Marks::default());
+    let waiting = Arc::<Waiting>::default();
+    let mut watcher = Watcher {
+        marks: sender,
+        waiting: Arc::clone(&waiting),
+        pool: pool.clone(),
+        store: store.clone(),
+        heads_due: Instant::now(),
+        is_failing: false,
+    };
+    watcher.look().await?;
+    Ok((
+        Freshness {
+            marks: receiver,
+            waiting,
+            pool,
+            store,
+        },
+        watcher,
+    ))
+}
+
+impl Watcher {
+    /// Looks whenever there is a reason to, until the token is cancelled.
+    pub async fn run(
+        mut self,
+        signals: impl Stream<Item = Applied> + Send + Unpin,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut signals = signals.ready_chunks(SIGNALS_MAX);
+        let mut looked_at = Instant::now();
+        while shutdown
+            .run_until_cancelled(self.reason_to_look(looked_at, &mut signals))
+            .await
+            .is_some()
+        {
+            looked_at = Instant::now();
+            let looked = self.look().await;
+            self.log_change(looked);
+        }
+        Ok(())
+    }
+
+    /// Waits for a signal while somebody waits for one, for the bell, or for the time of the next poll.
+    async fn reason_to_look(
+        &self,
+        looked_at: Instant,
+        signals: &mut (impl Stream<Item = Vec<Applied>> + Unpin),
+    ) {
+        let pause = if self.waiting.anybody() {
+            POLL_WAITED_FOR
+        } else {
+            POLL
+        };
+        loop {
+            tokio::select! {
+                () = sleep_until(looked_at + pause) => return,
+                () = self.waiting.bell.notified() => break,
+                Some(_) = signals.next() => if self.waiting.anybody() { break },
+            }
+        }
+        sleep_until(looked_at + LOOK_INTERVAL_MIN).await;
+    }
+
+    async fn look(&mut self) -> Result<(), ReadFailure> {
+        let now = Instant::now();
+        let live = database::read(&self.pool, |pool| async move { checkpoint::live(&pool).await }).await?;
+        let marks: HashMap<_, _> = live.iter().filter_map(mark).collect();
+        let heads = if now < self.heads_due {
+            Vec::new()
+        } else {
+            self.heads_due = now + POLL;
+            self.heads(&marks).await?
+        };
+        self.marks.send_if_modified(|known| {
+            let is_another_log = heads
+                .iter()
+                .map(|(partition, head)| known.note_head(now, *partition, *head))
+                .fold(false, |any, one| any || one);
+            known.note_checkpoints(now, marks) || is_another_log
+        });
+        Ok(())
+    }
+
+    /// The heads of all partitions that have checkpoints.
+    async fn heads(&self, marks: &HashMap<(Model, i32), Mark>) -> Result<Vec<(i32, LogHead)>, ReadFailure> {
+        let mut partitions: Vec<_> = marks.keys().map(|(_, partition)| *partition).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        let mut heads = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            heads.push((partition, head(&self.pool, &self.store, partition).await?));
+        }
+        Ok(heads)
+    }
+
+    /// One line when looking begins to fail and one when it works again. Readiness tells the rest.
+    fn log_change(&mut self, looked: Result<(), ReadFailure>) {
+        match looked {
+            Err(failure) if !self.is_failing => {
+                let error = anyhow::Error::from(failure);
+                tracing::warn!(error.chain = format!("{error:#}"), "cannot read the checkpoints");
+                self.is_failing = true;
+            }
+            Ok(()) if self.is_failing => {
+                tracing::info!("the checkpoints can be read again");
+                self.is_failing = false;
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// The mark that a checkpoint is; none when its projection answers no queries here.
+fn mark(checkpoint: &LiveCheckpoint) -> Option<((Model, i32), Mark)> {
+    let model = Model::by_name(&checkpoint.projection)?;
+    let mark = Mark {
+        position: checkpoint.position,
+        log_generation: checkpoint.log_generation,
+    };
+    Some(((model, checkpoint.partition), mark))
+}

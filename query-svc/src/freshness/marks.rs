@@ -1,0 +1,299 @@
+//! What is known about how far the read models have come: pure, so that it is tested without a clock or a database.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use daybook_event_store::LogHead;
+use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel as _};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// How long what was read last is good for. After that an answer says that it may be as old as that.
+const CHECKED_MAX: Duration = Duration::from_secs(1);
+
+/// How many observations of a partition's head are kept. At four in a second that is the last quarter of an hour; a read
+/// model that is further behind than that is reported at least as late as that.
+const OBSERVATIONS_MAX: usize = 4_096;
+
+/// A read model that answers queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Model {
+    /// Orders in full.
+    OrderDetails,
+    /// Orders in lists.
+    OrderList,
+    /// What customers have bought.
+    CustomerTotals,
+}
+
+impl Model {
+    /// The model of a projection; none when the projection answers no queries here.
+    pub(super) fn by_name(projection: &str) -> Option<Self> {
+        match projection {
+            OrderDetails::NAME => Some(Self::OrderDetails),
+            OrderList::NAME => Some(Self::OrderList),
+            CustomerTotals::NAME => Some(Self::CustomerTotals),
+            _ => None,
+        }
+    }
+}
+
+/// How fresh an answer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Staleness {
+    /// A position that the answer includes, and everything before it.
+    pub position: u64,
+    /// How long ago, at the most, the oldest event was recorded that the answer may lack; 0 when it lacked none as of the
+    /// last look at the log, a quarter of a second ago.
+    pub lag_ms: u64,
+}
+
+/// How far the live tables of a read model have come in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Everything up to here is in the tables.
+    pub(super) position: u64,
+    /// The generation of the log that the position belongs to.
+    pub(super) log_generation: Uuid,
+}
+
+/// A head as it was seen.
+#[derive(Clone, Copy, Debug)]
+struct Observation {
+    /// The last time that it was this.
+    at: Instant,
+    position: u64,
+}
+
+/// What a partition's head was, lately.
+#[derive(Clone, Debug)]
+struct Heads {
+    generation: Uuid,
+    /// Ascending by position; never empty.
+    observations: VecDeque<Observation>,
+}
+
+impl Heads {
+    fn new(generation: Uuid, first: Observation) -> Self {
+        Self {
+            generation,
+            observations: VecDeque::from([first]),
+        }
+    }
+
+    fn newest(&self) -> Observation {
+        *self
+            .observations
+            .back()
+            .expect("there is at least the first observation")
+    }
+
+    /// Notes a head of this generation.
+    fn note(&mut self, seen: Observation) {
+        match self.observations.back_mut() {
+            Some(newest) if newest.position == seen.position => newest.at = seen.at,
+            _ => self.observations.push_back(seen),
+        }
+        if self.observations.len() > OBSERVATIONS_MAX {
+            self.observations.pop_front();
+        }
+    }
+
+    /// Since when there may be an event after a position: the last time when the head was not beyond it. `None` when it
+    /// is not beyond it now.
+    fn beyond_since(&self, position: u64) -> Option<Instant> {
+        if self.newest().position <= position {
+            return None;
+        }
+        let later = self
+            .observations
+            .partition_point(|seen| seen.position <= position);
+        // A read model that was behind from the first look on: it is later than that, by how much is not known.
+        Some(self.observations[later.saturating_sub(1)].at)
+    }
+}
+
+/// Everything that was read last.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Marks {
+    marks: HashMap<(Model, i32), Mark>,
+    heads: HashMap<i32, Heads>,
+    checked_at: Option<Instant>,
+}
+
+impl Marks {
+    /// Notes the checkpoints of the live tables, read at or after `at`. Whether any of them changed.
+    pub(super) fn note_checkpoints(&mut self, at: Instant, marks: HashMap<(Model, i32), Mark>) -> bool {
+        self.checked_at = Some(at);
+        let changed = self.marks != marks;
+        self.marks = marks;
+        changed
+    }
+
+    /// Notes the head of a partition, read at or after `at`. A restored log starts over. Whether it is another log.
+    pub(super) fn note_head(&mut self, at: Instant, partition: i32, head: LogHead) -> bool {
+        let seen = Observation {
+            at,
+            position: head.position,
+        };
+        match self.heads.get_mut(&partition) {
+            Some(heads)
+                if heads.generation == head.generation && heads.newest().position <= head.position =>
+            {
+                heads.note(seen);
+                false
+            }
+            _ => {
+                let before = self.heads.insert(partition, Heads::new(head.generation, seen));
+                before.is_none_or(|before| before.generation != head.generation)
+            }
+        }
+    }
+
+    /// The generation of the log in a partition.
+    pub(super) fn log_generation(&self, partition: i32) -> Option<Uuid> {
+        self.heads.get(&partition).map(|heads| heads.generation)
+    }
+
+    /// How far a read model has come in the log as it is now. One that belongs to a log from before a restore has not
+    /// come anywhere.
+    pub(super) fn position(&self, model: Model, partition: i32) -> u64 {
+        let mark = self.marks.get(&(model, partition));
+        let current = self.log_generation(partition);
+        mark.filter(|mark| Some(mark.log_generation) == current)
+            .map_or(0, |mark| mark.position)
+    }
+
+    /// How fresh an answer from a read model is that is read after this was.
+    pub(super) fn staleness(&self, model: Model, partition: i32, now: Instant) -> Staleness {
+        let position = self.position(model, partition);
+        let beyond_since = self
+            .heads
+            .get(&partition)
+            .and_then(|heads| heads.beyond_since(position));
+        let late_since = match beyond_since {
+            Some(since) => Some(since),
+            None => self
+                .checked_at
+                .filter(|checked_at| now.duration_since(*checked_at) > CHECKED_MAX),
+        };
+        Staleness {
+            position,
+            lag_ms: late_since.map_or(0, |since| millis(now.duration_since(since))),
+        }
+    }
+
+    /// How fresh an answer is that is read from the log itself after this was.
+    pub(super) fn log_staleness(&self, partition: i32) -> Staleness {
+        let position = self
+            .heads
+            .get(&partition)
+            .map_or(0, |heads| heads.newest().position);
+        Staleness { position, lag_ms: 0 }
+    }
+}
+
+/// Whole milliseconds, at least one: "0" is said only when nothing is missing.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: Uuid = Uuid::from_u128(1);
+    const RESTORED: Uuid = Uuid::from_u128(2);
+    const QUARTER: Duration = Duration::from_millis(250);
+
+    fn applied(marks: &mut Marks, at: Instant, position: u64) {
+        let mark = Mark {
+            position,
+            log_generation: LOG,
+        };
+        marks.note_checkpoints(at, HashMap::from([((Model::OrderList, 0), mark)]));
+    }
+
+    fn head(marks: &mut Marks, at: Instant, generation: Uuid, position: u64) -> bool {
+        marks.note_head(
+            at,
+            0,
+            LogHead {
+                generation,
+                position,
+                recorded_at: None,
+            },
+        )
+    }
+
+    fn staleness(marks: &Marks, now: Instant) -> Staleness {
+        marks.staleness(Model::OrderList, 0, now)
+    }
+
+    #[test]
+    fn a_read_model_that_has_everything_is_not_late() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        assert_eq!(
+            staleness(&marks, start + QUARTER),
+            Staleness {
+                position: 7,
+                lag_ms: 0
+            }
+        );
+    }
+
+    #[test]
+    fn lag_is_the_time_since_the_log_was_last_seen_no_further() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        head(&mut marks, start + QUARTER, LOG, 7);
+        head(&mut marks, start + 2 * QUARTER, LOG, 9);
+        head(&mut marks, start + 3 * QUARTER, LOG, 12);
+        let now = start + 4 * QUARTER;
+        applied(&mut marks, now, 7);
+        assert_eq!(staleness(&marks, now).lag_ms, 750);
+        applied(&mut marks, now, 10);
+        assert_eq!(staleness(&marks, now).lag_ms, 500);
+        applied(&mut marks, now, 12);
+        assert_eq!(staleness(&marks, now).lag_ms, 0);
+    }
+
+    #[test]
+    fn a_read_model_that_never_was_up_to_date_is_at_least_as_late_as_the_first_look() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        head(&mut marks, start + QUARTER, LOG, 8);
+        applied(&mut marks, start, 3);
+        assert_eq!(staleness(&marks, start + QUARTER).lag_ms, 250);
+    }
+
+    #[test]
+    fn without_a_look_for_a_while_nobody_is_said_to_be_up_to_date() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        assert_eq!(staleness(&marks, start + Duration::from_secs(5)).lag_ms, 5_000);
+    }
+
+    #[test]
+    fn positions_in_a_log_that_is_gone_count_for_nothing() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        head(&mut marks, start, RESTORED, 5);
+        assert_eq!(marks.position(Model::OrderList, 0), 0);
+        assert_eq!(marks.log_generation(0), Some(RESTORED));
+        assert_eq!(marks.log_staleness(0).position, 5);
+    }
+
+    #[test]
+    fn the_history_of_heads_is_bounded() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        for position in 1..=10_000 {
+            head(&mut marks, start, LOG, position);
+        }
+        assert_eq!(marks.heads[&0].observations.len(), OBSERVATIONS_MAX);
+    }
+}

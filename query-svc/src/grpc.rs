@@ -1,0 +1,52 @@
+//! gRPC: `OrderQueryService` and `HistoryService`, with the semantics of REST.
+//!
+//! A method finds out who calls, checks the request, reads, and translates. Whatever it refuses is a `google.rpc.Status`
+//! of the catalogue.
+
+mod fields;
+pub mod history;
+pub mod orders;
+mod wire;
+
+use std::sync::Arc;
+
+use daybook_service::ApiError;
+use daybook_service::identity::{Authenticator, Principal, Scope};
+use tonic::Request;
+
+use crate::reads::Reads;
+
+/// The largest request, in bytes: a filter and a cursor.
+pub const REQUEST_BYTES_MAX: usize = 64 * 1_024;
+
+/// The largest answer, in bytes: a page of the largest events there can be.
+pub const RESPONSE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
+
+/// What both services work with.
+#[derive(Clone)]
+pub struct Queries {
+    authenticator: Authenticator,
+    reads: Reads,
+}
+
+impl Queries {
+    /// The services on top of these reads.
+    #[must_use]
+    pub fn new(authenticator: Authenticator, reads: Reads) -> Self {
+        Self { authenticator, reads }
+    }
+
+    /// The caller of a request, if it may do this.
+    async fn caller_with<T: Sync>(
+        &self,
+        scope: Scope,
+        request: &Request<T>,
+    ) -> Result<Arc<Principal>, ApiError> {
+        let caller = self
+            .authenticator
+            .authenticate_metadata(request.metadata())
+            .await?;
+        caller.require(scope)?;
+        Ok(caller)
+    }
+}

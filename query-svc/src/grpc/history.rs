@@ -1,0 +1,71 @@
+//! `daybook.history.v1.HistoryService`.
+
+use daybook_event_store::Direction;
+use daybook_proto::history::v1::history_service_server::HistoryService;
+use daybook_proto::history::v1::{ListStreamEventsRequest, ListStreamEventsResponse};
+use daybook_service::ApiError;
+use daybook_service::identity::{Principal, Scope};
+use tonic::{Request, Response, Status};
+
+use super::fields::{Fields, page_token};
+use super::{Queries, wire};
+use crate::reads::history::ListEvents;
+
+#[tonic::async_trait]
+impl HistoryService for Queries {
+    async fn list_stream_events(
+        &self,
+        request: Request<ListStreamEventsRequest>,
+    ) -> Result<Response<ListStreamEventsResponse>, Status> {
+        let caller = self.caller_with(Scope::EventsRead, &request).await?;
+        Ok(Response::new(
+            self.stream_events(&caller, request.into_inner()).await?,
+        ))
+    }
+}
+
+impl Queries {
+    async fn stream_events(
+        &self,
+        caller: &Principal,
+        request: ListStreamEventsRequest,
+    ) -> Result<ListStreamEventsResponse, ApiError> {
+        let page = self.reads.events(caller, &list_events(request)?).await?;
+        Ok(ListStreamEventsResponse {
+            events: page.data.items.into_iter().map(wire::event).collect(),
+            next_page_token: page.data.next_cursor.unwrap_or_default(),
+        })
+    }
+}
+
+/// Orders are the only aggregates whose histories there are, so far.
+fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError> {
+    let mut fields = Fields::default();
+    let order_id = fields.order_id("/stream_id", &request.stream_id);
+    let limit = fields.page_size(request.page_size);
+    // Zero is what an absent number looks like.
+    let from = request.from_version.max(1);
+    let to = if request.to_version == 0 {
+        u64::MAX
+    } else {
+        request.to_version
+    };
+    if from > to {
+        fields.refuse(
+            "/to_version",
+            "OUT_OF_RANGE",
+            "must not be less than from_version",
+        );
+    }
+    Ok(ListEvents {
+        order_id: fields.finish(order_id)?,
+        versions: from..=to,
+        direction: if request.descending {
+            Direction::Backward
+        } else {
+            Direction::Forward
+        },
+        limit,
+        cursor: page_token(request.page_token),
+    })
+}

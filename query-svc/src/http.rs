@@ -1,0 +1,138 @@
+//! REST: the routes, who may take which, and the OpenAPI description that they are.
+//!
+//! `openapi.json` in this crate is that description, committed. A test holds the two equal; `UPDATE_OPENAPI=1` in its
+//! environment writes the file anew.
+
+pub mod answer;
+pub mod customers;
+pub mod events;
+pub mod examples;
+pub mod openapi;
+pub mod orders;
+pub mod params;
+pub mod schema;
+pub mod sparse;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRef, FromRequestParts};
+use axum::middleware::map_response;
+use axum::routing::get;
+use daybook_service::identity::{Authenticator, Caller, Principal, Scope};
+use daybook_service::{ApiError, problems};
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
+use utoipa::{IntoParams, OpenApi as _};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::reads::Reads;
+
+/// From which size on, in bytes, a body is compressed: a smaller one fits a packet or two as it is.
+const COMPRESSED_BYTES_MIN: u64 = 2_048;
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct HttpState {
+    authenticator: Authenticator,
+    reads: Reads,
+}
+
+impl FromRef<HttpState> for Authenticator {
+    fn from_ref(state: &HttpState) -> Self {
+        state.authenticator.clone()
+    }
+}
+
+impl FromRef<HttpState> for Reads {
+    fn from_ref(state: &HttpState) -> Self {
+        state.reads.clone()
+    }
+}
+
+/// How fresh the answer has to be, as headers say it.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub struct FreshnessHeaders {
+    /// The consistency token of a receipt: the answer includes that command, or is `READ_MODEL_BEHIND`.
+    #[param(rename = "Daybook-Consistency", nullable = false)]
+    pub token: Option<String>,
+    /// How long to wait for that, in seconds: `wait=2` when absent, and at the most ten.
+    #[param(rename = "Prefer", nullable = false, example = "wait=2")]
+    pub prefer: Option<String>,
+}
+
+/// How fresh the answer has to be, for those who cannot set headers.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct FreshnessQuery {
+    /// The consistency token of a receipt, as in `Daybook-Consistency`, which goes first.
+    #[param(nullable = false)]
+    pub consistency: Option<String>,
+}
+
+/// A caller that may read orders. A handler that takes it cannot run for anybody else.
+#[derive(Clone, Debug)]
+pub struct OrdersReader(pub Arc<Principal>);
+
+/// A caller that may read events.
+#[derive(Clone, Debug)]
+pub struct EventsReader(pub Arc<Principal>);
+
+impl FromRequestParts<HttpState> for OrdersReader {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        caller_with(Scope::OrdersRead, parts, state).await.map(Self)
+    }
+}
+
+impl FromRequestParts<HttpState> for EventsReader {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        caller_with(Scope::EventsRead, parts, state).await.map(Self)
+    }
+}
+
+async fn caller_with(scope: Scope, parts: &mut Parts, state: &HttpState) -> Result<Arc<Principal>, ApiError> {
+    let Caller(principal) = Caller::from_request_parts(parts, state).await?;
+    principal.require(scope)?;
+    Ok(principal)
+}
+
+/// All routes: reads, their description, and the catalogue of problems.
+pub fn router(authenticator: Authenticator, reads: Reads) -> Router {
+    let (routes, _) = described_routes().split_for_parts();
+    let description: Arc<str> = description().into();
+    let description = get(async move || ([(CONTENT_TYPE, "application/json")], description.to_string()));
+    routes
+        .with_state(HttpState { authenticator, reads })
+        .route("/openapi.json", description)
+        .merge(problems::router(&[]))
+        .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
+        .layer(map_response(answer::tag_encoding))
+}
+
+/// The OpenAPI description, as `/openapi.json` gives it.
+#[must_use]
+pub fn description() -> String {
+    let (_, mut api) = described_routes().split_for_parts();
+    openapi::add_headers(&mut api);
+    let mut text = api
+        .to_pretty_json()
+        .expect("the description has string keys and no failing serializer");
+    text.push('\n');
+    text
+}
+
+fn described_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::with_openapi(openapi::Api::openapi())
+        .routes(routes!(orders::list_orders))
+        .routes(routes!(orders::get_order))
+        .routes(routes!(events::list_order_events))
+        .routes(routes!(customers::get_customer_totals))
+}

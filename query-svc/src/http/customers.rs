@@ -1,0 +1,48 @@
+//! `/v1/customers/{customer_id}/totals`.
+
+use axum::extract::State;
+use axum::response::Response;
+use daybook_service::ApiError;
+use daybook_service::extract::Path;
+use http::HeaderMap;
+
+use super::openapi::{NotFound, Refusals};
+use super::params::Params;
+use super::schema::{CustomerTotal, CustomerTotals, Envelope};
+use super::{FreshnessHeaders, FreshnessQuery, OrdersReader, answer};
+use crate::reads::{Answer, Reads};
+
+/// What a customer has bought: a total for each currency.
+#[utoipa::path(
+    get,
+    path = "/v1/customers/{customer_id}/totals",
+    operation_id = "getCustomerTotals",
+    tag = "Customers",
+    params(
+        ("customer_id" = String, Path, description = "The customer's id.", example = "c-4711"),
+        FreshnessQuery,
+        FreshnessHeaders,
+    ),
+    responses((status = 200, description = "The customer's totals.", body = Envelope<CustomerTotals>), NotFound, Refusals),
+)]
+pub async fn get_customer_totals(
+    OrdersReader(caller): OrdersReader,
+    State(reads): State<Reads>,
+    Path(customer_id): Path<String>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let customer_id = params.customer_id_in_path(&customer_id);
+    let demand = params.demand(&headers, caller.tenant_partition);
+    let customer_id = params.finish(customer_id)?;
+    let totals = reads
+        .customer_totals(&caller, &customer_id, demand.as_ref())
+        .await?;
+    answer::resource(Answer {
+        data: CustomerTotals {
+            customer_id: customer_id.to_string(),
+            totals: totals.data.iter().map(CustomerTotal::from).collect(),
+        },
+        staleness: totals.staleness,
+    })
+}

@@ -1,0 +1,125 @@
+//! Examples for the OpenAPI description: one order and its history. Tests hold them to what is really sent.
+
+use serde_json::{Value, json};
+
+/// The order of all examples.
+pub const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
+
+/// An order with every member that there can be.
+pub fn order() -> Value {
+    json!({
+        "order_id": ORDER_ID,
+        "version": 9,
+        "status": "PARTIALLY_SHIPPED",
+        "reference": "web-2024-0815",
+        "customer_id": "c-4711",
+        "total": {"minor": 7_497, "currency": "EUR"},
+        "paid": {"minor": 7_497, "currency": "EUR"},
+        "refunded": {"minor": 2_499, "currency": "EUR"},
+        "lines": [{
+            "line_number": 1,
+            "sku": "teapot-blue",
+            "quantity": 3,
+            "unit_price_minor": 2_499,
+            "total_minor": 7_497,
+            "shipped_quantity": 2,
+            "returned_quantity": 1,
+        }],
+        "shipping_address": {
+            "name": "Anne Example",
+            "lines": ["1 High Street"],
+            "city": "Cork",
+            "postal_code": "T12 ABC1",
+            "country": "IE",
+        },
+        "shipments": [{
+            "shipment_id": "shp-1",
+            "lines": [{"line_number": 1, "quantity": 2}],
+            "carrier": "An Post",
+            "tracking_number": "CE123456789IE",
+            "shipped_at": "2024-05-02T08:00:00Z",
+            "delivered_at": "2024-05-03T10:30:00Z",
+        }],
+        "returns": [{
+            "return_id": "ret-1",
+            "lines": [{"line_number": 1, "quantity": 1}],
+            "return_reason": "a chip in the lid",
+            "requested_at": "2024-05-04T09:00:00Z",
+            "received_at": "2024-05-07T11:15:00Z",
+        }],
+        "placed_at": "2024-05-01T12:00:00Z",
+        "updated_at": "2024-05-08T16:20:00Z",
+        "closing_reason": "the rest is out of stock",
+    })
+}
+
+/// The same order in a list.
+pub fn order_summary() -> Value {
+    json!({
+        "order_id": ORDER_ID,
+        "version": 9,
+        "status": "PARTIALLY_SHIPPED",
+        "reference": "web-2024-0815",
+        "customer_id": "c-4711",
+        "total": {"minor": 7_497, "currency": "EUR"},
+        "item_count": 3,
+        "placed_at": "2024-05-01T12:00:00Z",
+        "updated_at": "2024-05-08T16:20:00Z",
+    })
+}
+
+/// What its customer has bought.
+pub fn customer_totals() -> Value {
+    json!({
+        "customer_id": "c-4711",
+        "totals": [{
+            "currency": "EUR",
+            "orders_placed": 1,
+            "orders_closed": 0,
+            "items_ordered": 3,
+            "ordered_minor": 7_497,
+            "paid_minor": 7_497,
+            "refunded_minor": 2_499,
+        }],
+    })
+}
+
+/// One of its events.
+pub fn event() -> Value {
+    json!({
+        "event_id": "018f3a5e-7c1a-7f3e-9c55-2f6d3f1f9a10",
+        "event_type": "order.confirmed",
+        "schema_version": 1,
+        "partition": 0,
+        "position": 1_042,
+        "stream_id": ORDER_ID,
+        "stream_version": 2,
+        "payload": {"customer_id": "c-4711", "currency": "EUR", "total_minor": 7_497, "item_count": 3},
+        "metadata": {
+            "correlation_id": "checkout-77",
+            "causation_id": "cmd-76",
+            "principal": "key:ab12cd34",
+            "actor": "agent:jane",
+            "reason": "stock is reserved",
+            "command": "ConfirmOrder",
+            "idempotency_key": "confirm-77",
+            "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "occurred_at": "2024-05-01T12:05:00Z",
+            "received_at_us": 1_714_565_100_123_456_i64,
+        },
+        "recorded_at": "2024-05-01T12:05:00.125Z",
+    })
+}
+
+/// A refusal.
+pub fn problem() -> Value {
+    json!({
+        "type": "/problems/validation-failed",
+        "title": "A field is not valid",
+        "status": 400,
+        "detail": "limit: must be a number from 1 to 100",
+        "code": "VALIDATION_FAILED",
+        "request_id": "018f3a5e-7c1a-7f3e-9c55-2f6d3f1f9a10",
+        "errors": [{"pointer": "limit", "code": "OUT_OF_RANGE", "message": "must be a number from 1 to 100"}],
+    })
+}

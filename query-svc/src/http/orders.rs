@@ -1,0 +1,149 @@
+//! `/v1/orders` and `/v1/orders/{order_id}`.
+
+use axum::extract::State;
+use axum::response::Response;
+use daybook_service::ApiError;
+use daybook_service::extract::Path;
+use http::HeaderMap;
+use serde_json::Value;
+use serde_json::value::to_value;
+use utoipa::IntoParams;
+
+use super::answer::{self, EntityTag};
+use super::examples;
+use super::openapi::{NotFound, OrderAnswer, OrderListAnswer, Refusals};
+use super::params::Params;
+use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderStatus, OrderSummary};
+use super::{FreshnessHeaders, FreshnessQuery, OrdersReader};
+use crate::reads::Reads;
+
+/// What a list of orders takes.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListOrdersParams {
+    /// Only orders in one of these states; given more than once, or as a list with commas.
+    #[param(explode = false, required = false)]
+    pub status: Vec<OrderStatus>,
+    /// Only this customer's orders.
+    #[param(nullable = false, example = "c-4711")]
+    pub customer_id: Option<String>,
+    /// Only orders placed at or after this time.
+    #[param(nullable = false, example = "2024-05-01T00:00:00Z")]
+    pub placed_after: Option<time::OffsetDateTime>,
+    /// Only orders placed before this time.
+    #[param(nullable = false, example = "2024-06-01T00:00:00Z")]
+    pub placed_before: Option<time::OffsetDateTime>,
+    /// `placed_at`, `updated_at` or `total_minor`, with a `-` before it for descending.
+    #[param(
+        nullable = false,
+        default = "-placed_at",
+        pattern = "^-?(placed_at|updated_at|total_minor)$"
+    )]
+    pub sort: Option<String>,
+    /// How many orders a page has.
+    #[param(nullable = false, minimum = 1, maximum = 100, default = 20)]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before; everything else has to be as it was there.
+    #[param(nullable = false)]
+    pub cursor: Option<String>,
+    /// Only these members of each order, with commas between their names.
+    #[param(nullable = false, example = "order_id,status")]
+    pub fields: Option<String>,
+}
+
+/// What a read of an order takes.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct GetOrderParams {
+    /// The order as it was: after this many events, or with all that had been recorded at this time. Read from the log,
+    /// so it is never behind.
+    #[param(nullable = false, example = "1")]
+    pub as_of: Option<String>,
+    /// Only these members of the order, with commas between their names.
+    #[param(nullable = false, example = "order_id,status,total")]
+    pub fields: Option<String>,
+}
+
+/// Orders, filtered, sorted and paged.
+#[utoipa::path(
+    get,
+    path = "/v1/orders",
+    operation_id = "listOrders",
+    tag = "Orders",
+    params(ListOrdersParams, FreshnessQuery, FreshnessHeaders),
+    responses((status = 200, description = "A page of orders.", body = OrderListAnswer), Refusals),
+)]
+pub async fn list_orders(
+    OrdersReader(caller): OrdersReader,
+    State(reads): State<Reads>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let list = params.list_orders();
+    let fields = params.fields(ORDER_SUMMARY_FIELDS);
+    let demand = params.demand(&headers, caller.tenant_partition);
+    let list = params.finish(Some(list))?;
+    let page = reads.orders(&caller, list, demand.as_ref()).await?;
+    match fields {
+        Some(fields) => answer::list(&page, |row| {
+            to_value(OrderSummary::from(row)).map(|row| fields.select(row))
+        }),
+        None => answer::list(&page, |row| Ok(OrderSummary::from(row))),
+    }
+}
+
+/// One order, as it is or as it was. `HEAD` gives the same headers without the order.
+#[utoipa::path(
+    get,
+    path = "/v1/orders/{order_id}",
+    operation_id = "getOrder",
+    tag = "Orders",
+    params(
+        ("order_id" = String, Path, description = "The order's TypeID.", example = json!(examples::ORDER_ID)),
+        GetOrderParams,
+        FreshnessQuery,
+        FreshnessHeaders,
+        ("If-None-Match" = Option<String>, Header, description = "Tags of what the caller has already."),
+    ),
+    responses(
+        (status = 200, description = "The order.", body = OrderAnswer,
+            headers(("ETag" = String, description = "A strong tag of this version."))),
+        (status = 304, description = "The caller has this version already.",
+            headers(("ETag" = String, description = "A strong tag of this version."))),
+        NotFound,
+        Refusals,
+    ),
+)]
+pub async fn get_order(
+    OrdersReader(caller): OrdersReader,
+    State(reads): State<Reads>,
+    Path(order_id): Path<String>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let order_id = params.order_id(&order_id);
+    let as_of = params.as_of();
+    let fields = params.fields(ORDER_FIELDS);
+    let demand = params.demand(&headers, caller.tenant_partition);
+    let order_id = params.finish(order_id)?;
+    let order = match as_of {
+        Some(as_of) => reads.order_as_of(&caller, &order_id, as_of).await?,
+        None => reads.order(&caller, &order_id, demand.as_ref()).await?,
+    };
+    let tag = EntityTag::new(order.data.version, order.data.position, fields.as_ref());
+    let Some(fields) = fields else {
+        return Ok(answer::document(
+            &order.data.json,
+            &tag,
+            order.staleness,
+            &headers,
+        ));
+    };
+    let whole: Value = serde_json::from_str(&order.data.json).map_err(ApiError::internal)?;
+    Ok(answer::document(
+        &fields.select(whole).to_string(),
+        &tag,
+        order.staleness,
+        &headers,
+    ))
+}

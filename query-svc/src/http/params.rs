@@ -1,0 +1,450 @@
+//! The query string: every parameter is checked, and all that is wrong is said at once.
+//!
+//! Parameters that are not known are ignored, as unknown fields are everywhere in the contract.
+
+use std::convert::Infallible;
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, Query};
+use daybook_domain::ids::{CustomerId, OrderId};
+use daybook_domain::order::Status;
+use daybook_domain::text::InvalidText;
+use daybook_event_store::Direction;
+use daybook_read_model::order_list::{Filter, Sort};
+use daybook_read_model::status;
+use daybook_service::ApiError;
+use daybook_service::error::FieldViolation;
+use http::HeaderMap;
+use http::request::Parts;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::sparse::Fields;
+use crate::freshness::Demand;
+use crate::reads::history::ListEvents;
+use crate::reads::list::{ListOrders, SORT_DEFAULT, SORTS, sort_by_name, status_names};
+use crate::reads::order::AsOf;
+use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
+
+/// The header that carries a consistency token.
+pub const DAYBOOK_CONSISTENCY: &str = "daybook-consistency";
+
+/// The parameter that carries one, for those who cannot set headers.
+pub const CONSISTENCY: &str = "consistency";
+
+/// The parameters of a request, and what is wrong with those that were asked for.
+#[derive(Debug, Default)]
+pub struct Params {
+    pairs: Vec<(String, String)>,
+    violations: Vec<FieldViolation>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Infallible;
+
+    /// Refuses nothing: who may ask at all is found out first.
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        if parts.uri.query().is_none() {
+            return Ok(Self::default());
+        }
+        Ok(match Query::try_from_uri(&parts.uri) {
+            Ok(Query(pairs)) => Self {
+                pairs,
+                violations: Vec::new(),
+            },
+            Err(rejection) => {
+                let mut params = Self::default();
+                params.refuse("query", "INVALID", rejection.body_text());
+                params
+            }
+        })
+    }
+}
+
+impl Params {
+    /// `limit`: how many items a page has.
+    pub fn limit(&mut self) -> u32 {
+        let message = format!("must be a number from 1 to {LIMIT_MAX}");
+        let parse = |text: &str| text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+        self.parsed("limit", "OUT_OF_RANGE", message, parse)
+            .unwrap_or(LIMIT_DEFAULT)
+    }
+
+    /// Which page of which list of orders.
+    pub fn list_orders(&mut self) -> ListOrders {
+        ListOrders {
+            filter: Filter {
+                statuses: self.statuses(),
+                customer_id: self.customer_id(),
+                placed_after: self.time("placed_after"),
+                placed_before: self.time("placed_before"),
+            },
+            sort: self.sort(),
+            limit: self.limit(),
+            cursor: self.one("cursor"),
+        }
+    }
+
+    /// Which page of the history of an order.
+    pub fn list_events(&mut self, order_id: OrderId) -> ListEvents {
+        let from = self.version("from_version").unwrap_or(1);
+        let to = self.version("to_version").unwrap_or(u64::MAX);
+        if from > to {
+            self.refuse("to_version", "OUT_OF_RANGE", "must not be less than from_version");
+        }
+        ListEvents {
+            order_id,
+            versions: from..=to,
+            direction: self.direction(),
+            limit: self.limit(),
+            cursor: self.one("cursor"),
+        }
+    }
+
+    /// `as_of`: a version or a moment.
+    pub fn as_of(&mut self) -> Option<AsOf> {
+        let message = "must be a version, from 1, or a time in RFC 3339";
+        self.parsed("as_of", "INVALID", message, |text| match text.parse() {
+            Ok(version) => (version >= 1).then_some(AsOf::Version(version)),
+            Err(_) => parse_time(text).map(AsOf::Time),
+        })
+    }
+
+    /// `fields`: the members that the caller wants, out of those that there are.
+    pub fn fields(&mut self, known: &'static [&'static str]) -> Option<Fields> {
+        let text = self.one("fields")?;
+        match Fields::parse(&text, known) {
+            Ok(fields) => Some(fields),
+            Err(unknown) => {
+                let message = format!("there is no {unknown:?}; there are {}", known.join(", "));
+                self.refuse("fields", "UNKNOWN_VALUE", message);
+                None
+            }
+        }
+    }
+
+    /// The freshness that is demanded: a token in the header, or else in the parameter, and `Prefer: wait`.
+    ///
+    /// # Errors
+    /// `VALIDATION_FAILED`, with everything that was wrong before.
+    pub fn demand(&mut self, headers: &HeaderMap, partition: i32) -> Option<Demand> {
+        let parameter = self.one(CONSISTENCY);
+        let (field, text) = match (headers.get(DAYBOOK_CONSISTENCY), parameter) {
+            (Some(header), _) => (
+                DAYBOOK_CONSISTENCY,
+                header.to_str().unwrap_or_default().to_owned(),
+            ),
+            (None, Some(text)) => (CONSISTENCY, text),
+            (None, None) => return None,
+        };
+        match Demand::new(&text, field, partition, preferred_wait(headers)) {
+            Ok(demand) => Some(demand),
+            Err(refused) => {
+                self.violations.extend_from_slice(refused.violations());
+                None
+            }
+        }
+    }
+
+    /// An order's id, from the path.
+    pub fn order_id(&mut self, text: &str) -> Option<OrderId> {
+        let parsed = OrderId::from_str(text);
+        parsed
+            .map_err(|invalid| self.refuse("/order_id", "INVALID_ID", invalid.to_string()))
+            .ok()
+    }
+
+    /// A customer's id, from the path.
+    pub fn customer_id_in_path(&mut self, text: &str) -> Option<CustomerId> {
+        self.text("/customer_id", CustomerId::parse(text))
+    }
+
+    /// What was asked for, unless anything is wrong with it.
+    ///
+    /// # Errors
+    /// `VALIDATION_FAILED`, with everything that is wrong.
+    pub fn finish<T>(self, asked: Option<T>) -> Result<T, ApiError> {
+        match asked {
+            Some(asked) if self.violations.is_empty() => Ok(asked),
+            _ => Err(ApiError::validation(self.violations)),
+        }
+    }
+
+    fn statuses(&mut self) -> Vec<Status> {
+        let texts: Vec<String> = self
+            .all("status")
+            .flat_map(|list| list.split(','))
+            .map(str::to_owned)
+            .collect();
+        let mut statuses = Vec::with_capacity(texts.len());
+        for text in texts {
+            match status::parse(&text) {
+                Some(known) if statuses.contains(&known) => {}
+                Some(known) => statuses.push(known),
+                None => {
+                    let message = format!("there is no status {text:?}; there are {}", status_names());
+                    self.refuse("status", "UNKNOWN_VALUE", message);
+                }
+            }
+        }
+        statuses
+    }
+
+    fn customer_id(&mut self) -> Option<CustomerId> {
+        let text = self.one("customer_id")?;
+        self.text("customer_id", CustomerId::parse(&text))
+    }
+
+    fn time(&mut self, name: &'static str) -> Option<OffsetDateTime> {
+        self.parsed(name, "INVALID_TIME", "must be a time in RFC 3339", parse_time)
+    }
+
+    fn version(&mut self, name: &'static str) -> Option<u64> {
+        let parse = |text: &str| text.parse().ok().filter(|version| *version >= 1);
+        self.parsed(name, "OUT_OF_RANGE", "must be a number from 1", parse)
+    }
+
+    fn sort(&mut self) -> Sort {
+        let message = format!("must be {SORTS}");
+        self.parsed("sort", "UNKNOWN_VALUE", message, sort_by_name)
+            .unwrap_or(SORT_DEFAULT)
+    }
+
+    fn direction(&mut self) -> Direction {
+        let parsed = self.parsed(
+            "order",
+            "UNKNOWN_VALUE",
+            "must be asc or desc",
+            |text| match text {
+                "asc" => Some(Direction::Forward),
+                "desc" => Some(Direction::Backward),
+                _ => None,
+            },
+        );
+        parsed.unwrap_or(Direction::Forward)
+    }
+
+    /// A parameter that may be given once.
+    fn parsed<T>(
+        &mut self,
+        name: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.one(name)?;
+        let parsed = parse(&text);
+        if parsed.is_none() {
+            self.refuse(name, code, message);
+        }
+        parsed
+    }
+
+    fn one(&mut self, name: &'static str) -> Option<String> {
+        let mut values = self.all(name).map(str::to_owned);
+        let (first, second) = (values.next(), values.next());
+        drop(values);
+        if second.is_some() {
+            self.refuse(name, "REPEATED", "must not be given more than once");
+        }
+        first
+    }
+
+    fn all(&self, name: &'static str) -> impl Iterator<Item = &str> {
+        self.pairs
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    fn text<T>(&mut self, pointer: &'static str, parsed: Result<T, InvalidText>) -> Option<T> {
+        parsed
+            .map_err(|invalid| self.refuse(pointer, invalid.code(), invalid.to_string()))
+            .ok()
+    }
+
+    fn refuse(&mut self, pointer: &str, code: &'static str, message: impl Into<String>) {
+        self.violations.push(FieldViolation::new(pointer, code, message));
+    }
+}
+
+/// A "+" that was not escaped arrives as a space, and no time has one.
+fn parse_time(text: &str) -> Option<OffsetDateTime> {
+    let moment = OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339).ok()?;
+    moment
+        .checked_to_offset(time::UtcOffset::UTC)
+        .filter(|utc| (1..=9999).contains(&utc.year()))
+}
+
+/// `Prefer: wait=2` (RFC 7240), among other preferences. One that cannot be understood is ignored, as the RFC wants it.
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    let preferences = headers
+        .get_all("prefer")
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    preferences
+        .flat_map(|list| list.split([',', ';']))
+        .find_map(|preference| {
+            let (name, seconds) = preference.split_once('=')?;
+            let seconds = seconds.trim().trim_matches('"').parse().ok()?;
+            name.trim()
+                .eq_ignore_ascii_case("wait")
+                .then(|| Duration::from_secs(seconds))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use daybook_read_model::order_list::SortBy;
+    use time::macros::datetime;
+
+    fn params(pairs: &[(&str, &str)]) -> Params {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Params {
+            pairs: pairs.iter().map(own).collect(),
+            violations: Vec::new(),
+        }
+    }
+
+    fn violations(mut params: Params) -> Vec<(String, &'static str)> {
+        let _ = params.list_orders();
+        let _ = params.as_of();
+        let refused = params.finish(Some(())).expect_err("something is wrong with it");
+        refused
+            .violations()
+            .iter()
+            .map(|violation| (violation.pointer.clone(), violation.code))
+            .collect()
+    }
+
+    #[test]
+    fn without_parameters_a_list_begins_with_the_newest_orders() {
+        let list = params(&[]).list_orders();
+        assert_eq!(
+            (list.limit, list.sort, list.cursor),
+            (LIMIT_DEFAULT, SORT_DEFAULT, None)
+        );
+        assert_eq!(list.filter, Filter::default());
+    }
+
+    #[test]
+    fn statuses_are_repeated_or_listed() {
+        let list = params(&[
+            ("status", "PLACED,SHIPPED"),
+            ("status", "PLACED"),
+            ("status", "CANCELLED"),
+        ])
+        .list_orders();
+        assert_eq!(
+            list.filter.statuses,
+            [Status::Placed, Status::Shipped, Status::Cancelled]
+        );
+    }
+
+    #[test]
+    fn times_keep_their_offset_even_with_an_unescaped_plus() {
+        let list = params(&[
+            ("placed_after", "2024-05-01T00:00:00Z"),
+            ("placed_before", "2024-05-02T02:00:00 02:00"),
+        ])
+        .list_orders();
+        assert_eq!(list.filter.placed_after, Some(datetime!(2024-05-01 00:00 UTC)));
+        assert_eq!(list.filter.placed_before, Some(datetime!(2024-05-02 00:00 UTC)));
+    }
+
+    #[test]
+    fn a_list_is_sorted_by_one_column_either_way() {
+        let list = params(&[("sort", "total_minor")]).list_orders();
+        assert_eq!(
+            list.sort,
+            Sort {
+                by: SortBy::TotalMinor,
+                descending: false
+            }
+        );
+    }
+
+    #[test]
+    fn as_of_is_a_version_or_a_time() {
+        assert_eq!(params(&[("as_of", "7")]).as_of(), Some(AsOf::Version(7)));
+        let moment = datetime!(2024-05-01 12:00 UTC);
+        assert_eq!(
+            params(&[("as_of", "2024-05-01T12:00:00Z")]).as_of(),
+            Some(AsOf::Time(moment))
+        );
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let wrong = params(&[
+            ("status", "placed"),
+            ("customer_id", ""),
+            ("placed_after", "yesterday"),
+            ("placed_before", "0000-01-01T00:00:00Z"),
+            ("sort", "-placed_at,total_minor"),
+            ("limit", "101"),
+            ("cursor", "a"),
+            ("cursor", "b"),
+            ("as_of", "0"),
+        ]);
+        let expected = [
+            ("status", "UNKNOWN_VALUE"),
+            ("customer_id", "EMPTY"),
+            ("placed_after", "INVALID_TIME"),
+            ("placed_before", "INVALID_TIME"),
+            ("sort", "UNKNOWN_VALUE"),
+            ("limit", "OUT_OF_RANGE"),
+            ("cursor", "REPEATED"),
+            ("as_of", "INVALID"),
+        ];
+        assert_eq!(
+            violations(wrong),
+            expected.map(|(pointer, code)| (pointer.to_owned(), code))
+        );
+    }
+
+    #[test]
+    fn limits_that_are_no_limits_are_refused() {
+        for limit in ["0", "-1", "1e2", "", "99999999999", "+5 ", "ten"] {
+            let mut params = params(&[("limit", limit)]);
+            params.limit();
+            assert!(params.finish(Some(())).is_err(), "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn versions_have_to_be_in_order() {
+        let order_id = OrderId::from_uuid(uuid::Uuid::nil());
+        let mut params = params(&[("from_version", "3"), ("to_version", "2")]);
+        params.list_events(order_id);
+        assert!(params.finish(Some(())).is_err());
+    }
+
+    #[test]
+    fn a_wait_is_found_among_other_preferences() {
+        let wait = |preference: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("prefer", http::HeaderValue::from_static(preference));
+            preferred_wait(&headers)
+        };
+        assert_eq!(wait("wait=3"), Some(Duration::from_secs(3)));
+        assert_eq!(wait("respond-async, Wait = \"4\""), Some(Duration::from_secs(4)));
+        assert_eq!(wait("wait=soon"), None);
+        assert_eq!(wait("return=minimal"), None);
+    }
+
+    #[test]
+    fn the_token_in_the_header_goes_before_the_parameter() {
+        let mut params = params(&[("consistency", "nonsense")]);
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            DAYBOOK_CONSISTENCY,
+            http::HeaderValue::from_static("nonsense, too"),
+        );
+        assert!(params.demand(&headers, 0).is_none());
+        let refused = params.finish(Some(())).expect_err("it is no token");
+        assert_eq!(refused.violations()[0].pointer, DAYBOOK_CONSISTENCY);
+    }
+}

@@ -1,0 +1,449 @@
+//! The contract's JSON, for the OpenAPI description and, where it is made here, for serde.
+//!
+//! `Order` and what is in it are only described here: the read model keeps an order as the very document that is sent. A
+//! test holds the description to that document.
+
+use daybook_event_store::RecordedEvent;
+use daybook_read_model::{customer_totals, order_list, status};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::serde::rfc3339;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::examples;
+
+/// One resource.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Envelope<T> {
+    /// The resource.
+    pub data: T,
+}
+
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ListEnvelope<T> {
+    /// The items of this page.
+    pub data: Vec<T>,
+    /// The way to the next page.
+    pub pagination: Pagination,
+}
+
+/// The way to the next page.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Pagination {
+    /// Asks for the next page, with everything else as it was; null on the last page.
+    #[schema(required)]
+    pub next_cursor: Option<String>,
+    /// Whether there is a next page.
+    pub has_more: bool,
+}
+
+/// Where an order stands. May grow.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum OrderStatus {
+    /// Placed, its lines can still change.
+    Placed,
+    /// Confirmed, its lines are fixed.
+    Confirmed,
+    /// Refused by the seller.
+    Rejected,
+    /// Some of it has been shipped.
+    PartiallyShipped,
+    /// All of it has been shipped.
+    Shipped,
+    /// All of it has arrived.
+    Delivered,
+    /// Called off before anything was shipped.
+    Cancelled,
+}
+
+/// An amount in a currency.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Money {
+    /// The amount in minor units (cents for USD, yen for JPY).
+    pub minor: i64,
+    /// The ISO 4217 code of the currency.
+    #[schema(example = "EUR")]
+    pub currency: String,
+}
+
+/// An order in full.
+#[derive(Debug, ToSchema)]
+#[schema(example = examples::order)]
+pub struct Order {
+    /// The order's TypeID.
+    pub order_id: String,
+    /// The number of the order's events so far.
+    pub version: u64,
+    /// Where it stands.
+    pub status: OrderStatus,
+    /// The caller's own reference.
+    #[schema(nullable = false)]
+    pub reference: Option<String>,
+    /// Who buys.
+    pub customer_id: String,
+    /// What it costs.
+    pub total: Money,
+    /// What has been paid.
+    pub paid: Money,
+    /// What has been refunded.
+    pub refunded: Money,
+    /// What is bought, ascending by line number.
+    pub lines: Vec<OrderLine>,
+    /// Where it goes.
+    #[schema(nullable = false)]
+    pub shipping_address: Option<Address>,
+    /// What has been shipped, the first shipment first.
+    pub shipments: Vec<Shipment>,
+    /// What comes or came back, the first return first.
+    pub returns: Vec<OrderReturn>,
+    /// When it was placed, by the business's time.
+    pub placed_at: OffsetDateTime,
+    /// When it last changed, by the business's time.
+    pub updated_at: OffsetDateTime,
+    /// Why it was cancelled or rejected.
+    #[schema(nullable = false)]
+    pub closing_reason: Option<String>,
+}
+
+/// The members of an order, which `fields` chooses from.
+pub const ORDER_FIELDS: &[&str] = &[
+    "order_id",
+    "version",
+    "status",
+    "reference",
+    "customer_id",
+    "total",
+    "paid",
+    "refunded",
+    "lines",
+    "shipping_address",
+    "shipments",
+    "returns",
+    "placed_at",
+    "updated_at",
+    "closing_reason",
+];
+
+/// A line of an order as it stands.
+#[derive(Debug, ToSchema)]
+pub struct OrderLine {
+    /// Its number, unique within the order and never used again.
+    pub line_number: u32,
+    /// The article.
+    pub sku: String,
+    /// How many are ordered.
+    pub quantity: u32,
+    /// The price of one, in minor units of the order's currency.
+    pub unit_price_minor: i64,
+    /// quantity × unit_price_minor.
+    pub total_minor: i64,
+    /// How many of them have been shipped.
+    pub shipped_quantity: u32,
+    /// How many of them have come back.
+    pub returned_quantity: u32,
+}
+
+/// A part of a line.
+#[derive(Debug, ToSchema)]
+pub struct LineQuantity {
+    /// The line's number.
+    pub line_number: u32,
+    /// How many of it.
+    pub quantity: u32,
+}
+
+/// A postal address.
+#[derive(Debug, ToSchema)]
+pub struct Address {
+    /// Who receives it.
+    pub name: String,
+    /// Street and number, 1 to 3 lines.
+    pub lines: Vec<String>,
+    /// The town.
+    pub city: String,
+    /// The postal code, where there is one.
+    #[schema(nullable = false)]
+    pub postal_code: Option<String>,
+    /// The ISO 3166-1 alpha-2 code of the country.
+    pub country: String,
+}
+
+/// A shipment of an order.
+#[derive(Debug, ToSchema)]
+pub struct Shipment {
+    /// The shipment's id.
+    pub shipment_id: String,
+    /// What it holds.
+    pub lines: Vec<LineQuantity>,
+    /// Who carries it.
+    #[schema(nullable = false)]
+    pub carrier: Option<String>,
+    /// The carrier's tracking number.
+    #[schema(nullable = false)]
+    pub tracking_number: Option<String>,
+    /// When it left.
+    pub shipped_at: OffsetDateTime,
+    /// When it arrived, once it has.
+    #[schema(nullable = false)]
+    pub delivered_at: Option<OffsetDateTime>,
+}
+
+/// A return of an order.
+#[derive(Debug, ToSchema)]
+pub struct OrderReturn {
+    /// The return's id.
+    pub return_id: String,
+    /// What comes back.
+    pub lines: Vec<LineQuantity>,
+    /// Why, in the customer's words.
+    #[schema(nullable = false)]
+    pub return_reason: Option<String>,
+    /// When it was asked for.
+    pub requested_at: OffsetDateTime,
+    /// When the goods arrived, once they have.
+    #[schema(nullable = false)]
+    pub received_at: Option<OffsetDateTime>,
+}
+
+/// An order in a list.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = examples::order_summary)]
+pub struct OrderSummary {
+    /// The order's TypeID.
+    pub order_id: String,
+    /// The number of the order's events so far.
+    pub version: u64,
+    /// Where it stands.
+    #[schema(value_type = OrderStatus)]
+    pub status: &'static str,
+    /// The caller's own reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reference: Option<String>,
+    /// Who buys.
+    pub customer_id: String,
+    /// What it costs.
+    pub total: Money,
+    /// How many articles it has, over all lines.
+    pub item_count: u64,
+    /// When it was placed, by the business's time.
+    #[serde(with = "rfc3339")]
+    pub placed_at: OffsetDateTime,
+    /// When it last changed, by the business's time.
+    #[serde(with = "rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+/// The members of an order in a list, which `fields` chooses from.
+pub const ORDER_SUMMARY_FIELDS: &[&str] = &[
+    "order_id",
+    "version",
+    "status",
+    "reference",
+    "customer_id",
+    "total",
+    "item_count",
+    "placed_at",
+    "updated_at",
+];
+
+impl From<&order_list::Row> for OrderSummary {
+    fn from(row: &order_list::Row) -> Self {
+        Self {
+            order_id: row.order_id.clone(),
+            version: row.version,
+            status: status::name(row.status),
+            reference: row.reference.as_ref().map(ToString::to_string),
+            customer_id: row.customer_id.to_string(),
+            total: Money {
+                minor: row.total_minor,
+                currency: row.currency.to_string(),
+            },
+            item_count: row.item_count,
+            placed_at: row.placed_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// What a customer has bought.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = examples::customer_totals)]
+pub struct CustomerTotals {
+    /// The customer's id.
+    pub customer_id: String,
+    /// A total for each currency, by its code.
+    pub totals: Vec<CustomerTotal>,
+}
+
+/// What a customer has bought, in one currency.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CustomerTotal {
+    /// The currency of the amounts.
+    pub currency: String,
+    /// How many orders were placed, cancelled and rejected ones included.
+    pub orders_placed: u64,
+    /// How many of them were cancelled or rejected.
+    pub orders_closed: u64,
+    /// How many articles are ordered, cancelled and rejected orders left out.
+    pub items_ordered: u64,
+    /// What they cost, in minor units, cancelled and rejected orders left out.
+    pub ordered_minor: i64,
+    /// What was paid, in minor units.
+    pub paid_minor: i64,
+    /// What was refunded, in minor units.
+    pub refunded_minor: i64,
+}
+
+impl From<&customer_totals::Row> for CustomerTotal {
+    fn from(row: &customer_totals::Row) -> Self {
+        Self {
+            currency: row.key.currency.to_string(),
+            orders_placed: row.orders_placed,
+            orders_closed: row.orders_closed,
+            items_ordered: row.items_ordered,
+            ordered_minor: row.ordered_minor,
+            paid_minor: row.paid_minor,
+            refunded_minor: row.refunded_minor,
+        }
+    }
+}
+
+/// An event as it was recorded.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Event, example = examples::event)]
+pub struct Event<'a> {
+    /// The event's UUID.
+    #[schema(value_type = String, format = "uuid")]
+    pub event_id: Uuid,
+    /// What happened.
+    pub event_type: &'a str,
+    /// The version of the payload's schema as it was written.
+    pub schema_version: u32,
+    /// The partition of the log.
+    pub partition: i32,
+    /// The position in that partition.
+    pub position: u64,
+    /// The aggregate's TypeID.
+    pub stream_id: &'a str,
+    /// The event's number within its aggregate, from 1.
+    pub stream_version: u64,
+    /// What was recorded, byte for byte. Its schema is that of the event's type and schema version.
+    #[schema(value_type = Object)]
+    pub payload: &'a RawValue,
+    /// Who, why and what caused it, byte for byte as it was recorded.
+    #[schema(value_type = EventMetadata)]
+    pub metadata: &'a RawValue,
+    /// When it was committed, by the database's clock.
+    #[serde(with = "rfc3339")]
+    pub recorded_at: OffsetDateTime,
+}
+
+impl<'a> Event<'a> {
+    /// The event as it is shown. Payload and metadata are only checked to be JSON.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn show(recorded: &'a RecordedEvent) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            event_id: recorded.event_id,
+            event_type: &recorded.event_type,
+            schema_version: recorded.schema_version,
+            partition: recorded.partition,
+            position: recorded.position,
+            stream_id: &recorded.stream_id,
+            stream_version: recorded.stream_version,
+            payload: serde_json::from_str(&recorded.payload)?,
+            metadata: serde_json::from_str(&recorded.metadata)?,
+            recorded_at: recorded.recorded_at,
+        })
+    }
+}
+
+/// Who did it, why, and what caused it. Absent members are not known.
+#[derive(Debug, ToSchema)]
+pub struct EventMetadata {
+    /// Ties together all that one business request caused.
+    #[schema(nullable = false)]
+    pub correlation_id: Option<String>,
+    /// The event or command that caused this one.
+    #[schema(nullable = false)]
+    pub causation_id: Option<String>,
+    /// The credential that was used.
+    #[schema(nullable = false)]
+    pub principal: Option<String>,
+    /// Who asked, as the caller said.
+    #[schema(nullable = false)]
+    pub actor: Option<String>,
+    /// Why, as the caller said.
+    #[schema(nullable = false)]
+    pub reason: Option<String>,
+    /// The command.
+    #[schema(nullable = false)]
+    pub command: Option<String>,
+    /// The command's idempotency key.
+    #[schema(nullable = false)]
+    pub idempotency_key: Option<String>,
+    /// The W3C trace context of the request.
+    #[schema(nullable = false)]
+    pub traceparent: Option<String>,
+    /// When it happened in the business, where that is not when it was recorded.
+    #[schema(nullable = false)]
+    pub occurred_at: Option<OffsetDateTime>,
+    /// When the service received the command, in microseconds since 1970.
+    #[schema(nullable = false)]
+    pub received_at_us: Option<i64>,
+}
+
+/// Why a request was refused or failed (RFC 9457). Every dynamic value of the message is a member, too.
+#[derive(Debug, ToSchema)]
+#[schema(example = examples::problem)]
+pub struct Problem {
+    /// Where the problem is explained: `/problems/{slug}`.
+    #[schema(format = "uri-reference")]
+    pub r#type: String,
+    /// A summary that is the same for every occurrence.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What went wrong this time.
+    pub detail: String,
+    /// Why, for programs: one code of the catalogue.
+    pub code: String,
+    /// The request, for whoever looks into it.
+    #[schema(nullable = false)]
+    pub request_id: Option<String>,
+    /// The fields that are wrong.
+    #[schema(nullable = false)]
+    pub errors: Option<Vec<Violation>>,
+    /// What the request was about.
+    #[schema(nullable = false)]
+    pub resource: Option<ProblemResource>,
+    /// How long to wait before the next attempt, in milliseconds.
+    #[schema(nullable = false)]
+    pub retry_after_ms: Option<u64>,
+}
+
+/// A field that is wrong.
+#[derive(Debug, ToSchema)]
+pub struct Violation {
+    /// A parameter or header by its name, a part of the path as a JSON pointer.
+    pub pointer: String,
+    /// What is wrong, for programs.
+    pub code: String,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+/// What a request was about.
+#[derive(Debug, ToSchema)]
+pub struct ProblemResource {
+    /// What it is.
+    pub r#type: String,
+    /// Which one.
+    pub id: String,
+}

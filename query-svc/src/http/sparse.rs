@@ -1,0 +1,69 @@
+//! `fields=`: only the members that the caller wants.
+
+use serde_json::{Map, Value};
+
+/// The members of an object that a caller wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fields(Vec<&'static str>);
+
+impl Fields {
+    /// Reads a list of names with commas between them, out of those that are known.
+    ///
+    /// # Errors
+    /// The first name that is not known.
+    pub fn parse<'a>(text: &'a str, known: &'static [&'static str]) -> Result<Self, &'a str> {
+        let find = |name: &'a str| known.iter().copied().find(|field| *field == name).ok_or(name);
+        let mut fields: Vec<_> = text.split(',').map(find).collect::<Result<_, _>>()?;
+        fields.sort_unstable();
+        fields.dedup();
+        Ok(Self(fields))
+    }
+
+    /// What of an object is wanted. Members that the object does not have stay absent.
+    #[must_use]
+    pub fn select(&self, object: Value) -> Value {
+        let Value::Object(mut members) = object else {
+            return object;
+        };
+        let wanted = self.0.iter().filter_map(|field| members.remove_entry(*field));
+        Value::Object(wanted.collect::<Map<_, _>>())
+    }
+
+    /// The same for the same selection, however it was written: part of the ETag.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const KNOWN: &[&str] = &["order_id", "status", "total"];
+
+    #[test]
+    fn only_the_wanted_members_are_left() {
+        let fields = Fields::parse("total,order_id", KNOWN).expect("all are known");
+        let order = json!({"order_id": "ord_1", "status": "PLACED", "total": {"minor": 5}});
+        assert_eq!(
+            fields.select(order),
+            json!({"order_id": "ord_1", "total": {"minor": 5}})
+        );
+        assert_eq!(fields.select(json!({"status": "PLACED"})), json!({}));
+    }
+
+    #[test]
+    fn a_selection_has_one_name_however_it_is_written() {
+        let one = Fields::parse("total,order_id", KNOWN).expect("all are known");
+        let other = Fields::parse("order_id,total,order_id", KNOWN).expect("all are known");
+        assert_eq!(one.name(), other.name());
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        assert_eq!(Fields::parse("status,colour", KNOWN), Err("colour"));
+        assert_eq!(Fields::parse("", KNOWN), Err(""));
+    }
+}

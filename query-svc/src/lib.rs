@@ -1,0 +1,173 @@
+//! The query service: orders, totals and histories over REST and gRPC.
+//!
+//! Read models answer what is asked about now; the log itself answers histories and what was. Every answer says how
+//! fresh it is, and waits to be fresher when the caller demands it with a consistency token. Nothing here writes.
+//!
+//! | module | promise |
+//! |---|---|
+//! | [`reads`] | what can be read, the same for every transport |
+//! | [`http`] | REST, and the OpenAPI description that it is |
+//! | [`grpc`] | `OrderQueryService` and `HistoryService` |
+//! | [`freshness`] | how far the read models have come, and waiting for them |
+//! | [`loader`] | reads of single orders, gathered into few round trips |
+//! | [`cursor`] | cursors that nobody can forge or carry elsewhere |
+//! | [`database`] | reads that are never cut in the middle |
+
+mod config;
+pub mod cursor;
+pub mod database;
+pub mod freshness;
+pub mod grpc;
+pub mod http;
+pub mod loader;
+pub mod reads;
+
+use axum::Router;
+use daybook_event_bus::{Bus, signal};
+use daybook_event_store::EventStore;
+use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
+use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
+use daybook_service::admin::{self, Readiness};
+use daybook_service::identity::Authenticator;
+use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::server::{self, Limits};
+use daybook_service::shutdown::Supervisor;
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use self::config::Config;
+use self::freshness::Watcher;
+use self::grpc::{Queries, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX};
+use self::loader::{LANES, OrderLoader};
+use self::reads::Reads;
+
+/// The name of the service, in logs and to its servers.
+pub const SERVICE_NAME: &str = "daybook-query-svc";
+
+/// Serves on `listener` until `shutdown`, or until a task ends that should not.
+///
+/// # Errors
+/// When a cursor key is missing or known to everybody, the database cannot be used or has an older schema, and when a
+/// task has ended.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let cursors = config.cursors()?;
+    let pool = connect(&config).await?;
+    let bus = Bus::connect_as(config.common.nats_url.expose(), SERVICE_NAME).await?;
+    let (freshness, watcher) = freshness::watch(pool.clone(), EventStore::new(pool.clone())).await?;
+
+    let registry = Registry::new();
+    let readiness = Readiness::new(shutdown.clone());
+    let mut tasks = Supervisor::new(shutdown.clone());
+    watch_dependencies(&mut tasks, &readiness, &pool);
+    tasks.spawn_companion("admin", serve_admin(admin_listener, readiness, registry.clone()));
+
+    // What requests need goes on until the last of them is answered.
+    let drained = CancellationToken::new();
+    let loader = start_reading(&mut tasks, &bus, watcher, &pool, &drained).await?;
+    let reads = Reads::new(pool.clone(), loader, freshness, cursors);
+    let authenticator = Authenticator::new(pool);
+
+    let http = http::router(authenticator.clone(), reads.clone());
+    let queries = Queries::new(authenticator, reads);
+    let grpc = grpc_routes(queries, config.common.is_development(), &mut tasks, &shutdown).await?;
+    let metrics = ServerMetrics::new(&registry);
+    tasks.spawn("server", async move {
+        let _drained = drained.drop_guard();
+        server::serve(listener, http, grpc, Limits::default(), metrics, shutdown).await;
+        Ok(())
+    });
+    tracing::info!("ready");
+    tasks.run().await?;
+    Ok(())
+}
+
+async fn connect(config: &Config) -> anyhow::Result<PgPool> {
+    use daybook_service::database::{check_schema, connect};
+    let pool = connect(
+        &config.common.database_url,
+        SERVICE_NAME,
+        config.database_connections,
+    )
+    .await?;
+    check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
+    check_schema(&pool, "read_model", daybook_read_model::schema_version()).await?;
+    Ok(pool)
+}
+
+/// NATS is not among them: without its signals freshness is polled, and everything is answered as before.
+fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
+    let pool = pool.clone();
+    let ping = move || {
+        let pool = pool.clone();
+        async move { daybook_service::database::ping(&pool).await }
+    };
+    tasks.spawn("postgres check", readiness.watch("postgres", ping));
+}
+
+async fn serve_admin(listener: TcpListener, readiness: Readiness, registry: Registry) -> anyhow::Result<()> {
+    admin::serve(listener, readiness, registry).await;
+    Ok(())
+}
+
+/// Starts what reads are made with: the watch over freshness, and the lanes of the loader.
+async fn start_reading(
+    tasks: &mut Supervisor,
+    bus: &Bus,
+    watcher: Watcher,
+    pool: &PgPool,
+    drained: &CancellationToken,
+) -> anyhow::Result<OrderLoader> {
+    let signals = signal::subscribe(bus).await?;
+    tasks.spawn("freshness", watcher.run(signals, drained.clone()));
+    let loader = OrderLoader::default();
+    for _ in 0..LANES {
+        tasks.spawn(
+            "order loader",
+            loader.clone().run_lane(pool.clone(), drained.clone()),
+        );
+    }
+    Ok(loader)
+}
+
+/// The queries, health and, where it is wanted, reflection.
+async fn grpc_routes(
+    queries: Queries,
+    with_reflection: bool,
+    tasks: &mut Supervisor,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Router> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<OrderQueryServiceServer<Queries>>().await;
+    reporter.set_serving::<HistoryServiceServer<Queries>>().await;
+    let stopping = shutdown.clone();
+    tasks.spawn("health", async move {
+        stopping.cancelled().await;
+        reporter
+            .set_not_serving::<OrderQueryServiceServer<Queries>>()
+            .await;
+        reporter.set_not_serving::<HistoryServiceServer<Queries>>().await;
+        Ok(())
+    });
+    let orders = OrderQueryServiceServer::new(queries.clone())
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let history = HistoryServiceServer::new(queries)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let mut routes = Routes::new(orders).add_service(history).add_service(health);
+    if with_reflection {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        routes = routes.add_service(reflection);
+    }
+    Ok(routes.into_axum_router())
+}

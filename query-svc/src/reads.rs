@@ -1,0 +1,112 @@
+//! What can be read, the same for every transport: who may see what, how fresh, in what order, page by page.
+//!
+//! REST and gRPC only translate. They hand in values that have been understood, and get values that are sent as they are.
+
+pub mod history;
+pub mod list;
+pub mod order;
+pub mod totals;
+
+use std::sync::Arc;
+
+use daybook_event_store::EventStore;
+use daybook_service::{ApiError, identity::Principal};
+use sqlx::PgPool;
+
+use crate::cursor::Cursors;
+use crate::freshness::{Demand, Freshness, Model, Staleness};
+use crate::loader::OrderLoader;
+
+/// How many items a page has when the caller does not say.
+pub const LIMIT_DEFAULT: u32 = 20;
+
+/// How many items a page has at the most.
+pub const LIMIT_MAX: u32 = 100;
+
+/// Everything that reads need. Cheap to clone.
+#[derive(Clone)]
+pub struct Reads(Arc<Parts>);
+
+struct Parts {
+    pool: PgPool,
+    store: EventStore,
+    loader: OrderLoader,
+    freshness: Freshness,
+    cursors: Cursors,
+}
+
+/// What was read, and how fresh it is.
+#[derive(Clone, Debug)]
+pub struct Answer<T> {
+    /// What was read.
+    pub data: T,
+    /// How fresh it is.
+    pub staleness: Staleness,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The items of this page.
+    pub items: Vec<T>,
+    /// What asks for the next page; none on the last one.
+    pub next_cursor: Option<String>,
+}
+
+impl Reads {
+    /// Reads through `pool`, as a role that row-level security holds to one tenant at a time.
+    #[must_use]
+    pub fn new(pool: PgPool, loader: OrderLoader, freshness: Freshness, cursors: Cursors) -> Self {
+        let store = EventStore::new(pool.clone());
+        Self(Arc::new(Parts {
+            pool,
+            store,
+            loader,
+            freshness,
+            cursors,
+        }))
+    }
+
+    /// Waits until a read model is as fresh as demanded, and says how fresh an answer is that is read after this.
+    async fn freshen(
+        &self,
+        caller: &Principal,
+        model: Model,
+        demand: Option<&Demand>,
+    ) -> Result<Staleness, ApiError> {
+        if let Some(demand) = demand {
+            self.0.freshness.reach(model, demand).await?;
+        }
+        Ok(self.0.freshness.of(model, caller.tenant_partition))
+    }
+}
+
+/// The page out of what was found when one item more than its limit was asked for: that one says that there are more.
+fn page<T>(mut found: Vec<T>, limit: u32, cursor_after: impl FnOnce(&T) -> String) -> Page<T> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let last = found.last().filter(|_| has_more);
+    Page {
+        next_cursor: last.map(cursor_after),
+        items: found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_a_cursor_only_when_there_are_more() {
+        let after = |item: &i32| format!("after {item}");
+        let more = page(vec![1, 2, 3], 2, after);
+        assert_eq!(
+            (more.items, more.next_cursor.as_deref()),
+            (vec![1, 2], Some("after 2"))
+        );
+        let last = page(vec![1, 2], 2, after);
+        assert_eq!((last.items, last.next_cursor), (vec![1, 2], None));
+        assert_eq!(page(Vec::new(), 2, after).next_cursor, None);
+    }
+}

@@ -1,0 +1,108 @@
+//! The history of one aggregate, straight from the log: complete, in order, every payload byte for byte.
+
+use std::ops::RangeInclusive;
+
+use daybook_domain::ids::OrderId;
+use daybook_event_store::{Direction, RecordedEvent};
+use daybook_service::{ApiError, identity::Principal};
+
+use super::{Answer, Page, Reads, page};
+use crate::cursor::Question;
+use crate::database;
+
+/// Which page of which history.
+#[derive(Clone, Debug)]
+pub struct ListEvents {
+    /// Whose history.
+    pub order_id: OrderId,
+    /// The versions of interest, both ends included, from 1.
+    pub versions: RangeInclusive<u64>,
+    /// Which way.
+    pub direction: Direction,
+    /// How many, 1 to [`LIMIT_MAX`](super::LIMIT_MAX).
+    pub limit: u32,
+    /// Where the page begins: what the page before gave.
+    pub cursor: Option<String>,
+}
+
+impl Reads {
+    /// A page of a history.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, `INVALID_CURSOR` when the cursor is not from this
+    /// very history.
+    pub async fn events(
+        &self,
+        caller: &Principal,
+        list: &ListEvents,
+    ) -> Result<Answer<Page<RecordedEvent>>, ApiError> {
+        let question = list.question(caller);
+        let versions = match &list.cursor {
+            Some(cursor) => list.versions_after(version(&self.0.cursors.open(&question, cursor)?)?),
+            None => list.versions.clone(),
+        };
+        let staleness = self.0.freshness.of_log(caller.tenant_partition);
+        let found = self.stream(caller, list, versions, list.limit + 1).await?;
+        if found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
+            return Err(ApiError::not_found("order", list.order_id.to_string()));
+        }
+        let cursor_after =
+            |last: &RecordedEvent| self.0.cursors.seal(&question, &last.stream_version.to_be_bytes());
+        Ok(Answer {
+            data: page(found, list.limit, cursor_after),
+            staleness,
+        })
+    }
+
+    async fn stream(
+        &self,
+        caller: &Principal,
+        list: &ListEvents,
+        versions: RangeInclusive<u64>,
+        limit: u32,
+    ) -> Result<Vec<RecordedEvent>, ApiError> {
+        let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
+        let (store, stream_id, direction) = (self.0.store.clone(), list.order_id.to_string(), list.direction);
+        let found = database::read(&self.0.pool, move |_| {
+            let (store, stream_id, versions) = (store.clone(), stream_id.clone(), versions.clone());
+            async move {
+                store
+                    .read_stream(tenant_id, partition, &stream_id, versions, limit, direction)
+                    .await
+            }
+        })
+        .await?;
+        Ok(found)
+    }
+}
+
+impl ListEvents {
+    /// The question that cursors are bound to: all but the size of a page.
+    fn question(&self, caller: &Principal) -> Question {
+        let direction = match self.direction {
+            Direction::Forward => "asc",
+            Direction::Backward => "desc",
+        };
+        Question::new(caller.tenant_id, "events")
+            .with("stream_id", &self.order_id.to_string())
+            .with("from_version", &self.versions.start().to_string())
+            .with("to_version", &self.versions.end().to_string())
+            .with("order", direction)
+    }
+
+    /// What is left of the versions after one of them.
+    fn versions_after(&self, last: u64) -> RangeInclusive<u64> {
+        match self.direction {
+            Direction::Forward => last.saturating_add(1)..=*self.versions.end(),
+            Direction::Backward => *self.versions.start()..=last.saturating_sub(1),
+        }
+    }
+}
+
+/// The version that a verified cursor holds.
+fn version(place: &[u8]) -> Result<u64, ApiError> {
+    place
+        .try_into()
+        .map(u64::from_be_bytes)
+        .map_err(|_| ApiError::invalid_cursor())
+}

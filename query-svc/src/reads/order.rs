@@ -1,0 +1,198 @@
+//! One order: as it is, from its read model, or as it was, by folding the read model's own fold over its history.
+
+use std::sync::Arc;
+
+use daybook_domain::ids::OrderId;
+use daybook_event_store::{Direction, EventStore, RecordedEvent};
+use daybook_read_model::order_details::{self, Document};
+use daybook_read_model::{Change, DecodeError, Event, FoldError, OrderDetails, OrderKey, ReadModel as _};
+use daybook_service::{ApiError, identity::Principal};
+use thiserror::Error;
+use time::OffsetDateTime;
+
+use super::{Answer, Reads};
+use crate::database;
+use crate::freshness::{Demand, Model, Staleness};
+
+/// How many events of a history are read at once.
+const CHUNK_EVENTS: u32 = 1_000;
+
+/// Which state of an order is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsOf {
+    /// After this many events, at least 1.
+    Version(u64),
+    /// With all that had been recorded by then. Of a moment that is still to come: as it is now.
+    Time(OffsetDateTime),
+}
+
+/// Why a history could not be folded. The log holds what the fold rejects, which is a fault of ours.
+#[derive(Debug, Error)]
+enum ReplayError {
+    #[error("cannot decode an event of {order_id}")]
+    Decode {
+        order_id: String,
+        #[source]
+        source: DecodeError,
+    },
+    #[error("cannot fold an event of {order_id}")]
+    Fold {
+        order_id: String,
+        #[source]
+        source: FoldError,
+    },
+}
+
+impl Reads {
+    /// An order as it is.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, and what demanding freshness can end in.
+    pub async fn order(
+        &self,
+        caller: &Principal,
+        order_id: &OrderId,
+        demand: Option<&Demand>,
+    ) -> Result<Answer<Arc<Document>>, ApiError> {
+        let mut staleness = self.freshen(caller, Model::OrderDetails, demand).await?;
+        let order_id = order_id.to_string();
+        match self.0.loader.find(caller.tenant_id, order_id.clone()).await? {
+            Some(document) => {
+                // Row and checkpoint commit together, so what made the row is included, and all before it.
+                staleness.position = staleness.position.max(document.position);
+                Ok(Answer {
+                    data: document,
+                    staleness,
+                })
+            }
+            None => Err(ApiError::not_found("order", order_id)),
+        }
+    }
+
+    /// An order as it was. The log is asked and not the read model, so the answer is never behind.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, or had none then, or the order has not got to
+    /// that version.
+    pub async fn order_as_of(
+        &self,
+        caller: &Principal,
+        order_id: &OrderId,
+        as_of: AsOf,
+    ) -> Result<Answer<Arc<Document>>, ApiError> {
+        let staleness: Staleness = self.0.freshness.of_log(caller.tenant_partition);
+        let key = OrderKey {
+            tenant_id: caller.tenant_id,
+            order_id: order_id.to_string(),
+        };
+        let row = self.replay(&key, caller.tenant_partition, as_of).await?;
+        let reached = row.as_ref().map(|row| row.document.version);
+        match (row, as_of) {
+            (Some(row), AsOf::Time(_)) => Ok(Answer {
+                data: Arc::new(Document::from(&row)),
+                staleness,
+            }),
+            (Some(row), AsOf::Version(version)) if reached == Some(version) => Ok(Answer {
+                data: Arc::new(Document::from(&row)),
+                staleness,
+            }),
+            (Some(_), AsOf::Version(version)) => Err(ApiError::not_found(
+                "order version",
+                format!("{}@{version}", key.order_id),
+            )),
+            (None, _) => Err(ApiError::not_found("order", key.order_id)),
+        }
+    }
+
+    /// Folds the history as far as is asked, a chunk at a time.
+    async fn replay(
+        &self,
+        key: &OrderKey,
+        partition: i32,
+        as_of: AsOf,
+    ) -> Result<Option<order_details::Row>, ApiError> {
+        let mut row = None;
+        let mut next = 1;
+        loop {
+            let events = self
+                .events_from(key, partition, next, as_of.last_version())
+                .await?;
+            let is_last = events.len() < CHUNK_EVENTS as usize;
+            let included = events.iter().take_while(|event| as_of.includes(event));
+            let count = included.clone().count();
+            row = fold(key, row, included).map_err(ApiError::internal)?;
+            if is_last || count < events.len() {
+                return Ok(row);
+            }
+            next += u64::from(CHUNK_EVENTS);
+        }
+    }
+
+    async fn events_from(
+        &self,
+        key: &OrderKey,
+        partition: i32,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<RecordedEvent>, ApiError> {
+        let (store, key) = (self.0.store.clone(), key.clone());
+        let events = database::read(&self.0.pool, move |_| {
+            let (store, key): (EventStore, OrderKey) = (store.clone(), key.clone());
+            async move {
+                store
+                    .read_stream(
+                        key.tenant_id,
+                        partition,
+                        &key.order_id,
+                        from..=to,
+                        CHUNK_EVENTS,
+                        Direction::Forward,
+                    )
+                    .await
+            }
+        })
+        .await?;
+        Ok(events)
+    }
+}
+
+impl AsOf {
+    fn last_version(self) -> u64 {
+        match self {
+            Self::Version(version) => version,
+            Self::Time(_) => u64::MAX,
+        }
+    }
+
+    fn includes(self, event: &RecordedEvent) -> bool {
+        match self {
+            Self::Version(version) => event.stream_version <= version,
+            Self::Time(moment) => event.recorded_at <= moment,
+        }
+    }
+}
+
+/// The row after some more events.
+fn fold<'a>(
+    key: &OrderKey,
+    row: Option<order_details::Row>,
+    events: impl Iterator<Item = &'a RecordedEvent>,
+) -> Result<Option<order_details::Row>, ReplayError> {
+    let mut row = row;
+    for recorded in events {
+        let event = Event::decode(recorded).map_err(|source| ReplayError::Decode {
+            order_id: key.order_id.clone(),
+            source,
+        })?;
+        let change = OrderDetails::fold(key, row.as_ref(), &event).map_err(|source| ReplayError::Fold {
+            order_id: key.order_id.clone(),
+            source,
+        })?;
+        match change {
+            Change::Put(changed) => row = Some(changed),
+            Change::Delete => row = None,
+            Change::Keep => {}
+        }
+    }
+    Ok(row)
+}
