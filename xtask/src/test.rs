@@ -30,8 +30,7 @@ pub(crate) async fn run(arguments: &[String]) -> Result<ExitCode> {
         ..PostgresOptions::for_tests(directory.path())
     };
     let mut postgres = Postgres::start(options).await?;
-    let mut runner = runner();
-    runner.args(arguments);
+    let mut runner = runner(arguments);
     runner.env(POSTGRES_URL_VARIABLE, postgres.superuser_url("postgres"));
     runner
         .env(find::POSTGRES_VARIABLE, programs.directory)
@@ -42,20 +41,28 @@ pub(crate) async fn run(arguments: &[String]) -> Result<ExitCode> {
     result.expect("running a program does not panic and is not cancelled")
 }
 
-/// nextest where it is installed: a process per test, and a summary that names what failed.
-fn runner() -> Command {
+/// nextest where it is installed: a process per test, and a summary that names what failed. All packages, unless the
+/// arguments name some.
+fn runner(arguments: &[String]) -> Command {
     let mut runner = cargo();
     let has_nextest = cargo()
         .args(["nextest", "--version"])
         .output()
         .is_ok_and(|output| output.status.success());
     if has_nextest {
-        runner.args(["nextest", "run", "--workspace"]);
+        runner.args(["nextest", "run"]);
     } else {
         say(
             "cargo-nextest is not installed: running `cargo test` (for nextest: cargo install cargo-nextest --locked)",
         );
-        runner.args(["test", "--workspace"]);
+        runner.arg("test");
     }
+    if !arguments
+        .iter()
+        .any(|argument| argument.starts_with("-p") || argument.starts_with("--package"))
+    {
+        runner.arg("--workspace");
+    }
+    runner.args(arguments);
     runner
 }

@@ -250,7 +250,7 @@ mod tests {
             Cluster::from_url("postgres://postgres:secret@db:5432/postgres?x=y").expect("an address");
         assert_eq!(
             cluster.superuser_url("orders"),
-            "postgres://postgres:secret@db:5432/orders"
+            "postgres://postgres:secret@db:5432/orders?x=y"
         );
     }
 

@@ -194,7 +194,7 @@ impl Postgres {
             return Ok(());
         };
         // A stopped postmaster makes no more children, so the list is complete.
-        process.signal(Signal::STOP);
+        process.freeze();
         let children = process.id().children();
         process.end(&[]).await?;
         for child in &children {
@@ -219,20 +219,21 @@ impl Postgres {
 
     /// Stops all its processes in their tracks (SIGSTOP). Connections stay open and silent.
     pub fn pause(&mut self) {
-        self.signal_all(Signal::STOP);
+        let Some(process) = &mut self.process else { return };
+        // A stopped postmaster makes no more children, so the list is complete.
+        process.freeze();
+        for child in process.id().children() {
+            child.freeze();
+        }
     }
 
     /// Lets them go on.
     pub fn resume(&mut self) {
-        self.signal_all(Signal::CONT);
-    }
-
-    fn signal_all(&mut self, signal: Signal) {
         let Some(process) = &mut self.process else { return };
-        process.signal(signal);
         for child in process.id().children() {
-            child.signal(signal);
+            child.signal(Signal::CONT);
         }
+        process.signal(Signal::CONT);
     }
 
     /// Gives the server up: it runs on after this handle, and after this program if it is [`Lifetime::Detached`].

@@ -22,6 +22,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the kernel may take to remove a process after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a thread may be inside the kernel, where it cannot be stopped, before it is no longer waited for.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How long a process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Lifetime {
@@ -75,6 +78,16 @@ impl ProcessId {
         }
     }
 
+    /// Stops the process in its tracks (SIGSTOP) and returns when all its threads stand still: the signal alone
+    /// leaves those on other processors the time to answer one more request.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let deadline = Instant::now() + FREEZE_DEADLINE;
+        while self.is_alive() && !is_stopped(self.pid) && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+
     /// The processes that this one started and that still run.
     #[must_use]
     pub fn children(&self) -> Vec<Self> {
@@ -121,8 +134,28 @@ impl ProcessId {
 }
 
 #[cfg(target_os = "linux")]
+fn is_stopped(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    stats
+        .filter_map(|stat| parse_stat(&stat))
+        .all(|thread| matches!(thread.state, 'T' | 'Z' | 'X'))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_stopped(pid: i32) -> bool {
+    status(pid).is_none_or(|status| status.state == 'T')
+}
+
+#[cfg(target_os = "linux")]
 fn status(pid: i32) -> Option<Status> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+#[cfg(target_os = "linux")]
+fn parse_stat(stat: &str) -> Option<Status> {
     // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
@@ -228,6 +261,12 @@ impl Process {
     pub(crate) fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
             self.id.signal(signal);
+        }
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        if self.ended().is_none() {
+            self.id.freeze();
         }
     }
 
@@ -393,17 +432,26 @@ mod tests {
         assert!(process.ended().is_some());
     }
 
-    #[test]
-    fn a_program_outlives_the_thread_that_asked_for_it() {
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_program_outlives_the_thread_that_asked_for_it() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let log = directory.path().join("log");
         let program = sleeper(directory.path());
-        let asked = std::thread::spawn(move || Process::spawn("sleep", &program, &log, Lifetime::Owner));
-        let mut process = asked.join().expect("no panic").expect("sleep starts");
-        assert!(
-            process.ended().is_none(),
-            "it was bound to the process, not to the thread"
-        );
+        let asked = std::thread::spawn(move || {
+            let process = Process::spawn("sleep", &program, &log, Lifetime::Owner).expect("sleep starts");
+            // Until it has become the program, it has not asked the kernel to end it with its parent.
+            let name = format!("/proc/{}/comm", process.id().pid);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while std::fs::read_to_string(&name).is_ok_and(|name| name.trim() != "sleep") {
+                assert!(Instant::now() < deadline, "setpriv never became the program");
+                std::thread::yield_now();
+            }
+            process
+        });
+        let mut process = asked.join().expect("no panic");
+        let ended = process.id().gone_within(Duration::from_millis(200)).await;
+        assert!(!ended, "it was bound to the thread, not to the process");
         process.end_blocking(&[]).expect("SIGKILL ends it");
     }
 }

@@ -113,17 +113,15 @@ impl Service {
 
     /// Stops the process in its tracks (SIGSTOP). Connections stay open and silent.
     pub fn pause(&mut self) {
-        self.signal(Signal::STOP);
+        if let Some(process) = &mut self.process {
+            process.freeze();
+        }
     }
 
     /// Lets it go on.
     pub fn resume(&mut self) {
-        self.signal(Signal::CONT);
-    }
-
-    fn signal(&mut self, signal: Signal) {
         if let Some(process) = &mut self.process {
-            process.signal(signal);
+            process.signal(Signal::CONT);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use daybook_devstack::account::unprivileged;
 use daybook_devstack::testing::{temporary_directory, test_cluster};
 use daybook_devstack::{Cluster, DevstackError, Postgres, PostgresOptions};
 use sqlx::{Connection as _, PgConnection};
@@ -186,10 +187,13 @@ async fn a_lock_file_of_a_reused_process_number_is_no_obstacle() {
     let lock = postgres.directory().join("data").join("postmaster.pid");
     let left = std::fs::read_to_string(&lock).expect("a killed server leaves its lock");
     let (_, rest) = left.split_once('\n').expect("it has lines");
-    let mut stranger = std::process::Command::new("sleep")
-        .arg("600")
-        .spawn()
-        .expect("sleep starts");
+    // Of the servers' own user: of another user's process Postgres knows by itself that it is none of its own.
+    let mut stranger = std::process::Command::new("sleep");
+    stranger.arg("600").current_dir("/");
+    if let Some(account) = unprivileged().expect("this machine has users") {
+        account.run(&mut stranger);
+    }
+    let mut stranger = stranger.spawn().expect("sleep starts");
     std::fs::write(&lock, format!("{}\n{rest}", stranger.id())).expect("our own file");
     postgres.restart().await.expect("the lock is not the stranger's");
     stranger.kill().expect("it runs");
@@ -262,4 +266,45 @@ async fn a_template_is_built_once_however_many_ask_for_it() {
     );
     cluster.drop_database(&copy).await.expect("it is there");
     cluster.drop_database(&copy).await.expect("twice is once");
+}
+
+/// Set for a second copy of this test program, which plays the owner that is killed.
+#[cfg(target_os = "linux")]
+const OWNER_VARIABLE: &str = "DAYBOOK_TEST_OWNER_DIRECTORY";
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_ends_with_its_owner_even_when_that_is_killed() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    use daybook_devstack::process::ProcessId;
+
+    if let Some(directory) = std::env::var_os(OWNER_VARIABLE) {
+        let postgres = Postgres::start(PostgresOptions::for_tests(directory))
+            .await
+            .expect("it starts");
+        eprintln!("postmaster {}", postgres.process_id().expect("it runs").pid);
+        return std::future::pending().await;
+    }
+    let directory = temporary_directory().expect("a directory");
+    let own_name = "a_server_ends_with_its_owner_even_when_that_is_killed";
+    let mut owner = Command::new(std::env::current_exe().expect("this program"));
+    owner
+        .args(["--exact", own_name, "--nocapture"])
+        .env(OWNER_VARIABLE, directory.path())
+        .stderr(Stdio::piped());
+    let mut owner = owner.spawn().expect("this program runs");
+    let lines = BufReader::new(owner.stderr.take().expect("it is piped")).lines();
+    let announced = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("postmaster ")?.parse().ok());
+    let postmaster = ProcessId::of(announced.expect("the owner started a server")).expect("it runs");
+
+    owner.kill().expect("it waits for ever");
+    owner.wait().expect("it was killed");
+    assert!(
+        postmaster.gone_within(Duration::from_secs(10)).await,
+        "the server outlived its owner"
+    );
 }
