@@ -80,7 +80,7 @@ const LIVE: &str = "
     FROM read_model.projection AS p
     JOIN read_model.checkpoint AS c ON c.projection = p.name AND c.generation = p.live_generation
     JOIN event_store.log AS l ON l.partition = c.partition
-    WHERE $1 IS NULL OR p.name = $1
+    WHERE $1::text IS NULL OR p.name = $1
     ORDER BY p.name, c.partition
 ";
 

@@ -28,7 +28,7 @@ use uuid::Uuid;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// An address where there is no NATS: workers must do without.
-const NO_NATS: &str = "nats://127.0.0.1:1";
+pub(crate) const NO_NATS: &str = "nats://127.0.0.1:1";
 
 const ROLES: [&str; 4] = [
     "daybook_command",
@@ -38,23 +38,19 @@ const ROLES: [&str; 4] = [
 ];
 
 /// A database of its own.
-pub struct Setup {
+pub(crate) struct Setup {
     cluster: TestCluster,
     name: String,
     /// A pool that may do everything.
-    pub superuser: PgPool,
+    pub(crate) superuser: PgPool,
     command: PgPool,
 }
 
 impl Setup {
     /// Makes it.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let cluster = test_cluster().await.expect("a server for tests");
-        let template = format!(
-            "daybook_template_{}_{}",
-            daybook_event_store::schema_version(),
-            daybook_read_model::schema_version()
-        );
+        let template = template_name();
         let build = async |url: String| -> anyhow::Result<()> {
             let mut connection = PgConnection::connect(&url).await?;
             daybook_event_store::migrator().run(&mut connection).await?;
@@ -85,12 +81,18 @@ impl Setup {
     }
 
     /// The address for the projector's role.
-    pub fn projector_url(&self) -> String {
+    pub(crate) fn projector_url(&self) -> String {
         self.cluster.url("daybook_projector", &self.name)
     }
 
+    /// The log as the publishing task sees it.
+    pub(crate) async fn publisher_store(&self) -> EventStore {
+        let url = self.cluster.url("daybook_publisher", &self.name);
+        EventStore::new(PgPool::connect(&url).await.expect("the publisher's role"))
+    }
+
     /// A projector process, as the owner of leases.
-    pub async fn process(&self) -> Context {
+    pub(crate) async fn process(&self) -> Context {
         let connector = Connector::new(&self.projector_url()).expect("a valid address");
         Context {
             store: EventStore::new(connector.pool(4)),
@@ -104,12 +106,12 @@ impl Setup {
     }
 
     /// A worker of a process, without a feed: it reads the log alone.
-    pub async fn worker<M: ReadModel>(&self) -> Worker<M> {
+    pub(crate) async fn worker<M: ReadModel>(&self) -> Worker<M> {
         Worker::new(self.process().await, 0, &Feed::default())
     }
 
     /// Runs a statement as superuser and gives its only value.
-    pub async fn value<T>(&self, statement: &str) -> T
+    pub(crate) async fn value<T>(&self, statement: &str) -> T
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
     {
@@ -120,7 +122,7 @@ impl Setup {
     }
 
     /// Runs a statement as superuser.
-    pub async fn execute(&self, statement: &str) {
+    pub(crate) async fn execute(&self, statement: &str) {
         let done = sqlx::query(AssertSqlSafe(statement))
             .execute(&self.superuser)
             .await;
@@ -128,14 +130,14 @@ impl Setup {
     }
 
     /// The position of the newest event.
-    pub async fn head(&self) -> u64 {
+    pub(crate) async fn head(&self) -> u64 {
         self.value::<i64>("SELECT head FROM event_store.log")
             .await
             .cast_unsigned()
     }
 
     /// Where the live tables of a projection are.
-    pub async fn position(&self, projection: &str) -> u64 {
+    pub(crate) async fn position(&self, projection: &str) -> u64 {
         let statement = format!(
             "SELECT c.position FROM read_model.checkpoint AS c
              JOIN read_model.projection AS p ON p.name = c.projection AND p.live_generation = c.generation
@@ -145,7 +147,7 @@ impl Setup {
     }
 
     /// The generation that is live.
-    pub async fn live_generation(&self, projection: &str) -> i32 {
+    pub(crate) async fn live_generation(&self, projection: &str) -> i32 {
         self.value(&format!(
             "SELECT live_generation FROM read_model.projection WHERE name = '{projection}'"
         ))
@@ -153,7 +155,7 @@ impl Setup {
     }
 
     /// Every event, in order.
-    pub async fn log(&self) -> Vec<RecordedEvent> {
+    pub(crate) async fn log(&self) -> Vec<RecordedEvent> {
         let limit = u32::try_from(self.head().await).expect("a small log");
         let context = self.process().await;
         context
@@ -164,7 +166,7 @@ impl Setup {
     }
 
     /// Appends commands that have been decided.
-    pub async fn append(&self, commands: Vec<NewCommand>) {
+    pub(crate) async fn append(&self, commands: Vec<NewCommand>) {
         let mut connection = self.command.acquire().await.expect("a connection");
         let verdicts = daybook_event_store::append(&mut connection, 0, &commands)
             .await
@@ -175,7 +177,7 @@ impl Setup {
     }
 
     /// The live rows are what a fold of the whole log gives.
-    pub async fn assert_equals_fold<M: ReadModel>(&self) {
+    pub(crate) async fn assert_equals_fold<M: ReadModel>(&self) {
         let log = self.log().await;
         assert_eq!(
             self.position(M::NAME).await,
@@ -201,13 +203,26 @@ impl Setup {
     }
 
     /// A digest of all the rows of a table or view.
-    pub async fn digest(&self, table: &str) -> String {
+    pub(crate) async fn digest(&self, table: &str) -> String {
         self.value(&format!(
             "SELECT count(*) || ' ' || md5(coalesce(string_agg(t::text, '|' ORDER BY t::text COLLATE \"C\"), ''))
              FROM read_model.{table} AS t"
         ))
         .await
     }
+}
+
+/// Named by what is in the migrations, so that an old template is never taken for the current one.
+fn template_name() -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+    let mut hasher = DefaultHasher::new();
+    for migrator in [daybook_event_store::migrator(), daybook_read_model::migrator()] {
+        for migration in migrator.iter() {
+            migration.checksum.hash(&mut hasher);
+        }
+    }
+    format!("daybook_template_{:016x}", hasher.finish())
 }
 
 fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
@@ -226,7 +241,7 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
 }
 
 /// Orders that live random but repeatable lives.
-pub struct Orders {
+pub(crate) struct Orders {
     random: StdRng,
     tenant_id: Uuid,
     orders: Vec<(OrderId, State, u64)>,
@@ -235,7 +250,7 @@ pub struct Orders {
 
 impl Orders {
     /// None yet.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             random: StdRng::seed_from_u64(seed),
             tenant_id: Uuid::from_u128(u128::from(seed) + 1),
@@ -245,7 +260,7 @@ impl Orders {
     }
 
     /// Appends about this many commands, in batches.
-    pub async fn append(&mut self, setup: &Setup, commands: usize) {
+    pub(crate) async fn append(&mut self, setup: &Setup, commands: usize) {
         let mut left = commands;
         while left > 0 {
             let batch: Vec<_> = (0..left.min(500)).filter_map(|_| self.next()).collect();
@@ -349,7 +364,7 @@ fn text<T: std::str::FromStr<Err: fmt::Debug>>(text: &str) -> T {
 }
 
 /// An event that no build of this program knows.
-pub fn unknown_event() -> NewCommand {
+pub(crate) fn unknown_event() -> NewCommand {
     NewCommand {
         tenant_id: Uuid::from_u128(99),
         key: Uuid::now_v7().to_string(),
@@ -369,7 +384,7 @@ pub fn unknown_event() -> NewCommand {
 }
 
 /// Steps until there is nothing to do; an error is a failure of the test.
-pub async fn drain<M: ReadModel>(worker: &mut Worker<M>) -> Step {
+pub(crate) async fn drain<M: ReadModel>(worker: &mut Worker<M>) -> Step {
     loop {
         match worker.step().await.expect("a step") {
             Step::Progressed => {}
@@ -379,7 +394,7 @@ pub async fn drain<M: ReadModel>(worker: &mut Worker<M>) -> Step {
 }
 
 /// Waits until something is true.
-pub async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_true().await {
         assert!(Instant::now() < deadline, "{what} did not come true");
