@@ -9,9 +9,10 @@ use crate::command::{self, cargo};
 use crate::project::say;
 
 /// Runs it. It starts servers of its own, so that nothing else has a share in the figures.
-pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+pub(crate) async fn run(arguments: &[String]) -> Result<ExitCode> {
     let postgres = install::ensure_postgres(&say)?;
     let nats = install::ensure_nats_server(&say)?;
+    command::build_binaries(true).await?;
     let mut bench = cargo();
     bench
         .args([

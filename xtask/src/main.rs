@@ -63,7 +63,7 @@ async fn main() -> ExitCode {
         Task::Status => down::status(),
         Task::Test { arguments } => test::run(&arguments).await,
         Task::Check => check::run(),
-        Task::Bench { arguments } => bench::run(&arguments),
+        Task::Bench { arguments } => bench::run(&arguments).await,
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
