@@ -5,6 +5,9 @@
 //! All events of a batch for one customer are summed in memory and stored as one row: a busy customer costs no more
 //! than a quiet one.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 
 use daybook_domain::ids::CustomerId;

@@ -10,11 +10,15 @@
 pub mod checkpoint;
 pub mod customer_totals;
 mod event;
+#[cfg(test)]
+mod laws;
 mod model;
 pub mod order_details;
 pub mod order_list;
 mod row;
 pub mod status;
+#[cfg(test)]
+mod testing;
 
 pub use customer_totals::CustomerTotals;
 pub use event::{Body, DecodeError, Event};

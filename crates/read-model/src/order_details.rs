@@ -5,6 +5,8 @@
 //! looked like at an earlier version ([`ReadModel::replay`]).
 
 mod document;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::HashMap;

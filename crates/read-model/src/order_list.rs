@@ -3,6 +3,9 @@
 //! Owns the tables `read_model.order_list_g<generation>` and the reads of the view `read_model.order_list`. Every sort
 //! has an index, so a page costs the same however deep in the list it is.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 
 use daybook_domain::ids::{CustomerId, Reference};

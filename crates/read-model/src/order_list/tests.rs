@@ -1,0 +1,146 @@
+use daybook_domain::order::Command;
+use time::Duration;
+
+use super::*;
+use crate::testing::{Log, START, TENANT, deliver, new_line, order_id, part, pay, place, ship, text};
+
+fn row_after(commands: impl IntoIterator<Item = Command>) -> Row {
+    Log::of(commands).row::<OrderList>()
+}
+
+#[test]
+fn a_placed_order_is_listed_with_what_the_event_says() {
+    let row = row_after([place(1)]);
+    let expected = Row {
+        tenant_id: TENANT,
+        order_id: order_id(1).to_string(),
+        version: 1,
+        position: 10,
+        status: Status::Placed,
+        reference: Some(text("web-1")),
+        customer_id: text("ada"),
+        currency: text("EUR"),
+        total_minor: 2_600,
+        item_count: 3,
+        placed_at: START,
+        updated_at: START,
+    };
+    assert_eq!(row, expected);
+}
+
+#[test]
+fn changed_lines_change_total_and_item_count() {
+    let row = row_after([
+        place(1),
+        Command::AddLine {
+            line: new_line("CUP", 4, 150),
+        },
+    ]);
+    assert_eq!((row.total_minor, row.item_count), (3_200, 7));
+
+    let row = row_after([
+        place(1),
+        Command::ChangeQuantity {
+            line_number: 1,
+            quantity: 5,
+        },
+    ]);
+    assert_eq!((row.total_minor, row.item_count), (3_500, 6));
+
+    let row = row_after([place(1), Command::RemoveLine { line_number: 2 }]);
+    assert_eq!((row.total_minor, row.item_count), (600, 2));
+}
+
+#[test]
+fn the_status_is_the_one_that_the_last_event_with_a_status_says() {
+    let ready = [place(1), Command::Confirm, pay("p1", 2_600)];
+    assert_eq!(row_after(ready.clone()).status, Status::Confirmed);
+
+    let mut shipped = ready.to_vec();
+    shipped.push(ship("s1", vec![part(1, 1)]));
+    assert_eq!(row_after(shipped.clone()).status, Status::PartiallyShipped);
+
+    shipped.push(ship("s2", vec![]));
+    assert_eq!(row_after(shipped.clone()).status, Status::Shipped);
+
+    shipped.extend([deliver("s1"), deliver("s2")]);
+    assert_eq!(row_after(shipped).status, Status::Delivered);
+
+    let cancel = Command::Cancel { reason: text("late") };
+    assert_eq!(row_after([place(1), cancel]).status, Status::Cancelled);
+    let reject = Command::Reject { reason: text("sold") };
+    assert_eq!(row_after([place(1), reject]).status, Status::Rejected);
+}
+
+#[test]
+fn every_event_moves_version_position_and_time_of_change() {
+    let row = row_after([place(1), pay("p1", 100), pay("p2", 100)]);
+    assert_eq!((row.version, row.position), (3, 30));
+    assert_eq!(
+        (row.placed_at, row.updated_at),
+        (START, START + Duration::minutes(2))
+    );
+}
+
+#[test]
+fn an_event_that_is_dated_back_does_not_take_back_the_time_of_change() {
+    let mut log = Log::of([place(1), pay("p1", 100)]);
+    log.events[1].occurred_at = START - Duration::days(1);
+    assert_eq!(log.row::<OrderList>().updated_at, START);
+}
+
+#[test]
+fn an_event_that_the_row_has_seen_changes_nothing() {
+    let log = Log::of([place(1), Command::Confirm]);
+    let row = log.row::<OrderList>();
+    for event in &log.events {
+        let change = OrderList::fold(&OrderKey::of(event), Some(&row), event);
+        assert_eq!(change, Ok(Change::Keep));
+    }
+}
+
+#[test]
+fn a_hole_in_the_history_is_refused() {
+    let log = Log::of([place(1), Command::Confirm, pay("p1", 100)]);
+    let events = [&log.events[0], &log.events[2]];
+    let refused = OrderList::replay(&OrderKey::of(events[0]), events);
+    assert_eq!(
+        refused,
+        Err(FoldError::Gap {
+            expected: 2,
+            actual: 3
+        })
+    );
+}
+
+#[test]
+fn an_order_that_does_not_begin_with_its_placing_is_refused() {
+    let mut log = Log::of([place(1), Command::Confirm]);
+    log.events[1].stream_version = 1;
+    let refused = OrderList::replay(&OrderKey::of(&log.events[1]), [&log.events[1]]);
+    assert_eq!(
+        refused,
+        Err(FoldError::NotPlaced {
+            event_type: "order.confirmed"
+        })
+    );
+}
+
+#[test]
+fn a_place_in_the_list_is_the_value_that_it_is_sorted_by() {
+    let row = row_after([place(1), Command::Confirm]);
+    let value = |by| {
+        Sort {
+            by,
+            descending: false,
+        }
+        .keyset(&row)
+        .value
+    };
+    assert_eq!(value(SortBy::TotalMinor), 2_600);
+    assert_eq!(value(SortBy::PlacedAt), START.unix_timestamp() * 1_000_000);
+    assert_eq!(
+        value(SortBy::UpdatedAt),
+        (START.unix_timestamp() + 60) * 1_000_000
+    );
+}
