@@ -4,12 +4,12 @@
 mod support;
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daybook_event_bus::consume::{Reader, ReaderError, ReaderOptions, Source};
 use daybook_event_bus::signal::{self, Applied};
 use futures::StreamExt as _;
-use support::{DEADLINE, PARTITION, Stack, eventually, next, read_to};
+use support::{DEADLINE, PARTITION, Stack, attempt, eventually, next, read_to};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,7 +183,7 @@ async fn a_restored_log_is_reported() -> anyhow::Result<()> {
         .execute(&stack.pool)
         .await?;
     let error = loop {
-        match tokio::time::timeout(DEADLINE, reader.next_batch(10)).await? {
+        match attempt(&mut reader).await? {
             Ok(_) => {}
             Err(error) => break error,
         }
@@ -200,11 +200,11 @@ async fn a_start_that_belongs_to_another_log_is_refused() -> anyhow::Result<()> 
         ..ReaderOptions::default()
     };
     let mut reader = Reader::new(stack.bus().await?, stack.store.clone(), PARTITION, 0, options);
-    let refused = reader.next_batch(1).await;
+    let refused = attempt(&mut reader).await?;
     assert!(matches!(refused, Err(ReaderError::GenerationChanged { .. })));
 
     let mut reader = stack.reader(9).await?;
-    let refused = reader.next_batch(1).await;
+    let refused = attempt(&mut reader).await?;
     assert!(matches!(
         refused,
         Err(ReaderError::AheadOfLog { position: 9, head: 0 })
@@ -225,7 +225,8 @@ async fn a_dropped_call_loses_nothing() -> anyhow::Result<()> {
     }
     let mut reader = stack.reader(0).await?;
     let mut positions = Vec::new();
-    while positions.last() != Some(&1_000) {
+    let deadline = Instant::now() + DEADLINE;
+    while positions.len() < 1_000 && Instant::now() < deadline {
         let patience = Duration::from_micros(50);
         if let Ok(batch) = tokio::time::timeout(patience, reader.next_batch(7)).await {
             positions.extend(batch?.events.iter().map(|event| event.position));

@@ -8,7 +8,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
 use daybook_devstack::{Nats, NatsOptions};
 use daybook_event_bus::Bus;
-use daybook_event_bus::consume::{Batch, Reader, ReaderOptions};
+use daybook_event_bus::consume::{Batch, Reader, ReaderError, ReaderOptions};
 use daybook_event_bus::message;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
 use daybook_event_store::{Committed, EventStore, NewCommand, NewEvent, RecordedEvent, Verdict, append};
@@ -241,8 +241,13 @@ pub(crate) async fn read_to(reader: &mut Reader, position: u64) -> anyhow::Resul
 }
 
 pub(crate) async fn next(reader: &mut Reader) -> anyhow::Result<Batch> {
+    Ok(attempt(reader).await??)
+}
+
+/// One call of the reader, which may fail but not hang.
+pub(crate) async fn attempt(reader: &mut Reader) -> anyhow::Result<Result<Batch, ReaderError>> {
     let batch = tokio::time::timeout(DEADLINE, reader.next_batch(500)).await;
-    Ok(batch.context("no events came")??)
+    batch.context("no events came")
 }
 
 /// Waits for a condition.
