@@ -7,14 +7,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::project::root;
 
-/// The packages whose binaries make up the system.
-const PACKAGES: [&str; 4] = [
-    "daybook-command-svc",
-    "daybook-projector",
-    "daybook-query-svc",
-    "daybook-cli",
-];
-
 /// The cargo that runs this program, to be run in the root of the checkout.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -25,9 +17,9 @@ pub(crate) fn cargo() -> Command {
 /// Builds the services and the command line. Cargo shows its progress; a build that fails has said why.
 pub(crate) async fn build_binaries(release: bool) -> Result<()> {
     let mut build = cargo();
-    build
-        .args(["build", "--quiet"])
-        .args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    // The whole workspace, as the tests are built: with a choice of packages cargo would choose other features of the
+    // dependencies, and build most of them twice.
+    build.args(["build", "--quiet", "--workspace", "--bins"]);
     if release {
         build.arg("--release");
     }
