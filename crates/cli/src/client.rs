@@ -84,11 +84,18 @@ fn endpoint(service: Service, url: &str) -> Result<Endpoint, Failure> {
         ))
     };
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(wrong)?;
-    let endpoint = if url.starts_with("https:") {
-        let roots = ClientTlsConfig::new().with_enabled_roots();
-        endpoint.tls_config(roots).map_err(wrong)?
-    } else {
-        endpoint
+    let endpoint = match endpoint.uri().scheme_str() {
+        Some("http") => endpoint,
+        Some("https") => {
+            let roots = ClientTlsConfig::new().with_enabled_roots();
+            endpoint.tls_config(roots).map_err(wrong)?
+        }
+        _ => {
+            let setting = service.setting();
+            return Err(Failure::Usage(format!(
+                "{setting} ({url}) has to begin with http:// or https://"
+            )));
+        }
     };
     Ok(endpoint
         .user_agent(concat!("daybook/", env!("CARGO_PKG_VERSION")))

@@ -218,11 +218,13 @@ async fn examine_service(
         }
     };
     let connected_ms = began.elapsed().as_millis();
+    let mut is_that_service = true;
     for name in names {
         let health = health(settings, channel.clone(), name).await;
+        is_that_service &= health.is_ok();
         checks.push(serving(service, name, health, connected_ms));
     }
-    Some(channel)
+    is_that_service.then_some(channel)
 }
 
 fn unreachable(service: Service, failure: &Failure) -> Check {

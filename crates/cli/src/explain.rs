@@ -1,8 +1,10 @@
-//! `daybook explain`: what a code of the catalogue means and what to do about it.
+//! `daybook explain`: what an error's code means and what to do about it.
 
 use clap::Args;
+use daybook_domain::order::Rejection;
 use daybook_service::error::Code;
 
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{print, table};
 
@@ -15,33 +17,61 @@ pub(crate) struct Arguments {
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    match &arguments.code {
-        None => print(&table(["CODE", "MEANING"], Code::ALL.map(|code| row(&code)))),
-        Some(text) => print(&explanation(&find(text))),
+    let Some(text) = &arguments.code else {
+        return print(&table(["CODE", "MEANING"], all()));
+    };
+    match explanation(text) {
+        Some(explanation) => print(&explanation),
+        None => {
+            eprintln!("error: there is no code {text}; `daybook explain` lists them all");
+            Err(Failure::Shown(Exit::NotFound))
+        }
     }
 }
 
-fn row(code: &Code) -> [String; 2] {
-    [code.name().to_owned(), code.entry().title.to_owned()]
+fn all() -> impl Iterator<Item = [String; 2]> {
+    let row = |code: &str, meaning: &str| [code.to_owned(), meaning.to_owned()];
+    let machinery = Code::ALL
+        .into_iter()
+        .map(move |code| row(code.name(), code.entry().title));
+    let rules = Rejection::RULES
+        .iter()
+        .map(move |(code, meaning)| row(code, meaning));
+    machinery.chain(rules)
 }
 
-/// The code of this name. Any other is taken for a rule of the domain, of which each has a code of its own.
-fn find(text: &str) -> Code {
+fn explanation(text: &str) -> Option<String> {
     let name = text.to_ascii_uppercase().replace('-', "_");
     let known = Code::ALL.into_iter().find(|code| code.name() == name);
-    known.unwrap_or_else(|| Code::DomainRule(name.into()))
+    known.map(|code| of_machinery(&code)).or_else(|| of_domain(&name))
 }
 
-fn explanation(code: &Code) -> String {
+fn of_machinery(code: &Code) -> String {
     let entry = code.entry();
-    let heading = match code {
-        Code::DomainRule(rule) => format!("{rule}: not a code of the machinery, so a rule of the domain"),
-        _ => format!("{}: {}", entry.name, entry.title),
-    };
     format!(
-        "{heading}\n\n{}\n{}\n\ngRPC {:?}, HTTP {}",
-        entry.explanation, entry.retry, entry.grpc, entry.http
+        "{}: {}\n\n{}\n{}\n\n{}",
+        entry.name,
+        entry.title,
+        entry.explanation,
+        entry.retry,
+        transports(code)
     )
+}
+
+/// Each rule has a code of its own; what holds for all of them is in the catalogue.
+fn of_domain(name: &str) -> Option<String> {
+    let (rule, meaning) = Rejection::RULES.iter().find(|(rule, _)| *rule == name)?;
+    let code = Code::DomainRule((*rule).into());
+    let explanation = code.entry().explanation;
+    Some(format!(
+        "{rule}: {meaning}\n\n{explanation}\n\n{}",
+        transports(&code)
+    ))
+}
+
+fn transports(code: &Code) -> String {
+    let entry = code.entry();
+    format!("gRPC {:?}, HTTP {}", entry.grpc, entry.http)
 }
 
 #[cfg(test)]
@@ -50,22 +80,27 @@ mod tests {
 
     #[test]
     fn a_code_is_found_however_it_is_written() {
-        assert_eq!(find("VERSION_CONFLICT"), Code::VersionConflict);
-        assert_eq!(find("version-conflict"), Code::VersionConflict);
-        assert_eq!(
-            find("ORDER_ALREADY_SHIPPED"),
-            Code::DomainRule("ORDER_ALREADY_SHIPPED".into())
-        );
+        assert!(explanation("VERSION_CONFLICT").is_some());
+        assert_eq!(explanation("version-conflict"), explanation("VERSION_CONFLICT"));
+        assert_eq!(explanation("NO_SUCH_CODE"), None);
     }
 
     #[test]
     fn an_explanation_says_what_it_is_and_whether_to_send_it_again() {
-        let text = explanation(&Code::VersionConflict);
+        let text = explanation("VERSION_CONFLICT").expect("it is in the catalogue");
         assert!(
             text.starts_with("VERSION_CONFLICT: The aggregate has another version"),
             "{text}"
         );
         assert!(text.contains("Load the newest state"), "{text}");
         assert!(text.ends_with("gRPC Aborted, HTTP 409 Conflict"), "{text}");
+    }
+
+    #[test]
+    fn every_rule_of_the_domain_is_explained() {
+        for (code, meaning) in Rejection::RULES {
+            let text = explanation(code).expect("every rule is known");
+            assert!(text.starts_with(&format!("{code}: {meaning}")), "{text}");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod line;
 mod place;
 mod reader;
 mod tally;
+mod turn;
 
 use std::io::{self, IsTerminal as _};
 use std::num::NonZeroUsize;
@@ -24,10 +25,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use self::place::Outcome;
 use self::reader::{Batch, Source};
 use self::tally::Tally;
+use self::turn::Turns;
 use crate::client::{self, Service};
-use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{Format, print, print_json};
+use crate::output::{Format, count, print, print_json};
 use crate::settings::{Role, Settings};
 
 /// How many batches the reader may be ahead of the window.
@@ -75,13 +76,13 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
     ended?;
     let read = reading.await.expect("the reader does not panic");
     read.map_err(|source| Failure::Input {
-        name: arguments.file.clone(),
+        name: reader::display_name(&arguments.file),
         source,
     })?;
-    if tally.refused() > 0 {
-        return Err(Failure::Shown(Exit::Failed));
+    match tally.refused() {
+        0 => Ok(()),
+        refused => Err(Failure::Failed(format!("{} lines were refused", count(refused)))),
     }
-    Ok(())
 }
 
 /// One connection after the other, so that an address that is wrong is told once.
@@ -106,11 +107,20 @@ async fn place_all(
         bar.set_position(batch.read_bytes);
         futures::stream::iter(batch.lines)
     });
+    let mut turns = Turns::new();
     let outcomes = orders
         .zip(futures::stream::iter(clients.iter().cycle()))
-        .map(|(line, client)| place::place(client.clone(), line))
+        .map(|(line, client)| {
+            let turn = line
+                .request
+                .as_ref()
+                .ok()
+                .map(|request| turns.take(&request.request_id));
+            place::place(client.clone(), line, turn)
+        })
         .buffer_unordered(in_flight.get());
     let mut outcomes = std::pin::pin!(outcomes);
+    bar.set_message(tally.progress());
     while let Some(outcome) = outcomes.next().await {
         match outcome {
             Outcome::Placed { is_replay } => tally.placed(is_replay),

@@ -6,6 +6,7 @@ use daybook_proto::orders::v1::PlaceOrderRequest;
 use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
 
 use super::line::Line;
+use super::turn::Turn;
 use crate::client::Authorized;
 use crate::refusal::Refusal;
 
@@ -54,13 +55,16 @@ pub(crate) struct Refused {
     pub(crate) message: String,
 }
 
-/// Places the order of a line.
-pub(crate) async fn place(client: Client, line: Line) -> Outcome {
+/// Places the order of a line when its turn has come.
+pub(crate) async fn place(client: Client, line: Line, mut turn: Option<Turn>) -> Outcome {
     let number = line.number;
     let request = match line.request {
         Ok(request) => request,
         Err(message) => return Outcome::Refused(malformed(number, message)),
     };
+    if let Some(turn) = &mut turn {
+        turn.come().await;
+    }
     match send(client, &request).await {
         Ok(is_replay) => Outcome::Placed { is_replay },
         Err(refusal) if refusal.is_transient() || refusal.concerns_every_request() => {

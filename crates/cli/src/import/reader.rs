@@ -46,7 +46,7 @@ impl Source {
             });
         }
         let unreadable = |source| Failure::Input {
-            name: name.to_owned(),
+            name: display_name(name),
             source,
         };
         let file = File::open(name).map_err(unreadable)?;
@@ -60,6 +60,14 @@ impl Source {
     /// How large it is, where that is known.
     pub(crate) fn size_bytes(&self) -> Option<u64> {
         self.size_bytes
+    }
+}
+
+/// What a source is called in messages.
+pub(crate) fn display_name(name: &str) -> String {
+    match name {
+        "-" => "standard input".to_owned(),
+        file => file.to_owned(),
     }
 }
 

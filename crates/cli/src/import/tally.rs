@@ -26,7 +26,7 @@ pub(crate) struct Tally {
 #[derive(Clone, Default, Serialize)]
 struct RefusedCode {
     count: u64,
-    /// Those that came first.
+    /// Those of the first lines.
     samples: Vec<Sample>,
 }
 
@@ -78,13 +78,14 @@ impl Tally {
         self.refused += 1;
         let code = self.by_code.entry(refused.code).or_default();
         code.count += 1;
-        if code.samples.len() < SAMPLES_MAX {
-            code.samples.push(Sample {
-                line: refused.line,
-                order: refused.reference,
-                message: refused.message,
-            });
-        }
+        code.samples.push(Sample {
+            line: refused.line,
+            order: refused.reference,
+            message: refused.message,
+        });
+        // Answers come in another order than the lines.
+        code.samples.sort_by_key(|sample| sample.line);
+        code.samples.truncate(SAMPLES_MAX);
     }
 
     /// How many lines were refused.
@@ -175,7 +176,7 @@ mod tests {
         let mut tally = Tally::new();
         tally.placed(false);
         tally.placed(true);
-        (7..12).for_each(|line| tally.refuse(refused(line)));
+        (7..12).rev().for_each(|line| tally.refuse(refused(line)));
         let text = tally.summary(None).to_string();
         assert!(
             text.starts_with("placed    1\nreplayed  1\nrefused   5\n"),
