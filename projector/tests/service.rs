@@ -13,8 +13,8 @@ use daybook_event_bus::{Bus, signal};
 use daybook_projector::Config;
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
 use daybook_proto::projections::v1::{
-    GetProjectionRequest, GetRebuildRequest, ListProjectionsRequest, ProjectionStatus, RebuildProjectionRequest,
-    RebuildStatus,
+    GetProjectionRequest, GetRebuildRequest, ListProjectionsRequest, ProjectionStatus,
+    RebuildProjectionRequest, RebuildStatus,
 };
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel as _};
 use daybook_service::identity::{Scope, generate_api_key};
@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request};
 use uuid::Uuid;
 
-use support::{NO_NATS, Orders, Setup, eventually};
+use support::{DEADLINE, NO_NATS, Orders, Setup, eventually};
 
 /// A projector that runs.
 struct Running {
@@ -52,13 +52,24 @@ impl Running {
         ];
         let config = Config::try_parse_from(arguments).expect("a valid configuration");
         let stop = CancellationToken::new();
-        let process = tokio::spawn(daybook_projector::run(config, listener, admin_listener, stop.clone()));
-        Self { address, stop, process }
+        let process = tokio::spawn(daybook_projector::run(
+            config,
+            listener,
+            admin_listener,
+            stop.clone(),
+        ));
+        Self {
+            address,
+            stop,
+            process,
+        }
     }
 
     async fn client(&self) -> ProjectionServiceClient<Channel> {
         let address = format!("http://{}", self.address);
-        ProjectionServiceClient::connect(address).await.expect("it listens")
+        ProjectionServiceClient::connect(address)
+            .await
+            .expect("it listens")
     }
 
     async fn stop(self) {
@@ -98,7 +109,10 @@ fn with_key<T>(key: &str, message: T) -> Request<T> {
 }
 
 fn rebuild_of(name: &str, reason: &str) -> RebuildProjectionRequest {
-    RebuildProjectionRequest { name: name.to_owned(), reason: reason.to_owned() }
+    RebuildProjectionRequest {
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,26 +125,44 @@ async fn operators_watch_projections_and_rebuild_them_without_nats() {
     let head = setup.head().await;
 
     for projection in [OrderDetails::NAME, OrderList::NAME, CustomerTotals::NAME] {
-        eventually("the end of the log", async || setup.position(projection).await == head).await;
+        eventually("the end of the log", async || {
+            setup.position(projection).await == head
+        })
+        .await;
     }
-    let listed = client.list_projections(with_key(&operator, ListProjectionsRequest {})).await;
+    let listed = client
+        .list_projections(with_key(&operator, ListProjectionsRequest {}))
+        .await;
     let listed = listed.expect("a list").into_inner().projections;
     let names: Vec<_> = listed.iter().map(|projection| projection.name.as_str()).collect();
     assert_eq!(names, [CustomerTotals::NAME, OrderDetails::NAME, OrderList::NAME]);
     for projection in &listed {
         assert_eq!(projection.status(), ProjectionStatus::Running);
-        assert_eq!((projection.position, projection.head, projection.lag_ms), (head, head, 0));
+        assert_eq!(
+            (projection.position, projection.head, projection.lag_ms),
+            (head, head, 0)
+        );
     }
 
-    let asked = client.rebuild_projection(with_key(&operator, rebuild_of(OrderList::NAME, "to see"))).await;
-    let rebuild = asked.expect("a rebuild").into_inner().rebuild.expect("its progress");
+    let asked = client
+        .rebuild_projection(with_key(&operator, rebuild_of(OrderList::NAME, "to see")))
+        .await;
+    let rebuild = asked
+        .expect("a rebuild")
+        .into_inner()
+        .rebuild
+        .expect("its progress");
     assert_eq!((rebuild.generation, rebuild.head), (2, head));
     let mut done = None;
     eventually("the rebuild", async || {
-        let request = GetRebuildRequest { name: OrderList::NAME.to_owned(), generation: 2 };
+        let request = GetRebuildRequest {
+            name: OrderList::NAME.to_owned(),
+            generation: 2,
+        };
         let rebuild = client.get_rebuild(with_key(&operator, request)).await;
         done = rebuild.expect("progress").into_inner().rebuild;
-        done.as_ref().is_some_and(|rebuild| rebuild.status() == RebuildStatus::Done)
+        done.as_ref()
+            .is_some_and(|rebuild| rebuild.status() == RebuildStatus::Done)
     })
     .await;
     let done = done.expect("it is done");
@@ -140,7 +172,10 @@ async fn operators_watch_projections_and_rebuild_them_without_nats() {
     // The worker follows the new tables.
     Orders::new(22).append(&setup, 100).await;
     let head = setup.head().await;
-    eventually("the end of the log", async || setup.position(OrderList::NAME).await == head).await;
+    eventually("the end of the log", async || {
+        setup.position(OrderList::NAME).await == head
+    })
+    .await;
     running.stop().await;
     setup.assert_equals_fold::<OrderList>().await;
 }
@@ -155,9 +190,13 @@ async fn requests_that_are_not_valid_are_refused_with_a_typed_error() {
 
     let nobody = client.list_projections(ListProjectionsRequest {}).await;
     assert_eq!(nobody.expect_err("no key").code(), Code::Unauthenticated);
-    let unfit = client.list_projections(with_key(&reader, ListProjectionsRequest {})).await;
+    let unfit = client
+        .list_projections(with_key(&reader, ListProjectionsRequest {}))
+        .await;
     assert_eq!(unfit.expect_err("no scope").code(), Code::PermissionDenied);
-    let unknown = GetProjectionRequest { name: "weather".to_owned() };
+    let unknown = GetProjectionRequest {
+        name: "weather".to_owned(),
+    };
     let unknown = client.get_projection(with_key(&operator, unknown)).await;
     assert_eq!(unknown.expect_err("no projection").code(), Code::NotFound);
     for (name, reason, code) in [
@@ -168,11 +207,20 @@ async fn requests_that_are_not_valid_are_refused_with_a_typed_error() {
         ("a\0b", "to see", Code::InvalidArgument),
         ("weather", "to see", Code::NotFound),
     ] {
-        let refused = client.rebuild_projection(with_key(&operator, rebuild_of(name, reason))).await;
-        assert_eq!(refused.expect_err("not valid").code(), code, "{name:?} {reason:?}");
+        let refused = client
+            .rebuild_projection(with_key(&operator, rebuild_of(name, reason)))
+            .await;
+        assert_eq!(
+            refused.expect_err("not valid").code(),
+            code,
+            "{name:?} {reason:?}"
+        );
     }
     for (name, generation) in [(OrderList::NAME, 1), (OrderList::NAME, u32::MAX), ("weather", 2)] {
-        let request = GetRebuildRequest { name: name.to_owned(), generation };
+        let request = GetRebuildRequest {
+            name: name.to_owned(),
+            generation,
+        };
         let missing = client.get_rebuild(with_key(&operator, request)).await;
         assert_eq!(missing.expect_err("no rebuild").code(), Code::NotFound);
     }
@@ -183,11 +231,17 @@ async fn requests_that_are_not_valid_are_refused_with_a_typed_error() {
 async fn events_come_over_the_bus_and_what_is_applied_is_announced() {
     let setup = Setup::new().await;
     let directory = temporary_directory().expect("a directory");
-    let nats = Nats::start(NatsOptions::new(directory.path().join("nats"))).await.expect("a server");
+    let nats = Nats::start(NatsOptions::new(directory.path().join("nats")))
+        .await
+        .expect("a server");
     let bus = Bus::connect(&nats.url()).await.expect("a connection");
     let (_committed, to_publish) = mpsc::channel(1);
-    let options = PublisherOptions { compare_interval: Duration::from_millis(20), ..PublisherOptions::default() };
-    let (_handle, publishing) = Publisher::new(bus.clone(), setup.publisher_store().await, 0, to_publish, options);
+    let options = PublisherOptions {
+        compare_interval: Duration::from_millis(20),
+        ..PublisherOptions::default()
+    };
+    let (_handle, publishing) =
+        Publisher::new(bus.clone(), setup.publisher_store().await, 0, to_publish, options);
     let publishing = tokio::spawn(publishing);
     let mut signals = signal::subscribe(&bus).await.expect("a subscription");
     let running = Running::start(&setup, &nats.url()).await;
@@ -197,13 +251,19 @@ async fn events_come_over_the_bus_and_what_is_applied_is_announced() {
         orders.append(&setup, 400).await;
         let head = setup.head().await;
         for projection in [OrderDetails::NAME, OrderList::NAME, CustomerTotals::NAME] {
-            eventually("the end of the log", async || setup.position(projection).await == head).await;
+            eventually("the end of the log", async || {
+                setup.position(projection).await == head
+            })
+            .await;
         }
     }
     let head = setup.head().await;
     let mut announced = 0;
     while announced < head {
-        let applied = signals.next().await.expect("the subscription goes on");
+        let applied = tokio::time::timeout(DEADLINE, signals.next()).await;
+        let applied = applied
+            .expect("a signal in time")
+            .expect("the subscription goes on");
         if applied.projection == OrderList::NAME {
             announced = applied.position;
         }

@@ -25,7 +25,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
 
 /// How long anything may take in a test.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// An address where there is no NATS: workers must do without.
 pub(crate) const NO_NATS: &str = "nats://127.0.0.1:1";
