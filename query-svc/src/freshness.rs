@@ -242,11 +242,11 @@ impl Watcher {
             self.heads(&marks).await?
         };
         self.marks.send_if_modified(|known| {
-            let is_another_log = heads
-                .iter()
-                .map(|(partition, head)| known.note_head(now, *partition, *head))
-                .fold(false, |any, one| any || one);
-            known.note_checkpoints(now, marks) || is_another_log
+            let mut changed = known.note_checkpoints(now, marks);
+            for (partition, head) in heads {
+                changed |= known.note_head(now, partition, head);
+            }
+            changed
         });
         Ok(())
     }

@@ -25,8 +25,8 @@ pub mod reads;
 use axum::Router;
 use daybook_event_bus::{Bus, signal};
 use daybook_event_store::EventStore;
-use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
-use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
+use daybook_proto::history::v1::history_service_server::{self, HistoryServiceServer};
+use daybook_proto::orders::v1::order_query_service_server::{self, OrderQueryServiceServer};
 use daybook_service::admin::{self, Readiness};
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{Registry, ServerMetrics};
@@ -36,6 +36,7 @@ use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic_health::pb::health_server;
 
 pub use self::config::Config;
 use self::freshness::Watcher;
@@ -166,6 +167,10 @@ async fn grpc_routes(
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The descriptors are of the whole contract; what is listed is what is served here.
+            .with_service_name(order_query_service_server::SERVICE_NAME)
+            .with_service_name(history_service_server::SERVICE_NAME)
+            .with_service_name(health_server::SERVICE_NAME)
             .build_v1()?;
         routes = routes.add_service(reflection);
     }

@@ -208,7 +208,7 @@ mod tests {
         serde_json::from_str(&description()).expect("the description is JSON")
     }
 
-    fn names<'a>(object: &'a Value) -> BTreeSet<&'a str> {
+    fn names(object: &Value) -> BTreeSet<&str> {
         object
             .as_object()
             .expect("an object")

@@ -125,9 +125,6 @@ impl Params {
     }
 
     /// The freshness that is demanded: a token in the header, or else in the parameter, and `Prefer: wait`.
-    ///
-    /// # Errors
-    /// `VALIDATION_FAILED`, with everything that was wrong before.
     pub fn demand(&mut self, headers: &HeaderMap, partition: i32) -> Option<Demand> {
         let parameter = self.one(CONSISTENCY);
         let (field, text) = match (headers.get(DAYBOOK_CONSISTENCY), parameter) {

@@ -86,21 +86,18 @@ impl Reads {
             order_id: order_id.to_string(),
         };
         let row = self.replay(&key, caller.tenant_partition, as_of).await?;
-        let reached = row.as_ref().map(|row| row.document.version);
-        match (row, as_of) {
-            (Some(row), AsOf::Time(_)) => Ok(Answer {
+        let Some(row) = row else {
+            return Err(ApiError::not_found("order", key.order_id));
+        };
+        match as_of {
+            AsOf::Version(version) if row.document.version != version => {
+                let which = format!("{}@{version}", key.order_id);
+                Err(ApiError::not_found("order version", which))
+            }
+            AsOf::Version(_) | AsOf::Time(_) => Ok(Answer {
                 data: Arc::new(Document::from(&row)),
                 staleness,
             }),
-            (Some(row), AsOf::Version(version)) if reached == Some(version) => Ok(Answer {
-                data: Arc::new(Document::from(&row)),
-                staleness,
-            }),
-            (Some(_), AsOf::Version(version)) => Err(ApiError::not_found(
-                "order version",
-                format!("{}@{version}", key.order_id),
-            )),
-            (None, _) => Err(ApiError::not_found("order", key.order_id)),
         }
     }
 
@@ -195,4 +192,104 @@ fn fold<'a>(
         }
     }
     Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use daybook_domain::order::Status;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
+
+    fn recorded(version: u64, event_type: &str, payload: &str, recorded_at: OffsetDateTime) -> RecordedEvent {
+        RecordedEvent {
+            partition: 0,
+            position: 10 + version,
+            tenant_id: Uuid::nil(),
+            category: "order".to_owned(),
+            stream_id: ORDER_ID.to_owned(),
+            stream_version: version,
+            event_id: Uuid::from_u128(version.into()),
+            event_type: event_type.to_owned(),
+            schema_version: if event_type == "order.placed" { 2 } else { 1 },
+            payload: payload.to_owned(),
+            metadata: "{}".into(),
+            recorded_at,
+        }
+    }
+
+    /// Placed at noon, confirmed at one.
+    fn history() -> [RecordedEvent; 2] {
+        let placed = r#"{"order_id":"ord_01h455vb4pex5vsknk084sn02q","customer_id":"c1","currency":"EUR","lines":
+            [{"line_number":1,"sku":"tea","quantity":2,"unit_price_minor":250}],"total_minor":500,"item_count":2}"#;
+        let confirmed = r#"{"customer_id":"c1","currency":"EUR","total_minor":500,"item_count":2}"#;
+        [
+            recorded(1, "order.placed", placed, datetime!(2024-05-01 12:00 UTC)),
+            recorded(2, "order.confirmed", confirmed, datetime!(2024-05-01 13:00 UTC)),
+        ]
+    }
+
+    fn status(as_of: AsOf) -> Option<Status> {
+        let key = OrderKey {
+            tenant_id: Uuid::nil(),
+            order_id: ORDER_ID.to_owned(),
+        };
+        let history = history();
+        let included = history.iter().filter(|event| as_of.includes(event));
+        let row = fold(&key, None, included).expect("the history is whole");
+        row.map(|row| row.document.status)
+    }
+
+    #[test]
+    fn an_order_as_of_a_version_has_that_many_events() {
+        assert_eq!(status(AsOf::Version(1)), Some(Status::Placed));
+        assert_eq!(status(AsOf::Version(2)), Some(Status::Confirmed));
+    }
+
+    #[test]
+    fn an_order_as_of_a_moment_has_what_had_been_recorded_by_then() {
+        assert_eq!(status(AsOf::Time(datetime!(2024-05-01 11:59:59 UTC))), None);
+        assert_eq!(
+            status(AsOf::Time(datetime!(2024-05-01 12:00 UTC))),
+            Some(Status::Placed)
+        );
+        assert_eq!(
+            status(AsOf::Time(datetime!(2024-05-01 12:59:59 UTC))),
+            Some(Status::Placed)
+        );
+        assert_eq!(
+            status(AsOf::Time(datetime!(2034-05-01 13:00 UTC))),
+            Some(Status::Confirmed)
+        );
+    }
+
+    #[test]
+    fn a_history_goes_on_from_the_row_of_the_chunk_before() {
+        let key = OrderKey {
+            tenant_id: Uuid::nil(),
+            order_id: ORDER_ID.to_owned(),
+        };
+        let [placed, confirmed] = history();
+        let row = fold(&key, None, [&placed].into_iter()).expect("the history is whole");
+        let row = fold(&key, row, [&confirmed].into_iter())
+            .expect("it goes on")
+            .expect("there is an order");
+        assert_eq!((row.document.version, row.position), (2, 12));
+    }
+
+    #[test]
+    fn what_the_fold_rejects_is_said_with_the_order_that_it_is_about() {
+        let key = OrderKey {
+            tenant_id: Uuid::nil(),
+            order_id: ORDER_ID.to_owned(),
+        };
+        let [_, confirmed] = history();
+        let rejected = fold(&key, None, [&confirmed].into_iter()).expect_err("nothing was placed");
+        assert_eq!(
+            rejected.to_string(),
+            format!("cannot fold an event of {ORDER_ID}")
+        );
+    }
 }
