@@ -303,7 +303,7 @@ impl Stack {
         let failed = service.or_else(nats);
         let postgres = || Some((POSTGRES.to_owned(), self.postgres.as_mut()?.failure()?));
         let (name, reason) = failed.or_else(postgres)?;
-        Some(format!("the {name} ended: {reason}"))
+        Some(format!("{name} ended: {reason}"))
     }
 
     /// Stops everything: callers first, then what they call. Goes on after a failure, and reports the first.

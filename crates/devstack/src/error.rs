@@ -19,6 +19,18 @@ pub enum DevstackError {
         /// The environment variable that points to a copy of one's own.
         variable: &'static str,
     },
+    /// The user pointed to a program that is none, or too old.
+    #[error("{variable} points to {}, which is no {tool} {wanted} or newer", path.display())]
+    WrongTool {
+        /// The environment variable.
+        variable: &'static str,
+        /// What it says.
+        path: PathBuf,
+        /// The program, as its users call it.
+        tool: &'static str,
+        /// The oldest version that does.
+        wanted: &'static str,
+    },
     /// An installation was tried and failed.
     #[error("could not install {tool}: {reason}")]
     Install {

@@ -50,38 +50,61 @@ pub struct NatsProgram {
 /// The newest Postgres (15 or newer) of this machine; `DAYBOOK_POSTGRES_BIN` goes before all others.
 ///
 /// # Errors
-/// [`DevstackError::MissingTool`] when there is none, or when the variable points to none.
+/// [`DevstackError::MissingTool`] when there is none, [`DevstackError::WrongTool`] when the variable points to none.
 pub fn postgres() -> Result<PostgresPrograms, DevstackError> {
-    let found: Vec<_> = postgres_directories()
-        .iter()
-        .filter_map(|directory| postgres_in(directory))
-        .collect();
-    let newest = found.iter().max_by_key(|programs| programs.version);
-    match newest {
-        Some(newest) if newest.version >= POSTGRES_MIN => Ok(newest.clone()),
-        _ => Err(DevstackError::MissingTool {
-            tool: "Postgres",
-            wanted: "15",
-            found: newest.map_or_else(String::new, |old| only(old.version, &old.directory)),
-            variable: POSTGRES_VARIABLE,
-        }),
+    let (tool, wanted, variable) = ("Postgres", "15", POSTGRES_VARIABLE);
+    if let Some(path) = set_path(variable) {
+        let programs = postgres_in(&path).filter(|programs| programs.version >= POSTGRES_MIN);
+        return programs.ok_or(DevstackError::WrongTool {
+            variable,
+            path,
+            tool,
+            wanted,
+        });
+    }
+    let directories = postgres_directories();
+    let found = directories.iter().filter_map(|directory| postgres_in(directory));
+    match found.max_by_key(|programs| programs.version) {
+        Some(newest) if newest.version >= POSTGRES_MIN => Ok(newest),
+        old => {
+            let found = old.map_or_else(String::new, |old| only(old.version, &old.directory));
+            Err(DevstackError::MissingTool {
+                tool,
+                wanted,
+                found,
+                variable,
+            })
+        }
     }
 }
 
 /// The first nats-server (2.10 or newer) of this machine; `DAYBOOK_NATS_SERVER` goes before all others.
 ///
 /// # Errors
-/// [`DevstackError::MissingTool`] when there is none, or when the variable points to none.
+/// [`DevstackError::MissingTool`] when there is none, [`DevstackError::WrongTool`] when the variable points to none.
 pub fn nats_server() -> Result<NatsProgram, DevstackError> {
+    let (tool, wanted, variable) = ("nats-server", "2.10", NATS_VARIABLE);
+    if let Some(path) = set_path(variable) {
+        let program = nats_at(&path).filter(|program| program.version >= NATS_MIN);
+        return program.ok_or(DevstackError::WrongTool {
+            variable,
+            path,
+            tool,
+            wanted,
+        });
+    }
     let found: Vec<_> = nats_paths().iter().filter_map(|path| nats_at(path)).collect();
     let good = found.iter().find(|program| program.version >= NATS_MIN);
-    good.cloned().ok_or_else(|| DevstackError::MissingTool {
-        tool: "nats-server",
-        wanted: "2.10",
-        found: found
+    good.cloned().ok_or_else(|| {
+        let found = found
             .first()
-            .map_or_else(String::new, |old| only(old.version, &old.path)),
-        variable: NATS_VARIABLE,
+            .map_or_else(String::new, |old| only(old.version, &old.path));
+        DevstackError::MissingTool {
+            tool,
+            wanted,
+            found,
+            variable,
+        }
     })
 }
 
@@ -104,16 +127,13 @@ fn only(version: Version, path: &Path) -> String {
     format!(" (only {version} at {})", path.display())
 }
 
-fn variable(name: &str) -> Option<PathBuf> {
+fn set_path(name: &str) -> Option<PathBuf> {
     std::env::var_os(name)
         .filter(|value| !value.is_empty())
         .map(PathBuf::from)
 }
 
 fn postgres_directories() -> Vec<PathBuf> {
-    if let Some(directory) = variable(POSTGRES_VARIABLE) {
-        return vec![directory];
-    }
     let configured = output("pg_config", &["--bindir"]).map(|line| PathBuf::from(line.trim()));
     let linked = path_directories().into_iter().filter_map(|directory| {
         // A link on the PATH stands apart from the libraries and programs that it needs beside it.
@@ -154,9 +174,6 @@ fn subdirectories(parent: &Path, prefix: &str) -> Vec<PathBuf> {
 }
 
 fn nats_paths() -> Vec<PathBuf> {
-    if let Some(path) = variable(NATS_VARIABLE) {
-        return vec![path];
-    }
     let usual = ["/usr/local/bin", "/opt/homebrew/bin", "/usr/bin", "/usr/sbin"];
     let usual = usual
         .into_iter()

@@ -51,7 +51,7 @@ apt-get install -y -qq --no-install-recommends python3-pip";
 /// [`DevstackError::Install`], or [`DevstackError::MissingTool`] when what was installed is too old.
 pub fn ensure_postgres(say: &dyn Fn(&str)) -> Result<PostgresPrograms, DevstackError> {
     find::postgres().or_else(|missing| {
-        if has_variable(find::POSTGRES_VARIABLE) {
+        if !matches!(missing, DevstackError::MissingTool { .. }) {
             return Err(missing);
         }
         install_postgres(say)?;
@@ -65,17 +65,12 @@ pub fn ensure_postgres(say: &dyn Fn(&str)) -> Result<PostgresPrograms, DevstackE
 /// [`DevstackError::Install`].
 pub fn ensure_nats_server(say: &dyn Fn(&str)) -> Result<NatsProgram, DevstackError> {
     find::nats_server().or_else(|missing| {
-        if has_variable(find::NATS_VARIABLE) {
+        if !matches!(missing, DevstackError::MissingTool { .. }) {
             return Err(missing);
         }
         install_nats_server(&cache_directory(), say)?;
         find::nats_server()
     })
-}
-
-/// A program that the user pointed to and that is no good is for the user to mend.
-fn has_variable(name: &str) -> bool {
-    std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
 /// Where the installed nats-server is, below the cache directory.

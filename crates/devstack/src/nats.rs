@@ -65,6 +65,8 @@ pub struct Nats {
     directory: PathBuf,
     port: u16,
     process: Option<Process>,
+    /// The length of the log when the process was started: what follows it said itself.
+    said_before: u64,
 }
 
 impl Nats {
@@ -93,6 +95,7 @@ impl Nats {
             account,
             directory,
             process: None,
+            said_before: 0,
         })
     }
 
@@ -126,10 +129,14 @@ impl Nats {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Why the server is not running, when it ended without being told to.
+    /// How and why the server ended, when it did so without being told to.
     pub fn failure(&mut self) -> Option<String> {
         let status = self.process.as_mut()?.ended()?;
-        Some(last_fatal(&files::read_from(&self.log(), 0)).unwrap_or_else(|| status.to_string()))
+        let last = last_fatal(&files::read_from(&self.log(), self.said_before));
+        Some(last.map_or_else(
+            || status.to_string(),
+            |last| format!("{status}, last said: {last}"),
+        ))
     }
 
     /// Stops it in order. A stopped server is not stopped again.
@@ -224,14 +231,14 @@ impl Nats {
         }
         self.write_configuration()?;
         let log = self.log();
-        let said_before = files::length(&log);
+        self.said_before = files::length(&log);
         self.process = Some(Process::spawn(
             "NATS",
             &self.command(),
             &log,
             self.options.lifetime,
         )?);
-        let ready = self.wait_until_ready(said_before).await;
+        let ready = self.wait_until_ready().await;
         if ready.is_err() {
             self.stop().await?;
         }
@@ -273,7 +280,7 @@ impl Nats {
         files::write_secret(&self.configuration(), &content, self.account.as_ref())
     }
 
-    async fn wait_until_ready(&mut self, said_before: u64) -> Result<(), DevstackError> {
+    async fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let deadline = Instant::now() + READY_DEADLINE;
         while Instant::now() < deadline {
             if self
@@ -281,7 +288,7 @@ impl Nats {
                 .as_mut()
                 .is_none_or(|process| process.ended().is_some())
             {
-                return Err(self.start_failure(said_before));
+                return Err(self.start_failure());
             }
             if greets(self.port).await {
                 return Ok(());
@@ -295,9 +302,9 @@ impl Nats {
         })
     }
 
-    fn start_failure(&self, said_before: u64) -> DevstackError {
+    fn start_failure(&self) -> DevstackError {
         let server = "NATS".to_owned();
-        let said = files::read_from(&self.log(), said_before);
+        let said = files::read_from(&self.log(), self.said_before);
         if said.contains("address already in use") {
             return DevstackError::PortTaken {
                 server,

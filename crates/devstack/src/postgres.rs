@@ -96,6 +96,8 @@ pub struct Postgres {
     cluster: Cluster,
     port: u16,
     process: Option<Process>,
+    /// The length of the log when the process was started: what follows it said itself.
+    said_before: u64,
 }
 
 impl Deref for Postgres {
@@ -137,6 +139,7 @@ impl Postgres {
             directory,
             cluster,
             process: None,
+            said_before: 0,
         })
     }
 
@@ -164,10 +167,14 @@ impl Postgres {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Why the server is not running, when it ended without being told to.
+    /// How and why the server ended, when it did so without being told to.
     pub fn failure(&mut self) -> Option<String> {
         let status = self.process.as_mut()?.ended()?;
-        Some(last_fatal(&files::read_from(&self.log(), 0)).unwrap_or_else(|| status.to_string()))
+        let last = last_fatal(&files::read_from(&self.log(), self.said_before));
+        Some(last.map_or_else(
+            || status.to_string(),
+            |last| format!("{status}, last said: {last}"),
+        ))
     }
 
     /// Stops it in order: sessions are ended and a checkpoint is written. A stopped server is not stopped again.
@@ -270,14 +277,14 @@ impl Postgres {
         self.cluster.set_port(self.port);
         self.write_configuration()?;
         let log = self.log();
-        let said_before = files::length(&log);
+        self.said_before = files::length(&log);
         self.process = Some(Process::spawn(
             "Postgres",
             &self.program(),
             &log,
             self.options.lifetime,
         )?);
-        let ready = self.wait_until_ready(said_before).await;
+        let ready = self.wait_until_ready().await;
         if ready.is_err() {
             self.stop().await?;
         }
@@ -299,7 +306,7 @@ impl Postgres {
         self.directory.join("postgres.log")
     }
 
-    async fn wait_until_ready(&mut self, said_before: u64) -> Result<(), DevstackError> {
+    async fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let deadline = Instant::now() + READY_DEADLINE;
         while Instant::now() < deadline {
             if self
@@ -307,7 +314,7 @@ impl Postgres {
                 .as_mut()
                 .is_none_or(|process| process.ended().is_some())
             {
-                return Err(self.start_failure(said_before));
+                return Err(self.start_failure());
             }
             let connection =
                 tokio::time::timeout(SIGN_IN_DEADLINE, self.cluster.try_connect("postgres")).await;
@@ -326,9 +333,9 @@ impl Postgres {
         })
     }
 
-    fn start_failure(&self, said_before: u64) -> DevstackError {
+    fn start_failure(&self) -> DevstackError {
         let server = "Postgres".to_owned();
-        let said = files::read_from(&self.log(), said_before);
+        let said = files::read_from(&self.log(), self.said_before);
         if said.contains("Address already in use") {
             return DevstackError::PortTaken {
                 server,
@@ -424,28 +431,30 @@ fn shutdown_steps() -> [(Signal, Duration); 2] {
 /// Looks at the lock file that a server left, or holds, in its data.
 ///
 /// Postgres itself takes over the lock of a process that is gone. Where process numbers are reused soon (in a
-/// container they start from 1 again) it would find an unrelated process alive and refuse for ever. The file is not
-/// removed then, because Postgres also learns from it whether orphans of the old server still use the shared memory:
-/// the number in it is replaced by ours, and a lock in its parent's name is one that Postgres ignores.
+/// container they start from 1 again), or where nobody waits for the dead, it would find a process and refuse for
+/// ever. The file is not removed then, because Postgres also learns from it whether orphans of the old server still
+/// use the shared memory: the number in it is replaced by ours, and a lock in its parent's name is one that Postgres
+/// ignores.
 fn settle_lock_file(data: &Path, directory: &Path) -> Result<(), DevstackError> {
     let path = data.join("postmaster.pid");
     let Ok(content) = std::fs::read_to_string(&path) else {
         return Ok(());
     };
     let (first, rest) = content.split_once('\n').unwrap_or((&content, ""));
-    let Some(holder) = first.trim().parse().ok().and_then(ProcessId::of) else {
-        return Ok(());
-    };
-    let Ok(works_in) = std::fs::read_link(format!("/proc/{}/cwd", holder.pid)) else {
-        return Ok(());
-    };
-    if data.canonicalize().is_ok_and(|data| data == works_in) {
-        let server = "Postgres".to_owned();
-        return Err(DevstackError::AlreadyRunning {
-            server,
-            directory: directory.to_path_buf(),
-            pid: holder.pid,
-        });
+    if let Some(holder) = first.trim().parse().ok().and_then(ProcessId::of) {
+        let Ok(works_in) = std::fs::read_link(format!("/proc/{}/cwd", holder.pid)) else {
+            // What we may not look at, Postgres judges.
+            return Ok(());
+        };
+        if data.canonicalize().is_ok_and(|data| data == works_in) {
+            let server = "Postgres".to_owned();
+            let directory = directory.to_path_buf();
+            return Err(DevstackError::AlreadyRunning {
+                server,
+                directory,
+                pid: holder.pid,
+            });
+        }
     }
     // Written in place: the file stays the server's own.
     std::fs::write(&path, format!("{}\n{rest}", std::process::id()))

@@ -46,6 +46,8 @@ pub struct ServiceOptions {
 pub struct Service {
     options: ServiceOptions,
     process: Option<Process>,
+    /// The length of the log when the process was started: what follows it said itself.
+    said_before: u64,
 }
 
 impl Service {
@@ -57,6 +59,7 @@ impl Service {
         let mut service = Self {
             options,
             process: None,
+            said_before: 0,
         };
         service.launch().await?;
         Ok(service)
@@ -74,10 +77,14 @@ impl Service {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Why it is not running, when it ended without being told to.
+    /// How and why it ended, when it did so without being told to.
     pub fn failure(&mut self) -> Option<String> {
         let status = self.process.as_mut()?.ended()?;
-        Some(last_line(&files::read_from(&self.options.log, 0)).unwrap_or_else(|| status.to_string()))
+        let last = last_line(&files::read_from(&self.options.log, self.said_before));
+        Some(last.map_or_else(
+            || status.to_string(),
+            |last| format!("{status}, last said: {last}"),
+        ))
     }
 
     /// Stops it in order (SIGTERM), with SIGKILL after [`STOP_GRACE`]. A stopped service is not stopped again.
@@ -133,7 +140,7 @@ impl Service {
     }
 
     async fn launch(&mut self) -> Result<(), DevstackError> {
-        let said_before = files::length(&self.options.log);
+        self.said_before = files::length(&self.options.log);
         let program = Program {
             path: self.options.binary.clone(),
             arguments: Vec::new(),
@@ -148,14 +155,14 @@ impl Service {
             self.options.lifetime,
         )?;
         self.process = Some(process);
-        let ready = self.wait_until_ready(said_before).await;
+        let ready = self.wait_until_ready().await;
         if ready.is_err() {
             self.kill().await?;
         }
         ready
     }
 
-    async fn wait_until_ready(&mut self, said_before: u64) -> Result<(), DevstackError> {
+    async fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let deadline = Instant::now() + READY_DEADLINE;
         let server = self.options.name.clone();
         while Instant::now() < deadline {
@@ -164,7 +171,7 @@ impl Service {
                 .as_mut()
                 .is_none_or(|process| process.ended().is_some())
             {
-                let said = files::read_from(&self.options.log, said_before);
+                let said = files::read_from(&self.options.log, self.said_before);
                 let reason = last_line(&said).unwrap_or_else(|| "it said nothing".to_owned());
                 return Err(DevstackError::Start {
                     server,

@@ -177,7 +177,7 @@ async fn a_second_server_on_the_same_data_is_refused_and_the_first_goes_on() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_lock_file_of_a_reused_process_number_is_no_obstacle() {
+async fn a_lock_file_with_the_number_of_a_stranger_or_of_the_dead_is_no_obstacle() {
     let directory = temporary_directory().expect("a directory");
     let mut postgres = Postgres::start(PostgresOptions::for_tests(directory.path()))
         .await
@@ -196,7 +196,14 @@ async fn a_lock_file_of_a_reused_process_number_is_no_obstacle() {
     let mut stranger = stranger.spawn().expect("sleep starts");
     std::fs::write(&lock, format!("{}\n{rest}", stranger.id())).expect("our own file");
     postgres.restart().await.expect("the lock is not the stranger's");
+
+    postgres.kill().await.expect("SIGKILL ends it");
     stranger.kill().expect("it runs");
+    std::fs::write(&lock, format!("{}\n{rest}", stranger.id())).expect("our own file");
+    postgres
+        .restart()
+        .await
+        .expect("nobody has waited for the stranger, but it is dead");
     stranger.wait().expect("it was killed");
 }
 
