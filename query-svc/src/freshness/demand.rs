@@ -86,6 +86,7 @@ mod tests {
         assert_eq!(wait(None, None), WAIT_DEFAULT);
         assert_eq!(wait(Some(5 * SECOND), None), 5 * SECOND);
         assert_eq!(wait(Some(60 * SECOND), None), WAIT_MAX);
+        assert_eq!(wait(Some(60 * SECOND), Some(60 * SECOND)), WAIT_MAX);
         assert_eq!(wait(None, Some(SECOND)), SECOND * 9 / 10);
         assert_eq!(wait(Some(5 * SECOND), Some(SECOND)), SECOND * 9 / 10);
         assert_eq!(wait(Some(SECOND / 2), Some(SECOND)), SECOND / 2);
