@@ -1,0 +1,128 @@
+//! What the query role reads, and what it may not.
+
+use std::collections::{BTreeSet, HashMap};
+
+use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
+use daybook_read_model::{
+    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, checkpoint, customer_totals,
+    order_details,
+};
+use sqlx::Executor as _;
+
+use crate::database::Database;
+use crate::history::{STRANGER, TENANT, history, order_id};
+
+#[tokio::test]
+async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
+    let mut database = Database::create().await;
+    let events = history(TENANT, 0..10);
+    database.project::<OrderList>(&events).await;
+    database.project::<OrderDetails>(&events).await;
+    database.project::<CustomerTotals>(&events).await;
+    let newest = Sort {
+        by: SortBy::PlacedAt,
+        descending: true,
+    };
+    let ids: Vec<_> = (0..10).map(order_id).collect();
+
+    for (tenant, expected) in [
+        (STRANGER, [0, 0, 0]),
+        (TENANT, [10, 10, 1]),
+        (STRANGER, [0, 0, 0]),
+    ] {
+        let listed = order_list::list(&database.query, tenant, &Filter::default(), newest, None, 100).await;
+        let found = order_details::find_many(&database.query, tenant, &ids).await;
+        let totals = customer_totals::find(&database.query, tenant, "c7").await;
+        let seen = [
+            listed.expect("a page").len(),
+            found.expect("orders").len(),
+            totals.expect("totals").len(),
+        ];
+        assert_eq!(seen, expected, "{tenant}");
+
+        for view in ["order_list", "order_details", "customer_totals"] {
+            let statement = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM read_model.{view}"));
+            let rows: i64 = sqlx::query_scalar(statement)
+                .fetch_one(&database.query)
+                .await
+                .expect("it may be read");
+            assert_eq!(rows, 0, "{view} without a tenant, after a read of {tenant}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_query_role_can_change_nothing() {
+    let database = Database::create().await;
+    for table in ["order_list_g1", "order_details_g1", "customer_totals_g1"] {
+        for statement in [
+            "DELETE FROM read_model.",
+            "TRUNCATE read_model.",
+            "DROP TABLE read_model.",
+        ] {
+            let statement = sqlx::AssertSqlSafe(format!("{statement}{table}"));
+            let refused = database
+                .query
+                .execute(statement)
+                .await
+                .expect_err("it may only read");
+            let code = refused
+                .as_database_error()
+                .and_then(|error| error.code().map(|code| code.into_owned()));
+            assert_eq!(code.as_deref(), Some("42501"), "{table}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn details_and_totals_are_found_as_they_were_folded() {
+    let mut database = Database::create().await;
+    let events = history(TENANT, 0..100);
+    let details = database.project::<OrderDetails>(&events).await;
+    let totals = database.project::<CustomerTotals>(&events).await;
+
+    let wanted = [order_id(3), order_id(4), "ord_unknown".to_owned()];
+    let found = order_details::find_many(&database.query, TENANT, &wanted)
+        .await
+        .expect("orders");
+    let expected: HashMap<_, _> = details
+        .into_iter()
+        .map(|row| (row.document.order_id.clone(), row))
+        .filter(|(id, _)| wanted.contains(id))
+        .collect();
+    assert_eq!(found, expected);
+
+    let found = customer_totals::find(&database.query, TENANT, "c3")
+        .await
+        .expect("totals");
+    let kept = totals
+        .iter()
+        .find(|row| row.key.customer_id.as_str() == "c3")
+        .expect("c3 ordered");
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (&found[0].key, found[0].orders_placed, found[0].position),
+        (&kept.key, 2, kept.position)
+    );
+    assert_eq!(i128::from(found[0].ordered_minor), kept.ordered_minor);
+}
+
+#[tokio::test]
+async fn every_projection_has_a_checkpoint_in_every_partition() {
+    let database = Database::create().await;
+    let live = checkpoint::live(&database.query).await.expect("checkpoints");
+    let names: BTreeSet<_> = live
+        .iter()
+        .map(|checkpoint| checkpoint.projection.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        BTreeSet::from([CustomerTotals::NAME, OrderDetails::NAME, OrderList::NAME])
+    );
+    for checkpoint in &live {
+        assert_eq!(
+            (checkpoint.partition, checkpoint.position, checkpoint.generation),
+            (0, 0, Generation::FIRST)
+        );
+    }
+}
