@@ -101,7 +101,7 @@ fn initialise(
 }
 
 fn initdb_failure(said: &str, directory: &Path) -> DevstackError {
-    if said.contains("No space left on device") {
+    if says_disk_full(said) {
         return DevstackError::DiskFull {
             server: "Postgres".to_owned(),
             directory: directory.to_path_buf(),
@@ -119,6 +119,14 @@ fn initdb_failure(said: &str, directory: &Path) -> DevstackError {
         program: "initdb".to_owned(),
         reason,
     }
+}
+
+/// Whether Postgres or initdb complained of a full disk: by the system's words, or after a write that was cut short by
+/// its own.
+pub(crate) fn says_disk_full(said: &str) -> bool {
+    ["No space left on device", "Check free disk space", "wrote only"]
+        .iter()
+        .any(|words| said.contains(words))
 }
 
 /// 128 random bits, in hex: needs no escaping in an address.

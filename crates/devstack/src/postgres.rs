@@ -342,7 +342,7 @@ impl Postgres {
                 port: self.port,
             };
         }
-        if said.contains("No space left on device") {
+        if initdb::says_disk_full(&said) {
             return DevstackError::DiskFull {
                 server,
                 directory: self.directory.clone(),
