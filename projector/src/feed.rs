@@ -387,6 +387,7 @@ mod tests {
         );
         worker.take(half, 1);
         feed.push(batch(LOG, 2 * half + 1, half)).await;
+        feed.push(batch(LOG, 3 * half + 1, 1)).await;
         assert!(
             matches!(worker.take(half, 1), Taken::Elsewhere),
             "it went on without the worker"

@@ -52,16 +52,35 @@ pub(crate) struct Rows<M: ReadModel> {
 #[derive(Debug)]
 struct Touched<R> {
     row: Option<R>,
+    /// Whether the table has it.
+    is_stored: bool,
     has_changed: bool,
 }
 
 impl<R> Touched<R> {
     fn before(row: Option<R>) -> Self {
         Self {
+            is_stored: row.is_some(),
             row,
             has_changed: false,
         }
     }
+
+    fn change(&mut self, row: Option<R>) {
+        self.row = row;
+        self.has_changed = true;
+    }
+}
+
+/// What a batch changes in the table. Rows come in the order of their keys, which is that of the table's index.
+#[derive(Debug)]
+pub(crate) struct Changes<'a, M: ReadModel> {
+    /// Rows of keys that have none in the table.
+    pub(crate) new: Vec<&'a M::Row>,
+    /// Rows of keys that have one.
+    pub(crate) changed: Vec<&'a M::Row>,
+    /// Keys whose rows are to go.
+    pub(crate) deleted: Vec<M::Key>,
 }
 
 impl<M: ReadModel> Rows<M> {
@@ -135,39 +154,35 @@ impl<M: ReadModel> Rows<M> {
             let change = M::fold(entry.key(), entry.get().row.as_ref(), event)?;
             let touched = entry.into_mut();
             match change {
-                Change::Put(row) => {
-                    *touched = Touched {
-                        row: Some(row),
-                        has_changed: true,
-                    }
-                }
-                Change::Delete => {
-                    *touched = Touched {
-                        row: None,
-                        has_changed: true,
-                    }
-                }
+                Change::Put(row) => touched.change(Some(row)),
+                Change::Delete => touched.change(None),
                 Change::Keep => {}
             }
         }
         Ok(())
     }
 
-    /// The rows to be stored, in the order of their keys, which is that of the table's index.
-    pub(crate) fn changed(&self) -> Vec<&M::Row> {
-        let changed = self.touched.iter().filter(|(_, touched)| touched.has_changed);
-        let mut rows: Vec<_> = changed
-            .filter_map(|(key, touched)| Some((key, touched.row.as_ref()?)))
+    /// What has to be stored.
+    pub(crate) fn changes(&self) -> Changes<'_, M> {
+        let mut touched: Vec<_> = self
+            .touched
+            .iter()
+            .filter(|(_, touched)| touched.has_changed)
             .collect();
-        rows.sort_unstable_by_key(|(key, _)| *key);
-        rows.into_iter().map(|(_, row)| row).collect()
-    }
-
-    /// The keys of the rows to be deleted.
-    pub(crate) fn deleted(&self) -> Vec<M::Key> {
-        let is_deleted = |touched: &Touched<M::Row>| touched.has_changed && touched.row.is_none();
-        let deleted = self.touched.iter().filter(|(_, touched)| is_deleted(touched));
-        deleted.map(|(key, _)| key.clone()).collect()
+        touched.sort_unstable_by_key(|(key, _)| *key);
+        let mut changes = Changes {
+            new: Vec::new(),
+            changed: Vec::new(),
+            deleted: Vec::new(),
+        };
+        for (key, touched) in touched {
+            match &touched.row {
+                Some(row) if touched.is_stored => changes.changed.push(row),
+                Some(row) => changes.new.push(row),
+                None => changes.deleted.push(key.clone()),
+            }
+        }
+        changes
     }
 
     /// The batch is committed: its rows are kept for the next one.

@@ -4,13 +4,13 @@
 //! effect exactly once, however often it is delivered and whoever else is at work. The rows are loaded before that
 //! transaction: had anybody changed them since, the compare-and-set would fail.
 
-use daybook_read_model::ReadModel;
+use daybook_read_model::{Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
 
 use crate::batch::Decoded;
 use crate::checkpoint::{self, Lease};
-use crate::fold::{Poison, Reason, Rows};
+use crate::fold::{Changes, Poison, Reason, Rows};
 
 /// Why a batch was not applied. After anything but [`ApplyError::Poison`] the runner has to be dropped: its connection
 /// and what it believes about the checkpoint are not certain any more.
@@ -41,6 +41,8 @@ pub struct Runner<M: ReadModel> {
     connection: PgConnection,
     lease: Lease,
     rows: Rows<M>,
+    /// Whether rows that cannot be in the table are inserted without looking for them, at half the cost.
+    trusts_new: bool,
 }
 
 impl<M: ReadModel> Runner<M> {
@@ -51,6 +53,7 @@ impl<M: ReadModel> Runner<M> {
             connection,
             lease,
             rows: Rows::new(rows_kept_max, is_empty),
+            trusts_new: true,
         }
     }
 
@@ -70,6 +73,9 @@ impl<M: ReadModel> Runner<M> {
                 Ok(()) => break,
                 Err(ApplyError::Poison(poison)) => {
                     self.rows.forget();
+                    if self.distrust_new(&poison) {
+                        continue;
+                    }
                     let fine = self.fine_before(&poison, events.len());
                     if fine == 0 {
                         return Err(poison.into());
@@ -92,6 +98,12 @@ impl<M: ReadModel> Runner<M> {
             }
         }
         Ok(())
+    }
+
+    /// When the database refuses a batch, a row may have been there that could not be: an operator set the checkpoint
+    /// back. Then the batch is tried again, and from then on every row is looked for.
+    fn distrust_new(&mut self, poison: &Poison) -> bool {
+        matches!(poison.reason, Reason::Store(_)) && std::mem::replace(&mut self.trusts_new, false)
     }
 
     /// How many events come before the one that is poison. What the database refuses it refuses as a batch, so the
@@ -131,18 +143,8 @@ impl<M: ReadModel> Runner<M> {
         let tables = self.lease.key.tables;
         let begun = checkpoint::begin_advance(&mut self.connection, &self.lease, position).await?;
         let mut transaction = begun.ok_or(ApplyError::Fenced)?;
-        let changed = self.rows.changed();
-        let deleted = self.rows.deleted();
-        let stored = async {
-            if !changed.is_empty() {
-                M::store(&mut transaction, tables, &changed).await?;
-            }
-            if !deleted.is_empty() {
-                M::delete(&mut transaction, tables, &deleted).await?;
-            }
-            Ok(())
-        };
-        match stored.await {
+        let changes = self.rows.changes();
+        match write(&mut transaction, tables, &changes, self.trusts_new).await {
             Ok(()) => Ok(transaction.commit().await?),
             Err(error) if is_refusal(&error) => {
                 transaction.rollback().await?;
@@ -174,6 +176,32 @@ impl<M: ReadModel> Runner<M> {
         checkpoint::release(&mut self.connection, &self.lease).await?;
         sqlx::Connection::close(self.connection).await
     }
+}
+
+/// Writes what a batch changes, in one statement for each kind of change that there is.
+async fn write<M: ReadModel>(
+    connection: &mut PgConnection,
+    tables: Generation,
+    changes: &Changes<'_, M>,
+    trusts_new: bool,
+) -> Result<(), sqlx::Error> {
+    let Changes {
+        new,
+        changed,
+        deleted,
+    } = changes;
+    if trusts_new && !new.is_empty() {
+        M::insert(connection, tables, new).await?;
+    } else if !new.is_empty() {
+        M::store(connection, tables, new).await?;
+    }
+    if !changed.is_empty() {
+        M::store(connection, tables, changed).await?;
+    }
+    if !deleted.is_empty() {
+        M::delete(connection, tables, deleted).await?;
+    }
+    Ok(())
 }
 
 /// Whether the database refuses the data (SQLSTATE classes 22 and 23), rather than being in trouble itself.
