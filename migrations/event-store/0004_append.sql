@@ -14,8 +14,9 @@
 -- Commands on one stream may build on each other within the batch: the expected version is compared with what the
 -- stream will be after the commands before. A refused command never fails the others.
 --
--- Each statement takes its snapshot after the lock is held, so it sees everything that was committed before. Sequential
--- scans are off because the plans are kept from the first calls, when the tables are still empty.
+-- Each statement takes its snapshot after the lock is held, so it sees everything that was committed before. Plans are
+-- kept from the first calls, when the tables are still empty and reading them whole looks cheap; every way to look up a
+-- key but the one that stays cheap, a probe of the index for each command, is therefore off.
 CREATE FUNCTION event_store.append(
     p_partition       integer,
     -- One element per command.
@@ -47,6 +48,10 @@ CREATE FUNCTION event_store.append(
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = ''
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
