@@ -99,7 +99,10 @@ impl OrderCommands {
         }
     }
 
-    async fn handle<R: OrderRequest>(&self, request: Request<R>) -> Result<Response<common::Receipt>, Status> {
+    async fn handle<R: OrderRequest>(
+        &self,
+        request: Request<R>,
+    ) -> Result<Response<common::Receipt>, Status> {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
         let principal = self
             .authenticator
@@ -189,7 +192,11 @@ fn refused(rejection: &str, order_id: &str) -> ApiError {
         rule => ApiError::domain_rule(rule.code(), rule.to_string()).with_resource("order", order_id),
     };
     let details = rejection.details().into_iter();
-    details.fold(error, |error, (name, value)| error.with_detail(name, value))
+    details.fold(error, |error, (name, value)| match name {
+        // Every problem has a member of that name, which is the answer's; and callers know statuses in capitals.
+        "status" => error.with_detail("order_status", value.to_ascii_uppercase()),
+        name => error.with_detail(name, value),
+    })
 }
 
 fn api_error(error: HandleError, order_id: &str) -> ApiError {
