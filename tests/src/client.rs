@@ -1,5 +1,7 @@
 //! Callers: what a service, a frontend, an auditor and an operator would use.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use daybook_proto::common::v1::Receipt;
 use daybook_proto::history::v1::history_service_client::HistoryServiceClient;
@@ -20,8 +22,12 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use crate::command::Command;
 use crate::orders::{new_key, place};
 use crate::tenant::Tenant;
+
+/// How long a command may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Puts a key on every call.
 #[derive(Debug, Clone)]
@@ -148,6 +154,14 @@ impl Caller {
         ProjectionServiceClient::with_interceptor(self.projector.clone(), bearer)
     }
 
+    /// Sends a command.
+    ///
+    /// # Errors
+    /// The status of the refusal.
+    pub async fn send(&self, command: impl Command) -> Result<Receipt, Status> {
+        command.send(self.orders(), PATIENCE).await
+    }
+
     /// Sends a request to place an order.
     ///
     /// # Errors
@@ -211,12 +225,30 @@ impl Caller {
             .expect("a command that is accepted has a receipt"))
     }
 
-    /// Reads over HTTP with a key and headers.
+    /// Reads over HTTP with a key and headers; without a key when it is "".
     ///
     /// # Errors
     /// When there is no answer.
     pub async fn get_as(&self, key: &str, path: &str, headers: &[(&str, &str)]) -> anyhow::Result<Answer> {
-        let mut request = http::Request::get(format!("{}{path}", self.query_url)).body(Empty::new())?;
+        self.http(http::Method::GET, key, path, headers).await
+    }
+
+    /// Sends a request without a body to the query service.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn http(
+        &self,
+        method: http::Method,
+        key: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> anyhow::Result<Answer> {
+        let uri = format!("{}{path}", self.query_url);
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(uri)
+            .body(Empty::new())?;
         if !key.is_empty() {
             let bearer = HeaderValue::from_str(&format!("Bearer {key}"))?;
             request.headers_mut().insert(AUTHORIZATION, bearer);

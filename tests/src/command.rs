@@ -7,8 +7,8 @@ use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
 use daybook_proto::orders::v1::{
     AddOrderLineRequest, Address, CancelOrderRequest, ChangeLineQuantityRequest,
     ChangeShippingAddressRequest, ConfirmOrderRequest, LineQuantity, NewOrderLine, PlaceOrderRequest,
-    ReceiveReturnRequest, RecordDeliveryRequest, RecordPaymentRequest, RefundOrderRequest, RejectOrderRequest,
-    RemoveOrderLineRequest, RequestReturnRequest, ShipOrderRequest,
+    ReceiveReturnRequest, RecordDeliveryRequest, RecordPaymentRequest, RefundOrderRequest,
+    RejectOrderRequest, RemoveOrderLineRequest, RequestReturnRequest, ShipOrderRequest,
 };
 use tonic::{Request, Status};
 

@@ -52,10 +52,14 @@ impl Ledger {
     /// must be answered with an equal receipt.
     ///
     /// # Panics
-    /// When two answers to one command contradict each other.
+    /// When two answers to one command contradict each other, and when a service says that it has a fault: whatever is
+    /// done to the servers, that is never the answer.
     pub fn note(&self, command: &impl Command, answer: &Result<Receipt, Status>) {
         let outcome = match answer {
             Ok(receipt) => Outcome::Accepted(receipt.clone()),
+            Err(status) if refusal::code(status) == "INTERNAL" => {
+                panic!("a fault of the service: {status:?}")
+            }
             Err(status) if refusal::is_unknown(status) => Outcome::Unknown,
             Err(status) => Outcome::Refused(refusal::code(status)),
         };

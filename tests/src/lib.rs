@@ -6,12 +6,28 @@
 //! | [`tenant`] | tenants with a key for each kind of user |
 //! | [`stack`] | servers and services, in this process or as processes that can be killed |
 //! | [`client`] | callers: gRPC with a key, HTTP with a key |
-//! | [`orders`] | orders to send |
+//! | [`cli`] | the command line |
+//! | [`orders`], [`command`] | orders to send, and every command on one |
+//! | [`raw`] | calls that no client library would make |
+//! | [`refusal`] | what a refusal says |
+//! | [`load`] | callers that go on until they are stopped |
+//! | [`ledger`] | what every caller was told |
+//! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
+//! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
 
+pub mod check;
+pub mod cli;
 pub mod client;
+pub mod command;
 pub mod database;
+pub mod ledger;
+pub mod load;
+pub mod log;
+pub mod metrics;
 pub mod orders;
+pub mod raw;
+pub mod refusal;
 pub mod stack;
 pub mod tenant;
 pub mod wait;

@@ -29,7 +29,9 @@ pub fn request_id(status: &Status) -> String {
 #[must_use]
 pub fn violations(status: &Status) -> Vec<String> {
     let request = status.get_details_bad_request();
-    let fields = request.map(|request| request.field_violations).unwrap_or_default();
+    let fields = request
+        .map(|request| request.field_violations)
+        .unwrap_or_default();
     fields
         .iter()
         .map(|violation| format!("{} {}", violation.field, violation.reason))

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use daybook_devstack::process::Signal;
 use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
 use daybook_devstack::{
     Lifetime, Nats, NatsOptions, Postgres, PostgresOptions, Service, ServiceOptions, port,
@@ -53,6 +54,15 @@ pub struct Running {
     pub address: SocketAddr,
     /// Where its metrics are.
     pub admin: SocketAddr,
+}
+
+impl Drop for Running {
+    /// A test that is over does not wait for the drain: the callers that the service would wait for are on this thread.
+    fn drop(&mut self) {
+        if let Some(process) = self.service.process_id() {
+            process.signal(Signal::KILL);
+        }
+    }
 }
 
 impl Running {
@@ -237,5 +247,83 @@ impl Stack {
             &self.projector.url(),
             self.tenant.clone(),
         )
+    }
+}
+
+/// What writes, without the query service: one or several command services, and a projector where one is asked for.
+#[derive(Debug)]
+pub struct Backend {
+    /// The command services.
+    pub commands: Vec<Running>,
+    /// The projector.
+    pub projector: Option<Running>,
+    /// A tenant with its keys.
+    pub tenant: Tenant,
+    /// Everything, as superuser.
+    pub superuser: PgPool,
+    /// The servers underneath.
+    pub servers: Servers,
+}
+
+impl Backend {
+    /// This many command services on a database of their own.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start(replicas: usize) -> anyhow::Result<Self> {
+        Self::on(Servers::start().await?, replicas).await
+    }
+
+    /// This many command services on these servers.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn on(servers: Servers, replicas: usize) -> anyhow::Result<Self> {
+        let superuser = servers.database.superuser().await?;
+        let tenant = Tenant::create(&superuser).await?;
+        let mut commands = Vec::new();
+        for _ in 0..replicas {
+            commands.push(servers.run(Role::Command, &[]).await?);
+        }
+        Ok(Self {
+            commands,
+            projector: None,
+            tenant,
+            superuser,
+            servers,
+        })
+    }
+
+    /// Adds a projector.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn with_projector(mut self) -> anyhow::Result<Self> {
+        self.projector = Some(self.servers.run(Role::Projector, &[]).await?);
+        Ok(self)
+    }
+
+    /// A caller for each command service. Where there is no other service, its calls go to a command service, too.
+    ///
+    /// # Errors
+    /// When the addresses cannot be used.
+    pub fn callers(&self) -> anyhow::Result<Vec<Caller>> {
+        let commands = self.commands.iter().map(Running::url);
+        let caller = |command: String| {
+            let projector = self.projector.as_ref().map_or(command.clone(), Running::url);
+            Caller::new(&command, &command, &projector, self.tenant.clone())
+        };
+        commands.map(caller).collect()
+    }
+
+    /// A caller of the first command service.
+    ///
+    /// # Errors
+    /// When the addresses cannot be used.
+    pub fn caller(&self) -> anyhow::Result<Caller> {
+        self.callers()?
+            .into_iter()
+            .next()
+            .context("there is a command service")
     }
 }

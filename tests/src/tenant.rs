@@ -44,6 +44,14 @@ impl Tenant {
             .await?,
         })
     }
+
+    /// Another key of this tenant.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn key(&self, superuser: &PgPool, scopes: &[Scope]) -> anyhow::Result<String> {
+        create_key(superuser, self.tenant_id, scopes).await
+    }
 }
 
 async fn create_key(superuser: &PgPool, tenant_id: Uuid, scopes: &[Scope]) -> anyhow::Result<String> {

@@ -1,0 +1,284 @@
+//! The check that every fault test ends with, once everything has healed.
+//!
+//! 1. Every accepted command has exactly its events, no command has events twice, a refused one has none, and an unknown
+//!    one has all or none ([`ledger`]).
+//! 2. Positions are 1..head without holes, stream versions are 1..n without holes ([`log`]).
+//! 3. The JetStream stream agrees with the log event by event ([`bus`]).
+//! 4. Every read model equals a fresh fold of the log, row by row ([`read_models`]).
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use daybook_event_bus::message;
+use daybook_event_store::{EventStore, RecordedEvent};
+use daybook_read_model::{
+    Change, CustomerTotals, Event, Generation, OrderDetails, OrderList, ReadModel, checkpoint,
+};
+use futures::StreamExt as _;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::ledger::{Ledger, Outcome};
+use crate::log::{self as event_log, PARTITION};
+use crate::wait;
+
+/// Waits until bus and read models have everything, and makes the whole check.
+///
+/// # Errors
+/// What is wrong, when anything is.
+pub async fn everything(superuser: &PgPool, nats_url: &str, ledger: &Ledger) -> anyhow::Result<()> {
+    caught_up(superuser).await?;
+    let events = event_log::events(superuser).await?;
+    log(&events)?;
+    self::ledger(ledger, &events)?;
+    bus(superuser, nats_url, &events).await?;
+    read_models(superuser, &events).await
+}
+
+/// Waits until every read model has everything that is in the log now.
+///
+/// # Errors
+/// When that does not happen.
+pub async fn caught_up(superuser: &PgPool) -> anyhow::Result<u64> {
+    let head = event_log::head(superuser).await?;
+    wait::until("every read model has the whole log", async || {
+        let live = checkpoint::live(superuser).await?;
+        let has_all = live.iter().all(|checkpoint| checkpoint.position >= head);
+        Ok((!live.is_empty() && has_all).then_some(()))
+    })
+    .await?;
+    Ok(head)
+}
+
+/// Positions and versions have no holes, and times do not go back.
+///
+/// # Errors
+/// The first place where they do.
+pub fn log(events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let mut versions = HashMap::new();
+    let mut ids = HashMap::new();
+    let mut newest = None;
+    for (index, event) in events.iter().enumerate() {
+        ensure!(
+            event.position == index as u64 + 1,
+            "position {} comes at place {}",
+            event.position,
+            index + 1
+        );
+        let version: &mut u64 = versions
+            .entry((event.tenant_id, event.stream_id.as_str()))
+            .or_default();
+        *version += 1;
+        ensure!(
+            event.stream_version == *version,
+            "version {} of {} comes where {version} is next",
+            event.stream_version,
+            event.stream_id
+        );
+        ensure!(
+            newest.is_none_or(|newest| event.recorded_at >= newest),
+            "time goes back at position {}",
+            event.position
+        );
+        newest = Some(event.recorded_at);
+        ensure!(
+            ids.insert(event.event_id, event.position).is_none(),
+            "an event's id is used twice"
+        );
+    }
+    Ok(())
+}
+
+/// What callers were told is what is in the log.
+///
+/// # Errors
+/// The first command of which that is not true.
+pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let mut by_key = HashMap::<String, Vec<&RecordedEvent>>::new();
+    for event in events {
+        let key = event.decoded_metadata().idempotency_key;
+        by_key.entry(key).or_default().push(event);
+    }
+    let entries = ledger.entries();
+    for (key, events) in &by_key {
+        ensure!(entries.contains_key(key), "nobody sent {key}");
+        // The events of one command were appended at once: none came a second time, and none is missing between two.
+        for pair in events.windows(2) {
+            ensure!(
+                pair[1].position == pair[0].position + 1 && pair[0].stream_id == pair[1].stream_id,
+                "the events of {key} are not together"
+            );
+        }
+    }
+    for (key, entry) in &entries {
+        let events = by_key.get(key).map_or(&[][..], Vec::as_slice);
+        match &entry.outcome {
+            Outcome::Accepted(receipt) => {
+                let positions: Vec<u64> = events.iter().map(|event| event.position).collect();
+                ensure!(
+                    positions == receipt.positions && !positions.is_empty(),
+                    "{key} was told {:?}, but its events are at {positions:?}",
+                    receipt.positions
+                );
+                let last = events.last().context("there is one")?;
+                ensure!(
+                    last.stream_id == receipt.stream_id && last.stream_version == receipt.stream_version,
+                    "{key} was told version {} of {}, but it is {} of {}",
+                    receipt.stream_version,
+                    receipt.stream_id,
+                    last.stream_version,
+                    last.stream_id
+                );
+            }
+            Outcome::Refused(code) => {
+                ensure!(events.is_empty(), "{key} was refused with {code} but has events");
+            }
+            // Every command of an order makes one event, so "all" is one.
+            Outcome::Unknown => ensure!(events.len() <= 1, "{key} has its events more than once"),
+        }
+    }
+    Ok(())
+}
+
+/// The stream holds the log: waits until it has its head, and then compares it event by event.
+///
+/// # Errors
+/// The first difference.
+pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let generation = EventStore::new(superuser.clone())
+        .head(PARTITION)
+        .await?
+        .generation;
+    let head = events.last().map_or(0, |event| event.position);
+    let context = jetstream::new(async_nats::connect(nats_url).await?);
+    let state = wait::until("the stream has the whole log", async || {
+        let Ok(stream) = context.get_stream(stream_name()).await else {
+            return Ok(None);
+        };
+        let state = stream.cached_info().state.clone();
+        Ok((state.last_sequence >= head).then_some(state))
+    })
+    .await?;
+    ensure!(
+        state.last_sequence == head && state.messages == head && (head == 0 || state.first_sequence == 1),
+        "the stream has {} messages, {} to {}, the log has {head}",
+        state.messages,
+        state.first_sequence,
+        state.last_sequence
+    );
+    let consumer = context
+        .get_stream(stream_name())
+        .await?
+        .create_consumer(OrderedConfig {
+            deliver_policy: DeliverPolicy::All,
+            ..Default::default()
+        })
+        .await?;
+    let mut messages = consumer.messages().await?.take(events.len());
+    for event in events {
+        let message = messages.next().await.context("the stream ends early")??;
+        let sequence = message
+            .info()
+            .map_err(|error| anyhow::anyhow!("{error}"))?
+            .stream_sequence;
+        ensure!(
+            sequence == event.position,
+            "sequence {sequence} came at position {}",
+            event.position
+        );
+        let headers = message.headers.as_ref().context("a message has headers")?;
+        let (published, of) = message::decode(headers, &message.payload)?;
+        ensure!(
+            published == *event && of == generation,
+            "the message at {sequence} is another event than the log's"
+        );
+    }
+    Ok(())
+}
+
+/// The name of the stream of [`PARTITION`].
+#[must_use]
+pub fn stream_name() -> String {
+    format!("EVENTS_{PARTITION}")
+}
+
+/// Every read model is what the log folds to.
+///
+/// # Errors
+/// The first row that is not.
+pub async fn read_models(superuser: &PgPool, events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let decoded: Result<Vec<Event>, _> = events.iter().map(Event::decode).collect();
+    let events = decoded?;
+    read_model::<OrderDetails>(superuser, &events).await?;
+    read_model::<OrderList>(superuser, &events).await?;
+    read_model::<CustomerTotals>(superuser, &events).await
+}
+
+async fn read_model<M: ReadModel>(superuser: &PgPool, events: &[Event]) -> anyhow::Result<()> {
+    let folded = fold::<M>(events)?;
+    let tables = live_generation(superuser, M::NAME).await?;
+    let keys: Vec<M::Key> = folded.keys().cloned().collect();
+    let mut connection = superuser.acquire().await?;
+    let stored = M::load(&mut connection, tables, &keys).await?;
+    for (key, row) in &folded {
+        ensure!(
+            stored.get(key) == Some(row),
+            "{} has for {key:?}\n  {:?}\nbut the log folds to\n  {row:?}",
+            M::NAME,
+            stored.get(key)
+        );
+    }
+    let count = format!("SELECT count(*) FROM read_model.{}_g{tables}", M::NAME);
+    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count))
+        .fetch_one(&mut *connection)
+        .await?;
+    ensure!(
+        rows.cast_unsigned() == folded.len() as u64,
+        "{} has {rows} rows, the log folds to {}",
+        M::NAME,
+        folded.len()
+    );
+    Ok(())
+}
+
+fn fold<M: ReadModel>(events: &[Event]) -> anyhow::Result<BTreeMap<M::Key, M::Row>> {
+    let mut rows = BTreeMap::new();
+    for event in events {
+        for key in M::keys(event) {
+            match M::fold(&key, rows.get(&key), event)? {
+                Change::Put(row) => drop(rows.insert(key, row)),
+                Change::Delete => drop(rows.remove(&key)),
+                Change::Keep => {}
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The generation of tables that queries see.
+///
+/// # Errors
+/// When there is no such projection.
+pub async fn live_generation(superuser: &PgPool, projection: &str) -> anyhow::Result<Generation> {
+    let number: i32 = sqlx::query_scalar("SELECT live_generation FROM read_model.projection WHERE name = $1")
+        .bind(projection)
+        .fetch_one(superuser)
+        .await?;
+    Generation::new(number).context("generations are counted from 1")
+}
+
+/// The digest of all rows of a generation of tables.
+///
+/// # Errors
+/// When there are no such tables.
+pub async fn digest(superuser: &PgPool, projection: &str, tables: Generation) -> anyhow::Result<String> {
+    let digest = format!(
+        "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE \"C\")), '')
+         FROM read_model.{projection}_g{tables} AS t"
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(digest))
+        .fetch_one(superuser)
+        .await?)
+}
