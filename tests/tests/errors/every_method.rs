@@ -1,0 +1,181 @@
+//! What every gRPC method refuses, whatever it does. Methods come from the descriptors of the wire contract, so a new one
+//! is held to this without anyone thinking of it.
+
+use anyhow::{Context as _, ensure};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use daybook_service::identity::Scope;
+use daybook_tests::client::channel;
+use daybook_tests::raw::{self, Method};
+use daybook_tests::refusal::{code, request_id, value};
+use daybook_tests::stack::Stack;
+use daybook_tests::{client, log};
+use prost_types::field_descriptor_proto::Type;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// A message larger than any service takes, all of it in a field that none has.
+fn oversized() -> Bytes {
+    let length = 2 * 1_024 * 1_024;
+    let mut message = BytesMut::new();
+    prost::encoding::encode_key(1_000, prost::encoding::WireType::LengthDelimited, &mut message);
+    prost::encoding::encode_varint(length, &mut message);
+    message.put_bytes(0, usize::try_from(length).expect("it fits"));
+    message.freeze()
+}
+
+/// Messages that are not what the method takes: not protobuf at all, and each field with a type that it does not have.
+fn malformed(method: &Method) -> Vec<Bytes> {
+    let mut messages = vec![
+        Bytes::from_static(b"{\"order_id\": 1}"),
+        Bytes::from_static(&[0xff; 16]),
+    ];
+    for field in &method.input.field {
+        let number = u32::try_from(field.number()).expect("fields are counted from 1");
+        let mut wrong_type = BytesMut::new();
+        prost::encoding::encode_key(number, prost::encoding::WireType::SixtyFourBit, &mut wrong_type);
+        wrong_type.put_u64(7);
+        messages.push(wrong_type.freeze());
+        if field.r#type() == Type::String {
+            let mut not_utf8 = BytesMut::new();
+            prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut not_utf8);
+            not_utf8.put_slice(&[2, 0xc3, 0x28]);
+            messages.push(not_utf8.freeze());
+        }
+    }
+    messages
+}
+
+struct Service {
+    channel: Channel,
+    scope: Scope,
+}
+
+/// Where a service is, and the scope that it needs.
+fn service(stack: &Stack, name: &str) -> anyhow::Result<Service> {
+    let (url, scope) = match name {
+        "OrderService" => (stack.command.url(), Scope::OrdersWrite),
+        "OrderQueryService" => (stack.query.url(), Scope::OrdersRead),
+        "HistoryService" => (stack.query.url(), Scope::EventsRead),
+        "ProjectionService" => (stack.projector.url(), Scope::ProjectionsOperate),
+        unknown => anyhow::bail!("say here where {unknown} is, and which scope it needs"),
+    };
+    Ok(Service {
+        channel: channel(&url)?,
+        scope,
+    })
+}
+
+fn refused(method: &str, answer: Result<Bytes, Status>, wanted: &str, grpc: Code) -> anyhow::Result<Status> {
+    let status = answer
+        .err()
+        .with_context(|| format!("{method} accepted what is {wanted}"))?;
+    ensure!(
+        code(&status) == wanted && status.code() == grpc,
+        "{method} says {:?} {:?}, not {wanted}: {status:?}",
+        status.code(),
+        code(&status)
+    );
+    ensure!(!request_id(&status).is_empty(), "{method} has no request id");
+    Ok(status)
+}
+
+#[tokio::test]
+async fn no_method_answers_without_a_credential_with_a_wrong_one_or_without_its_scope() -> anyhow::Result<()>
+{
+    let stack = Stack::start().await?;
+    let unknown_key = daybook_service::identity::generate_api_key().plain;
+    let mut wrong_secret = stack.tenant.service_key.clone();
+    wrong_secret.pop();
+    wrong_secret.push(if stack.tenant.service_key.ends_with('A') {
+        'E'
+    } else {
+        'A'
+    });
+    let credentials = [
+        None,
+        Some(String::new()),
+        Some("Bearer".to_owned()),
+        Some("Bearer nonsense".to_owned()),
+        Some(format!("Bearer {unknown_key}")),
+        Some(format!("Bearer {wrong_secret}")),
+        Some(format!("Basic {}", stack.tenant.service_key)),
+        Some(stack.tenant.service_key.clone()),
+    ];
+    let methods = raw::methods()?;
+    ensure!(
+        methods.len() >= 22,
+        "the contract has shrunk to {} methods",
+        methods.len()
+    );
+    for method in &methods {
+        let service = service(&stack, &method.service)?;
+        for credential in &credentials {
+            let answer = raw::call(
+                &service.channel,
+                &method.path,
+                credential.as_deref(),
+                Bytes::new(),
+            )
+            .await;
+            refused(&method.path, answer, "UNAUTHENTICATED", Code::Unauthenticated)?;
+        }
+        let others: Vec<Scope> = Scope::ALL
+            .into_iter()
+            .filter(|scope| *scope != service.scope)
+            .collect();
+        let key = stack.tenant.key(&stack.superuser, &others).await?;
+        let answer = raw::call(
+            &service.channel,
+            &method.path,
+            Some(&format!("Bearer {key}")),
+            Bytes::new(),
+        )
+        .await;
+        let status = refused(&method.path, answer, "PERMISSION_DENIED", Code::PermissionDenied)?;
+        assert_eq!(value(&status, "missing_scope"), service.scope.as_str());
+    }
+    assert_eq!(log::head(&stack.superuser).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_method_takes_what_is_not_its_message_or_too_much_of_it() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    for method in raw::methods()? {
+        let service = service(&stack, &method.service)?;
+        let key = stack.tenant.key(&stack.superuser, &Scope::ALL).await?;
+        let authorization = format!("Bearer {key}");
+        let call =
+            async |message| raw::call(&service.channel, &method.path, Some(&authorization), message).await;
+        for message in malformed(&method) {
+            let answer = call(message.clone()).await;
+            refused(&method.path, answer, "MALFORMED_REQUEST", Code::InvalidArgument)
+                .with_context(|| format!("{message:?}"))?;
+        }
+        refused(
+            &method.path,
+            call(oversized()).await,
+            "PAYLOAD_TOO_LARGE",
+            Code::ResourceExhausted,
+        )?;
+    }
+    assert_eq!(log::head(&stack.superuser).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_method_that_does_not_exist_is_in_the_catalogue_too() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    for url in [stack.command.url(), stack.query.url(), stack.projector.url()] {
+        let channel = client::channel(&url)?;
+        for path in [
+            "/daybook.orders.v1.OrderService/UpdateOrder",
+            "/daybook.orders.v2.OrderService/PlaceOrder",
+            "/nonsense",
+        ] {
+            let answer = raw::call(&channel, path, None, Bytes::new()).await;
+            refused(path, answer, "METHOD_NOT_ALLOWED", Code::Unimplemented)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! What is refused, everywhere: the code of the catalogue, a request id, and not an event in the log.
+
+mod commands;
+mod every_method;
+mod http;

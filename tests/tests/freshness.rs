@@ -1,0 +1,186 @@
+//! Reading one's own writes: an answer includes what the token stands for, or says that it does not.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use daybook_proto::common::v1::Freshness;
+use daybook_proto::orders::v1::{GetOrderRequest, ListOrdersRequest};
+use daybook_service::consistency::ConsistencyToken;
+use daybook_tests::client::Caller;
+use daybook_tests::orders::new_order_id;
+use daybook_tests::refusal::{code, value};
+use daybook_tests::stack::Stack;
+use daybook_tests::{check, command};
+use futures::future::try_join_all;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// How many callers write and read at once.
+const CALLERS: usize = 16;
+
+/// How often each of them does.
+const ROUNDS: u32 = 15;
+
+#[tokio::test]
+async fn a_read_with_a_token_is_never_older_than_the_write() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let callers = (0..CALLERS).map(|number| write_and_read(&caller, number));
+    try_join_all(callers).await.map(drop)
+}
+
+/// Places an order and changes it, and after each step reads the order, a list and the totals.
+async fn write_and_read(caller: &Caller, number: usize) -> anyhow::Result<()> {
+    let order_id = new_order_id();
+    let customer = format!("customer-{number}");
+    let mut receipt = caller.place(&order_id, &customer).await?;
+    for quantity in 2..ROUNDS + 2 {
+        let token = receipt.consistency_token.as_str();
+        let order = caller.get_after(token, &format!("/v1/orders/{order_id}")).await?;
+        assert_eq!(order.json()["data"]["version"], receipt.stream_version);
+        let position: u64 = order.header("daybook-position").parse()?;
+        assert!(position >= receipt.positions[0], "it says that it is older");
+
+        let list = caller
+            .get_after(token, &format!("/v1/orders?customer_id={customer}"))
+            .await?;
+        assert_eq!(list.json()["data"][0]["version"], receipt.stream_version);
+        let totals = caller
+            .get_after(token, &format!("/v1/customers/{customer}/totals"))
+            .await?;
+        assert_eq!(
+            totals.json()["data"]["totals"][0]["ordered_minor"],
+            order.json()["data"]["total"]["minor"]
+        );
+        receipt = caller.change_quantity(&order_id, quantity, None).await?;
+    }
+    let request = ListOrdersRequest {
+        customer_id: customer,
+        freshness: Some(Freshness {
+            consistency_token: receipt.consistency_token,
+        }),
+        ..Default::default()
+    };
+    let list = caller.queries().list_orders(request).await?.into_inner();
+    assert_eq!(list.orders[0].version, receipt.stream_version);
+    Ok(())
+}
+
+#[tokio::test]
+async fn while_the_projector_stands_still_a_read_says_so_and_never_shows_less_than_it_was_asked_for()
+-> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let order_id = new_order_id();
+    caller.place(&order_id, "customer-1").await?;
+    let before = check::caught_up(&stack.superuser).await?;
+    stack.projector.service.pause();
+    let receipt = caller.send(command::confirm(&order_id)).await?;
+    let token = receipt.consistency_token.as_str();
+
+    let key = stack.tenant.auditor_key.as_str();
+    for path in [
+        format!("/v1/orders/{order_id}"),
+        "/v1/orders".to_owned(),
+        "/v1/customers/customer-1/totals".to_owned(),
+    ] {
+        let asked = Instant::now();
+        let headers = [("daybook-consistency", token), ("prefer", "wait=1")];
+        let behind = caller.get_as(key, &path, &headers).await?;
+        assert_eq!(behind.status, 503, "{path}: {}", behind.json());
+        assert_eq!(behind.json()["code"], "READ_MODEL_BEHIND");
+        assert_eq!(behind.json()["position"], before);
+        assert_eq!(behind.json()["wanted_position"], receipt.positions[0]);
+        assert!(!behind.header("retry-after").is_empty());
+        let waited = asked.elapsed();
+        assert!(
+            (Duration::from_millis(900)..Duration::from_secs(5)).contains(&waited),
+            "it was to wait for a second and waited {waited:?}"
+        );
+    }
+    let mut request = tonic::Request::new(GetOrderRequest {
+        order_id: order_id.clone(),
+        freshness: Some(Freshness {
+            consistency_token: token.to_owned(),
+        }),
+        ..Default::default()
+    });
+    request.set_timeout(Duration::from_secs(1));
+    let behind = caller
+        .queries()
+        .get_order(request)
+        .await
+        .expect_err("it is behind");
+    assert_eq!(code(&behind), "READ_MODEL_BEHIND");
+    assert_eq!(behind.code(), tonic::Code::Unavailable);
+    assert_eq!(
+        value(&behind, "wanted_position"),
+        receipt.positions[0].to_string()
+    );
+
+    // Without a token the older state is good enough, and says how old it is. The log itself is never behind.
+    let older = caller.get(&format!("/v1/orders/{order_id}")).await?;
+    assert_eq!(older.json()["data"]["version"], 1);
+    assert_eq!(older.header("daybook-position"), before.to_string());
+    let lag: u64 = older.header("daybook-lag-ms").parse()?;
+    assert!(lag > 0, "it says that it is not behind");
+    let as_of = caller.get(&format!("/v1/orders/{order_id}?as_of=2")).await?;
+    assert_eq!(as_of.json()["data"]["status"], "CONFIRMED");
+
+    stack.projector.service.resume();
+    let fresh = caller.get_after(token, &format!("/v1/orders/{order_id}")).await?;
+    assert_eq!(fresh.json()["data"]["version"], 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn reads_are_fresh_without_nats_too() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    stack.servers.nats.kill().await?;
+    for _ in 0..5 {
+        let order_id = new_order_id();
+        let receipt = caller.place(&order_id, "customer-1").await?;
+        let order = caller
+            .get_after(&receipt.consistency_token, &format!("/v1/orders/{order_id}"))
+            .await?;
+        assert_eq!(order.json()["data"]["version"], 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_is_none_or_of_another_log_is_refused_and_one_of_the_future_is_waited_for()
+-> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let order_id = new_order_id();
+    let receipt = caller.place(&order_id, "customer-1").await?;
+    let token = ConsistencyToken::decode(&receipt.consistency_token).context("a receipt has a token")?;
+    let path = format!("/v1/orders/{order_id}");
+    let key = stack.tenant.frontend_key.as_str();
+    let ask = async |token: &str| {
+        let headers = [("daybook-consistency", token), ("prefer", "wait=0")];
+        caller.get_as(key, &path, &headers).await
+    };
+    let restored = ConsistencyToken {
+        generation: Uuid::now_v7(),
+        ..token
+    };
+    let elsewhere = ConsistencyToken {
+        partition: 7,
+        ..token
+    };
+    for wrong in ["", "nonsense", &restored.encode(), &elsewhere.encode()] {
+        let answer = ask(wrong).await?;
+        assert_eq!(answer.status, 400, "{wrong}: {}", answer.json());
+        assert_eq!(answer.json()["code"], "VALIDATION_FAILED");
+        assert_eq!(answer.json()["errors"][0]["pointer"], "daybook-consistency");
+    }
+    let future = ConsistencyToken {
+        position: token.position + 1_000,
+        ..token
+    };
+    assert_eq!(ask(&future.encode()).await?.json()["code"], "READ_MODEL_BEHIND");
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Histories: complete, in order, byte for byte.
+
+use daybook_event_store::RecordedEvent;
+use daybook_proto::history::v1::ListStreamEventsRequest;
+use daybook_tests::client::Caller;
+use daybook_tests::orders::new_order_id;
+use daybook_tests::refusal::code;
+use daybook_tests::stack::Stack;
+use daybook_tests::{command, log};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// How many events the order has: several pages, the last one not full.
+const EVENTS: usize = 17;
+
+/// How many events a page has.
+const PAGE: usize = 5;
+
+async fn changed_order(caller: &Caller) -> anyhow::Result<String> {
+    let id = new_order_id();
+    caller.place(&id, "customer-1").await?;
+    for quantity in 1..EVENTS {
+        let quantity = u32::try_from(quantity + 2)?;
+        caller.send(command::change_quantity(&id, quantity)).await?;
+    }
+    Ok(id)
+}
+
+#[derive(serde::Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    data: Vec<&'a RawValue>,
+    pagination: Value,
+}
+
+#[derive(serde::Deserialize)]
+struct Event<'a> {
+    stream_version: u64,
+    position: u64,
+    event_id: uuid::Uuid,
+    event_type: String,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    #[serde(borrow)]
+    metadata: &'a RawValue,
+}
+
+/// Reads page after page, and holds every event against the log.
+async fn read_all(caller: &Caller, path: &str, wanted: &[RecordedEvent]) -> anyhow::Result<()> {
+    let mut next = Some(String::new());
+    let mut wanted = wanted.iter();
+    while let Some(cursor) = next {
+        let answer = caller.get(&format!("{path}&limit={PAGE}{cursor}")).await?;
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        let page: Page<'_> = serde_json::from_slice(&answer.body)?;
+        for raw in &page.data {
+            let event: Event<'_> = serde_json::from_str(raw.get())?;
+            let recorded = wanted.next().expect("there are not more than in the log");
+            assert_eq!(event.stream_version, recorded.stream_version);
+            assert_eq!(event.position, recorded.position);
+            assert_eq!(event.event_id, recorded.event_id);
+            assert_eq!(event.event_type, recorded.event_type);
+            assert_eq!(event.payload.get(), recorded.payload, "not byte for byte");
+            assert_eq!(event.metadata.get(), &*recorded.metadata, "not byte for byte");
+        }
+        let cursor = page.pagination["next_cursor"].as_str();
+        assert_eq!(page.pagination["has_more"], cursor.is_some());
+        assert!(
+            cursor.is_none() || page.data.len() == PAGE,
+            "a page in the middle is not full"
+        );
+        next = cursor.map(|cursor| format!("&cursor={cursor}"));
+    }
+    assert_eq!(wanted.count(), 0, "the history ends early");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_history_is_read_page_by_page_either_way_byte_for_byte() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let id = changed_order(&caller).await?;
+    let mut events = log::stream(&stack.superuser, &id).await?;
+    assert_eq!(events.len(), EVENTS);
+    let path = format!("/v1/orders/{id}/events");
+    read_all(&caller, &format!("{path}?order=asc"), &events).await?;
+    read_all(
+        &caller,
+        &format!("{path}?from_version=3&to_version=14"),
+        &events[2..14],
+    )
+    .await?;
+    events.reverse();
+    read_all(&caller, &format!("{path}?order=desc"), &events).await?;
+    read_all(
+        &caller,
+        &format!("{path}?order=desc&from_version=3&to_version=14"),
+        &events[EVENTS - 14..EVENTS - 2],
+    )
+    .await?;
+    read_all(&caller, &format!("{path}?from_version=18"), &[]).await
+}
+
+#[tokio::test]
+async fn the_same_history_comes_over_grpc() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let id = changed_order(&caller).await?;
+    for descending in [false, true] {
+        let mut wanted = log::stream(&stack.superuser, &id).await?;
+        if descending {
+            wanted.reverse();
+        }
+        let mut page_token = String::new();
+        let mut read = Vec::new();
+        loop {
+            let request = ListStreamEventsRequest {
+                stream_id: id.clone(),
+                page_size: u32::try_from(PAGE)?,
+                page_token: page_token.clone(),
+                descending,
+                ..Default::default()
+            };
+            let page = caller.histories().list_stream_events(request).await?.into_inner();
+            read.extend(page.events);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(read.len(), wanted.len());
+        for (event, recorded) in read.iter().zip(&wanted) {
+            assert_eq!(event.payload_json, recorded.payload);
+            assert_eq!(event.event_id, recorded.event_id.to_string());
+            assert_eq!(event.position, recorded.position);
+            assert_eq!(event.stream_version, recorded.stream_version);
+            let metadata = event.metadata.as_ref().expect("an event has metadata");
+            let recorded = recorded.decoded_metadata();
+            assert_eq!(metadata.idempotency_key, recorded.idempotency_key);
+            assert_eq!(metadata.command, recorded.command);
+            assert_eq!(metadata.principal, recorded.principal);
+            assert_eq!(metadata.correlation_id, recorded.correlation_id);
+        }
+        let other_way = ListStreamEventsRequest {
+            stream_id: id.clone(),
+            page_size: 5,
+            descending,
+            ..Default::default()
+        };
+        let first = caller
+            .histories()
+            .list_stream_events(other_way.clone())
+            .await?
+            .into_inner();
+        let turned = ListStreamEventsRequest {
+            page_token: first.next_page_token,
+            descending: !descending,
+            ..other_way
+        };
+        let refused = caller.histories().list_stream_events(turned).await;
+        assert_eq!(
+            code(&refused.expect_err("the token is for the other way")),
+            "INVALID_CURSOR"
+        );
+    }
+    Ok(())
+}
