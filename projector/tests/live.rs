@@ -47,6 +47,12 @@ async fn workers_that_are_killed_a_hundred_times_in_the_middle_of_a_batch_end_wi
         for kill in 0..100 {
             let projection = [OrderList::NAME, OrderDetails::NAME, CustomerTotals::NAME][kill % 3];
             kill_at_work(&setup, projection).await;
+            let failures = "SELECT count(*) FROM read_model.checkpoint WHERE error IS NOT NULL";
+            assert_eq!(
+                setup.value::<i64>(failures).await,
+                0,
+                "rows and checkpoint have parted"
+            );
         }
         killed.cancel();
     };
