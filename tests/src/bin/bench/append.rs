@@ -50,7 +50,9 @@ const CROWD: Shape = Shape {
 pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut Report) -> anyhow::Result<()> {
     let url = Secret::from(servers.database.url("daybook_command"));
     let pool = database::connect(&url, "bench", 2).await?;
+    let superuser = servers.database.superuser().await?;
     for _ in 0..options.runs {
+        raw::settle(&superuser).await?;
         let (appender, appending) = Appender::new(pool.clone(), 0, AppenderOptions::default(), None);
         let task = tokio::spawn(appending);
         let appender = Arc::new(appender);

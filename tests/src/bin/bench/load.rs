@@ -36,7 +36,12 @@ pub(crate) fn histogram() -> Histogram<u64> {
 }
 
 /// Runs `workers` loops of requests for `duration`. `make` gives each worker its state, `send` sends one request.
-pub(crate) async fn closed<S, M, R>(workers: usize, duration: Duration, make: M, send: R) -> anyhow::Result<Load>
+pub(crate) async fn closed<S, M, R>(
+    workers: usize,
+    duration: Duration,
+    make: M,
+    send: R,
+) -> anyhow::Result<Load>
 where
     S: Send + 'static,
     M: Fn(usize) -> S,

@@ -7,6 +7,7 @@
 mod append;
 mod commands;
 mod imports;
+mod lives;
 mod load;
 mod queries;
 mod raw;
@@ -61,7 +62,7 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut report = Report::default();
     if options.wants("raw") || options.wants("append") {
-        let servers = Servers::start_own(PostgresOptions::new).await?;
+        let servers = servers().await?;
         if options.wants("raw") {
             raw::measure(&options, &servers, &mut report)
                 .await
@@ -74,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     if options.wants("commands") || options.wants("visible") || options.wants("queries") {
-        let stack = Stack::on(Servers::start_own(PostgresOptions::new).await?).await?;
+        let stack = Stack::on(servers().await?).await?;
         if options.wants("visible") {
             visible::measure(&options, &stack, &mut report)
                 .await
@@ -101,4 +102,11 @@ async fn main() -> anyhow::Result<()> {
         std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;
     }
     Ok(())
+}
+
+/// Private servers, as if they had run for a while.
+async fn servers() -> anyhow::Result<Servers> {
+    let servers = Servers::start_own(PostgresOptions::new).await?;
+    raw::fill_segments(&servers.database.superuser().await?).await?;
+    Ok(servers)
 }

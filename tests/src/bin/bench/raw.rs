@@ -34,6 +34,7 @@ pub(crate) const COPY: &str = "raw: COPY of the same rows";
 pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut Report) -> anyhow::Result<()> {
     let superuser = servers.database.superuser().await?;
     for _ in 0..options.runs {
+        settle(&superuser).await?;
         report.note(COPY, copy(&superuser).await?, "events/s", Goal::None);
         let inserts = inserts(options, servers, &superuser).await?;
         report.note(
@@ -55,11 +56,31 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
 /// The log's own table, with its keys, and nothing else in it.
 async fn fresh_table(superuser: &PgPool) -> anyhow::Result<()> {
     sqlx::raw_sql(
-        "DROP TABLE IF EXISTS raw_event; CREATE TABLE raw_event (LIKE event_store.event INCLUDING ALL); CHECKPOINT",
+        "DROP TABLE IF EXISTS raw_event; CREATE TABLE raw_event (LIKE event_store.event INCLUDING ALL)",
     )
     .execute(superuser)
     .await?;
+    settle(superuser).await
+}
+
+/// Brings a young server to the state of one that has run for a while: what was written is on disk, and the segments of
+/// the write-ahead log are there to be used again. A fresh server fills each new one with zeros first.
+pub(crate) async fn settle(superuser: &PgPool) -> anyhow::Result<()> {
+    sqlx::raw_sql("CHECKPOINT").execute(superuser).await?;
     Ok(())
+}
+
+/// Segments that a young server is made to fill: 1 GiB, the most that one measurement writes.
+const SEGMENTS: i32 = 64;
+
+/// Fills segments of the write-ahead log, for [`settle`] to set them free.
+pub(crate) async fn fill_segments(superuser: &PgPool) -> anyhow::Result<()> {
+    for _ in 0..SEGMENTS {
+        sqlx::query("SELECT pg_logical_emit_message(false, 'bench', repeat('x', 1024)), pg_switch_wal()")
+            .execute(superuser)
+            .await?;
+    }
+    settle(superuser).await
 }
 
 async fn copy(superuser: &PgPool) -> anyhow::Result<f64> {
