@@ -35,6 +35,7 @@ async fn two_publishers_of_one_log_make_one_stream() -> anyhow::Result<()> {
     }
     for publishing in &publishers {
         stack.stream_equals_log(publishing).await?;
+        assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
     }
     Ok(())
 }
@@ -56,6 +57,7 @@ async fn two_publishers_that_both_know_everything_make_one_stream() -> anyhow::R
     }
     for publishing in &publishers {
         stack.stream_equals_log(publishing).await?;
+        assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
     }
     Ok(())
 }

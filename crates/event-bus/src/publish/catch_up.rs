@@ -38,6 +38,9 @@ impl Task {
                 return Err(Interruption::Disconnected);
             }
             let (head, last) = self.compare().await?;
+            if head.position - last <= self.setting.options.window_messages as u64 {
+                self.take_committed()?;
+            }
             let next = self.queue.front().map(|outgoing| outgoing.event.position);
             if last == head.position || next == Some(last + 1) {
                 return Ok(());
@@ -164,30 +167,53 @@ impl Task {
         Ok(made.map_or(skipped, |standing| standing.last.min(head.position)))
     }
 
-    /// Waits for others to publish up to `wanted`. When the stream stands still before that, says where.
-    async fn wait_for_others(&self, wanted: u64, last: u64) -> Result<Option<u64>, Interruption> {
-        let Setting {
-            bus,
-            partition,
-            options,
-            ..
-        } = &self.setting;
+    /// Waits for others to publish up to `wanted`, or for the appender to hand over what it committed itself: the log may
+    /// know of it first. Says where the stream stands when it stands still; `None` when it is time to compare again.
+    async fn wait_for_others(&mut self, wanted: u64, last: u64) -> Result<Option<u64>, Interruption> {
+        let help_after = self.setting.options.help_after;
         let (mut last, mut pause) = (last, LOOK_PAUSE_FIRST);
-        let mut deadline = Instant::now() + options.help_after;
+        let mut deadline = Instant::now() + help_after;
         while Instant::now() < deadline {
-            tokio::time::sleep(pause).await;
+            if self.wait_for_batch(pause).await? {
+                return Ok(None);
+            }
             pause = (pause * 2).min(LOOK_PAUSE_LAST);
-            let found = stream::find(bus, *partition).await?;
+            let found = stream::find(&self.setting.bus, self.setting.partition).await?;
             let now_last = found.map_or(0, |standing| standing.last);
             if now_last >= wanted {
                 return Ok(None);
             }
             if now_last != last {
                 last = now_last;
-                deadline = Instant::now() + options.help_after;
+                deadline = Instant::now() + help_after;
             }
         }
         Ok(Some(last))
+    }
+
+    /// Waits, and is true as soon as there is something in a queue that was empty.
+    async fn wait_for_batch(&mut self, pause: Duration) -> Result<bool, Interruption> {
+        let takes = self.queue.is_empty() && !self.is_closed;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(false),
+            batch = self.committed.recv(), if takes => match batch {
+                Some(batch) => self.accept(batch).map(|()| !self.queue.is_empty()),
+                None => {
+                    self.is_closed = true;
+                    Ok(false)
+                }
+            },
+        }
+    }
+
+    /// Queues what has been committed up to now.
+    fn take_committed(&mut self) -> Result<(), Interruption> {
+        while self.queue.len() < self.setting.options.window_messages
+            && let Ok(batch) = self.committed.try_recv()
+        {
+            self.accept(batch)?;
+        }
+        Ok(())
     }
 
     /// Publishes what the log holds after `last`: up to the queue's first event, or all of it.

@@ -229,7 +229,7 @@ impl Task {
 
     /// Queues a batch that was just committed. What others committed before it may be missing still: each message says
     /// what it expects, so it is sent all the same.
-    fn accept(&mut self, batch: Committed) -> Result<(), Interruption> {
+    pub(super) fn accept(&mut self, batch: Committed) -> Result<(), Interruption> {
         if batch.generation != self.generation {
             return Err(Interruption::Generation);
         }
