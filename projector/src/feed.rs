@@ -4,8 +4,8 @@
 //! everything after its position at once, so its batches grow with the load; one that stands at its end waits; one that
 //! stands before it reads the log alone until it has caught up. There is no queue per worker that could fill up.
 //!
-//! The window does not move past a worker that stands inside it, unless that worker has not moved for [`PATIENCE`]: then
-//! it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing depends on the
+//! The window does not move past a worker that stands inside it, unless that worker has not moved for a while
+//! (`PATIENCE`): then it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing depends on the
 //! feed but speed.
 
 use std::collections::{HashMap, VecDeque};
