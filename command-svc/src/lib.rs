@@ -23,12 +23,13 @@ use axum::Router;
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
 use daybook_event_store::{Appender, AppenderOptions, EventStore};
-use daybook_proto::orders::v1::order_service_server::OrderServiceServer;
+use daybook_proto::orders::v1::order_service_server::{self, OrderServiceServer};
 use daybook_service::admin::{self, Readiness};
 use daybook_service::database;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
 use daybook_service::problems;
+use daybook_service::reflection;
 use daybook_service::server::{self, Limits};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
@@ -36,6 +37,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic_health::pb::health_server;
 
 pub use config::Config;
 
@@ -183,11 +185,12 @@ async fn grpc_routes(
         .max_encoding_message_size(COMMAND_BYTES_MAX);
     let mut routes = Routes::new(commands).add_service(health);
     if with_reflection {
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
-        routes = routes.add_service(reflection);
+        let descriptors = [
+            daybook_proto::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+        ];
+        let served = [order_service_server::SERVICE_NAME, health_server::SERVICE_NAME];
+        routes = reflection::add(routes, &descriptors, &served)?;
     }
     Ok(routes.into_axum_router())
 }

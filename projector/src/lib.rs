@@ -39,9 +39,10 @@ use std::sync::Arc;
 use axum::Router;
 use daybook_event_bus::Bus;
 use daybook_event_store::EventStore;
-use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
+use daybook_proto::projections::v1::projection_service_server::{self, ProjectionServiceServer};
 use daybook_service::admin::{self, Readiness};
 use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::reflection;
 use daybook_service::server::{self, Limits};
 use daybook_service::shutdown::Supervisor;
 use daybook_service::{database as shared_database, problems};
@@ -50,6 +51,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic_health::pb::health_server;
 use uuid::Uuid;
 
 pub use config::Config;
@@ -202,11 +204,15 @@ async fn grpc_routes(
         .max_encoding_message_size(1_024 * 1_024);
     let mut routes = Routes::new(operators).add_service(health);
     if with_reflection {
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
-        routes = routes.add_service(reflection);
+        let descriptors = [
+            daybook_proto::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+        ];
+        let served = [
+            projection_service_server::SERVICE_NAME,
+            health_server::SERVICE_NAME,
+        ];
+        routes = reflection::add(routes, &descriptors, &served)?;
     }
     Ok(routes.into_axum_router())
 }

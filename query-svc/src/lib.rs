@@ -30,6 +30,7 @@ use daybook_proto::orders::v1::order_query_service_server::{self, OrderQueryServ
 use daybook_service::admin::{self, Readiness};
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::reflection;
 use daybook_service::server::{self, Limits};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
@@ -164,15 +165,16 @@ async fn grpc_routes(
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let mut routes = Routes::new(orders).add_service(history).add_service(health);
     if with_reflection {
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(daybook_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // The descriptors are of the whole contract; what is listed is what is served here.
-            .with_service_name(order_query_service_server::SERVICE_NAME)
-            .with_service_name(history_service_server::SERVICE_NAME)
-            .with_service_name(health_server::SERVICE_NAME)
-            .build_v1()?;
-        routes = routes.add_service(reflection);
+        let descriptors = [
+            daybook_proto::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+        ];
+        let served = [
+            order_query_service_server::SERVICE_NAME,
+            history_service_server::SERVICE_NAME,
+            health_server::SERVICE_NAME,
+        ];
+        routes = reflection::add(routes, &descriptors, &served)?;
     }
     Ok(routes.into_axum_router())
 }

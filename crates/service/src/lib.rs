@@ -13,6 +13,7 @@
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
 //! | [`extract`] | axum extractors whose refusals are problems of the catalogue |
 //! | [`identity`] | API keys, principals and scopes |
+//! | [`reflection`] | what a service offers, for clients that ask it, in development |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
@@ -30,6 +31,7 @@ pub mod identity;
 pub mod metrics;
 pub mod problems;
 pub mod process;
+pub mod reflection;
 pub mod request;
 pub mod server;
 pub mod shutdown;
