@@ -41,7 +41,14 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
             "s",
             Goal::None,
         );
-        rebuild(&stack, "order_list", "placed orders only", Goal::None, report).await?;
+        rebuild(
+            &stack,
+            "order_list",
+            "placed orders only",
+            Goal::AtLeast(100_000.0),
+            report,
+        )
+        .await?;
         lives::append(&stack).await?;
         applied(&stack).await?;
         let whole = "orders' whole lives";
