@@ -1,6 +1,7 @@
 //! A private Postgres: durable, tuned for one machine, and able to be killed, paused and brought back.
 
 use std::ffi::OsString;
+use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -444,18 +445,21 @@ fn settle_lock_file(data: &Path, directory: &Path) -> Result<(), DevstackError> 
     };
     let (first, rest) = content.split_once('\n').unwrap_or((&content, ""));
     if let Some(holder) = first.trim().parse().ok().and_then(ProcessId::of) {
-        let Ok(works_in) = std::fs::read_link(format!("/proc/{}/cwd", holder.pid)) else {
+        match std::fs::read_link(format!("/proc/{}/cwd", holder.pid)) {
+            Ok(works_in) if data.canonicalize().is_ok_and(|data| data == works_in) => {
+                let server = "Postgres".to_owned();
+                let directory = directory.to_path_buf();
+                return Err(DevstackError::AlreadyRunning {
+                    server,
+                    directory,
+                    pid: holder.pid,
+                });
+            }
+            Ok(_) => {}
+            // An ending process gives up its directory a moment before it counts as dead: it holds nothing any more.
+            Err(error) if cfg!(target_os = "linux") && error.kind() == io::ErrorKind::NotFound => {}
             // What we may not look at, Postgres judges.
-            return Ok(());
-        };
-        if data.canonicalize().is_ok_and(|data| data == works_in) {
-            let server = "Postgres".to_owned();
-            let directory = directory.to_path_buf();
-            return Err(DevstackError::AlreadyRunning {
-                server,
-                directory,
-                pid: holder.pid,
-            });
+            Err(_) => return Ok(()),
         }
     }
     // Written in place: the file stays the server's own.
@@ -481,5 +485,25 @@ mod tests {
         let log = "2026-01-01 LOG:  starting\n2026-01-01 [7] @ FATAL:  could not map memory\n2026-01-01 LOG:  down\n";
         assert_eq!(last_fatal(log).as_deref(), Some("could not map memory"));
         assert_eq!(last_fatal("LOG:  all is well"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_that_is_ending_holds_no_lock() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let lock = directory.path().join("postmaster.pid");
+        // Often, to meet the moment between giving up the directory and being dead.
+        for _ in 0..200 {
+            let mut ending = std::process::Command::new("sleep")
+                .arg("600")
+                .spawn()
+                .expect("sleep starts");
+            std::fs::write(&lock, format!("{}\nrest", ending.id())).expect("our own file");
+            ending.kill().expect("it runs");
+            settle_lock_file(directory.path(), directory.path()).expect("it works elsewhere");
+            let settled = std::fs::read_to_string(&lock).expect("our own file");
+            assert_eq!(settled, format!("{}\nrest", std::process::id()));
+            ending.wait().expect("it was killed");
+        }
     }
 }
