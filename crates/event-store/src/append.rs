@@ -2,12 +2,16 @@
 //!
 //! The rules that the verdicts follow are written beside the function, in `migrations/event-store/0004_append.sql`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, Row as _};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
+use sqlx::{Encode, PgConnection, Postgres, Row as _, Type};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -128,8 +132,7 @@ impl From<sqlx::Error> for AppendError {
 pub(crate) const APPEND: &str = "
     SELECT generation, recorded_at, verdict, version, first_position, replays::text AS replays
     FROM event_store.append(
-        $1, $2, $3, $4, $5, $6, $7, $8, $9::text[]::json[], $10::text[]::json[],
-        $11, $12, $13, $14, $15, $16::text[]::json[])
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 ";
 
 /// Appends a batch in one call and returns a verdict on each command, in order.
@@ -164,8 +167,10 @@ fn bind(
             command.expected_version.map(u64::cast_signed)
         }))
         .bind(column(commands, |command| count(command.events.len())))
-        .bind(column(commands, |command| &*command.metadata))
-        .bind(column(commands, |command| command.rejection.as_deref()))
+        .bind(column(commands, |command| JsonText(&command.metadata)))
+        .bind(column(commands, |command| {
+            command.rejection.as_deref().map(JsonText)
+        }))
         .bind(events().map(|(command, ..)| count(command)).collect::<Vec<_>>())
         .bind(events().map(|(_, index, _)| count(index)).collect::<Vec<_>>())
         .bind(events().map(|(.., event)| event.event_id).collect::<Vec<_>>())
@@ -177,9 +182,45 @@ fn bind(
         )
         .bind(
             events()
-                .map(|(.., event)| event.payload.as_str())
+                .map(|(.., event)| JsonText(&event.payload))
                 .collect::<Vec<_>>(),
         )
+        .bind(are_unrelated(commands))
+}
+
+/// The numbers of `json` and `json[]`, the same in every Postgres (its `pg_type.dat`).
+const JSON: Oid = Oid(114);
+const JSON_ARRAY: Oid = Oid(199);
+
+/// A JSON text on its way into a column of type `json`, which keeps it byte for byte; Postgres checks it.
+struct JsonText<'a>(&'a str);
+
+impl Type<Postgres> for JsonText<'_> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(JSON)
+    }
+}
+
+impl PgHasArrayType for JsonText<'_> {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(JSON_ARRAY)
+    }
+}
+
+impl Encode<'_, Postgres> for JsonText<'_> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+/// Whether no key and no stream occurs twice.
+fn are_unrelated(commands: &[NewCommand]) -> bool {
+    let (mut keys, mut streams) = (HashSet::new(), HashSet::new());
+    commands.iter().all(|command| {
+        keys.insert((command.tenant_id, command.key.as_str()))
+            && streams.insert((command.tenant_id, command.stream_id.as_str()))
+    })
 }
 
 fn column<'a, T>(commands: &'a [NewCommand], value: impl Fn(&'a NewCommand) -> T) -> Vec<T> {

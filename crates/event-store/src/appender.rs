@@ -2,7 +2,7 @@
 //!
 //! While a batch is in flight the next one gathers; nothing waits for a timer, so a lone command is appended at once and
 //! a crowd shares its commit. Commands are appended in the order in which they were submitted. The queue is bounded: a
-//! full one refuses at once.
+//! full one refuses at once. A second task answers, so that the database need not wait for that with the next batch.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -126,6 +126,10 @@ impl Appender {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, commands) = mpsc::channel(options.queue_commands_max);
         let metrics = Arc::new(AppenderMetrics::default());
+        let settler = Settler {
+            committed,
+            metrics: Arc::clone(&metrics),
+        };
         let task = Task {
             pool,
             connection: None,
@@ -133,7 +137,6 @@ impl Appender {
             options,
             commands,
             waiting: VecDeque::new(),
-            committed,
             metrics: Arc::clone(&metrics),
         };
         let appender = Self {
@@ -141,7 +144,7 @@ impl Appender {
             queue,
             metrics,
         };
-        (appender, task.run())
+        (appender, task.run(settler))
     }
 
     /// The partition that this appends to.
@@ -192,16 +195,19 @@ struct Task {
     options: AppenderOptions,
     commands: mpsc::Receiver<Pending>,
     waiting: VecDeque<Pending>,
-    committed: Option<mpsc::Sender<Committed>>,
     metrics: Arc<AppenderMetrics>,
 }
 
 impl Task {
-    async fn run(mut self) {
+    async fn run(mut self, settler: Settler) {
+        let (judged, batches) = mpsc::channel(JUDGED_BATCHES_MAX);
+        let settling = tokio::spawn(settler.run(batches));
         while self.gather().await {
             let (commands, answers) = self.take_batch();
-            self.append_and_answer(commands, answers).await;
+            self.append_and_hand_on(commands, answers, &judged).await;
         }
+        drop(judged);
+        settling.await.expect("settling a batch does not panic");
     }
 
     /// Takes in all that has been submitted; waits only when there is nothing to do. False when nothing will come.
@@ -247,16 +253,27 @@ impl Task {
         (commands, answers)
     }
 
-    async fn append_and_answer(&mut self, commands: Vec<NewCommand>, answers: Vec<Answer>) {
+    async fn append_and_hand_on(
+        &mut self,
+        commands: Vec<NewCommand>,
+        answers: Vec<Answer>,
+        judged: &mpsc::Sender<Judged>,
+    ) {
         match self.append_with_retries(&commands).await {
-            Ok(verdicts) => self.settle(commands, answers, verdicts),
+            Ok(verdicts) => {
+                let batch = self.take_back_deferred(commands, answers, verdicts);
+                judged
+                    .send(batch)
+                    .await
+                    .expect("the settler ends after this task");
+            }
             // One command's data spoils the call for all: halve the batch until the culprit is alone.
             Err(AppendError::Refused(_)) if commands.len() > 1 => {
                 let (mut commands, mut answers) = (commands, answers);
                 let later_commands = commands.split_off(commands.len() / 2);
                 let later_answers = answers.split_off(commands.len());
-                Box::pin(self.append_and_answer(commands, answers)).await;
-                Box::pin(self.append_and_answer(later_commands, later_answers)).await;
+                Box::pin(self.append_and_hand_on(commands, answers, judged)).await;
+                Box::pin(self.append_and_hand_on(later_commands, later_answers, judged)).await;
             }
             Err(error @ AppendError::Refused(_)) => {
                 tracing::error!(
@@ -308,14 +325,55 @@ impl Task {
         append(connection, self.partition, commands).await
     }
 
-    /// Hands the committed events on and answers; deferred commands go to the front of the next batch.
-    fn settle(&mut self, commands: Vec<NewCommand>, answers: Vec<Answer>, verdicts: Vec<Verdict>) {
+    /// Puts deferred commands at the front of the next batch.
+    fn take_back_deferred(
+        &mut self,
+        commands: Vec<NewCommand>,
+        answers: Vec<Answer>,
+        verdicts: Vec<Verdict>,
+    ) -> Judged {
         let at = Instant::now();
+        let commands = commands.into_iter().zip(answers).zip(verdicts);
+        let (deferred, commands): (Vec<_>, Vec<_>) =
+            commands.partition(|(_, verdict)| matches!(verdict, Verdict::Deferred));
+        for ((command, answer), _) in deferred.into_iter().rev() {
+            self.waiting.push_front(Pending { command, answer });
+        }
+        Judged { commands, at }
+    }
+}
+
+/// Batches that may wait for the settler: it is the faster of the two, so more than one waits only when it gets no
+/// processor.
+const JUDGED_BATCHES_MAX: usize = 2;
+
+/// A batch with its verdicts, without the commands that were deferred.
+struct Judged {
+    commands: Vec<((NewCommand, Answer), Verdict)>,
+    /// When the database had answered.
+    at: Instant,
+}
+
+/// Answers, and hands committed events on, one batch after another.
+struct Settler {
+    committed: Option<mpsc::Sender<Committed>>,
+    metrics: Arc<AppenderMetrics>,
+}
+
+impl Settler {
+    async fn run(self, mut batches: mpsc::Receiver<Judged>) {
+        while let Some(batch) = batches.recv().await {
+            self.settle(batch);
+        }
+    }
+
+    fn settle(&self, Judged { commands, at }: Judged) {
         AppenderMetrics::count(&self.metrics.batches, 1);
+        AppenderMetrics::count(&self.metrics.commands, commands.len());
         let mut events = Vec::new();
         let mut generation = None;
-        let mut deferred = Vec::new();
-        for ((command, answer), verdict) in commands.into_iter().zip(answers).zip(verdicts) {
+        let mut answers = Vec::with_capacity(commands.len());
+        for ((command, answer), verdict) in commands {
             match &verdict {
                 Verdict::Appended(receipt) => {
                     generation = Some(receipt.generation);
@@ -323,18 +381,9 @@ impl Task {
                 }
                 Verdict::Conflict { .. } => AppenderMetrics::count(&self.metrics.conflicts, 1),
                 Verdict::Replayed(_) => AppenderMetrics::count(&self.metrics.replays, 1),
-                Verdict::KeyReused => {}
-                Verdict::Deferred => {
-                    deferred.push(Pending { command, answer });
-                    continue;
-                }
+                Verdict::KeyReused | Verdict::Deferred => {}
             }
-            AppenderMetrics::count(&self.metrics.commands, 1);
-            // Whoever no longer waits for the answer finds it under the key.
-            let _ = answer.send(Ok(verdict));
-        }
-        for pending in deferred.into_iter().rev() {
-            self.waiting.push_front(pending);
+            answers.push((answer, verdict));
         }
         AppenderMetrics::count(&self.metrics.events, events.len());
         if let (Some(generation), Some(committed)) = (generation, &self.committed)
@@ -346,6 +395,10 @@ impl Task {
                 events,
                 at,
             });
+        }
+        for (answer, verdict) in answers {
+            // Whoever no longer waits for the answer finds it under the key.
+            let _ = answer.send(Ok(verdict));
         }
     }
 }
