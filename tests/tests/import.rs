@@ -64,9 +64,10 @@ async fn holds(superuser: &PgPool, totals: &Totals) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn workspace() -> &'static Path {
-    let this = Path::new(env!("CARGO_MANIFEST_DIR"));
-    this.parent().expect("this crate is in a workspace")
+/// Cargo runs tests in the directory of their crate.
+fn workspace() -> PathBuf {
+    let this = std::env::current_dir().expect("the directory of this crate");
+    this.parent().expect("this crate is in a workspace").to_path_buf()
 }
 
 #[tokio::test]

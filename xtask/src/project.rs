@@ -1,14 +1,24 @@
 //! Where things are: the sources, what is built from them, and what the stack keeps.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result};
 
 /// The root of the checkout.
+///
+/// Cargo tells while it runs this program. Where two checkouts share a target directory, the place where the program was
+/// compiled can be the other one's.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is a directory of the workspace")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let this =
+            std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&this)
+            .parent()
+            .expect("xtask is a directory of the workspace")
+            .to_path_buf()
+    });
+    &ROOT
 }
 
 /// Where the stack keeps its data, logs and secrets.
