@@ -9,14 +9,11 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Postgres, Row 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use daybook_read_model::Generation;
+use daybook_read_model::{Advance, Generation};
 
 /// A lease that has not been renewed for ten seconds may be taken by anyone (the statements below say so too).
 /// It is renewed by every advance, and this often while there is nothing to advance over.
 pub const LEASE_RENEWAL: std::time::Duration = std::time::Duration::from_secs(3);
-
-/// What `read_model.advance` raises when the checkpoint is not where the lease left it.
-const FENCED_OFF: &str = "DBK01";
 
 const OPEN: &str = "
     INSERT INTO read_model.checkpoint (projection, generation, partition, log_generation)
@@ -121,6 +118,26 @@ pub struct Lease {
     pub failed: bool,
 }
 
+impl Lease {
+    /// The step from where the checkpoint stands to `position`.
+    pub fn advance_to(&self, position: u64) -> Advance {
+        let Key {
+            projection,
+            tables,
+            partition,
+        } = self.key;
+        Advance {
+            projection,
+            tables,
+            partition,
+            fence: self.fence,
+            log_generation: self.log_generation,
+            from: self.position,
+            to: position,
+        }
+    }
+}
+
 /// What came of an attempt to get a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
@@ -199,36 +216,29 @@ fn held<'a>(
         .bind(lease.fence)
 }
 
-/// Begins a transaction that advances the checkpoint to `position`, in one round trip; `None` when the lease is lost.
-/// After `None` and after an error the connection is good for nothing but to be closed.
+/// Begins a transaction that advances the checkpoint, in one round trip. After an error the connection is good for nothing
+/// but to be closed.
 ///
 /// The transaction holds the checkpoint's row, so the rows that it goes on to write have one writer.
 pub async fn begin_advance<'c>(
     connection: &'c mut PgConnection,
-    lease: &Lease,
-    position: u64,
-) -> Result<Option<Transaction<'c, Postgres>>, sqlx::Error> {
-    let Key {
+    advance: &Advance,
+) -> Result<Transaction<'c, Postgres>, sqlx::Error> {
+    let Advance {
         projection,
         tables,
         partition,
-    } = lease.key;
-    let Lease {
         fence,
         log_generation,
-        position: from,
-        ..
-    } = lease;
+        from,
+        to,
+    } = advance;
     let statement = format!(
         "BEGIN; SELECT read_model.advance(
-            '{projection}', {tables}, {partition}, {fence}, '{log_generation}', {from}, {position})"
+            '{projection}', {tables}, {partition}, {fence}, '{log_generation}', {from}, {to})"
     );
     // Numbers, a UUID and a name that is a constant of this program: nothing that could break out of the statement.
-    match connection.begin_with(AssertSqlSafe(statement)).await {
-        Ok(transaction) => Ok(Some(transaction)),
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(FENCED_OFF) => Ok(None),
-        Err(error) => Err(error),
-    }
+    connection.begin_with(AssertSqlSafe(statement)).await
 }
 
 /// The newest position that a live projection has reached in a partition; 0 when there is none.

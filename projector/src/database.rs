@@ -26,7 +26,7 @@ pub struct Connector {
 impl Connector {
     /// Connections to the database at `url`, as its role.
     pub fn new(url: &str) -> Result<Self, sqlx::Error> {
-        let options = PgConnectOptions::from_str(url)?.options([
+        let options = daybook_read_model::connect_options(PgConnectOptions::from_str(url)?).options([
             ("synchronous_commit", "off"),
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),

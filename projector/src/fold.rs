@@ -83,6 +83,18 @@ pub(crate) struct Changes<'a, M: ReadModel> {
     pub(crate) deleted: Vec<M::Key>,
 }
 
+impl<M: ReadModel> Changes<'_, M> {
+    /// Whether no row changes.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.changed.is_empty() && self.deleted.is_empty()
+    }
+
+    /// Whether one statement can make all the changes and advance the checkpoint.
+    pub(crate) fn fit_one_statement(&self) -> bool {
+        self.deleted.is_empty() && (self.new.is_empty() || self.changed.is_empty())
+    }
+}
+
 impl<M: ReadModel> Rows<M> {
     /// Keeps up to `kept_max` rows. `is_whole` says that the table is empty so far.
     pub(crate) fn new(kept_max: usize, is_whole: bool) -> Self {

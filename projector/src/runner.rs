@@ -4,7 +4,7 @@
 //! effect exactly once, however often it is delivered and whoever else is at work. The rows are loaded before that
 //! transaction: had anybody changed them since, the compare-and-set would fail.
 
-use daybook_read_model::{Generation, ReadModel};
+use daybook_read_model::{Advance, Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
 
@@ -138,24 +138,30 @@ impl<M: ReadModel> Runner<M> {
         Ok(())
     }
 
-    /// Everything that a batch changes, in one transaction.
+    /// Everything that a batch changes, in one transaction: of one statement, where one does it.
     async fn store(&mut self, position: u64) -> Result<(), ApplyError> {
-        let tables = self.lease.key.tables;
-        let begun = checkpoint::begin_advance(&mut self.connection, &self.lease, position).await?;
-        let mut transaction = begun.ok_or(ApplyError::Fenced)?;
+        let advance = self.lease.advance_to(position);
         let changes = self.rows.changes();
-        match write(&mut transaction, tables, &changes, self.trusts_new).await {
-            Ok(()) => Ok(transaction.commit().await?),
-            Err(error) if is_refusal(&error) => {
-                transaction.rollback().await?;
-                Err(Poison {
-                    position,
-                    reason: Reason::Store(error),
+        let (connection, trusts_new) = (&mut self.connection, self.trusts_new);
+        let stored = if changes.is_empty() {
+            advance.execute(connection).await
+        } else if changes.fit_one_statement() {
+            write(connection, advance.tables, &changes, trusts_new, Some(&advance)).await
+        } else {
+            write_in_transaction(connection, &changes, trusts_new, &advance).await
+        };
+        stored.map_err(|error| {
+            let code = error.as_database_error().and_then(|error| error.code());
+            match code.as_deref() {
+                Some(Advance::FENCED_OFF) => ApplyError::Fenced,
+                // The database refuses the data, rather than being in trouble itself.
+                Some(code) if code.starts_with("22") || code.starts_with("23") => {
+                    let reason = Reason::Store(error);
+                    ApplyError::Poison(Poison { position, reason })
                 }
-                .into())
+                _ => ApplyError::Database(error),
             }
-            Err(error) => Err(error.into()),
-        }
+        })
     }
 
     /// Renews the lease while there is nothing to apply; `false` when it is lost.
@@ -178,12 +184,30 @@ impl<M: ReadModel> Runner<M> {
     }
 }
 
+/// Writes changes of several kinds, a statement each, and takes everything back when one of them fails.
+async fn write_in_transaction<M: ReadModel>(
+    connection: &mut PgConnection,
+    changes: &Changes<'_, M>,
+    trusts_new: bool,
+    advance: &Advance,
+) -> Result<(), sqlx::Error> {
+    let mut transaction = checkpoint::begin_advance(connection, advance).await?;
+    match write(&mut transaction, advance.tables, changes, trusts_new, None).await {
+        Ok(()) => transaction.commit().await,
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(error)
+        }
+    }
+}
+
 /// Writes what a batch changes, in one statement for each kind of change that there is.
 async fn write<M: ReadModel>(
     connection: &mut PgConnection,
     tables: Generation,
     changes: &Changes<'_, M>,
     trusts_new: bool,
+    advance: Option<&Advance>,
 ) -> Result<(), sqlx::Error> {
     let Changes {
         new,
@@ -191,23 +215,17 @@ async fn write<M: ReadModel>(
         deleted,
     } = changes;
     if trusts_new && !new.is_empty() {
-        M::insert(connection, tables, new).await?;
+        M::insert(connection, tables, new, advance).await?;
     } else if !new.is_empty() {
-        M::store(connection, tables, new).await?;
+        M::store(connection, tables, new, advance).await?;
     }
     if !changed.is_empty() {
-        M::store(connection, tables, changed).await?;
+        M::store(connection, tables, changed, advance).await?;
     }
     if !deleted.is_empty() {
         M::delete(connection, tables, deleted).await?;
     }
     Ok(())
-}
-
-/// Whether the database refuses the data (SQLSTATE classes 22 and 23), rather than being in trouble itself.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
 /// An error with all its causes, on one line.

@@ -9,65 +9,98 @@ use tokio_util::sync::CancellationToken;
 
 use support::{Orders, Setup, drain, eventually, unknown_event};
 
-/// Ends the session of a worker while it is in the middle of something.
-async fn kill_at_work(setup: &Setup, projection: &str) {
-    eventually("a worker at work", async || {
-        let killed: i64 = setup
-            .value(&format!(
-                "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
-                 WHERE datname = current_database() AND application_name = 'daybook-projector {projection}/0'
-                   AND state IN ('active', 'idle in transaction')
-                   AND (xact_start IS NOT NULL OR state = 'idle in transaction')"
-            ))
-            .await;
-        killed > 0
+/// Two gates: while somebody holds the first no row is committed, while somebody holds the second no checkpoint. They are
+/// written, and the commit waits. Were rows and checkpoint ever committed apart, one of the two gates would come between.
+const GATE: &str = "
+    CREATE FUNCTION public.wait_at_the_gate() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_xact_lock_shared(tg_argv[0]::bigint);
+        RETURN NULL;
+    END $$;
+    CREATE CONSTRAINT TRIGGER gate AFTER UPDATE ON read_model.checkpoint DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (old.position <> new.position) EXECUTE FUNCTION public.wait_at_the_gate(2);
+    CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON read_model.order_list_g1 DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION public.wait_at_the_gate(1);
+    CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON read_model.order_details_g1 DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION public.wait_at_the_gate(1);
+    CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON read_model.customer_totals_g1 DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION public.wait_at_the_gate(1)
+";
+
+/// Lets a projection apply what there is, and kills it when it has done everything but commit.
+async fn die_between_apply_and_commit<M: ReadModel>(setup: &Setup) {
+    let before = setup.position(M::NAME).await;
+    let working = tokio::spawn(setup.worker::<M>().await.run(CancellationToken::new()));
+    let at_the_gate = "FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    eventually("a worker before its commit", async || {
+        setup
+            .value::<i64>(&format!("SELECT count(*) {at_the_gate}"))
+            .await
+            > 0
     })
     .await;
+    working.abort();
+    let ended = working.await;
+    assert!(ended.is_err_and(|error| error.is_cancelled()), "it was at work");
+    // The server notices only when it answers that nobody is there any more, and it would commit before that.
+    let killed: i64 = setup
+        .value(&format!("SELECT count(pg_terminate_backend(pid)) {at_the_gate}"))
+        .await;
+    assert_eq!(killed, 1);
+    eventually("the end of its session", async || {
+        let sessions: i64 = setup
+            .value(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name LIKE 'daybook-projector %/0'",
+            )
+            .await;
+        sessions == 0
+    })
+    .await;
+    assert_eq!(setup.position(M::NAME).await, before, "nothing was committed");
+    // Ten seconds later.
+    setup
+        .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_that_are_killed_a_hundred_times_in_the_middle_of_a_batch_end_with_the_fold() {
+async fn workers_that_are_killed_between_apply_and_commit_a_hundred_times_end_with_the_fold() {
     let setup = Setup::new().await;
-    let stop = CancellationToken::new();
-    let workers = [
-        tokio::spawn(setup.worker::<OrderList>().await.run(stop.clone())),
-        tokio::spawn(setup.worker::<OrderDetails>().await.run(stop.clone())),
-        tokio::spawn(setup.worker::<CustomerTotals>().await.run(stop.clone())),
-    ];
+    sqlx::raw_sql(GATE)
+        .execute(&setup.superuser)
+        .await
+        .expect("a trigger");
     let mut orders = Orders::new(1);
-    orders.append(&setup, 500).await;
-
-    let killed = CancellationToken::new();
-    let load = async {
-        while !killed.is_cancelled() {
-            orders.append(&setup, 20).await;
-        }
-    };
-    let kills = async {
-        for kill in 0..100 {
-            let projection = [OrderList::NAME, OrderDetails::NAME, CustomerTotals::NAME][kill % 3];
-            kill_at_work(&setup, projection).await;
-            let failures = "SELECT count(*) FROM read_model.checkpoint WHERE error IS NOT NULL";
-            assert_eq!(
-                setup.value::<i64>(failures).await,
-                0,
-                "rows and checkpoint have parted"
-            );
-        }
-        killed.cancel();
-    };
-    tokio::join!(load, kills);
-
-    let head = setup.head().await;
-    for projection in [OrderList::NAME, OrderDetails::NAME, CustomerTotals::NAME] {
-        eventually("the end of the log", async || {
-            setup.position(projection).await == head
-        })
-        .await;
-    }
-    stop.cancel();
-    for worker in workers {
-        worker.await.expect("no panic").expect("no failure");
+    for round in 0..34 {
+        orders.append(&setup, 30).await;
+        let mut gate = setup.superuser.acquire().await.expect("a connection");
+        sqlx::query("SELECT pg_advisory_lock($1)")
+            .bind(round % 2 + 1_i64)
+            .execute(&mut *gate)
+            .await
+            .expect("nobody waits there yet");
+        die_between_apply_and_commit::<OrderList>(&setup).await;
+        die_between_apply_and_commit::<OrderDetails>(&setup).await;
+        die_between_apply_and_commit::<CustomerTotals>(&setup).await;
+        sqlx::query("SELECT pg_advisory_unlock_all()")
+            .execute(&mut *gate)
+            .await
+            .expect("it is held");
+        drop(gate);
+        // Their successors find old rows as well as none, so that the next batch inserts and overwrites.
+        let (mut list, mut details, mut totals) = (
+            setup.worker::<OrderList>().await,
+            setup.worker::<OrderDetails>().await,
+            setup.worker::<CustomerTotals>().await,
+        );
+        assert_eq!(drain(&mut list).await, Step::CaughtUp);
+        assert_eq!(drain(&mut details).await, Step::CaughtUp);
+        assert_eq!(drain(&mut totals).await, Step::CaughtUp);
+        setup
+            .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+            .await;
     }
     setup.assert_equals_fold::<OrderList>().await;
     setup.assert_equals_fold::<OrderDetails>().await;

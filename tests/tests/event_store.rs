@@ -437,7 +437,7 @@ async fn every_statement_can_be_prepared_against_the_migrated_schema() -> anyhow
     }
     for (name, statement) in daybook_read_model::statements() {
         use sqlx::SqlSafeStr as _;
-        prepare(name, statement.into_sql_str().as_str().to_owned()).await?;
+        prepare(&name, statement.into_sql_str().as_str().to_owned()).await?;
     }
     Ok(())
 }

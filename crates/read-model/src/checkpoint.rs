@@ -1,8 +1,9 @@
-//! How far the live tables of each projection have come.
+//! How far the live tables of each projection have come, and the step that takes tables further.
 
-use sqlx::{FromRow, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
+use crate::model::RowsQuery;
 use crate::{Generation, row};
 
 /// How far a projection's live tables have come in a partition.
@@ -27,8 +28,60 @@ const LIVE: &str = "
     ORDER BY c.projection, c.partition
 ";
 
+const ADVANCE: &str = "SELECT read_model.advance($1, $2, $3, $4, $5, $6, $7)";
+
 /// Every statement of this file, by name.
-pub(crate) const STATEMENTS: &[(&str, &str)] = &[("checkpoint.live", LIVE)];
+pub(crate) const STATEMENTS: &[(&str, &str)] = &[("checkpoint.live", LIVE), ("checkpoint.advance", ADVANCE)];
+
+/// A step of a checkpoint, by compare-and-set: from where a worker left it to where its rows will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    /// The projection's name.
+    pub projection: &'static str,
+    /// The generation of its tables.
+    pub tables: Generation,
+    /// The partition of the log.
+    pub partition: i32,
+    /// The fencing number of the worker's lease.
+    pub fence: i64,
+    /// The generation of the log that the positions belong to.
+    pub log_generation: Uuid,
+    /// Where the checkpoint has to be.
+    pub from: u64,
+    /// Where it is afterwards.
+    pub to: u64,
+}
+
+impl Advance {
+    /// SQLSTATE of the exception when the checkpoint is not where this worker left it.
+    pub const FENCED_OFF: &'static str = "DBK01";
+
+    /// Advances the checkpoint, for a batch that changes no row.
+    pub async fn execute(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        self.bind(sqlx::query(ADVANCE))
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+
+    /// The call in a statement's `FROM`, its parameters counted from this one.
+    pub(crate) fn call(first: usize) -> String {
+        let parameters: Vec<String> = (first..first + 7).map(|number| format!("${number}")).collect();
+        format!("read_model.advance({})", parameters.join(", "))
+    }
+
+    /// Its parameters, behind those that are bound already.
+    pub(crate) fn bind<'q>(&self, query: RowsQuery<'q>) -> RowsQuery<'q> {
+        query
+            .bind(self.projection)
+            .bind(self.tables.get())
+            .bind(self.partition)
+            .bind(self.fence)
+            .bind(self.log_generation)
+            .bind(self.from.cast_signed())
+            .bind(self.to.cast_signed())
+    }
+}
 
 /// How far every projection's live tables have come, in every partition.
 pub async fn live(pool: &PgPool) -> Result<Vec<LiveCheckpoint>, sqlx::Error> {

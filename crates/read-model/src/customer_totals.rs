@@ -13,13 +13,12 @@ use std::collections::HashMap;
 use daybook_domain::ids::CustomerId;
 use daybook_domain::money::Currency;
 use daybook_domain::order::Event as OrderEvent;
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
-use sqlx::{FromRow, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
 use crate::model::column;
-use crate::{Body, Change, Event, FoldError, Generation, ReadModel, row};
+use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -92,32 +91,23 @@ const LOAD: &str = "
          ON t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
 ";
 
-macro_rules! insert {
-    () => {
-        "
+const INSERT: &str = "
     INSERT INTO read_model.customer_totals_g{generation} AS t
         (tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered, ordered_minor,
          paid_minor, refunded_minor)
     SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::text[]), unnest($4::bigint[]), unnest($5::bigint[]),
            unnest($6::bigint[]), unnest($7::bigint[]), unnest($8::text[])::numeric, unnest($9::text[])::numeric,
            unnest($10::text[])::numeric
-"
-    };
-}
+";
 
-const INSERT: &str = insert!();
-
-const STORE: &str = concat!(
-    insert!(),
-    "
+const OVERWRITE: &str = "
     ON CONFLICT (tenant_id, customer_id, currency) DO UPDATE
     SET position = excluded.position, orders_placed = excluded.orders_placed,
         orders_closed = excluded.orders_closed, items_ordered = excluded.items_ordered,
         ordered_minor = excluded.ordered_minor, paid_minor = excluded.paid_minor,
         refunded_minor = excluded.refunded_minor
     WHERE t.position < excluded.position
-"
-);
+";
 
 const DELETE: &str = "
     DELETE FROM read_model.customer_totals_g{generation} AS t
@@ -129,8 +119,6 @@ const DELETE: &str = "
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("customer_totals.find", FIND),
     ("customer_totals.load", LOAD),
-    ("customer_totals.insert", INSERT),
-    ("customer_totals.store", STORE),
     ("customer_totals.delete", DELETE),
 ];
 
@@ -138,6 +126,8 @@ impl ReadModel for CustomerTotals {
     const NAME: &'static str = "customer_totals";
     type Key = Key;
     type Row = Row<Sum>;
+    const INSERT: &'static str = INSERT;
+    const OVERWRITE: &'static str = OVERWRITE;
 
     fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
         let Body::Order(body) = &event.body;
@@ -186,26 +176,18 @@ impl ReadModel for CustomerTotals {
         Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
     }
 
-    async fn insert(
-        connection: &mut PgConnection,
-        tables: Generation,
-        rows: &[&Row<Sum>],
-    ) -> Result<(), sqlx::Error> {
-        write(tables.fill(INSERT), rows)
-            .execute(connection)
-            .await
-            .map(drop)
-    }
-
-    async fn store(
-        connection: &mut PgConnection,
-        tables: Generation,
-        rows: &[&Row<Sum>],
-    ) -> Result<(), sqlx::Error> {
-        write(tables.fill(STORE), rows)
-            .execute(connection)
-            .await
-            .map(drop)
+    fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row<Sum>]) -> RowsQuery<'q> {
+        query
+            .bind(column(rows, |row| row.key.tenant_id))
+            .bind(column(rows, |row| row.key.customer_id.as_str()))
+            .bind(column(rows, |row| row.key.currency.as_str()))
+            .bind(column(rows, |row| row.position.cast_signed()))
+            .bind(column(rows, |row| row.orders_placed.cast_signed()))
+            .bind(column(rows, |row| row.orders_closed.cast_signed()))
+            .bind(column(rows, |row| row.items_ordered.cast_signed()))
+            .bind(column(rows, |row| row.ordered_minor.to_string()))
+            .bind(column(rows, |row| row.paid_minor.to_string()))
+            .bind(column(rows, |row| row.refunded_minor.to_string()))
     }
 
     async fn delete(
@@ -222,21 +204,6 @@ impl ReadModel for CustomerTotals {
             .await
             .map(drop)
     }
-}
-
-/// `INSERT` or `STORE` with its columns.
-fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row<Sum>]) -> Query<'q, Postgres, PgArguments> {
-    sqlx::query(statement)
-        .bind(column(rows, |row| row.key.tenant_id))
-        .bind(column(rows, |row| row.key.customer_id.as_str()))
-        .bind(column(rows, |row| row.key.currency.as_str()))
-        .bind(column(rows, |row| row.position.cast_signed()))
-        .bind(column(rows, |row| row.orders_placed.cast_signed()))
-        .bind(column(rows, |row| row.orders_closed.cast_signed()))
-        .bind(column(rows, |row| row.items_ordered.cast_signed()))
-        .bind(column(rows, |row| row.ordered_minor.to_string()))
-        .bind(column(rows, |row| row.paid_minor.to_string()))
-        .bind(column(rows, |row| row.refunded_minor.to_string()))
 }
 
 /// What one event adds to a customer's totals.

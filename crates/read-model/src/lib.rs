@@ -20,9 +20,10 @@ pub mod status;
 #[cfg(test)]
 mod testing;
 
+pub use checkpoint::Advance;
 pub use customer_totals::CustomerTotals;
 pub use event::{Body, DecodeError, Event};
-pub use model::{Change, FoldError, Generation, OrderKey, ReadModel, connect_options};
+pub use model::{Change, FoldError, Generation, OrderKey, ReadModel, RowsQuery, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
 
@@ -46,14 +47,32 @@ pub fn schema_version() -> i64 {
 
 /// Every SQL statement of this crate, by name, for the test that prepares each against the migrated schema. Those that
 /// name tables name their first generation.
-pub fn statements() -> impl Iterator<Item = (&'static str, sqlx::AssertSqlSafe<String>)> {
-    [
+pub fn statements() -> impl Iterator<Item = (String, sqlx::AssertSqlSafe<String>)> {
+    let fixed = [
         checkpoint::STATEMENTS,
         customer_totals::STATEMENTS,
         order_details::STATEMENTS,
         order_list::STATEMENTS,
-    ]
-    .into_iter()
-    .flatten()
-    .map(|&(name, statement)| (name, Generation::FIRST.fill(statement)))
+    ];
+    fixed
+        .into_iter()
+        .flatten()
+        .map(|&(name, statement)| (name.to_owned(), statement.to_owned()))
+        .chain(writing::<CustomerTotals>())
+        .chain(writing::<OrderDetails>())
+        .chain(writing::<OrderList>())
+        .map(|(name, statement)| (name, Generation::FIRST.fill(&statement)))
+}
+
+fn writing<M: ReadModel>() -> impl Iterator<Item = (String, String)> {
+    let kinds = [
+        ("insert", "", false),
+        ("insert_and_advance", "", true),
+        ("store", M::OVERWRITE, false),
+        ("store_and_advance", M::OVERWRITE, true),
+    ];
+    kinds.into_iter().map(|(kind, overwrite, advances)| {
+        let statement = model::write_statement(M::INSERT, overwrite, advances);
+        (format!("{}.{kind}", M::NAME), statement)
+    })
 }

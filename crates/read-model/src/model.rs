@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::postgres::{PgArguments, PgConnectOptions};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::Event;
+use crate::{Advance, Event};
 
 /// A read model: which rows an event touches, what it makes of each, and how rows are loaded and stored.
 ///
 /// The fold is pure, so the same one serves live updates, rebuilds and "as of" reads. Loading and storing are one
-/// statement each for any number of rows; the caller owns the transaction.
+/// statement each for any number of rows. A statement that stores can be a whole transaction of its own: it advances the
+/// checkpoint as well when it is given an [`Advance`]. Otherwise the caller owns the transaction.
 pub trait ReadModel: Send + Sync + 'static {
     /// Its name: of the projection, of the view, and of the tables up to their generation.
     const NAME: &'static str;
@@ -24,6 +26,13 @@ pub trait ReadModel: Send + Sync + 'static {
 
     /// A row, its key and position included.
     type Row: Clone + fmt::Debug + PartialEq + Send + Sync;
+
+    /// The statement that inserts rows: `INSERT INTO …_g{generation} … SELECT unnest($1), unnest($2), …`, each parameter
+    /// once, and nothing after them.
+    const INSERT: &'static str;
+
+    /// What makes it overwrite rows that are there: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
+    const OVERWRITE: &'static str;
 
     /// The rows that an event touches. It must follow from the event alone.
     fn keys(event: &Event) -> impl IntoIterator<Item = Self::Key>;
@@ -76,20 +85,29 @@ pub trait ReadModel: Send + Sync + 'static {
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Row>, sqlx::Error>> + Send;
 
+    /// The columns of the rows, as the parameters of [`Self::INSERT`].
+    fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Self::Row]) -> RowsQuery<'q>;
+
     /// Stores rows of keys that are known to have none (the event opened them, or loading found nothing), at half the
     /// cost of [`Self::store`]. A key that has one after all violates the primary key.
     fn insert(
         connection: &mut PgConnection,
         tables: Generation,
         rows: &[&Self::Row],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+        advance: Option<&Advance>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        write::<Self>(connection, tables, "", rows, advance)
+    }
 
     /// Stores rows, each key at most once; a stored row whose position is the same or higher stays as it is.
     fn store(
         connection: &mut PgConnection,
         tables: Generation,
         rows: &[&Self::Row],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+        advance: Option<&Advance>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        write::<Self>(connection, tables, Self::OVERWRITE, rows, advance)
+    }
 
     /// Removes the rows of these keys.
     fn delete(
@@ -97,6 +115,35 @@ pub trait ReadModel: Send + Sync + 'static {
         tables: Generation,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+/// A statement with the columns of many rows.
+pub type RowsQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+async fn write<M: ReadModel + ?Sized>(
+    connection: &mut PgConnection,
+    tables: Generation,
+    overwrite: &'static str,
+    rows: &[&M::Row],
+    advance: Option<&Advance>,
+) -> Result<(), sqlx::Error> {
+    let statement = write_statement(M::INSERT, overwrite, advance.is_some());
+    let query = M::bind(sqlx::query(tables.fill(&statement)), rows);
+    let query = match advance {
+        Some(advance) => advance.bind(query),
+        None => query,
+    };
+    query.execute(connection).await.map(drop)
+}
+
+/// An `INSERT` that overwrites or does not, and that advances the checkpoint or does not. The rows come from the call
+/// that advances, so it is made before any row is written; where it fails, nothing is.
+pub(crate) fn write_statement(insert: &str, overwrite: &str, advances: bool) -> String {
+    if !advances {
+        return format!("{insert}{overwrite}");
+    }
+    let advance = Advance::call(insert.matches('$').count() + 1);
+    format!("{insert} FROM {advance} {overwrite}")
 }
 
 /// What an event makes of a row.
@@ -199,8 +246,8 @@ impl Generation {
     /// Names this generation's table in a statement: `…_g{generation}` becomes `…_g1`.
     ///
     /// Each generation's text is prepared once per connection, since statements are cached by their text.
-    pub(crate) fn fill(self, statement: &'static str) -> AssertSqlSafe<String> {
-        // A number cannot break out of the statement, and everything else in it is a literal of this crate.
+    pub(crate) fn fill(self, statement: &str) -> AssertSqlSafe<String> {
+        // A number cannot break out of the statement, and everything else in it is made of literals of this crate.
         AssertSqlSafe(statement.replace("{generation}", &self.0.to_string()))
     }
 }

@@ -12,16 +12,15 @@ mod view;
 use std::collections::HashMap;
 
 use daybook_domain::order::Event as OrderEvent;
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
-use sqlx::{FromRow, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
 pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, row};
+use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, RowsQuery, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -67,25 +66,16 @@ const LOAD: &str = "
     JOIN read_model.order_details_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
 ";
 
-macro_rules! insert {
-    () => {
-        "
+const INSERT: &str = "
     INSERT INTO read_model.order_details_g{generation} AS o (tenant_id, order_id, version, position, document)
     SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[])::json
-"
-    };
-}
+";
 
-const INSERT: &str = insert!();
-
-const STORE: &str = concat!(
-    insert!(),
-    "
+const OVERWRITE: &str = "
     ON CONFLICT (tenant_id, order_id) DO UPDATE
     SET version = excluded.version, position = excluded.position, document = excluded.document
     WHERE o.position < excluded.position
-"
-);
+";
 
 const DELETE: &str = "
     DELETE FROM read_model.order_details_g{generation} AS o
@@ -98,8 +88,6 @@ pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("order_details.find_many", FIND),
     ("order_details.find_documents", document::FIND),
     ("order_details.load", LOAD),
-    ("order_details.insert", INSERT),
-    ("order_details.store", STORE),
     ("order_details.delete", DELETE),
 ];
 
@@ -107,6 +95,8 @@ impl ReadModel for OrderDetails {
     const NAME: &'static str = "order_details";
     type Key = OrderKey;
     type Row = Row;
+    const INSERT: &'static str = INSERT;
+    const OVERWRITE: &'static str = OVERWRITE;
 
     fn keys(event: &Event) -> impl IntoIterator<Item = OrderKey> {
         let Body::Order(_) = &event.body;
@@ -165,26 +155,13 @@ impl ReadModel for OrderDetails {
         Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
-    async fn insert(
-        connection: &mut PgConnection,
-        tables: Generation,
-        rows: &[&Row],
-    ) -> Result<(), sqlx::Error> {
-        write(tables.fill(INSERT), rows)
-            .execute(connection)
-            .await
-            .map(drop)
-    }
-
-    async fn store(
-        connection: &mut PgConnection,
-        tables: Generation,
-        rows: &[&Row],
-    ) -> Result<(), sqlx::Error> {
-        write(tables.fill(STORE), rows)
-            .execute(connection)
-            .await
-            .map(drop)
+    fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row]) -> RowsQuery<'q> {
+        query
+            .bind(column(rows, |row| row.tenant_id))
+            .bind(column(rows, |row| row.document.order_id.as_str()))
+            .bind(column(rows, |row| row.document.version.cast_signed()))
+            .bind(column(rows, |row| row.position.cast_signed()))
+            .bind(column(rows, |row| encode(&row.document)))
     }
 
     async fn delete(
@@ -200,16 +177,6 @@ impl ReadModel for OrderDetails {
             .await
             .map(drop)
     }
-}
-
-/// `INSERT` or `STORE` with its columns.
-fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres, PgArguments> {
-    sqlx::query(statement)
-        .bind(column(rows, |row| row.tenant_id))
-        .bind(column(rows, |row| row.document.order_id.as_str()))
-        .bind(column(rows, |row| row.document.version.cast_signed()))
-        .bind(column(rows, |row| row.position.cast_signed()))
-        .bind(column(rows, |row| encode(&row.document)))
 }
 
 fn encode(document: &OrderView) -> String {

@@ -12,14 +12,13 @@ use daybook_domain::ids::{CustomerId, Reference};
 use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, Placed, Status};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
-use sqlx::{FromRow, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, row, status};
+use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, RowsQuery, row, status};
 
 /// The read model.
 #[derive(Debug)]
@@ -186,32 +185,23 @@ const LOAD: &str = "
     JOIN read_model.order_list_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
 ";
 
-macro_rules! insert {
-    () => {
-        "
+const INSERT: &str = "
     INSERT INTO read_model.order_list_g{generation} AS o
         (tenant_id, order_id, version, position, status, reference, customer_id, currency, total_minor, item_count,
          placed_at, updated_at)
     SELECT unnest($1::uuid[]), unnest($2::text[]), unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]),
            unnest($6::text[]), unnest($7::text[]), unnest($8::text[]), unnest($9::bigint[]), unnest($10::bigint[]),
            unnest($11::timestamptz[]), unnest($12::timestamptz[])
-"
-    };
-}
+";
 
-const INSERT: &str = insert!();
-
-const STORE: &str = concat!(
-    insert!(),
-    "
+const OVERWRITE: &str = "
     ON CONFLICT (tenant_id, order_id) DO UPDATE
     SET version = excluded.version, position = excluded.position, status = excluded.status,
         reference = excluded.reference, customer_id = excluded.customer_id, currency = excluded.currency,
         total_minor = excluded.total_minor, item_count = excluded.item_count, placed_at = excluded.placed_at,
         updated_at = excluded.updated_at
     WHERE o.position < excluded.position
-"
-);
+";
 
 const DELETE: &str = "
     DELETE FROM read_model.order_list_g{generation} AS o
@@ -223,8 +213,6 @@ const DELETE: &str = "
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("order_list.list", LIST),
     ("order_list.load", LOAD),
-    ("order_list.insert", INSERT),
-    ("order_list.store", STORE),
     ("order_list.delete", DELETE),
 ];
 
@@ -232,6 +220,8 @@ impl ReadModel for OrderList {
     const NAME: &'static str = "order_list";
     type Key = OrderKey;
     type Row = Row;
+    const INSERT: &'static str = INSERT;
+    const OVERWRITE: &'static str = OVERWRITE;
 
     fn keys(event: &Event) -> impl IntoIterator<Item = OrderKey> {
         let Body::Order(_) = &event.body;
@@ -285,26 +275,20 @@ impl ReadModel for OrderList {
         Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
-    async fn insert(
-        connection: &mut PgConnection,
-        tables: Generation,
-        rows: &[&Row],
-    ) -> Result<(), sqlx::Error> {
-        write(tables.fill(INSERT), rows)
-            .execute(connection)
-            .await
-            .map(drop)
-    }
-
-    async fn store(
-        connection: &mut PgConnection,
-        tables: Generation,
-        rows: &[&Row],
-    ) -> Result<(), sqlx::Error> {
-        write(tables.fill(STORE), rows)
-            .execute(connection)
-            .await
-            .map(drop)
+    fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row]) -> RowsQuery<'q> {
+        query
+            .bind(column(rows, |row| row.tenant_id))
+            .bind(column(rows, |row| row.order_id.as_str()))
+            .bind(column(rows, |row| row.version.cast_signed()))
+            .bind(column(rows, |row| row.position.cast_signed()))
+            .bind(column(rows, |row| status::name(row.status)))
+            .bind(column(rows, |row| row.reference.as_ref().map(Reference::as_str)))
+            .bind(column(rows, |row| row.customer_id.as_str()))
+            .bind(column(rows, |row| row.currency.as_str()))
+            .bind(column(rows, |row| row.total_minor))
+            .bind(column(rows, |row| row.item_count.cast_signed()))
+            .bind(column(rows, |row| row.placed_at))
+            .bind(column(rows, |row| row.updated_at))
     }
 
     async fn delete(
@@ -320,23 +304,6 @@ impl ReadModel for OrderList {
             .await
             .map(drop)
     }
-}
-
-/// `INSERT` or `STORE` with its columns.
-fn write<'q>(statement: impl SqlSafeStr, rows: &[&'q Row]) -> Query<'q, Postgres, PgArguments> {
-    sqlx::query(statement)
-        .bind(column(rows, |row| row.tenant_id))
-        .bind(column(rows, |row| row.order_id.as_str()))
-        .bind(column(rows, |row| row.version.cast_signed()))
-        .bind(column(rows, |row| row.position.cast_signed()))
-        .bind(column(rows, |row| status::name(row.status)))
-        .bind(column(rows, |row| row.reference.as_ref().map(Reference::as_str)))
-        .bind(column(rows, |row| row.customer_id.as_str()))
-        .bind(column(rows, |row| row.currency.as_str()))
-        .bind(column(rows, |row| row.total_minor))
-        .bind(column(rows, |row| row.item_count.cast_signed()))
-        .bind(column(rows, |row| row.placed_at))
-        .bind(column(rows, |row| row.updated_at))
 }
 
 impl Row {

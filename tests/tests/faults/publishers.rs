@@ -40,6 +40,31 @@ async fn what_a_service_stopped_between_commit_and_publish_has_left_is_published
     check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
 }
 
+#[tokio::test]
+async fn what_a_service_committed_and_never_published_is_published_by_one_that_committed_nothing()
+-> anyhow::Result<()> {
+    let mut backend = Backend::start(2).await?.with_projector().await?;
+    // All commands go to the first. The second takes part in nothing.
+    let load = Load::start(&backend.callers()?[..1], 16);
+    load.progress(100).await?;
+    // Not paused: what waits in the buffers of a paused server is still published when it goes on.
+    backend.servers.nats.kill().await?;
+    let published = log::head(&backend.superuser).await?;
+    load.progress(200).await?;
+    backend.commands[0].service.kill().await?;
+    let ledger = load.stop().await;
+    backend.servers.nats.restart().await?;
+    let head = log::head(&backend.superuser).await?;
+    published_up_to(&backend, head).await?;
+    let helped = helped(&backend.commands[1]).await?;
+    ensure!(
+        helped >= (head - published) as f64,
+        "{helped} of the {} events that were left behind",
+        head - published
+    );
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
+}
+
 /// Events that a service has published for the other one, whichever way it found that they were missing.
 async fn helped(service: &Running) -> anyhow::Result<f64> {
     let helped = metrics::sum(service.admin, "daybook_publish_helped_total").await?;

@@ -52,7 +52,7 @@ impl Database {
     /// Folds events from nothing and stores the rows in the live tables.
     pub(crate) async fn project<M: ReadModel>(&mut self, events: &[Event]) -> Vec<M::Row> {
         let rows = fold_all::<M>(events);
-        M::store(&mut self.projector, Generation::FIRST, &refs(&rows))
+        M::store(&mut self.projector, Generation::FIRST, &refs(&rows), None)
             .await
             .expect("rows can be stored");
         rows

@@ -25,13 +25,13 @@ async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
 
 async fn inserted_is_stored<M: ReadModel>(database: &mut Database) {
     let rows = fold_all::<M>(&history(STRANGER, 20..40));
-    M::insert(&mut database.projector, Generation::FIRST, &refs(&rows))
+    M::insert(&mut database.projector, Generation::FIRST, &refs(&rows), None)
         .await
         .expect("the rows are new");
     let keys: Vec<_> = rows.iter().map(M::key).collect();
     let expected: HashMap<_, _> = keys.iter().cloned().zip(rows.iter().cloned()).collect();
     assert_eq!(loaded::<M>(database, &keys).await, expected);
-    let again = M::insert(&mut database.projector, Generation::FIRST, &refs(&rows)).await;
+    let again = M::insert(&mut database.projector, Generation::FIRST, &refs(&rows), None).await;
     let error = again.expect_err("there are rows already");
     assert!(
         error
