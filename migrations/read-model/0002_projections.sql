@@ -5,7 +5,9 @@
 -- functions in its own migration, which this file calls by name:
 --
 --   read_model.create_<name>(generation integer)   makes the tables with nothing but their primary keys, grants included
---   read_model.index_<name>(generation integer)    adds the other indexes, which cost less after a fill than during it
+--   read_model.index_<name>(generation integer)    returns the statements that make the other indexes, which cost less
+--                                                  after a fill than during it: CREATE INDEX IF NOT EXISTS, the schema
+--                                                  named, whichever takes longest first; no rows when there are none
 --
 -- and ends with SELECT read_model.introduce('<name>').
 
@@ -134,15 +136,30 @@ BEGIN
 END
 $$;
 
+-- The statements that make the further indexes of a generation, in the order worth starting them. They are returned and
+-- not executed, because one session makes one index at a time: whoever fills the tables makes them in several. Whoever
+-- died over them starts again with all of them, hence IF NOT EXISTS.
+CREATE FUNCTION read_model.further_indexes(p_name text, p_generation integer) RETURNS SETOF text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format('SELECT read_model.%I($1)', 'index_' || p_name) USING p_generation;
+END
+$$;
+
 -- Registers a projection with its first generation, empty and live. Does nothing when it is there already.
 CREATE FUNCTION read_model.introduce(p_name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 AS $$
+DECLARE
+    v_index text;
 BEGIN
     INSERT INTO read_model.projection (name) VALUES (p_name) ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM read_model.make(p_name, 1);
-        EXECUTE format('SELECT read_model.%I(1)', 'index_' || p_name);
+        FOR v_index IN SELECT read_model.further_indexes(p_name, 1) LOOP
+            EXECUTE v_index;
+        END LOOP;
         PERFORM read_model.show(p_name, 1);
     END IF;
 END
@@ -169,7 +186,8 @@ BEGIN
 END
 $$;
 
--- Adds the indexes to a filled generation, once.
+-- Notes, once, that a filled generation has its indexes, with what the planner should know of tables that were empty a
+-- moment ago.
 CREATE FUNCTION read_model.finish_fill(p_name text, p_generation integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 AS $$
@@ -177,7 +195,7 @@ BEGIN
     UPDATE read_model.rebuild AS r SET indexed_at = clock_timestamp()
     WHERE r.projection = p_name AND r.generation = p_generation AND r.indexed_at IS NULL;
     IF FOUND THEN
-        EXECUTE format('SELECT read_model.%I($1)', 'index_' || p_name) USING p_generation;
+        EXECUTE format('ANALYZE read_model.%I', p_name || '_g' || p_generation);
     END IF;
 END
 $$;
@@ -251,10 +269,12 @@ $$;
 ALTER FUNCTION read_model.show OWNER TO daybook_projector;
 ALTER FUNCTION read_model.discard OWNER TO daybook_projector;
 ALTER FUNCTION read_model.make OWNER TO daybook_projector;
+ALTER FUNCTION read_model.further_indexes OWNER TO daybook_projector;
 ALTER FUNCTION read_model.introduce OWNER TO daybook_projector;
 ALTER FUNCTION read_model.start_rebuild OWNER TO daybook_projector;
 ALTER FUNCTION read_model.finish_fill OWNER TO daybook_projector;
 ALTER FUNCTION read_model.fail_rebuild OWNER TO daybook_projector;
 ALTER FUNCTION read_model.go_live OWNER TO daybook_projector;
-REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.make, read_model.introduce,
-    read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live FROM PUBLIC;
+REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.make, read_model.further_indexes,
+    read_model.introduce, read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live
+    FROM PUBLIC;

@@ -34,20 +34,23 @@ END
 $create$;
 
 -- An index for every sort, ending in the order's id, so that a page begins where the last one ended (a keyset). The
--- last two serve the filters that leave little over, in the order that lists mostly have; with another sort they find
+-- first two serve the filters that leave little over, in the order that lists mostly have; with another sort they find
 -- what there is to sort.
-CREATE FUNCTION read_model.index_order_list(p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+CREATE FUNCTION read_model.index_order_list(p_generation integer) RETURNS SETOF text
+LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = ''
 AS $index$
 BEGIN
-    EXECUTE format($ddl$
-        CREATE INDEX %1$s_placed_at   ON read_model.%1$I (tenant_id, placed_at, order_id);
-        CREATE INDEX %1$s_updated_at  ON read_model.%1$I (tenant_id, updated_at, order_id);
-        CREATE INDEX %1$s_total_minor ON read_model.%1$I (tenant_id, total_minor, order_id);
-        CREATE INDEX %1$s_customer_id ON read_model.%1$I (tenant_id, customer_id, placed_at, order_id);
-        CREATE INDEX %1$s_status      ON read_model.%1$I (tenant_id, status, placed_at, order_id);
-        ANALYZE read_model.%1$I;
-    $ddl$, 'order_list_g' || p_generation);
+    RETURN QUERY
+    SELECT format('CREATE INDEX IF NOT EXISTS %1$s_%2$s ON read_model.%1$s (tenant_id, %3$s)',
+                  'order_list_g' || p_generation, i.name, i.columns)
+    FROM (VALUES
+        (1, 'status',      'status, placed_at, order_id'),
+        (2, 'customer_id', 'customer_id, placed_at, order_id'),
+        (3, 'updated_at',  'updated_at, order_id'),
+        (4, 'total_minor', 'total_minor, order_id'),
+        (5, 'placed_at',   'placed_at, order_id')
+    ) AS i (number, name, columns)
+    ORDER BY i.number;
 END
 $index$;
 

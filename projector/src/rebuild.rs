@@ -8,6 +8,7 @@
 //! indexes. So a projector that starts again, or another one, goes on where the last batch was committed. An event that
 //! cannot be applied ends a rebuild, and the live tables stay.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::signal::{self, Applied};
@@ -34,6 +35,10 @@ const LAST_PASS_EVENTS_MAX: u64 = 2_000;
 
 /// How many rows are kept in memory during a fill.
 const ROWS_KEPT_MAX: usize = 100_000;
+
+/// How many indexes are made at once, on a connection each. Making one keeps a core of the database's machine busy, and
+/// the smallest machine in use has two.
+const INDEXES_AT_ONCE: usize = 2;
 
 /// Why a rebuild did not go on. It is taken up again where it stands.
 #[derive(Debug, Error)]
@@ -204,9 +209,8 @@ impl<M: ReadModel> Rebuilder<M> {
         let started = Instant::now();
         let filled = self.catch_up(rebuild).await?;
         log_filled::<M>(running.tables, filled, started);
-        if !running.is_indexed && !self.shutdown.is_cancelled() {
-            let finished = registry::finish_fill(connection, M::NAME, running.tables).await;
-            finished.map_err(RebuildError::while_doing("add the indexes"))?;
+        if !running.is_indexed {
+            self.add_indexes(connection, running.tables).await?;
         }
         while !self.shutdown.is_cancelled() {
             rebuild.renew().await?;
@@ -221,6 +225,42 @@ impl<M: ReadModel> Rebuilder<M> {
                 );
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the indexes, several at once, and notes that they are there; or stops between two when told to. Those that
+    /// are there already are left alone, so whatever ends it half-way, it can be done again.
+    async fn add_indexes(
+        &self,
+        connection: &mut PgConnection,
+        tables: Generation,
+    ) -> Result<(), RebuildError> {
+        let adding = "add the indexes";
+        let statements = registry::further_indexes(connection, M::NAME, tables).await;
+        let statements = statements.map_err(RebuildError::while_doing(adding))?;
+        let next = AtomicUsize::new(0);
+        let makers =
+            (0..INDEXES_AT_ONCE.min(statements.len())).map(|_| self.make_indexes(&statements, &next));
+        // Not `try_join_all`: it would drop the others in the middle of their database work.
+        let made: Result<(), _> = join_all(makers).await.into_iter().collect();
+        made?;
+        // Told to stop, the makers may have left some out.
+        if self.shutdown.is_cancelled() {
+            return Ok(());
+        }
+        let finished = registry::finish_fill(connection, M::NAME, tables).await;
+        finished.map_err(RebuildError::while_doing(adding))
+    }
+
+    /// Makes one index after the other on a connection of its own, whichever is `next`, until there are none left.
+    async fn make_indexes(&self, statements: &[String], next: &AtomicUsize) -> Result<(), RebuildError> {
+        let mut connection = self.connect().await?;
+        while !self.shutdown.is_cancelled()
+            && let Some(statement) = statements.get(next.fetch_add(1, Ordering::Relaxed))
+        {
+            let made = registry::make_index(&mut connection, statement).await;
+            made.map_err(RebuildError::while_doing("make an index"))?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Rebuilds on a real database: under load, killed half-way, asked for twice, and in vain.
+//! Rebuilds on a real database: under load, killed half-way and over the indexes, asked for twice, and in vain.
 
 mod support;
 
@@ -15,6 +15,24 @@ async fn request<M: ReadModel>(setup: &Setup) -> Result<i32, StartError> {
     let mut connection = context.connector.connect("test").await.expect("a connection");
     let started = registry::start_rebuild(&mut connection, M::NAME, "to see", "a test").await;
     started.map(|generation| generation.get())
+}
+
+/// The definitions of the order list's indexes, as they would be in the first generation.
+async fn indexes(setup: &Setup, generation: i32) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT replace(indexdef, tablename, 'order_list_g1') FROM pg_indexes
+         WHERE schemaname = 'read_model' AND tablename = 'order_list_g' || $1 ORDER BY 1",
+    )
+    .bind(generation)
+    .fetch_all(&setup.superuser)
+    .await
+    .expect("the indexes")
+}
+
+async fn kill_rebuild(setup: &Setup) {
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name LIKE '%rebuild%'";
+    assert!(setup.value::<i64>(kill).await > 0);
 }
 
 async fn status(setup: &Setup) -> String {
@@ -83,9 +101,7 @@ async fn a_rebuild_that_is_killed_half_way_goes_on_where_it_was_and_is_equal_to_
             setup.value::<i64>(position).await > 0
         })
         .await;
-        let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                    WHERE datname = current_database() AND application_name LIKE '%rebuild%'";
-        assert!(setup.value::<i64>(kill).await > 0);
+        kill_rebuild(&setup).await;
     };
     let (killed, ()) = tokio::join!(rebuilder.step(), kill);
     killed.expect_err("its sessions are gone");
@@ -105,6 +121,43 @@ async fn a_rebuild_that_is_killed_half_way_goes_on_where_it_was_and_is_equal_to_
         setup.digest("order_details_g1").await
     );
     setup.assert_equals_fold::<OrderDetails>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_it_is_taken_up() {
+    let setup = Setup::new().await;
+    Orders::new(15).append(&setup, 1_000).await;
+    drain(&mut setup.worker::<OrderList>().await).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+    let all = indexes(&setup, 1).await;
+
+    let context = setup.process().await;
+    let rebuilder = Rebuilder::<OrderList>::new(context.clone(), CancellationToken::new());
+    // Whoever makes the last index waits to hear whether its name is taken.
+    let mut obstacle = setup.superuser.begin().await.expect("a transaction");
+    let take_name = "SET LOCAL idle_in_transaction_session_timeout = 0;
+                     CREATE TABLE read_model.order_list_g2_placed_at ()";
+    let taken = sqlx::raw_sql(take_name).execute(&mut *obstacle).await;
+    taken.expect("the name is free");
+    let kill = async {
+        eventually("all the indexes but one", async || {
+            indexes(&setup, 2).await.len() == all.len() - 1
+        })
+        .await;
+        kill_rebuild(&setup).await;
+    };
+    let (killed, ()) = tokio::join!(rebuilder.step(), kill);
+    killed.expect_err("its sessions are gone");
+    obstacle.rollback().await.expect("the name is free again");
+    assert_eq!(indexes(&setup, 2).await.len(), all.len() - 1);
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 1);
+
+    // The same process, and so the same owner of the leases.
+    let again = Rebuilder::<OrderList>::new(context, CancellationToken::new());
+    assert_eq!(again.step().await.expect("a step"), Step::Progressed);
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
+    assert_eq!(indexes(&setup, 2).await, all);
+    setup.assert_equals_fold::<OrderList>().await;
 }
 
 #[tokio::test]
