@@ -12,6 +12,7 @@
 //! because NATS is down, and never because another process wrote to its aggregate.
 
 pub mod aggregate;
+mod aggregates;
 mod config;
 pub mod mailbox;
 mod metrics;
@@ -19,30 +20,25 @@ pub mod orders;
 pub mod partitions;
 pub mod request;
 
-use axum::Router;
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
 use daybook_event_store::{Appender, AppenderOptions, EventStore};
-use daybook_proto::orders::v1::order_service_server::{self, OrderServiceServer};
+use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::database;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
 use daybook_service::problems;
-use daybook_service::reflection;
 use daybook_service::server::{self, Limits};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic_health::pb::health_server;
 
 pub use config::Config;
 
-use crate::mailbox::Mailboxes;
-use crate::orders::OrderCommands;
+use crate::aggregates::{Aggregates, Core};
 use crate::partitions::{Partition, Partitions};
 
 /// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
@@ -82,20 +78,26 @@ pub async fn run(
 
     let moments = EventMoments::new(&registry);
     let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
-    let mailboxes = Mailboxes::new(partitions, metrics::register_mailboxes(&registry));
-    let commands = OrderCommands::new(Authenticator::new(pool), mailboxes, &moments);
+    let core = Core::new(Authenticator::new(pool), partitions, &registry, &moments);
+    let Aggregates { services, rules } = aggregates::all(&core);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
     tasks.spawn_companion("admin", async move {
         admin::serve(admin_listener, admin_readiness, admin_registry).await;
         Ok(())
     });
-    let grpc = grpc_routes(commands, config.common.is_development(), &mut tasks, &shutdown).await?;
+    let grpc = services
+        .into_router(
+            config.common.reflected(FILE_DESCRIPTOR_SET),
+            &mut tasks,
+            &shutdown,
+        )
+        .await?;
     let metrics = ServerMetrics::new(&registry);
     tasks.spawn("server", async move {
         server::serve(
             listener,
-            problems::router(orders::rules()),
+            problems::router(&rules),
             grpc,
             Limits::default(),
             metrics,
@@ -161,36 +163,4 @@ async fn start_partitions(
     metrics::register_appenders(registry, partitions.appenders().cloned().collect());
     metrics::register_publishers(registry, &publishers);
     Ok(partitions)
-}
-
-/// The commands, health and, where it is wanted, reflection.
-async fn grpc_routes(
-    commands: OrderCommands,
-    with_reflection: bool,
-    tasks: &mut Supervisor,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Router> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<OrderServiceServer<OrderCommands>>().await;
-    let stopping = shutdown.clone();
-    tasks.spawn("health", async move {
-        stopping.cancelled().await;
-        reporter
-            .set_not_serving::<OrderServiceServer<OrderCommands>>()
-            .await;
-        Ok(())
-    });
-    let commands = OrderServiceServer::new(commands)
-        .max_decoding_message_size(COMMAND_BYTES_MAX)
-        .max_encoding_message_size(COMMAND_BYTES_MAX);
-    let mut routes = Routes::new(commands).add_service(health);
-    if with_reflection {
-        let descriptors = [
-            daybook_proto::FILE_DESCRIPTOR_SET,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-        ];
-        let served = [order_service_server::SERVICE_NAME, health_server::SERVICE_NAME];
-        routes = reflection::add(routes, &descriptors, &served)?;
-    }
-    Ok(routes.into_axum_router())
 }

@@ -1,6 +1,5 @@
 //! The commands on orders over gRPC.
 
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use daybook_domain::event::DecodeError;
@@ -10,11 +9,10 @@ use daybook_event_store::{Receipt, RecordedEvent, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{OrderRequest, Violations, to_timestamp};
 use daybook_proto::orders::v1 as wire;
-use daybook_proto::orders::v1::order_service_server::OrderService;
+use daybook_proto::orders::v1::order_service_server::{OrderService, OrderServiceServer};
 use daybook_service::consistency::ConsistencyToken;
 use daybook_service::error::ApiError;
 use daybook_service::identity::{Authenticator, Principal, Scope};
-use daybook_service::metrics::{EventMoments, Moment};
 use daybook_service::problems::DomainRule;
 use daybook_service::request::deadline;
 use prometheus_client::metrics::histogram::Histogram;
@@ -23,22 +21,31 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::COMMAND_BYTES_MAX;
 use crate::aggregate::Aggregate;
+use crate::aggregates::Core;
 use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
 use crate::request::{check_key, fingerprint, metadata, validation_error};
 
 /// The metadata that marks a receipt of an earlier send. The receipt itself is the first one, byte for byte.
 const REPLAYED: &str = "idempotency-replayed";
 
+/// `daybook.orders.v1.OrderService`, as it is served.
+pub(crate) fn service(core: &Core) -> OrderServiceServer<OrderCommands> {
+    let commands = OrderCommands {
+        authenticator: core.authenticator.clone(),
+        mailboxes: core.mailboxes(),
+        received_to_committed: core.received_to_committed.clone(),
+    };
+    OrderServiceServer::new(commands)
+        .max_decoding_message_size(COMMAND_BYTES_MAX)
+        .max_encoding_message_size(COMMAND_BYTES_MAX)
+}
+
 /// The rules of the domain, for `GET /problems`.
-pub fn rules() -> &'static [DomainRule] {
-    static RULES: LazyLock<Vec<DomainRule>> = LazyLock::new(|| {
-        let rules = Rejection::RULES.iter();
-        rules
-            .map(|&(code, explanation)| DomainRule { code, explanation })
-            .collect()
-    });
-    &RULES
+pub(crate) fn rules() -> impl Iterator<Item = DomainRule> {
+    let rules = Rejection::RULES.iter();
+    rules.map(|&(code, explanation)| DomainRule { code, explanation })
 }
 
 /// Orders, as the mailboxes drive them.
@@ -90,15 +97,6 @@ pub struct OrderCommands {
 }
 
 impl OrderCommands {
-    /// Handles commands of callers whom `authenticator` knows.
-    pub fn new(authenticator: Authenticator, mailboxes: Mailboxes<Orders>, moments: &EventMoments) -> Self {
-        Self {
-            authenticator,
-            mailboxes,
-            received_to_committed: moments.latency(Moment::Received, Moment::Committed),
-        }
-    }
-
     async fn handle<R: OrderRequest>(
         &self,
         request: Request<R>,

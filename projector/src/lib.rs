@@ -36,13 +36,13 @@ pub mod worker;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::Router;
 use daybook_event_bus::Bus;
 use daybook_event_store::EventStore;
-use daybook_proto::projections::v1::projection_service_server::{self, ProjectionServiceServer};
+use daybook_proto::FILE_DESCRIPTOR_SET;
+use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
 use daybook_service::admin::{self, Readiness};
+use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::reflection;
 use daybook_service::server::{self, Limits};
 use daybook_service::shutdown::Supervisor;
 use daybook_service::{database as shared_database, problems};
@@ -50,8 +50,6 @@ use sqlx::{Connection as _, PgPool};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic_health::pb::health_server;
 use uuid::Uuid;
 
 pub use config::Config;
@@ -64,6 +62,9 @@ use crate::worker::Context;
 
 /// The largest request of an operator, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1_024;
+
+/// The largest answer, in bytes: the list of all projections.
+const RESPONSE_BYTES_MAX: usize = 1_024 * 1_024;
 
 /// Works and serves on `listener` until `shutdown`, or until a task ends that should not. A partition that is added to
 /// the log later is taken up by the next start.
@@ -108,8 +109,17 @@ pub async fn run(
             Ok(())
         }
     });
-    let operators = Projections::new(pool, requested);
-    let grpc = grpc_routes(operators, config.common.is_development(), &mut tasks, &shutdown).await?;
+    let operators = ProjectionServiceServer::new(Projections::new(pool, requested))
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let grpc = GrpcServices::default()
+        .with(operators)
+        .into_router(
+            config.common.reflected(FILE_DESCRIPTOR_SET),
+            &mut tasks,
+            &shutdown,
+        )
+        .await?;
     let metrics = ServerMetrics::new(&registry);
     tasks.spawn("server", async move {
         server::serve(
@@ -178,41 +188,4 @@ async fn open_checkpoints(connector: &Connector) -> Result<(), sqlx::Error> {
     }
     checkpoint::open_all(&mut connection).await?;
     connection.close().await
-}
-
-/// What operators ask for, health and, where it is wanted, reflection.
-async fn grpc_routes(
-    operators: Projections,
-    with_reflection: bool,
-    tasks: &mut Supervisor,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Router> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter
-        .set_serving::<ProjectionServiceServer<Projections>>()
-        .await;
-    let stopping = shutdown.clone();
-    tasks.spawn("health", async move {
-        stopping.cancelled().await;
-        reporter
-            .set_not_serving::<ProjectionServiceServer<Projections>>()
-            .await;
-        Ok(())
-    });
-    let operators = ProjectionServiceServer::new(operators)
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(1_024 * 1_024);
-    let mut routes = Routes::new(operators).add_service(health);
-    if with_reflection {
-        let descriptors = [
-            daybook_proto::FILE_DESCRIPTOR_SET,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-        ];
-        let served = [
-            projection_service_server::SERVICE_NAME,
-            health_server::SERVICE_NAME,
-        ];
-        routes = reflection::add(routes, &descriptors, &served)?;
-    }
-    Ok(routes.into_axum_router())
 }

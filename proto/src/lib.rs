@@ -8,38 +8,27 @@ pub mod convert;
 /// The file descriptors of every service, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/daybook.bin"));
 
-/// What more than one service area uses.
-pub mod common {
-    /// Version 1.
-    #[allow(missing_docs, clippy::all, reason = "generated")]
-    pub mod v1 {
-        tonic::include_proto!("daybook.common.v1");
-    }
+/// One module for each package `daybook.<area>.v1` of the tree: what is generated from it.
+macro_rules! packages {
+    ($($(#[$meta:meta])* $area:ident;)*) => {$(
+        $(#[$meta])*
+        pub mod $area {
+            /// Version 1.
+            #[allow(missing_docs, clippy::all, reason = "generated")]
+            pub mod v1 {
+                include!(concat!(env!("OUT_DIR"), "/daybook.", stringify!($area), ".v1.rs"));
+            }
+        }
+    )*};
 }
 
-/// Event histories.
-pub mod history {
-    /// Version 1.
-    #[allow(missing_docs, clippy::all, reason = "generated")]
-    pub mod v1 {
-        tonic::include_proto!("daybook.history.v1");
-    }
-}
-
-/// Orders: commands and queries.
-pub mod orders {
-    /// Version 1.
-    #[allow(missing_docs, clippy::all, reason = "generated")]
-    pub mod v1 {
-        tonic::include_proto!("daybook.orders.v1");
-    }
-}
-
-/// The life of projections.
-pub mod projections {
-    /// Version 1.
-    #[allow(missing_docs, clippy::all, reason = "generated")]
-    pub mod v1 {
-        tonic::include_proto!("daybook.projections.v1");
-    }
+packages! {
+    /// What more than one service area uses.
+    common;
+    /// Event histories.
+    history;
+    /// Orders: commands and queries.
+    orders;
+    /// The life of projections.
+    projections;
 }

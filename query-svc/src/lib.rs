@@ -22,22 +22,20 @@ pub mod http;
 pub mod loader;
 pub mod reads;
 
-use axum::Router;
 use daybook_event_bus::{Bus, signal};
 use daybook_event_store::EventStore;
-use daybook_proto::history::v1::history_service_server::{self, HistoryServiceServer};
-use daybook_proto::orders::v1::order_query_service_server::{self, OrderQueryServiceServer};
+use daybook_proto::FILE_DESCRIPTOR_SET;
+use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
+use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
 use daybook_service::admin::{self, Readiness};
+use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::reflection;
 use daybook_service::server::{self, Limits};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic_health::pb::health_server;
 
 pub use self::config::Config;
 use self::freshness::Watcher;
@@ -78,7 +76,21 @@ pub async fn run(
 
     let http = http::router(authenticator.clone(), reads.clone());
     let queries = Queries::new(authenticator, reads);
-    let grpc = grpc_routes(queries, config.common.is_development(), &mut tasks, &shutdown).await?;
+    let orders = OrderQueryServiceServer::new(queries.clone())
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let history = HistoryServiceServer::new(queries)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let grpc = GrpcServices::default()
+        .with(orders)
+        .with(history)
+        .into_router(
+            config.common.reflected(FILE_DESCRIPTOR_SET),
+            &mut tasks,
+            &shutdown,
+        )
+        .await?;
     let metrics = ServerMetrics::new(&registry);
     tasks.spawn("server", async move {
         let _drained = drained.drop_guard();
@@ -136,45 +148,4 @@ async fn start_reading(
         );
     }
     Ok(loader)
-}
-
-/// The queries, health and, where it is wanted, reflection.
-async fn grpc_routes(
-    queries: Queries,
-    with_reflection: bool,
-    tasks: &mut Supervisor,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Router> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<OrderQueryServiceServer<Queries>>().await;
-    reporter.set_serving::<HistoryServiceServer<Queries>>().await;
-    let stopping = shutdown.clone();
-    tasks.spawn("health", async move {
-        stopping.cancelled().await;
-        reporter
-            .set_not_serving::<OrderQueryServiceServer<Queries>>()
-            .await;
-        reporter.set_not_serving::<HistoryServiceServer<Queries>>().await;
-        Ok(())
-    });
-    let orders = OrderQueryServiceServer::new(queries.clone())
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(RESPONSE_BYTES_MAX);
-    let history = HistoryServiceServer::new(queries)
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(RESPONSE_BYTES_MAX);
-    let mut routes = Routes::new(orders).add_service(history).add_service(health);
-    if with_reflection {
-        let descriptors = [
-            daybook_proto::FILE_DESCRIPTOR_SET,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-        ];
-        let served = [
-            order_query_service_server::SERVICE_NAME,
-            history_service_server::SERVICE_NAME,
-            health_server::SERVICE_NAME,
-        ];
-        routes = reflection::add(routes, &descriptors, &served)?;
-    }
-    Ok(routes.into_axum_router())
 }

@@ -74,6 +74,12 @@ impl CommonConfig {
         self.environment == Environment::Development
     }
 
+    /// What reflection shows of the services that `descriptor_set` describes: everything in development, else nothing.
+    #[must_use]
+    pub fn reflected(&self, descriptor_set: &'static [u8]) -> Option<&'static [u8]> {
+        self.is_development().then_some(descriptor_set)
+    }
+
     /// Logs and traces, with the format that suits the environment when none was asked for.
     #[must_use]
     pub fn telemetry(&self) -> TelemetryConfig {

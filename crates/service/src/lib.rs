@@ -11,9 +11,9 @@
 //! | [`metrics`] | request counters and the latencies between the five moments of an event |
 //! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
+//! | [`grpc`] | gRPC services with their health and, in development, reflection |
 //! | [`extract`] | axum extractors whose refusals are problems of the catalogue |
 //! | [`identity`] | API keys, principals and scopes |
-//! | [`reflection`] | what a service offers, for clients that ask it, in development |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
@@ -27,11 +27,11 @@ pub mod consistency;
 pub mod database;
 pub mod error;
 pub mod extract;
+pub mod grpc;
 pub mod identity;
 pub mod metrics;
 pub mod problems;
 pub mod process;
-pub mod reflection;
 pub mod request;
 pub mod server;
 pub mod shutdown;

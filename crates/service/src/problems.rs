@@ -22,7 +22,7 @@ pub struct DomainRule {
 }
 
 /// The routes of the catalogue, with the rules of the service's domain.
-pub fn router(rules: &'static [DomainRule]) -> Router {
+pub fn router(rules: &[DomainRule]) -> Router {
     let catalogue: Arc<[Explanation]> = catalogue(rules).into();
     let all = Arc::clone(&catalogue);
     Router::new()
@@ -44,7 +44,7 @@ struct Explanation {
     text: &'static str,
 }
 
-fn catalogue(rules: &'static [DomainRule]) -> Vec<Explanation> {
+fn catalogue(rules: &[DomainRule]) -> Vec<Explanation> {
     let of_all = Code::ALL.into_iter().map(|code| Explanation {
         text: code.entry().explanation,
         code,
