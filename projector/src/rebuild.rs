@@ -8,6 +8,7 @@
 //! indexes. So a projector that starts again, or another one, goes on where the last batch was committed. An event that
 //! cannot be applied ends a rebuild, and the live tables stay.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{self, Claim, Key};
+use crate::checkpoint::{self, Claim, Key, LEASE_RENEWAL};
 use crate::fill::{self, FillError};
 use crate::fold::Poison;
 use crate::registry::{self, Running};
@@ -210,7 +211,7 @@ impl<M: ReadModel> Rebuilder<M> {
         let filled = self.catch_up(rebuild).await?;
         log_filled::<M>(running.tables, filled, started);
         if !running.is_indexed {
-            self.add_indexes(connection, running.tables).await?;
+            self.add_indexes(connection, rebuild).await?;
         }
         while !self.shutdown.is_cancelled() {
             rebuild.renew().await?;
@@ -234,17 +235,18 @@ impl<M: ReadModel> Rebuilder<M> {
     async fn add_indexes(
         &self,
         connection: &mut PgConnection,
-        tables: Generation,
+        rebuild: &mut Rebuild<M>,
     ) -> Result<(), RebuildError> {
         let adding = "add the indexes";
+        let tables = rebuild.tables;
         let statements = registry::further_indexes(connection, M::NAME, tables).await;
         let statements = statements.map_err(RebuildError::while_doing(adding))?;
         let next = AtomicUsize::new(0);
         let makers =
             (0..INDEXES_AT_ONCE.min(statements.len())).map(|_| self.make_indexes(&statements, &next));
         // Not `try_join_all`: it would drop the others in the middle of their database work.
-        let made: Result<(), _> = join_all(makers).await.into_iter().collect();
-        made?;
+        let made = rebuild.renew_during(join_all(makers)).await?;
+        made.into_iter().collect::<Result<(), _>>()?;
         // Told to stop, the makers may have left some out.
         if self.shutdown.is_cancelled() {
             return Ok(());
@@ -368,6 +370,21 @@ impl<M: ReadModel> Rebuild<M> {
                 .map_err(RebuildError::while_doing("renew a lease"))?;
         }
         Ok(())
+    }
+
+    /// Keeps the leases while something takes its time that does not advance the checkpoints: nobody else takes up the
+    /// rebuild meanwhile, and does the same beside it.
+    async fn renew_during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, RebuildError> {
+        let mut work = pin!(work);
+        let mut renewed = Ok(());
+        loop {
+            match tokio::time::timeout(LEASE_RENEWAL, &mut work).await {
+                Ok(done) => return renewed.map(|()| done),
+                // A failure ends the work only when it is done: it is not to be dropped half-way.
+                Err(_) if renewed.is_ok() => renewed = self.renew().await,
+                Err(_) => {}
+            }
+        }
     }
 
     async fn release(self) {

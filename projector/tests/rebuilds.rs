@@ -160,6 +160,37 @@ async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_i
     setup.assert_equals_fold::<OrderList>().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_keeps_its_lease_for_as_long_as_the_indexes_take() {
+    let setup = Setup::new().await;
+    Orders::new(16).append(&setup, 100).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+    // Whoever writes to a table holds up the making of its indexes.
+    let mut writer = setup.superuser.begin().await.expect("a transaction");
+    let hold = "SET LOCAL idle_in_transaction_session_timeout = 0;
+                LOCK TABLE read_model.order_list_g2 IN ROW EXCLUSIVE MODE";
+    sqlx::raw_sql(hold).execute(&mut *writer).await.expect("a lock");
+    let process = setup.process().await;
+    let rebuilding = tokio::spawn(async move {
+        Rebuilder::<OrderList>::new(process, CancellationToken::new())
+            .step()
+            .await
+    });
+    eventually("two connections that wait to make an index", async || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'read_model.order_list_g2'::regclass AND NOT granted";
+        setup.value::<i64>(waiting).await == 2
+    })
+    .await;
+    let lease = "SELECT extract(epoch FROM lease_until)::float8 FROM read_model.checkpoint
+                 WHERE projection = 'order_list' AND generation = 2";
+    let taken = setup.value::<f64>(lease).await;
+    eventually("a longer lease", async || setup.value::<f64>(lease).await > taken).await;
+    writer.rollback().await.expect("the lock is given back");
+    let ended = rebuilding.await.expect("no panic").expect("a step");
+    assert_eq!(ended, Step::Progressed);
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
+}
+
 #[tokio::test]
 async fn one_rebuild_of_a_projection_runs_at_a_time() {
     let setup = Setup::new().await;
