@@ -101,6 +101,9 @@ impl Cluster {
     /// [`DevstackError::Sql`].
     pub async fn enable_login(&self, roles: &[&str]) -> Result<(), DevstackError> {
         let mut connection = self.connect("postgres").await?;
+        // Two sessions that change the same role at once fail, even when they change nothing. The lock goes with the session.
+        let lock = "SELECT pg_advisory_lock(hashtext('daybook-roles'))".to_owned();
+        execute(&mut connection, lock, "lock the roles".to_owned()).await?;
         for role in roles {
             let statement = format!(
                 "ALTER ROLE {} PASSWORD '{}'",

@@ -242,6 +242,27 @@ async fn a_role_signs_in_with_the_password_that_its_address_holds() {
 }
 
 #[tokio::test]
+async fn many_may_give_a_role_its_password_at_once() {
+    let cluster = test_cluster().await.expect("a server");
+    let role = format!("role_{:08x}", rand::random::<u32>());
+    let mut connection = cluster.connect("postgres").await.expect("the server answers");
+    let statement = sqlx::AssertSqlSafe(format!("CREATE ROLE {role} LOGIN"));
+    sqlx::raw_sql(statement)
+        .execute(&mut connection)
+        .await
+        .expect("a superuser may");
+    let roles = [role.as_str()];
+    let enable = async || {
+        for _ in 0..50 {
+            cluster.enable_login(&roles).await?;
+        }
+        Ok::<_, DevstackError>(())
+    };
+    let (one, two, three) = tokio::join!(enable(), enable(), enable());
+    one.and(two).and(three).expect("they take turns");
+}
+
+#[tokio::test]
 async fn a_template_is_built_once_however_many_ask_for_it() {
     let cluster = test_cluster().await.expect("a server");
     let template = format!("template_{:08x}", rand::random::<u32>());
