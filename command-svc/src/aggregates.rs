@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::response::IntoResponse;
+use daybook_domain::aggregate::Aggregate;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
@@ -14,7 +15,6 @@ use tonic::codegen::Service;
 use tonic::codegen::http::Request;
 use tonic::server::NamedService;
 
-use crate::aggregate::Aggregate;
 use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::metrics;
 use crate::orders;

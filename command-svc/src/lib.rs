@@ -5,13 +5,11 @@
 //! | [`orders`] | the gRPC methods, from request to receipt |
 //! | [`request`] | what every command request goes through before it is decided |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
-//! | [`aggregate`] | what the mailboxes need to know of an aggregate |
 //! | [`partitions`] | the partitions of the log that this process appends to |
 //!
 //! It never sees a read model. A command is acknowledged when its events are committed in Postgres; it never fails
 //! because NATS is down, and never because another process wrote to its aggregate.
 
-pub mod aggregate;
 mod aggregates;
 mod config;
 pub mod mailbox;

@@ -12,6 +12,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use daybook_domain::aggregate::Aggregate;
+use daybook_domain::event::Event as _;
+use daybook_domain::rejection::Rejection as _;
 use daybook_event_store::{
     Direction, EventStore, NewCommand, NewEvent, Overloaded, Receipt, Submitted, Unanswered, Verdict,
 };
@@ -20,7 +23,6 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::aggregate::Aggregate;
 use crate::partitions::{Partition, Partitions};
 
 /// How often a command is decided again because another process wrote to its aggregate, before the caller is told.
@@ -134,7 +136,7 @@ pub struct MailboxMetrics {
 /// A tenant and one of its streams.
 type StreamKey = (Uuid, String);
 
-type SharedSlot<A> = Arc<Mutex<Slot<<A as Aggregate>::State>>>;
+type SharedSlot<A> = Arc<Mutex<Slot<A>>>;
 
 /// The mailboxes of one kind of aggregate.
 pub struct Mailboxes<A: Aggregate> {
@@ -251,7 +253,7 @@ impl<A: Aggregate> Mailboxes<A> {
     async fn decide_and_submit(
         &self,
         partition: &Partition,
-        slot: &Mutex<Slot<A::State>>,
+        slot: &Mutex<Slot<A>>,
         envelope: &Envelope<A::Command>,
     ) -> Result<Attempt, HandleError> {
         let mut slot = slot.lock().await;
@@ -264,7 +266,7 @@ impl<A: Aggregate> Mailboxes<A> {
         let submitted = partition.appender.submit(command)?;
         guess.version += events.len() as u64;
         for event in &events {
-            guess.state = A::evolve(std::mem::take(&mut guess.state), event);
+            guess.state = std::mem::take(&mut guess.state).evolve(event);
         }
         Ok(Attempt {
             submitted,
@@ -280,7 +282,7 @@ impl<A: Aggregate> Mailboxes<A> {
         partition: &Partition,
         envelope: &Envelope<A::Command>,
         epoch: u64,
-    ) -> Result<Guess<A::State>, HandleError> {
+    ) -> Result<Guess<A>, HandleError> {
         if epoch == 0 && A::opens(&envelope.command) {
             return Ok(Guess::of_nothing());
         }
@@ -294,7 +296,7 @@ impl<A: Aggregate> Mailboxes<A> {
             .map_err(|error| HandleError::Load(Arc::new(error)))
     }
 
-    fn decide(guess: &Guess<A::State>, envelope: &Envelope<A::Command>) -> (NewCommand, Vec<A::Event>, Kind) {
+    fn decide(guess: &Guess<A>, envelope: &Envelope<A::Command>) -> (NewCommand, Vec<A::Event>, Kind) {
         let mut append = NewCommand {
             tenant_id: envelope.tenant_id,
             key: envelope.key.clone(),
@@ -312,14 +314,16 @@ impl<A: Aggregate> Mailboxes<A> {
             append.expected_version = Some(NEVER);
             return (append, Vec::new(), Kind::VersionProbe { expected });
         }
-        match A::decide(&guess.state, envelope.command.clone()) {
+        match guess.state.decide(envelope.command.clone()) {
             Ok(events) => {
                 append.events = events.iter().map(new_event::<A>).collect();
                 (append, events, Kind::Events)
             }
             Err(rejection) => {
-                append.rejection = A::remember(&rejection);
-                if append.rejection.is_some() {
+                if !rejection.is_not_found() {
+                    let remembered = serde_json::to_string(&rejection);
+                    append.rejection =
+                        Some(remembered.expect("a rejection has string keys and plain values"));
                     return (append, Vec::new(), Kind::Refusal);
                 }
                 append.expected_version = Some(NEVER);
@@ -330,12 +334,11 @@ impl<A: Aggregate> Mailboxes<A> {
 }
 
 fn new_event<A: Aggregate>(event: &A::Event) -> NewEvent {
-    let (event_type, schema_version, payload) = A::encode(event);
     NewEvent {
         event_id: Uuid::now_v7(),
-        event_type,
-        schema_version,
-        payload,
+        event_type: event.event_type(),
+        schema_version: event.schema_version(),
+        payload: event.encode(),
     }
 }
 
@@ -380,8 +383,8 @@ async fn load<A: Aggregate>(
     tenant_id: Uuid,
     partition: i32,
     stream_id: &str,
-) -> Result<Guess<A::State>, LoadError> {
-    let mut guess = Guess::of_nothing();
+) -> Result<Guess<A>, LoadError> {
+    let mut guess: Guess<A> = Guess::of_nothing();
     loop {
         let versions = guess.version + 1..=u64::MAX;
         let events = store
@@ -396,8 +399,9 @@ async fn load<A: Aggregate>(
             .await?;
         for event in &events {
             let position = event.position;
-            let event = A::decode(event).map_err(|source| LoadError::Decode { position, source })?;
-            guess.state = A::evolve(std::mem::take(&mut guess.state), &event);
+            let event = A::Event::decode(&event.event_type, event.schema_version, &event.payload)
+                .map_err(|source| LoadError::Decode { position, source })?;
+            guess.state = guess.state.evolve(&event);
             guess.version += 1;
         }
         if events.len() < LOAD_EVENTS_MAX as usize {

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use daybook_domain::event::DecodeError;
 use daybook_domain::ids::OrderId;
-use daybook_domain::order::{self, Command, Event, Rejection, State};
-use daybook_event_store::{Receipt, RecordedEvent, Unanswered};
+use daybook_domain::order::{Command, Rejection, State};
+use daybook_domain::rejection::Rejection as _;
+use daybook_event_store::{Receipt, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{OrderRequest, Violations, to_timestamp};
 use daybook_proto::orders::v1 as wire;
@@ -22,7 +22,6 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::COMMAND_BYTES_MAX;
-use crate::aggregate::Aggregate;
 use crate::aggregates::Core;
 use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
 use crate::request::{check_key, fingerprint, metadata, validation_error};
@@ -48,51 +47,11 @@ pub(crate) fn rules() -> impl Iterator<Item = DomainRule> {
     rules.map(|&(code, explanation)| DomainRule { code, explanation })
 }
 
-/// Orders, as the mailboxes drive them.
-#[derive(Debug)]
-pub struct Orders;
-
-impl Aggregate for Orders {
-    const CATEGORY: &'static str = order::CATEGORY;
-
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Rejection = Rejection;
-
-    fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
-        order::decide(state, command)
-    }
-
-    fn evolve(state: State, event: &Event) -> State {
-        order::evolve(state, event)
-    }
-
-    fn encode(event: &Event) -> (&'static str, u32, String) {
-        (event.event_type(), event.schema_version(), event.encode())
-    }
-
-    fn decode(event: &RecordedEvent) -> Result<Event, DecodeError> {
-        Event::decode(&event.event_type, event.schema_version, &event.payload)
-    }
-
-    fn opens(command: &Command) -> bool {
-        matches!(command, Command::Place { .. })
-    }
-
-    fn remember(rejection: &Rejection) -> Option<String> {
-        if *rejection == Rejection::OrderNotFound {
-            return None;
-        }
-        Some(serde_json::to_string(rejection).expect("a rejection has string keys and plain values"))
-    }
-}
-
 /// `daybook.orders.v1.OrderService`.
 #[derive(Debug)]
 pub struct OrderCommands {
     authenticator: Authenticator,
-    mailboxes: Mailboxes<Orders>,
+    mailboxes: Mailboxes<State>,
     received_to_committed: Histogram,
 }
 

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use daybook_domain::order::Rejection;
+use daybook_domain::rejection::Rejection as _;
 use daybook_service::error::Code;
 
 use crate::exit::Exit;

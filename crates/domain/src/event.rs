@@ -8,6 +8,27 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+/// An event of an aggregate, as it is stored and read. Declared with `events!`.
+pub trait Event: Sized {
+    /// Every event type with its current schema version.
+    const SCHEMAS: &'static [(&'static str, u32)];
+
+    /// What happened: the dotted, past-tense name under which the event is stored.
+    fn event_type(&self) -> &'static str;
+
+    /// The version of the payload that [`Event::encode`] writes.
+    fn schema_version(&self) -> u32;
+
+    /// The payload as JSON, without a tag: type and version are stored beside it.
+    fn encode(&self) -> String;
+
+    /// Reads a stored event of any version ever written.
+    ///
+    /// # Errors
+    /// When this program does not know the type or the version, or the payload is not what they say.
+    fn decode(event_type: &str, schema_version: u32, payload: &str) -> Result<Self, DecodeError>;
+}
+
 /// Why a stored event could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -120,33 +141,28 @@ macro_rules! events {
             }
         )+
 
-        impl Event {
-            /// Every event type with its current schema version.
-            pub const SCHEMAS: &[(&str, u32)] = &[$( ($event_type, $version), )+];
+        impl $crate::event::Event for Event {
+            const SCHEMAS: &'static [(&'static str, u32)] = &[$( ($event_type, $version), )+];
 
-            /// What happened: the dotted, past-tense name under which the event is stored.
-            pub fn event_type(&self) -> &'static str {
+            fn event_type(&self) -> &'static str {
                 match self {
                     $( Self::$name(_) => $event_type, )+
                 }
             }
 
-            /// The version of the payload that `encode` writes.
-            pub fn schema_version(&self) -> u32 {
+            fn schema_version(&self) -> u32 {
                 match self {
                     $( Self::$name(_) => $version, )+
                 }
             }
 
-            /// The payload as JSON, without a tag: type and version are stored beside it.
-            pub fn encode(&self) -> String {
+            fn encode(&self) -> String {
                 match self {
                     $( Self::$name(payload) => $crate::event::encode(payload), )+
                 }
             }
 
-            /// Reads a stored event of any version ever written.
-            pub fn decode(
+            fn decode(
                 event_type: &str,
                 schema_version: u32,
                 payload: &str,

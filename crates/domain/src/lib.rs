@@ -2,19 +2,19 @@
 //! they are written in.
 //!
 //! Pure and synchronous: no IO, no async, no clock, no randomness. Time and ids come in with a command. Each
-//! aggregate is one module with the same shape: `decide(&State, Command) -> Result<Vec<Event>, Rejection>`
-//! says what happens, `evolve(State, &Event) -> State` says what that means, and folding a stream with
-//! `evolve` over `State::default()` is how an aggregate is loaded.
+//! aggregate is one module with the same shape: a `Command`, an `Event`, a `Rejection`, and a `State` that
+//! implements [`aggregate::Aggregate`]: `decide` says what happens, `evolve` says what that means.
 
 // These three come first because they bring the macros that the others are declared with.
 #[macro_use]
 pub mod event;
 #[macro_use]
-mod rejection;
+pub mod rejection;
 #[macro_use]
 pub mod text;
 
 pub mod address;
+pub mod aggregate;
 pub mod ids;
 pub mod money;
 pub mod order;

@@ -22,28 +22,53 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::decide::decide;
 pub use self::events::{
     Cancelled, Confirmed, DeliveryRecorded, Event, LineAdded, LineRemoved, PaymentRecorded, Placed,
     QuantityChanged, Refunded, Rejected, ReturnReceived, ReturnRequested, Shipped, ShippingAddressChanged,
 };
 pub use self::rejection::Rejection;
-pub use self::state::{Order, OrderLine, Progress, Return, Shipment, State, Status, evolve};
+pub use self::state::{Order, OrderLine, Progress, Return, Shipment, State, Status};
 
 use crate::address::Address;
+use crate::aggregate::Aggregate;
 use crate::ids::{
     Carrier, CustomerId, OrderId, PaymentId, Reason, Reference, RefundId, ReturnId, ShipmentId, Sku,
     TrackingNumber,
 };
 use crate::money::{Currency, Money};
 
-/// The category of streams that hold orders.
-pub const CATEGORY: &str = "order";
-
 /// The most lines that an order has at one time.
 pub const LINES_MAX: usize = 500;
 /// The most articles on one line; the least is one.
 pub const QUANTITY_MAX: u32 = 1_000_000;
+
+impl Aggregate for State {
+    const CATEGORY: &'static str = "order";
+
+    type Id = OrderId;
+    type Command = Command;
+    type Event = Event;
+    type Rejection = Rejection;
+
+    /// A granted command always gives at least one event, also when it asks for what is the case already: that
+    /// somebody said so is a fact, too. Costs no more than the order, and what is asked, have lines.
+    fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
+        decide::decide(self, command).map(|event| vec![event])
+    }
+
+    /// Costs no more than the order has lines.
+    fn evolve(self, event: &Event) -> Self {
+        self.after(event)
+    }
+
+    fn opens(command: &Command) -> bool {
+        matches!(command, Command::Place { .. })
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.order().map_or(0, Order::heap_bytes)
+    }
+}
 
 /// What may be asked of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use daybook_domain::aggregate::Aggregate as _;
+use daybook_domain::event::Event as _;
 use daybook_domain::order;
 use daybook_event_store::RecordedEvent;
 use serde::Deserialize;
@@ -83,7 +85,7 @@ impl Event {
 impl Body {
     fn decode(recorded: &RecordedEvent) -> Result<Self, DecodeError> {
         match recorded.category.as_str() {
-            order::CATEGORY => {
+            order::State::CATEGORY => {
                 order::Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload)
                     .map(Self::Order)
                     .map_err(DecodeError::from)

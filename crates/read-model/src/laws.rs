@@ -260,6 +260,7 @@ fn command() -> impl Strategy<Value = Command> {
 /// The laws say little about what is never reached.
 #[test]
 fn the_histories_that_are_drawn_have_every_event() {
+    use daybook_domain::event::Event as _;
     use daybook_domain::order;
     use proptest::strategy::ValueTree as _;
     use proptest::test_runner::TestRunner;

@@ -11,6 +11,7 @@ mod view;
 
 use std::collections::HashMap;
 
+use daybook_domain::event::Event as _;
 use daybook_domain::order::Event as OrderEvent;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};

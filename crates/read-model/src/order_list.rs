@@ -8,6 +8,7 @@ mod tests;
 
 use std::collections::HashMap;
 
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, Reference};
 use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, Placed, Status};

@@ -1,9 +1,10 @@
 //! Histories for tests: what the domain decides when it is asked, recorded like the log records it.
 
 use daybook_domain::address::Address;
+use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::ids::OrderId;
 use daybook_domain::money::Money;
-use daybook_domain::order::{Command, LineQuantity, NewLine, State, decide, evolve};
+use daybook_domain::order::{Command, LineQuantity, NewLine, State};
 use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
@@ -116,8 +117,8 @@ impl Log {
         command: Command,
     ) -> Result<(), daybook_domain::order::Rejection> {
         let (state, version) = self.orders.entry(number).or_default();
-        for body in decide(state, command)? {
-            *state = evolve(std::mem::take(state), &body);
+        for body in state.decide(command)? {
+            *state = std::mem::take(state).evolve(&body);
             *version += 1;
             let occurred_at = START + Duration::minutes(self.events.len() as i64);
             self.events.push(Event {

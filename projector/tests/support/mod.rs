@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_devstack::testing::{TestCluster, test_cluster};
+use daybook_domain::aggregate::Aggregate as _;
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::{OrderId, Reason};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{self, Command, NewLine, State};
@@ -329,16 +331,16 @@ impl Orders {
 
     fn decide(&mut self, index: usize, command: Command) -> Option<NewCommand> {
         let (order_id, state, version) = &mut self.orders[index];
-        let events = order::decide(state, command).ok()?;
+        let events = state.decide(command).ok()?;
         let expected_version = Some(*version);
         *version += events.len() as u64;
-        *state = events.iter().fold(std::mem::take(state), order::evolve);
+        *state = events.iter().fold(std::mem::take(state), State::evolve);
         Some(NewCommand {
             tenant_id: self.tenant_id,
             key: Uuid::from_u128(self.random.random()).to_string(),
             fingerprint: [0; 32],
             stream_id: order_id.to_string(),
-            category: order::CATEGORY,
+            category: State::CATEGORY,
             expected_version,
             metadata: Arc::clone(&self.metadata),
             events: events
@@ -370,7 +372,7 @@ pub(crate) fn unknown_event() -> NewCommand {
         key: Uuid::now_v7().to_string(),
         fingerprint: [0; 32],
         stream_id: "ord_unknown".to_owned(),
-        category: order::CATEGORY,
+        category: State::CATEGORY,
         expected_version: None,
         metadata: Metadata::default().encode(),
         events: vec![NewEvent {

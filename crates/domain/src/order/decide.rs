@@ -14,16 +14,11 @@ use super::{
 use crate::ids::Reason;
 use crate::money::Money;
 
-/// What happens when this is asked of an order in this state.
-///
-/// A granted command always gives at least one event, also when it asks for what is the case already: that
-/// somebody said so is a fact, too. Costs no more than the order, and what is asked, have lines.
-pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
-    let event = match state.order() {
+pub(super) fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
+    match state.order() {
         Some(order) => decide_placed(order, command),
         None => decide_new(command),
-    }?;
-    Ok(vec![event])
+    }
 }
 
 fn decide_new(command: Command) -> Result<Event, Rejection> {

@@ -10,6 +10,7 @@ use proptest::test_runner::TestRunner;
 
 use self::strategies::{command, commands, nonsense};
 use super::*;
+use crate::event::Event as _;
 
 /// The properties below say little about what is never reached.
 #[test]
@@ -50,7 +51,7 @@ proptest! {
     #[test]
     fn replaying_what_was_decided_gives_the_same_state(steps in commands()) {
         let lived = live(steps);
-        let replayed = all_events(&lived).iter().fold(State::default(), evolve);
+        let replayed = all_events(&lived).iter().fold(State::default(), State::evolve);
         let kept = lived.last().map(|(state, _)| state.clone()).unwrap_or_default();
         prop_assert_eq!(replayed, kept);
     }
@@ -74,7 +75,7 @@ proptest! {
     #[test]
     fn a_granted_command_gives_at_least_one_event(steps in commands(), command in command()) {
         for (state, _) in live(steps) {
-            if let Ok(events) = decide(&state, command.clone()) {
+            if let Ok(events) = state.decide(command.clone()) {
                 prop_assert!(!events.is_empty());
             }
         }
@@ -98,9 +99,9 @@ proptest! {
 
     #[test]
     fn no_sequence_of_events_makes_evolve_or_decide_panic(events in nonsense(), commands in prop::collection::vec(command(), 8)) {
-        let state = events.iter().fold(State::default(), evolve);
+        let state = events.iter().fold(State::default(), State::evolve);
         for command in commands {
-            let _either_way = decide(&state, command);
+            let _either_way = state.decide(command);
         }
     }
 }
@@ -121,9 +122,9 @@ fn live(steps: Vec<Step>) -> Vec<(State, Vec<Event>)> {
             Step::Settle => settle(&state),
         };
         let events = command
-            .map_or(Ok(vec![]), |command| decide(&state, command))
+            .map_or(Ok(vec![]), |command| state.decide(command))
             .unwrap_or_default();
-        state = events.iter().fold(state, evolve);
+        state = events.iter().fold(state, State::evolve);
         lived.push((state.clone(), events));
     }
     lived

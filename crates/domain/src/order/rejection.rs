@@ -6,7 +6,7 @@ use crate::money::{Currency, MoneyError};
 
 rejections! {
     /// The rule that refused a command, with every value that it looked at.
-    pub enum Rejection {
+    pub enum Rejection absent as OrderNotFound, existing as OrderAlreadyExists {
         /// A command other than placing came for an order that was never placed.
         #[error("the order does not exist")]
         OrderNotFound = "ORDER_NOT_FOUND",

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Event, Line, Placed};
-use crate::event::DecodeError;
+use crate::event::{DecodeError, Event as _};
 
 const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
 

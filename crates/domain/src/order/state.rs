@@ -10,6 +10,7 @@ use super::events::{
     ReturnReceived, ReturnRequested, Shipped,
 };
 use super::{Line, LineQuantity};
+use crate::aggregate::tree_bytes;
 use crate::ids::{CustomerId, PaymentId, RefundId, ReturnId, ShipmentId, Sku};
 use crate::money::{Currency, Money, MoneyError};
 
@@ -75,6 +76,14 @@ impl State {
     /// The order, once it was placed.
     pub fn order(&self) -> Option<&Order> {
         self.order.as_ref()
+    }
+
+    pub(super) fn after(self, event: &Event) -> Self {
+        let order = match self.order {
+            Some(order) => Some(order.after(event)),
+            None => Order::first(event),
+        };
+        Self { order }
     }
 }
 
@@ -159,18 +168,6 @@ pub enum Progress {
     Arrived,
 }
 
-/// What the order is after one more event.
-///
-/// Total: an event that says something impossible (which the log cannot hold, but a bug could ask for)
-/// changes what it can and never panics. Costs no more than the order has lines.
-pub fn evolve(state: State, event: &Event) -> State {
-    let order = match state.order {
-        Some(order) => Some(order.after(event)),
-        None => Order::first(event),
-    };
-    State { order }
-}
-
 impl Order {
     /// Only placing brings an order into being.
     fn first(event: &Event) -> Option<Self> {
@@ -217,6 +214,32 @@ impl Order {
     /// The line with this number, if the order still has it.
     pub fn line(&self, line_number: u32) -> Option<&OrderLine> {
         self.find(line_number).ok().map(|index| &self.lines[index])
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        let lines = self.lines.capacity() * size_of::<OrderLine>();
+        let skus: usize = self.lines.iter().map(|line| line.sku.as_str().len()).sum();
+        self.customer_id.as_str().len() + lines + skus + self.record_bytes()
+    }
+
+    /// About how many bytes its payments, shipments, returns and refunds hold on the heap.
+    fn record_bytes(&self) -> usize {
+        let payments: usize = self.payments.iter().map(|id| id.as_str().len()).sum();
+        let refunds: usize = self.refunds.iter().map(|id| id.as_str().len()).sum();
+        let part_bytes = |parts: &Vec<LineQuantity>| parts.capacity() * size_of::<LineQuantity>();
+        let shipments = self.shipments.iter();
+        let shipments: usize = shipments
+            .map(|(id, shipment)| id.as_str().len() + part_bytes(&shipment.lines))
+            .sum();
+        let returns = self.returns.iter();
+        let returns: usize = returns
+            .map(|(id, goods)| id.as_str().len() + part_bytes(&goods.lines))
+            .sum();
+        let trees = tree_bytes::<PaymentId, ()>(self.payments.len())
+            + tree_bytes::<RefundId, ()>(self.refunds.len())
+            + tree_bytes::<ShipmentId, Shipment>(self.shipments.len())
+            + tree_bytes::<ReturnId, Return>(self.returns.len());
+        payments + refunds + shipments + returns + trees
     }
 
     /// The order's currency.

@@ -23,12 +23,12 @@ struct Given(State);
 struct Outcome(Result<Vec<Event>, Rejection>);
 
 fn given<'a>(events: impl IntoIterator<Item = &'a Event>) -> Given {
-    Given(events.into_iter().fold(State::default(), evolve))
+    Given(events.into_iter().fold(State::default(), State::evolve))
 }
 
 impl Given {
     fn when(self, command: Command) -> Outcome {
-        Outcome(decide(&self.0, command))
+        Outcome(self.0.decide(command))
     }
 }
 

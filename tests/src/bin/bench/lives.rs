@@ -1,9 +1,11 @@
 //! Orders' whole lives in the log: placed, confirmed, paid, shipped, delivered. A log of a shop that has run for a while
 //! looks like this, and not like an import.
 
+use daybook_domain::aggregate::Aggregate as _;
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, ShipmentId, Sku};
 use daybook_domain::money::{Currency, Money};
-use daybook_domain::order::{self, Command, Event, NewLine, State};
+use daybook_domain::order::{Command, Event, NewLine, State};
 use daybook_event_store::{Appender, AppenderOptions, NewCommand, NewEvent, Verdict};
 use daybook_tests::orders::new_key;
 use daybook_tests::stack::Stack;
@@ -63,7 +65,7 @@ fn command(tenant_id: Uuid, number: u64) -> anyhow::Result<NewCommand> {
         key: new_key(),
         fingerprint: [7; 32],
         stream_id: order_id.to_string(),
-        category: order::CATEGORY,
+        category: State::CATEGORY,
         expected_version: Some(0),
         metadata: METADATA.into(),
         events: events.collect(),
@@ -103,8 +105,8 @@ fn life(order_id: OrderId, number: u64) -> anyhow::Result<Vec<Event>> {
     ];
     let (mut state, mut events) = (State::default(), Vec::new());
     for command in commands {
-        for event in order::decide(&state, command)? {
-            state = order::evolve(state, &event);
+        for event in state.decide(command)? {
+            state = state.evolve(&event);
             events.push(event);
         }
     }

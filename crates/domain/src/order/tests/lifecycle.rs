@@ -239,3 +239,11 @@ fn shipped_in_some_way() -> [(Vec<Event>, Status); 3] {
 fn closed_in_some_way() -> [(Vec<Event>, Status); 2] {
     [(rejected(), Status::Rejected), (cancelled(), Status::Cancelled)]
 }
+
+#[test]
+fn what_an_order_holds_in_memory_grows_with_what_it_remembers() {
+    let (new, paid) = (given(&placed()).0, given(&paid()).0);
+    assert_eq!(State::default().heap_bytes(), 0);
+    assert!(new.heap_bytes() >= 2 * size_of::<OrderLine>());
+    assert!(paid.heap_bytes() >= new.heap_bytes() + size_of::<PaymentId>() + "p-1".len());
+}

@@ -1,6 +1,7 @@
 //! What callers are told, and that it can be remembered.
 
 use super::*;
+use crate::rejection::Rejection as _;
 
 fn some_rejections() -> Vec<Rejection> {
     vec![
