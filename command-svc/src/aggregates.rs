@@ -15,6 +15,7 @@ use tonic::codegen::Service;
 use tonic::codegen::http::Request;
 use tonic::server::NamedService;
 
+use crate::fingerprint::Fingerprints;
 use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::metrics;
 use crate::orders;
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) authenticator: Authenticator,
     /// The time from a request to the commit of its events.
     pub(crate) received_to_committed: Histogram,
+    /// Tell whether a key comes with the same content again.
+    pub(crate) fingerprints: Fingerprints,
     partitions: Partitions,
     mailbox_metrics: Arc<MailboxMetrics>,
 }
@@ -41,12 +44,14 @@ impl Core {
     pub(crate) fn new(
         authenticator: Authenticator,
         partitions: Partitions,
+        fingerprints: Fingerprints,
         registry: &Registry,
         moments: &EventMoments,
     ) -> Self {
         Self {
             authenticator,
             received_to_committed: moments.latency(Moment::Received, Moment::Committed),
+            fingerprints,
             partitions,
             mailbox_metrics: metrics::register_mailboxes(registry),
         }

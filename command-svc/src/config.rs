@@ -1,13 +1,14 @@
-//! What the command service is told.
+//! Settings of the command service.
 
 use clap::Parser;
 use daybook_service::config::{CommonConfig, Secret};
+use daybook_service::key::SecretKey;
 
 /// Takes commands over gRPC, appends what they lead to, and publishes it.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
-    /// What every service is told.
+    /// Settings that every service has.
     #[command(flatten)]
     pub common: CommonConfig,
 
@@ -30,7 +31,7 @@ pub struct Config {
     )]
     pub stream_replicas: usize,
 
-    /// How many connections to the database this process may have, besides one for each partition that it appends to.
+    /// How many connections to the database look up callers' keys.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",
@@ -38,4 +39,36 @@ pub struct Config {
         default_value_t = 8
     )]
     pub database_connections: u32,
+
+    /// How many connections to the database load aggregates. Each partition that is appended to has one more, which
+    /// nothing else waits for.
+    #[arg(
+        long,
+        env = "DAYBOOK_LOAD_CONNECTIONS",
+        value_name = "NUMBER",
+        default_value_t = 8
+    )]
+    pub load_connections: u32,
+
+    /// The keys under which the content of commands is hashed to be remembered with their idempotency keys, 64
+    /// hexadecimal digits each, with commas between them. The first one is used for new commands; the others must stay for
+    /// as long as idempotency keys are kept. All replicas need the same. Only in development may it be absent.
+    #[arg(
+        long,
+        env = "DAYBOOK_FINGERPRINT_KEY",
+        value_name = "KEYS",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub fingerprint_keys: Vec<SecretKey>,
+
+    /// For how many days idempotency keys are kept at least. All replicas need the same.
+    #[arg(
+        long,
+        env = "DAYBOOK_IDEMPOTENCY_RETENTION_DAYS",
+        value_name = "DAYS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u16).range(1..=3_650)
+    )]
+    pub idempotency_retention_days: u16,
 }

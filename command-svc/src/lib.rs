@@ -12,19 +12,24 @@
 
 mod aggregates;
 mod config;
+mod fingerprint;
 pub mod mailbox;
 mod metrics;
 pub mod orders;
 pub mod partitions;
 pub mod request;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
-use daybook_event_store::{Appender, AppenderOptions, EventStore};
+use daybook_event_store::{Appender, AppenderOptions, EventStore, PostgresLog, keys};
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::database;
 use daybook_service::identity::Authenticator;
+use daybook_service::key::SecretKey;
 use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
 use daybook_service::problems;
 use daybook_service::server::{self, Limits};
@@ -32,11 +37,14 @@ use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 
 use crate::aggregates::{Aggregates, Core};
+use crate::fingerprint::Fingerprints;
+use crate::mailbox::ReadStream;
 use crate::partitions::{Partition, Partitions};
 
 /// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
@@ -48,8 +56,12 @@ const COMMITTED_BATCHES_MAX: usize = 256;
 /// Connections of the publishing task: one to read events, one to look at the head.
 const PUBLISHER_CONNECTIONS: u32 = 2;
 
-/// Connections that the appenders keep for themselves.
-const APPENDER_CONNECTIONS: u32 = 2;
+/// How often the tables of idempotency keys are looked at. Time counts for them only while somebody looks at least every
+/// two hours.
+const TEND_KEYS_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// Connections that read the receipts of commands that were sent before.
+const RECEIPT_CONNECTIONS: u32 = 2;
 
 /// Serves on `listener` until `shutdown`, or until a task ends that should not.
 ///
@@ -69,6 +81,11 @@ pub async fn run(
     .await?;
     database::check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
 
+    let fingerprints = Fingerprints::new(&SecretKey::given(
+        &config.fingerprint_keys,
+        "DAYBOOK_FINGERPRINT_KEY",
+        config.common.is_development(),
+    )?);
     let registry = Registry::new();
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
@@ -76,7 +93,7 @@ pub async fn run(
 
     let moments = EventMoments::new(&registry);
     let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
-    let core = Core::new(Authenticator::new(pool), partitions, &registry, &moments);
+    let core = Core::new(Authenticator::new(pool), partitions, fingerprints, &registry, &moments);
     let Aggregates { services, rules } = aggregates::all(&core);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
@@ -132,15 +149,22 @@ async fn start_partitions(
     let log =
         EventStore::new(database::connect(publisher_url, "daybook-publisher", PUBLISHER_CONNECTIONS).await?);
     let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
+    let url = &config.common.database_url;
+    // Pools of their own, so that no crowd of one kind keeps another from its connections.
+    let loads = database::connect(url, "daybook-loader", config.load_connections).await?;
+    let receipts = database::connect(url, "daybook-receipts", RECEIPT_CONNECTIONS).await?;
+    tasks.spawn("idempotency keys", tend_keys(receipts.clone(), config.idempotency_retention_days));
+    let streams = Arc::new(EventStore::new(loads));
     let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {
-        // A pool of its own, so that no crowd of readers ever keeps the appender from its connection.
-        let url = &config.common.database_url;
-        let pool = database::connect(url, "daybook-appender", APPENDER_CONNECTIONS).await?;
-        let store = EventStore::new(pool.clone());
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
-        let (appender, appending) =
-            Appender::new(pool, partition, AppenderOptions::default(), Some(committed));
+        let connecting = database::connect_options(url, "daybook-appender")?;
+        let (appender, appending) = Appender::new(
+            PostgresLog::new(connecting, receipts.clone()),
+            partition,
+            AppenderOptions::default(),
+            Some(committed),
+        );
         let options = PublisherOptions {
             replicas: config.stream_replicas,
             observer: Some(metrics::publish_observer(moments)),
@@ -154,11 +178,28 @@ async fn start_partitions(
             Ok(())
         });
         tasks.spawn_companion("publisher", async move { Ok(publishing.await?) });
-        partitions.push(Partition { store, appender });
+        let streams: Arc<dyn ReadStream> = Arc::clone(&streams) as _;
+        partitions.push(Partition { streams, appender });
         publishers.push(publisher);
     }
     let partitions: Partitions = partitions.into_iter().collect();
     metrics::register_appenders(registry, partitions.appenders().cloned().collect());
     metrics::register_publishers(registry, &publishers);
     Ok(partitions)
+}
+
+/// Has the tables of idempotency keys take turns when it is time.
+async fn tend_keys(pool: PgPool, retention_days: u16) -> anyhow::Result<()> {
+    loop {
+        let tended = timeout(database::STATEMENT_TIMEOUT, keys::tend(&pool, retention_days)).await;
+        match tended.map_err(|_elapsed| sqlx::Error::PoolTimedOut).flatten() {
+            Ok(true) => tracing::info!("the tables of idempotency keys took turns"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot tend the tables of idempotency keys"
+            ),
+        }
+        tokio::time::sleep(TEND_KEYS_EVERY).await;
+    }
 }

@@ -32,7 +32,7 @@ pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) 
     counter("append_events", "Events that were committed", |one| &one.events);
     counter(
         "append_conflicts",
-        "Appends refused for their expected version",
+        "Commands that were decided on something else than what is recorded",
         |one| &one.conflicts,
     );
     counter(
@@ -46,7 +46,7 @@ pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) 
         |one| &one.retries,
     );
     let free = move || appenders.iter().map(|one| one.free() as u64).min().unwrap_or(0);
-    let help = "Commands that may still be queued before one is refused";
+    let help = "Commands that may still be admitted before one is refused";
     registry.register("append_queue_free", help, Reading::gauge(free));
 }
 
@@ -109,6 +109,12 @@ pub(crate) fn register_mailboxes(registry: &Registry) -> Arc<MailboxMetrics> {
     counter("mailbox_loads", "Aggregates loaded from the log", |one| {
         &one.loads
     });
+    let bytes = Arc::clone(&metrics);
+    registry.register(
+        "mailbox_bytes",
+        "Bytes of aggregates in memory",
+        Reading::gauge(move || bytes.bytes.load(Ordering::Relaxed)),
+    );
     metrics
 }
 

@@ -1,11 +1,12 @@
 //! The commands on orders over gRPC.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use daybook_domain::ids::OrderId;
 use daybook_domain::order::{Command, Rejection, State};
 use daybook_domain::rejection::Rejection as _;
-use daybook_event_store::{Receipt, Unanswered};
+use daybook_event_store::{NotAdmitted, Receipt, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{OrderRequest, Violations, to_timestamp};
 use daybook_proto::orders::v1 as wire;
@@ -23,17 +24,22 @@ use uuid::Uuid;
 
 use crate::COMMAND_BYTES_MAX;
 use crate::aggregates::Core;
+use crate::fingerprint::Fingerprints;
 use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
-use crate::request::{check_key, fingerprint, metadata, validation_error};
+use crate::request::{check_key, metadata, validation_error};
 
 /// The metadata that marks a receipt of an earlier send. The receipt itself is the first one, byte for byte.
 const REPLAYED: &str = "idempotency-replayed";
+
+/// When a tenant that has all its commands under way may try again: some of them are answered by then.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// `daybook.orders.v1.OrderService`, as it is served.
 pub(crate) fn service(core: &Core) -> OrderServiceServer<OrderCommands> {
     let commands = OrderCommands {
         authenticator: core.authenticator.clone(),
         mailboxes: core.mailboxes(),
+        fingerprints: core.fingerprints.clone(),
         received_to_committed: core.received_to_committed.clone(),
     };
     OrderServiceServer::new(commands)
@@ -52,6 +58,7 @@ pub(crate) fn rules() -> impl Iterator<Item = DomainRule> {
 pub struct OrderCommands {
     authenticator: Authenticator,
     mailboxes: Mailboxes<State>,
+    fingerprints: Fingerprints,
     received_to_committed: Histogram,
 }
 
@@ -66,8 +73,9 @@ impl OrderCommands {
             .authenticate_metadata(request.metadata())
             .await?;
         principal.require(Scope::OrdersWrite)?;
-        let envelope = envelope(request.into_inner(), &principal, received_at)?;
-        let handled = self.mailboxes.handle(&envelope);
+        let envelope = envelope(request.into_inner(), &principal, &self.fingerprints, received_at)?;
+        let order_id = Arc::clone(&envelope.stream_id);
+        let handled = self.mailboxes.handle(envelope);
         let outcome = match deadline() {
             Some(deadline) => tokio::time::timeout_at(deadline, handled)
                 .await
@@ -75,7 +83,7 @@ impl OrderCommands {
             None => handled.await,
         };
         let is_replay = outcome.as_ref().is_ok_and(|outcome| outcome.is_replay);
-        let mut answer = Response::new(receipt(outcome, &envelope.stream_id)?);
+        let mut answer = Response::new(receipt(outcome, &order_id)?);
         if is_replay {
             let marker = MetadataValue::from_static("true");
             answer.metadata_mut().insert(REPLAYED, marker);
@@ -90,12 +98,13 @@ impl OrderCommands {
 fn envelope<R: OrderRequest>(
     mut request: R,
     principal: &Principal,
+    fingerprints: &Fingerprints,
     received_at: OffsetDateTime,
 ) -> Result<Envelope<Command>, ApiError> {
     let mut violations = Violations::default();
     let key = request.take_request_id();
     check_key(&key, &mut violations);
-    let fingerprint = fingerprint(R::NAME, &request);
+    let fingerprints = fingerprints.of(R::NAME, &request);
     let context = request.take_context();
     let metadata = metadata(context, principal, R::NAME, &key, received_at, &mut violations);
     let expected_version = request.expected_version();
@@ -104,9 +113,9 @@ fn envelope<R: OrderRequest>(
     Ok(Envelope {
         partition: principal.tenant_partition,
         tenant_id: principal.tenant_id,
-        stream_id: order_id.to_string(),
-        key,
-        fingerprint,
+        stream_id: order_id.to_string().into(),
+        key: key.into(),
+        fingerprints,
         expected_version,
         metadata: metadata.encode(),
         command,
@@ -129,7 +138,7 @@ fn accepted(receipt: &Receipt) -> common::Receipt {
         generation: receipt.generation,
     });
     common::Receipt {
-        stream_id: receipt.stream_id.clone(),
+        stream_id: receipt.stream_id.to_string(),
         stream_version: receipt.stream_version,
         partition: receipt.partition.cast_unsigned(),
         positions: positions.collect(),
@@ -166,10 +175,13 @@ fn api_error(error: HandleError, order_id: &str) -> ApiError {
         HandleError::NoPartition => {
             ApiError::overloaded("this replica does not serve the tenant's partition yet")
         }
-        HandleError::Overloaded => ApiError::overloaded("too many commands are waiting"),
+        HandleError::NotAdmitted(NotAdmitted::Full) => ApiError::overloaded("too many commands are under way"),
+        HandleError::NotAdmitted(NotAdmitted::TenantShareFull) => ApiError::rate_limited("commands under way", RETRY_AFTER),
+        HandleError::Contended => ApiError::overloaded("other replicas keep writing to the aggregate"),
+        HandleError::Panicked(_) => ApiError::internal(error),
         HandleError::Load(error) => match &*error {
-            LoadError::Decode { .. } => ApiError::internal(error),
-            LoadError::Read(_) | LoadError::GivenUp => ApiError::dependency_unavailable("postgres", error),
+            LoadError::Decode { .. } | LoadError::Panicked => ApiError::internal(error),
+            LoadError::Read(_) | LoadError::Unstable => ApiError::dependency_unavailable("postgres", error),
         },
         HandleError::Unanswered(error) => unanswered(error),
     }

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use daybook_event_store::{Appender, EventStore};
+use daybook_event_store::Appender;
+
+use crate::mailbox::ReadStream;
 
 /// One partition: where its streams are read, and where they are appended to.
 #[derive(Clone)]
 pub struct Partition {
     /// Reads the streams of one tenant at a time.
-    pub store: EventStore,
+    pub streams: Arc<dyn ReadStream>,
     /// Appends.
     pub appender: Appender,
 }

@@ -1,4 +1,4 @@
-//! What every command request goes through before it is decided: identity, validation, fingerprint, metadata.
+//! What every command request goes through before it is decided: validation and metadata.
 
 use daybook_event_store::Metadata;
 use daybook_proto::common::v1::CommandContext;
@@ -6,7 +6,6 @@ use daybook_proto::convert::{Violations, from_timestamp};
 use daybook_service::error::{ApiError, FieldViolation};
 use daybook_service::identity::Principal;
 use daybook_service::telemetry;
-use sha2::{Digest as _, Sha256};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -91,15 +90,6 @@ pub fn metadata(
         occurred_at,
         received_at_us: i64::try_from(received_at.unix_timestamp_nanos() / 1_000).ok(),
     }
-}
-
-/// What a key is bound to: the command's name and its content without the key.
-pub fn fingerprint(command: &'static str, content: &impl prost::Message) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(command.as_bytes());
-    hash.update([0]);
-    hash.update(content.encode_to_vec());
-    hash.finalize().into()
 }
 
 /// The violations as the one error that reports them all.

@@ -8,6 +8,7 @@
 --   daybook_projector  the projector: reads the log of every tenant, owns and writes the read models
 --   daybook_query      the query service: reads one tenant at a time
 --   daybook_append     NOLOGIN: runs the append function, which serves many tenants in one batch
+--   daybook_keys       NOLOGIN: empties the older of the two tables of idempotency keys
 --   daybook_identity   NOLOGIN: runs the look-up of API keys, which comes before the tenant is known
 --
 -- Roles belong to the whole server while migrations belong to a database, hence the guards.
@@ -20,7 +21,7 @@ BEGIN
             EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS', login_role);
         END IF;
     END LOOP;
-    FOREACH login_role IN ARRAY ARRAY['daybook_append', 'daybook_identity'] LOOP
+    FOREACH login_role IN ARRAY ARRAY['daybook_append', 'daybook_keys', 'daybook_identity'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login_role) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS', login_role);
         END IF;
@@ -31,7 +32,7 @@ $$;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA event_store
-    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_append, daybook_identity;
+    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_append, daybook_keys, daybook_identity;
 
 -- The tenant of the running transaction; NULL, so that every policy fails closed, when none is set. After a commit a
 -- local setting reads as '' and not as NULL.

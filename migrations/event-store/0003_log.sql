@@ -4,69 +4,64 @@
 -- partition's row of `log` from the moment it takes positions until it has committed. The same number is the primary
 -- key here, the sequence of the JetStream message, the checkpoint of every projection and the consistency token.
 --
--- `partition` leads every key, so that the tables can be distributed by it.
+-- The event table is the only truth about itself. The head of a partition is its newest event and a stream's version is
+-- its newest event's, each one backward probe of an index that is there anyway. Nothing that an append touches is ever
+-- updated: a row that every batch rewrites is a chain of dead versions as soon as anyone holds an old snapshot, and each
+-- batch would walk along it.
 --
--- `log` and `command` have no CHECK: Postgres parses one anew for every statement that writes, which cost a lone append
--- an eighth of its time. Only the append function writes them, from values that its caller's types hold.
+-- `partition` leads every key, so that the tables can be distributed by it. Columns of fixed width come first, which saves
+-- their padding. The hot tables have no CHECK: Postgres parses it anew for every statement that writes. Only the append
+-- function writes them, from values that its caller's types hold.
 
 CREATE TABLE event_store.log (
-    partition   integer     PRIMARY KEY,
+    partition  integer  PRIMARY KEY,
     -- New after every restore: what carries another generation (a message, a checkpoint) belongs to a log that is gone.
-    generation  uuid        NOT NULL DEFAULT gen_random_uuid(),
-    -- The position of the newest event.
-    head        bigint      NOT NULL DEFAULT 0,
-    -- When the newest event was recorded. Never decreases, whatever the clock does, so that time can be searched by
-    -- position.
-    recorded_at timestamptz NOT NULL DEFAULT '-infinity'
-) WITH (fillfactor = 50);
+    generation uuid     NOT NULL DEFAULT gen_random_uuid(),
+    -- Which of the two tables of keys takes new ones, 0 or 1: see 0006.
+    key_table  smallint NOT NULL DEFAULT 0
+);
 
 CREATE TABLE event_store.event (
-    partition      integer     NOT NULL,
     position       bigint      NOT NULL,
-    tenant_id      uuid        NOT NULL,
-    category       text        COLLATE "C" NOT NULL,
-    stream_id      text        COLLATE "C" NOT NULL,
     -- 1, 2, 3, … within the stream.
     stream_version bigint      NOT NULL,
-    event_id       uuid        NOT NULL,
-    event_type     text        COLLATE "C" NOT NULL,
+    -- Never decreases along the positions, whatever the clock does, so that time can be searched by position.
+    recorded_at    timestamptz NOT NULL,
+    partition      integer     NOT NULL,
     schema_version integer     NOT NULL,
+    tenant_id      uuid        NOT NULL,
+    -- Drawn at random for each decision: two decisions of one command on two states do not look alike.
+    event_id       uuid        NOT NULL,
+    category       text        COLLATE "C" NOT NULL,
+    stream_id      text        COLLATE "C" NOT NULL,
+    event_type     text        COLLATE "C" NOT NULL,
     -- json and not jsonb: it keeps the bytes as they were written, and inserts 1.7 times as fast.
     payload        json        NOT NULL,
     metadata       json        NOT NULL,
-    recorded_at    timestamptz NOT NULL,
     PRIMARY KEY (partition, position),
     CONSTRAINT event_stream_version_key UNIQUE (partition, tenant_id, stream_id, stream_version)
 );
 
-CREATE TABLE event_store.stream (
-    partition integer NOT NULL,
-    tenant_id uuid    NOT NULL,
-    stream_id text    COLLATE "C" NOT NULL,
-    category  text    COLLATE "C" NOT NULL,
-    -- The number of the stream's events.
-    version   bigint  NOT NULL,
-    PRIMARY KEY (partition, tenant_id, stream_id)
-) WITH (fillfactor = 80);
-
--- What was answered to a command, for as long as the log lives: its events and its receipt commit together.
+-- Idempotency keys: what was answered to each command. A row commits with the events of its command and is kept for at
+-- least the retention time. There are exactly two tables, which take turns (0006); an append looks into both and writes
+-- into one. Keys keep the order that callers give them: time-ordered ones (UUIDv7) go to the end of the index.
 CREATE TABLE event_store.command (
-    partition      integer     NOT NULL,
-    tenant_id      uuid        NOT NULL,
-    -- The caller's idempotency key.
-    key            text        COLLATE "C" NOT NULL,
-    -- SHA-256 of the command's content: the same key with other content is refused.
-    fingerprint    bytea       NOT NULL,
-    -- The receipt.
-    stream_id      text        COLLATE "C" NOT NULL,
-    stream_version bigint      NOT NULL,
-    first_position bigint,
-    event_count    integer     NOT NULL,
-    -- The domain's refusal, where there was one: it is remembered like a success.
-    rejection      json,
-    recorded_at    timestamptz NOT NULL,
-    PRIMARY KEY (partition, tenant_id, key)
-);
+    -- The position of the command's first event; of a command without events, the newest event that it was decided on.
+    position    bigint   NOT NULL,
+    partition   integer  NOT NULL,
+    event_count integer  NOT NULL,
+    tenant_id   uuid     NOT NULL,
+    -- 128 bits of a keyed hash of the command's content: the same key with other content is refused.
+    fingerprint uuid     NOT NULL,
+    key_table   smallint NOT NULL,
+    key         text     COLLATE "C" NOT NULL,
+    -- The receipt of a command without events, which has no event to read it from: a refusal by the domain that is
+    -- remembered like a success, or a command that changed nothing.
+    outcome     json,
+    PRIMARY KEY (partition, tenant_id, key, key_table)
+) PARTITION BY LIST (key_table);
+CREATE TABLE event_store.command_0 PARTITION OF event_store.command FOR VALUES IN (0);
+CREATE TABLE event_store.command_1 PARTITION OF event_store.command FOR VALUES IN (1);
 
 -- Nobody has the privilege to rewrite events; this says so even to those who own the table.
 CREATE FUNCTION event_store.refuse_rewriting() RETURNS trigger
@@ -81,24 +76,49 @@ CREATE TRIGGER event_is_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON event_s
 
 ALTER TABLE event_store.event ENABLE ROW LEVEL SECURITY;
 ALTER TABLE event_store.event FORCE ROW LEVEL SECURITY;
-ALTER TABLE event_store.stream ENABLE ROW LEVEL SECURITY;
-ALTER TABLE event_store.stream FORCE ROW LEVEL SECURITY;
 ALTER TABLE event_store.command ENABLE ROW LEVEL SECURITY;
 ALTER TABLE event_store.command FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY own_tenant ON event_store.event USING (tenant_id = event_store.current_tenant());
-CREATE POLICY own_tenant ON event_store.stream USING (tenant_id = event_store.current_tenant());
 CREATE POLICY own_tenant ON event_store.command USING (tenant_id = event_store.current_tenant());
 CREATE POLICY every_tenant ON event_store.event TO daybook_append, daybook_publisher, daybook_projector USING (true);
-CREATE POLICY every_tenant ON event_store.stream TO daybook_append USING (true);
 CREATE POLICY every_tenant ON event_store.command TO daybook_append USING (true);
 
 GRANT SELECT ON event_store.log TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
 GRANT SELECT ON event_store.event TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
+-- To lock a row takes the right to update it; nothing but the turn of the key tables does.
 GRANT SELECT, UPDATE ON event_store.log TO daybook_append;
 GRANT SELECT, INSERT ON event_store.event TO daybook_append;
-GRANT SELECT, INSERT, UPDATE ON event_store.stream TO daybook_append;
 GRANT SELECT, INSERT ON event_store.command TO daybook_append;
+
+-- Where a partition of the log stands. It runs as a role that sees every tenant's events, and gives away no payload.
+CREATE FUNCTION event_store.head(
+    p_partition     integer,
+    OUT generation  uuid,
+    -- The position of the newest event, 0 when there is none; then the next two are NULL.
+    OUT head        bigint,
+    OUT recorded_at timestamptz,
+    OUT event_id    uuid
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+BEGIN
+    SELECT l.generation, coalesce(newest.position, 0), newest.recorded_at, newest.event_id
+    INTO generation, head, recorded_at, event_id
+    FROM event_store.log AS l
+    LEFT JOIN LATERAL (
+        SELECT e.position, e.recorded_at, e.event_id
+        FROM event_store.event AS e
+        WHERE e.partition = l.partition
+        ORDER BY e.position DESC LIMIT 1
+    ) AS newest ON true
+    WHERE l.partition = p_partition;
+END
+$$;
+ALTER FUNCTION event_store.head OWNER TO daybook_append;
+REVOKE ALL ON FUNCTION event_store.head FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION event_store.head TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
 
 -- The default is one partition.
 INSERT INTO event_store.log (partition) VALUES (0);

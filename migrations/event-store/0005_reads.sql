@@ -33,14 +33,14 @@ GRANT EXECUTE ON FUNCTION event_store.read_stream TO daybook_command, daybook_qu
 -- as a role that sees every tenant's events, and gives away a number only.
 CREATE FUNCTION event_store.position_at(p_partition integer, p_moment timestamptz)
 RETURNS bigint
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_low  bigint := 0;
     v_high bigint;
     v_mid  bigint;
 BEGIN
-    SELECT l.head INTO STRICT v_high FROM event_store.log AS l WHERE l.partition = p_partition;
+    SELECT h.head INTO STRICT v_high FROM event_store.head(p_partition) AS h;
     WHILE v_low < v_high LOOP
         v_mid := (v_low + v_high + 1) / 2;
         IF (SELECT e.recorded_at FROM event_store.event AS e

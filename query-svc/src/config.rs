@@ -1,10 +1,10 @@
 //! The configuration of the query service. The comments on the fields are its manual.
 
-use anyhow::{Context as _, ensure};
 use clap::Parser;
 use daybook_service::config::CommonConfig;
+use daybook_service::key::SecretKey;
 
-use crate::cursor::{CursorKey, Cursors};
+use crate::cursor::Cursors;
 
 /// Daybook's query service: orders, totals and histories over REST and gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -29,7 +29,7 @@ pub struct Config {
         value_delimiter = ',',
         hide_env_values = true
     )]
-    pub cursor_keys: Vec<CursorKey>,
+    pub cursor_keys: Vec<SecretKey>,
 }
 
 impl Config {
@@ -38,18 +38,9 @@ impl Config {
     /// # Errors
     /// When there is no key outside of development, or one that anybody could know.
     pub fn cursors(&self) -> anyhow::Result<Cursors> {
-        if self.common.is_development() && self.cursor_keys.is_empty() {
-            return Ok(Cursors::new(&CursorKey::DEVELOPMENT, &[]));
-        }
-        let (first, others) = self
-            .cursor_keys
-            .split_first()
-            .context("DAYBOOK_CURSOR_KEY is not set")?;
-        let is_guessable = self.cursor_keys.iter().any(CursorKey::is_guessable);
-        ensure!(
-            self.common.is_development() || !is_guessable,
-            "DAYBOOK_CURSOR_KEY is a key that everybody knows; make one with `openssl rand -hex 32`"
-        );
+        let development = self.common.is_development();
+        let keys = SecretKey::given(&self.cursor_keys, "DAYBOOK_CURSOR_KEY", development)?;
+        let (first, others) = keys.split_first().expect("there is at least one");
         Ok(Cursors::new(first, others))
     }
 }

@@ -8,77 +8,22 @@
 //! the pages that are open in somebody's hands.
 
 use std::fmt;
-use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use daybook_service::ApiError;
+use daybook_service::key::SecretKey;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
-use thiserror::Error;
 use uuid::Uuid;
 
 const VERSION: u8 = 1;
-const KEY_BYTES: usize = 32;
 const KEY_ID_BYTES: usize = 4;
 const HEAD_BYTES: usize = 1 + KEY_ID_BYTES;
 const MAC_BYTES: usize = 32;
 
 /// The longest text that is looked at as a cursor.
 const CURSOR_CHARACTERS_MAX: usize = 1_024;
-
-/// A secret that cursors are signed with: 32 bytes, written as 64 hexadecimal digits.
-#[derive(Clone, PartialEq, Eq)]
-pub struct CursorKey([u8; KEY_BYTES]);
-
-/// The text is not 64 hexadecimal digits. It is not repeated here: it may be a secret with a typing error.
-#[derive(Debug, Error)]
-#[error("a cursor key must be 64 hexadecimal digits")]
-pub struct InvalidCursorKey;
-
-impl CursorKey {
-    /// What a development stack signs with. Everybody knows it, so production refuses it.
-    pub const DEVELOPMENT: Self = Self(*b"daybook development cursor key!!");
-
-    /// Whether anybody could know the key: the development key, or one byte over and over.
-    #[must_use]
-    pub fn is_guessable(&self) -> bool {
-        *self == Self::DEVELOPMENT || self.0.iter().all(|byte| *byte == self.0[0])
-    }
-
-    /// The public name of the key, from a hash of it.
-    fn id(&self) -> [u8; KEY_ID_BYTES] {
-        let hash = Sha256::new()
-            .chain_update(b"daybook cursor key id\0")
-            .chain_update(self.0)
-            .finalize();
-        let mut id = [0; KEY_ID_BYTES];
-        id.copy_from_slice(&hash[..KEY_ID_BYTES]);
-        id
-    }
-}
-
-impl FromStr for CursorKey {
-    type Err = InvalidCursorKey;
-
-    fn from_str(text: &str) -> Result<Self, InvalidCursorKey> {
-        if text.len() != 2 * KEY_BYTES || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(InvalidCursorKey);
-        }
-        let mut key = [0; KEY_BYTES];
-        for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| InvalidCursorKey)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| InvalidCursorKey)?;
-        }
-        Ok(Self(key))
-    }
-}
-
-impl fmt::Debug for CursorKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CursorKey(…)")
-    }
-}
 
 /// What a list was asked: everything that has to be the same on the next page.
 #[derive(Clone)]
@@ -111,10 +56,10 @@ struct SigningKey {
     mac: Hmac<Sha256>,
 }
 
-impl From<&CursorKey> for SigningKey {
-    fn from(key: &CursorKey) -> Self {
-        let mac = Hmac::new_from_slice(&key.0).expect("HMAC takes keys of any length");
-        Self { id: key.id(), mac }
+impl From<&SecretKey> for SigningKey {
+    fn from(key: &SecretKey) -> Self {
+        let mac = Hmac::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+        Self { id: id_of(key), mac }
     }
 }
 
@@ -128,13 +73,24 @@ impl SigningKey {
     }
 }
 
+/// The public name of a key, from a hash of it.
+fn id_of(key: &SecretKey) -> [u8; KEY_ID_BYTES] {
+    let hash = Sha256::new()
+        .chain_update(b"daybook cursor key id\0")
+        .chain_update(key.expose())
+        .finalize();
+    let mut id = [0; KEY_ID_BYTES];
+    id.copy_from_slice(&hash[..KEY_ID_BYTES]);
+    id
+}
+
 /// Signs cursors and opens them again.
 pub struct Cursors(Vec<SigningKey>);
 
 impl Cursors {
     /// The first key signs, all of them verify.
     #[must_use]
-    pub fn new(first: &CursorKey, others: &[CursorKey]) -> Self {
+    pub fn new(first: &SecretKey, others: &[SecretKey]) -> Self {
         Self(
             std::iter::once(first)
                 .chain(others)
@@ -197,7 +153,7 @@ mod tests {
     const BERT: Uuid = Uuid::from_u128(2);
 
     fn cursors() -> Cursors {
-        Cursors::new(&CursorKey::DEVELOPMENT, &[])
+        Cursors::new(&SecretKey::DEVELOPMENT, &[])
     }
 
     fn placed_orders_of(tenant_id: Uuid) -> Question {
@@ -256,9 +212,9 @@ mod tests {
     #[test]
     fn a_former_key_still_opens_and_an_unknown_one_does_not() {
         let question = placed_orders_of(ANNE);
-        let new: CursorKey = "5a".repeat(32).parse().expect("64 digits");
+        let new: SecretKey = "5a".repeat(32).parse().expect("64 digits");
         let old_cursor = cursors().seal(&question, b"place");
-        let after_exchange = Cursors::new(&new, &[CursorKey::DEVELOPMENT]);
+        let after_exchange = Cursors::new(&new, &[SecretKey::DEVELOPMENT]);
         assert!(after_exchange.open(&question, &old_cursor).is_ok());
         let new_cursor = after_exchange.seal(&question, b"place");
         assert!(cursors().open(&question, &new_cursor).is_err());
@@ -266,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_key_is_64_hexadecimal_digits() {
-        assert!("0f".repeat(32).parse::<CursorKey>().is_ok());
+        assert!("0f".repeat(32).parse::<SecretKey>().is_ok());
         for text in [
             "",
             "0f",
@@ -275,15 +231,15 @@ mod tests {
             &"0f".repeat(33),
             &"é".repeat(32),
         ] {
-            assert!(text.parse::<CursorKey>().is_err(), "{text}");
+            assert!(text.parse::<SecretKey>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn keys_that_everybody_knows_are_told_apart() {
-        let zero: CursorKey = "00".repeat(32).parse().expect("64 digits");
-        let good: CursorKey = "0123456789abcdef".repeat(4).parse().expect("64 digits");
-        assert!(zero.is_guessable() && CursorKey::DEVELOPMENT.is_guessable());
+        let zero: SecretKey = "00".repeat(32).parse().expect("64 digits");
+        let good: SecretKey = "0123456789abcdef".repeat(4).parse().expect("64 digits");
+        assert!(zero.is_guessable() && SecretKey::DEVELOPMENT.is_guessable());
         assert!(!good.is_guessable());
     }
 }

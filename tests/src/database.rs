@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use daybook_devstack::Cluster;
+use daybook_event_store::PostgresLog;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
@@ -61,6 +62,15 @@ impl Database {
     #[must_use]
     pub fn superuser_url(&self) -> String {
         self.cluster.superuser_url(&self.name)
+    }
+
+    /// The log, for an appender.
+    ///
+    /// # Errors
+    /// When the server does not let the role in.
+    pub async fn log(&self) -> anyhow::Result<PostgresLog> {
+        let role = "daybook_command";
+        Ok(PostgresLog::new(self.url(role).parse()?, self.pool(role).await?))
     }
 
     /// A pool with a login role.

@@ -1,4 +1,4 @@
-//! The database, for the two verbs of its administrator.
+//! The database, for the verbs of its administrator.
 
 use sqlx::{Connection as _, PgConnection};
 

@@ -1,7 +1,7 @@
 //! `daybook`: the command line of operators and auditors.
 //!
 //! One file for each verb. Everything goes through the services' own APIs with the same scopes as anyone else; only
-//! `migrate` and `bootstrap` touch the database. Data goes to standard output and progress to standard error; the exit
+//! `migrate`, `bootstrap` and `idempotency` touch the database. Data goes to standard output and progress to standard error; the exit
 //! codes are those of [`exit::Exit`], and every refusal of a service shows its code, its violations and its request id.
 
 mod bootstrap;
@@ -13,6 +13,7 @@ mod exit;
 mod explain;
 mod failure;
 mod history;
+mod idempotency;
 mod import;
 mod migrate;
 mod moment;
@@ -54,6 +55,7 @@ enum Verb {
     #[command(subcommand)]
     Get(Get),
     Rebuild(rebuild::Arguments),
+    Idempotency(idempotency::Arguments),
     Doctor(doctor::Arguments),
     Explain(explain::Arguments),
     Completion(completion::Arguments),
@@ -84,6 +86,7 @@ async fn run(connection: Connection, verb: Verb) -> Result<(), Failure> {
         Verb::State(arguments) => state::run(&settings, &arguments).await,
         Verb::Get(Get::Projections(arguments)) => projections::run(&settings, &arguments).await,
         Verb::Rebuild(arguments) => rebuild::run(&settings, &arguments).await,
+        Verb::Idempotency(arguments) => idempotency::run(&settings, &arguments).await,
         Verb::Doctor(arguments) => doctor::run(&settings, &arguments).await,
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Completion(arguments) => completion::run::<Arguments>(&arguments),

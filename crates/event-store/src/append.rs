@@ -1,191 +1,224 @@
-//! One call of `event_store.append`: a batch of commands in, a verdict on each out.
+//! One call of `event_store.append`: a batch of chains in, a judgement on each out.
 //!
-//! The rules that the verdicts follow are written beside the function, in `migrations/event-store/0004_append.sql`.
+//! The rules are written beside the function, in `migrations/event-store/0004_append.sql`.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::ops::Range;
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
+use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo};
+use sqlx::query::Query;
 use sqlx::{Encode, PgConnection, Postgres, Row as _, Type};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// A command's outcome on its way into the log: its events, or a refusal to be remembered.
-#[derive(Debug, Clone)]
-pub struct NewCommand {
-    /// Whose stream it is.
-    pub tenant_id: Uuid,
-    /// The caller's idempotency key, unique within the tenant.
-    pub key: String,
-    /// SHA-256 of the command's content, without its key.
-    pub fingerprint: [u8; 32],
-    /// The stream that the events go to.
-    pub stream_id: String,
-    /// The stream's kind ("order").
-    pub category: &'static str,
-    /// The version that the stream must have, 0 for a new one; `None` for any.
-    pub expected_version: Option<u64>,
-    /// [`crate::Metadata`] as JSON, shared by the events.
-    pub metadata: Arc<str>,
-    /// The events; none for a refusal.
-    pub events: Vec<NewEvent>,
-    /// The domain's refusal as JSON, remembered under the key like a success.
-    pub rejection: Option<String>,
-}
-
-/// An event that has no position yet.
-#[derive(Debug, Clone)]
-pub struct NewEvent {
-    /// The event's own id.
-    pub event_id: Uuid,
-    /// What happened ("order.placed").
-    pub event_type: &'static str,
-    /// The version of the payload's schema.
-    pub schema_version: u32,
-    /// The payload, a JSON text.
-    pub payload: String,
-}
-
-/// What a command did; the same key and content always gives an equal one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    /// The stream that the command was for.
-    pub stream_id: String,
-    /// The stream's version after the command.
-    pub stream_version: u64,
-    /// The partition of the log.
-    pub partition: i32,
-    /// The positions are `first_position..first_position + event_count`.
-    pub first_position: u64,
-    /// How many events the command has; 0 for a refusal.
-    pub event_count: u32,
-    /// The generation of the log.
-    pub generation: Uuid,
-    /// When it was committed, by the database's clock.
-    pub recorded_at: OffsetDateTime,
-    /// The domain's refusal as JSON, when the command was refused.
-    pub rejection: Option<String>,
-}
-
-impl Receipt {
-    /// The position of the newest event of the command; `None` for a refusal, which has no events.
-    pub fn last_position(&self) -> Option<u64> {
-        (self.event_count > 0).then(|| self.first_position + u64::from(self.event_count) - 1)
-    }
-}
-
-/// What became of a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// Its events are committed.
-    Appended(Receipt),
-    /// The stream is at another version than expected; nothing was written.
-    Conflict {
-        /// The stream's version, the commands before this one in the batch included.
-        actual_version: u64,
-    },
-    /// The key was used before with the same content: the first receipt.
-    Replayed(Receipt),
-    /// The key was used before with other content; nothing was written.
-    KeyReused,
-    /// It could not be judged in this batch; send it again in the next one.
-    Deferred,
-}
+use crate::command::{Decision, Intent, NewCommand, NewEvent, Newest};
 
 /// Why a batch was not appended. When the connection broke, the batch may have been committed all the same; sending it
 /// again is safe, since every command has a key.
 #[derive(Debug, Error)]
 pub enum AppendError {
-    /// Postgres refused the batch as a whole; nothing was written.
-    #[error("the database refused the batch")]
+    /// Postgres cannot store some of this data; nothing was written.
+    #[error("the database cannot store the batch")]
     Refused(#[source] sqlx::Error),
     /// The outcome is unknown.
     #[error("the database did not answer the append")]
     Unknown(#[source] sqlx::Error),
-    /// The database answered something that this build does not understand.
-    #[error("the append function answered with an unknown verdict {0}")]
-    Verdict(i16),
+    /// The outcome is unknown: the answer took too long, or never came.
+    #[error("the database did not answer the append in time")]
+    TimedOut,
+    /// The batch broke a rule that this program sees to; nothing was written.
+    #[error("the batch contradicts the log; this is a fault of the program")]
+    Contradiction(#[source] sqlx::Error),
 }
+
+/// SQLSTATE `unique_violation`: a position, a version or a key is there already, which the append had ruled out.
+const UNIQUE_VIOLATION: &str = "23505";
+
+/// SQLSTATE classes that speak of the data: data exceptions, integrity constraints, limits of the program (a row that is
+/// too long for an index).
+const DATA_CLASSES: [&str; 3] = ["22", "23", "54"];
 
 impl From<sqlx::Error> for AppendError {
     fn from(error: sqlx::Error) -> Self {
-        match &error {
-            // Classes 22 and 23: this data cannot be stored. Everything else is the server's or the network's trouble.
-            sqlx::Error::Database(database)
-                if database
-                    .code()
-                    .is_some_and(|code| code.starts_with("22") || code.starts_with("23")) =>
-            {
-                Self::Refused(error)
-            }
+        let code = error.as_database_error().and_then(|error| error.code());
+        match code.as_deref() {
+            Some(UNIQUE_VIOLATION) => Self::Contradiction(error),
+            Some(code) if DATA_CLASSES.iter().any(|class| code.starts_with(class)) => Self::Refused(error),
             _ => Self::Unknown(error),
         }
     }
 }
 
+/// What the log says of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The generation of the log.
+    pub generation: Uuid,
+    /// When it was committed, by the database's clock.
+    pub recorded_at: OffsetDateTime,
+    /// One for each chain, in the order of the batch.
+    pub chains: Vec<JudgedChain>,
+    /// The commands whose keys are known, by their index in the batch.
+    pub known: Vec<usize>,
+}
+
+impl Judgement {
+    /// Whether all of a batch is written.
+    #[must_use]
+    pub fn stands_whole(&self, commands: &[NewCommand]) -> bool {
+        let ends = chains(commands).into_iter().map(|chain| chain.end);
+        self.known.is_empty() && self.chains.iter().map(|chain| chain.stop).eq(ends)
+    }
+}
+
+/// What the log says of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JudgedChain {
+    /// Commands of the batch before this index, and in the chain, are written.
+    pub stop: usize,
+    /// The newest event of the stream before the batch.
+    pub newest: Newest,
+    /// The position of the chain's first event.
+    pub first_position: u64,
+}
+
 pub(crate) const APPEND: &str = "
-    SELECT generation, recorded_at, verdict, version, first_position, replays::text AS replays
+    SELECT generation, recorded_at, stop, newest_id, newest_version, newest_position, first_position, known
     FROM event_store.append(
-        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 ";
 
-/// Appends a batch in one call and returns a verdict on each command, in order.
+/// Where the chains of a batch are: runs of commands on one stream that write, and each question by itself.
+#[must_use]
+pub fn chains(commands: &[NewCommand]) -> Vec<Range<usize>> {
+    let mut chains: Vec<Range<usize>> = Vec::with_capacity(commands.len());
+    for (index, command) in commands.iter().enumerate() {
+        match chains.last_mut() {
+            Some(chain) if continues(&commands[chain.start], command) => chain.end = index + 1,
+            _ => chains.push(index..index + 1),
+        }
+    }
+    chains
+}
+
+fn continues(first: &NewCommand, next: &NewCommand) -> bool {
+    matches!(first.intent, Intent::Write(_))
+        && matches!(next.intent, Intent::Write(_))
+        && first.stream_id == next.stream_id
+        && first.tenant_id == next.tenant_id
+}
+
+/// Appends a batch in one call. No key, and no stream's second chain, may be in it.
+///
+/// # Errors
+/// See [`AppendError`].
 pub async fn append(
     connection: &mut PgConnection,
     partition: i32,
     commands: &[NewCommand],
-) -> Result<Vec<Verdict>, AppendError> {
-    let row = bind(partition, commands).fetch_one(connection).await?;
-    verdicts(&row, partition, commands)
+) -> Result<Judgement, AppendError> {
+    let chains = chains(commands);
+    let row = bind(partition, commands, &chains).fetch_one(connection).await?;
+    judgement(&row).map_err(AppendError::Unknown)
 }
 
-/// Lays the batch out as the function's arrays: one element per command, then one element per event.
-fn bind(
+/// Lays the batch out as the function's arrays: one element per chain, per command and per event.
+fn bind<'q>(
     partition: i32,
-    commands: &[NewCommand],
-) -> sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    let events = || {
-        commands.iter().enumerate().flat_map(|(index, command)| {
-            let events = command.events.iter().enumerate();
-            events.map(move |(event_index, event)| (index + 1, event_index, event))
-        })
-    };
+    commands: &'q [NewCommand],
+    chains: &'q [Range<usize>],
+) -> Query<'q, Postgres, PgArguments> {
+    let heads = || chains.iter().map(|chain| &commands[chain.start]);
+    let layout = Layout::of(commands, chains);
     sqlx::query(APPEND)
         .bind(partition)
-        .bind(column(commands, |command| command.tenant_id))
-        .bind(column(commands, |command| command.key.as_str()))
-        .bind(column(commands, |command| command.fingerprint.as_slice()))
-        .bind(column(commands, |command| command.stream_id.as_str()))
-        .bind(column(commands, |command| command.category))
-        .bind(column(commands, |command| {
-            command.expected_version.map(u64::cast_signed)
+        .bind(heads().map(|head| head.tenant_id).collect::<Vec<_>>())
+        .bind(heads().map(|head| &*head.stream_id).collect::<Vec<_>>())
+        .bind(heads().map(|head| head.category).collect::<Vec<_>>())
+        .bind(heads().map(decided_on).collect::<Vec<_>>())
+        .bind(column(chains, |chain| number(chain.start + 1)))
+        .bind(column(chains, |chain| match commands[chain.start].intent {
+            Intent::Write(_) => number(chain.end + 1),
+            Intent::Ask => number(chain.start + 1),
         }))
-        .bind(column(commands, |command| count(command.events.len())))
-        .bind(column(commands, |command| JsonText(&command.metadata)))
+        .bind(layout.chain_events)
+        .bind(layout.command_chains)
+        .bind(column(commands, |command| &*command.key))
+        .bind(column(commands, |command| command.fingerprints.first().copied()))
         .bind(column(commands, |command| {
-            command.rejection.as_deref().map(JsonText)
+            decision(command).map(|decision| JsonText(&decision.metadata))
         }))
-        .bind(events().map(|(command, ..)| count(command)).collect::<Vec<_>>())
-        .bind(events().map(|(_, index, _)| count(index)).collect::<Vec<_>>())
-        .bind(events().map(|(.., event)| event.event_id).collect::<Vec<_>>())
-        .bind(events().map(|(.., event)| event.event_type).collect::<Vec<_>>())
-        .bind(
-            events()
-                .map(|(.., event)| event.schema_version.cast_signed())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            events()
-                .map(|(.., event)| JsonText(&event.payload))
-                .collect::<Vec<_>>(),
-        )
-        .bind(are_unrelated(commands))
+        .bind(column(commands, |command| number(events(command).len())))
+        .bind(layout.events_before)
+        .bind(column(commands, |command| {
+            decision(command).and_then(|decision| decision.rejection.as_deref().map(JsonText))
+        }))
+        .bind(layout.event_commands)
+        .bind(layout.event_indexes)
+        .bind(event_column(commands, |event| event.event_id))
+        .bind(event_column(commands, |event| event.event_type))
+        .bind(event_column(commands, |event| event.schema_version.cast_signed()))
+        .bind(event_column(commands, |event| JsonText(&event.payload)))
+}
+
+/// The columns that say which command belongs to which chain, and which event to which command.
+#[derive(Default)]
+struct Layout {
+    chain_events: Vec<i32>,
+    command_chains: Vec<i32>,
+    events_before: Vec<i32>,
+    event_commands: Vec<i32>,
+    event_indexes: Vec<i32>,
+}
+
+impl Layout {
+    fn of(commands: &[NewCommand], chains: &[Range<usize>]) -> Self {
+        let mut layout = Self::default();
+        for (chain, range) in chains.iter().enumerate() {
+            let mut index = 0;
+            for command in range.clone() {
+                layout.command_chains.push(number(chain + 1));
+                layout.events_before.push(index);
+                for _ in events(&commands[command]) {
+                    layout.event_commands.push(number(command + 1));
+                    layout.event_indexes.push(index);
+                    index += 1;
+                }
+            }
+            layout.chain_events.push(index);
+        }
+        layout
+    }
+}
+
+fn decision(command: &NewCommand) -> Option<&Decision> {
+    match &command.intent {
+        Intent::Write(decision) => Some(decision),
+        Intent::Ask => None,
+    }
+}
+
+fn decided_on(command: &NewCommand) -> Option<Uuid> {
+    decision(command).and_then(|decision| decision.decided_on)
+}
+
+pub(crate) fn events(command: &NewCommand) -> &[NewEvent] {
+    decision(command).map_or(&[], |decision| &decision.events)
+}
+
+fn column<'a, S, T>(rows: &'a [S], value: impl Fn(&'a S) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
+fn event_column<'a, T>(commands: &'a [NewCommand], value: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
+    commands.iter().flat_map(events).map(value).collect()
+}
+
+fn number(number: usize) -> i32 {
+    i32::try_from(number).expect("a batch is bounded far below i32::MAX")
 }
 
 /// The numbers of `json` and `json[]`, the same in every Postgres (its `pg_type.dat`).
@@ -214,100 +247,31 @@ impl Encode<'_, Postgres> for JsonText<'_> {
     }
 }
 
-/// Whether no key and no stream occurs twice.
-fn are_unrelated(commands: &[NewCommand]) -> bool {
-    let (mut keys, mut streams) = (HashSet::new(), HashSet::new());
-    commands.iter().all(|command| {
-        keys.insert((command.tenant_id, command.key.as_str()))
-            && streams.insert((command.tenant_id, command.stream_id.as_str()))
+fn judgement(row: &PgRow) -> Result<Judgement, sqlx::Error> {
+    let stops: Vec<i32> = row.try_get("stop")?;
+    let ids: Vec<Option<Uuid>> = row.try_get("newest_id")?;
+    let versions: Vec<i64> = row.try_get("newest_version")?;
+    let positions: Vec<i64> = row.try_get("newest_position")?;
+    let first_positions: Vec<i64> = row.try_get("first_position")?;
+    let known: Option<Vec<i32>> = row.try_get("known")?;
+    let chains = stops.iter().enumerate().map(|(chain, stop)| JudgedChain {
+        stop: index(*stop),
+        newest: Newest {
+            event_id: ids[chain],
+            version: versions[chain].cast_unsigned(),
+            position: positions[chain].cast_unsigned(),
+        },
+        first_position: first_positions[chain].cast_unsigned(),
+    });
+    Ok(Judgement {
+        generation: row.try_get("generation")?,
+        recorded_at: row.try_get("recorded_at")?,
+        chains: chains.collect(),
+        known: known.unwrap_or_default().into_iter().map(index).collect(),
     })
 }
 
-fn column<'a, T>(commands: &'a [NewCommand], value: impl Fn(&'a NewCommand) -> T) -> Vec<T> {
-    commands.iter().map(value).collect()
-}
-
-fn count(number: usize) -> i32 {
-    i32::try_from(number).expect("a batch is bounded far below i32::MAX")
-}
-
-fn verdicts(
-    row: &sqlx::postgres::PgRow,
-    partition: i32,
-    commands: &[NewCommand],
-) -> Result<Vec<Verdict>, AppendError> {
-    let generation: Uuid = row.try_get("generation")?;
-    let recorded_at: OffsetDateTime = row.try_get("recorded_at")?;
-    let verdicts: Vec<i16> = row.try_get("verdict")?;
-    let versions: Vec<i64> = row.try_get("version")?;
-    let first_positions: Vec<i64> = row.try_get("first_position")?;
-    let mut replays = replays(row.try_get("replays")?)?;
-
-    let mut result = Vec::with_capacity(commands.len());
-    for (index, command) in commands.iter().enumerate() {
-        result.push(match verdicts[index] {
-            1 => Verdict::Appended(Receipt {
-                stream_id: command.stream_id.clone(),
-                stream_version: versions[index].cast_unsigned(),
-                partition,
-                first_position: first_positions[index].cast_unsigned(),
-                event_count: count(command.events.len()).cast_unsigned(),
-                generation,
-                recorded_at,
-                rejection: command.rejection.clone(),
-            }),
-            2 => Verdict::Conflict {
-                actual_version: versions[index].cast_unsigned(),
-            },
-            3 => replays
-                .remove(&(index + 1))
-                .map(|replay| Verdict::Replayed(replay.into_receipt(partition, generation)))
-                .ok_or(AppendError::Verdict(3))?,
-            4 => Verdict::KeyReused,
-            5 => Verdict::Deferred,
-            other => return Err(AppendError::Verdict(other)),
-        });
-    }
-    Ok(result)
-}
-
-/// A remembered receipt, as the function returns it.
-#[derive(Deserialize)]
-struct Replay<'a> {
-    command: usize,
-    stream_id: String,
-    stream_version: u64,
-    first_position: Option<u64>,
-    event_count: u32,
-    #[serde(borrow)]
-    rejection: Option<&'a RawValue>,
-    recorded_at_us: i64,
-}
-
-impl Replay<'_> {
-    fn into_receipt(self, partition: i32, generation: Uuid) -> Receipt {
-        Receipt {
-            stream_id: self.stream_id,
-            stream_version: self.stream_version,
-            partition,
-            first_position: self.first_position.unwrap_or(0),
-            event_count: self.event_count,
-            generation,
-            recorded_at: OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.recorded_at_us) * 1_000)
-                .expect("Postgres keeps times that fit"),
-            rejection: self.rejection.map(|json| json.get().to_owned()),
-        }
-    }
-}
-
-fn replays(json: Option<&str>) -> Result<HashMap<usize, Replay<'_>>, AppendError> {
-    let replays: Vec<Replay<'_>> = match json {
-        Some(json) => serde_json::from_str(json)
-            .map_err(|error| AppendError::Unknown(sqlx::Error::Decode(error.into())))?,
-        None => Vec::new(),
-    };
-    Ok(replays
-        .into_iter()
-        .map(|replay| (replay.command, replay))
-        .collect())
+/// From Postgres' counting, which starts at 1.
+fn index(ordinal: i32) -> usize {
+    usize::try_from(ordinal - 1).expect("ordinals start at 1")
 }

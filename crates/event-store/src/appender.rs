@@ -1,34 +1,40 @@
 //! The appender: one task per partition and process that turns many commands into few transactions.
 //!
 //! While a batch is in flight the next one gathers; nothing waits for a timer, so a lone command is appended at once and
-//! a crowd shares its commit. Commands are appended in the order in which they were submitted. The queue is bounded: a
-//! full one refuses at once. A second task answers, so that the database need not wait for that with the next batch.
+//! a crowd shares its commit. A second task answers, so that the database need not wait for that with the next batch.
+//!
+//! A batch whose answer got lost is sent again unchanged: what was committed is found by its keys, and recognised as this
+//! very decision by its events' ids. A batch that cannot be stored is divided between its chains; in a chain that cannot be
+//! stored only the culprit is refused, and what was decided on it is in conflict with the log.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::{PgPool, Postgres};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::append::{AppendError, NewCommand, Receipt, Verdict, append};
+use crate::append::{AppendError, Judgement, chains};
+use crate::answers::{Answers, Judged};
+use crate::command::{NewCommand, Verdict};
 use crate::event::RecordedEvent;
+use crate::log::Log;
+use crate::queue::{BatchLimits, NotAdmitted, Pending, Queue};
 
 /// How the appender gathers. The defaults suit one Postgres on one machine.
 #[derive(Debug, Clone, Copy)]
 pub struct AppenderOptions {
-    /// Commands that may wait; one more is refused.
-    pub queue_commands_max: usize,
-    /// Commands in one batch.
-    pub batch_commands_max: usize,
-    /// Events in one batch; a single larger command makes a batch of its own.
-    pub batch_events_max: usize,
-    /// Bytes of payload in one batch; a single larger command makes a batch of its own.
-    pub batch_payload_bytes_max: usize,
+    /// Commands that may be under way, from their admission to their answer; one more is refused.
+    pub commands_max: usize,
+    /// Of these, the most that one tenant may have.
+    pub tenant_commands_max: usize,
+    /// What one batch may hold.
+    pub batch: BatchLimits,
     /// For how long a batch is sent again when the database does not answer. After that its commands are
     /// [`Unanswered::Unknown`].
     pub retry_for: Duration,
@@ -37,25 +43,23 @@ pub struct AppenderOptions {
 impl Default for AppenderOptions {
     fn default() -> Self {
         Self {
-            queue_commands_max: 8_192,
-            batch_commands_max: 1_024,
-            batch_events_max: 4_096,
-            batch_payload_bytes_max: 4 << 20,
+            commands_max: 8_192,
+            tenant_commands_max: 4_096,
+            batch: BatchLimits {
+                commands_max: 1_024,
+                events_max: 4_096,
+                payload_bytes_max: 4 << 20,
+            },
             retry_for: Duration::from_secs(3),
         }
     }
 }
 
-/// The queue is full: try again in a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the append queue is full")]
-pub struct Overloaded;
-
 /// There is no verdict on a command.
 #[derive(Debug, Clone, Error)]
 pub enum Unanswered {
     /// The database cannot store this command's data; nothing was written.
-    #[error("the database refused the command")]
+    #[error("the database cannot store the command")]
     Refused(#[source] Arc<AppendError>),
     /// The database did not answer: the command may have been committed or not. The same key finds out.
     #[error("the outcome of the command is unknown")]
@@ -73,13 +77,13 @@ pub struct Committed {
     /// The events in the order of their positions, which are consecutive.
     pub events: Vec<RecordedEvent>,
     /// When the database had answered.
-    pub at: Instant,
+    pub at: std::time::Instant,
 }
 
 /// What the appender has done, since it started.
 #[derive(Debug, Default)]
 pub struct AppenderMetrics {
-    /// Batches that were committed.
+    /// Batches that were judged.
     pub batches: AtomicU64,
     /// Commands that got a verdict.
     pub commands: AtomicU64,
@@ -87,198 +91,259 @@ pub struct AppenderMetrics {
     pub events: AtomicU64,
     /// Commands whose verdict was a conflict.
     pub conflicts: AtomicU64,
-    /// Commands whose verdict was a replay.
+    /// Commands whose key was known.
     pub replays: AtomicU64,
     /// Batches that had to be sent again because the database did not answer.
     pub retries: AtomicU64,
 }
 
 impl AppenderMetrics {
-    fn count(counter: &AtomicU64, number: usize) {
+    pub(crate) fn count(counter: &AtomicU64, number: usize) {
         counter.fetch_add(number as u64, Ordering::Relaxed);
     }
 }
 
-type Answer = oneshot::Sender<Result<Verdict, Unanswered>>;
-
-struct Pending {
-    command: NewCommand,
-    answer: Answer,
-}
+/// Called with what became of a command; dropped when the appender stops first. It must not block.
+pub type Answer = Box<dyn FnOnce(Result<Verdict, Unanswered>) + Send>;
 
 /// Hands commands to the appending task; cheap to clone.
 #[derive(Clone)]
 pub struct Appender {
+    shared: Arc<Shared>,
+    /// The task ends when the last of these is gone.
+    _alive: mpsc::Sender<Infallible>,
+}
+
+impl fmt::Debug for Appender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Appender")
+            .field("partition", &self.shared.partition)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
     partition: i32,
-    queue: mpsc::Sender<Pending>,
+    options: AppenderOptions,
+    queue: Mutex<Queue>,
+    arrived: Notify,
+    admitted: Mutex<Admitted>,
     metrics: Arc<AppenderMetrics>,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admitted(&self) -> MutexGuard<'_, Admitted> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many commands are under way.
+#[derive(Default)]
+struct Admitted {
+    all: usize,
+    by_tenant: HashMap<Uuid, usize>,
+}
+
+/// The right to have one command under way, given back when it is dropped.
+pub struct Permit {
+    shared: Arc<Shared>,
+    tenant_id: Uuid,
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut admitted = self.shared.admitted();
+        admitted.all -= 1;
+        let of_tenant = admitted.by_tenant.get_mut(&self.tenant_id);
+        let of_tenant = of_tenant.expect("a permit is counted");
+        *of_tenant -= 1;
+        if *of_tenant == 0 {
+            admitted.by_tenant.remove(&self.tenant_id);
+        }
+    }
 }
 
 impl Appender {
     /// Makes the appender of a partition and the future that does its work; the caller spawns it. The future ends when
     /// every handle is gone and the queue is empty. Committed events go to `committed` as long as that has room: it is a
     /// short cut, whoever publishes reads what is missing from the log.
-    pub fn new(
-        pool: PgPool,
+    pub fn new<L: Log>(
+        log: L,
         partition: i32,
         options: AppenderOptions,
         committed: Option<mpsc::Sender<Committed>>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (queue, commands) = mpsc::channel(options.queue_commands_max);
-        let metrics = Arc::new(AppenderMetrics::default());
-        let settler = Settler {
-            committed,
-            metrics: Arc::clone(&metrics),
-        };
-        let task = Task {
-            pool,
-            connection: None,
+        let (alive, handles) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
             partition,
             options,
-            commands,
-            waiting: VecDeque::new(),
-            metrics: Arc::clone(&metrics),
+            queue: Mutex::default(),
+            arrived: Notify::new(),
+            admitted: Mutex::default(),
+            metrics: Arc::default(),
+        });
+        let log = Arc::new(log);
+        let answers = Answers::new(Arc::clone(&log), partition, committed, Arc::clone(&shared.metrics));
+        let task = Task {
+            log,
+            shared: Arc::clone(&shared),
+            handles,
         };
         let appender = Self {
-            partition,
-            queue,
-            metrics,
+            shared,
+            _alive: alive,
         };
-        (appender, task.run(settler))
+        (appender, task.run(answers))
     }
 
     /// The partition that this appends to.
+    #[must_use]
     pub fn partition(&self) -> i32 {
-        self.partition
+        self.shared.partition
     }
 
     /// What it has done so far.
+    #[must_use]
     pub fn metrics(&self) -> &Arc<AppenderMetrics> {
-        &self.metrics
+        &self.shared.metrics
     }
 
-    /// How many commands may still be submitted before the queue is full.
+    /// How many commands may still be admitted.
+    #[must_use]
     pub fn free(&self) -> usize {
-        self.queue.capacity()
+        self.shared.options.commands_max.saturating_sub(self.shared.admitted().all)
     }
 
-    /// Submits a command behind all that were submitted before, without waiting. The verdict comes through
-    /// [`Submitted::verdict`]; [`Verdict::Deferred`] never does.
-    pub fn submit(&self, command: NewCommand) -> Result<Submitted, Overloaded> {
+    /// Takes one of the tenant's places for a command, or says at once that there is none. It is taken before the command
+    /// is decided, so that nothing that was decided is ever withdrawn.
+    ///
+    /// # Errors
+    /// [`NotAdmitted`].
+    pub fn admit(&self, tenant_id: Uuid) -> Result<Permit, NotAdmitted> {
+        let options = &self.shared.options;
+        let mut admitted = self.shared.admitted();
+        if admitted.all >= options.commands_max {
+            return Err(NotAdmitted::Full);
+        }
+        let of_tenant = admitted.by_tenant.entry(tenant_id).or_default();
+        if *of_tenant >= options.tenant_commands_max {
+            return Err(NotAdmitted::TenantShareFull);
+        }
+        *of_tenant += 1;
+        admitted.all += 1;
+        drop(admitted);
+        Ok(Permit {
+            shared: Arc::clone(&self.shared),
+            tenant_id,
+        })
+    }
+
+    /// Submits an admitted command behind all of its tenant that were submitted before, without waiting. `answer` is
+    /// called with what became of it.
+    pub fn submit(&self, command: NewCommand, answer: Answer) {
+        self.shared.queue().push(Pending { command, answer });
+        self.shared.arrived.notify_one();
+    }
+
+    /// Admits and submits a command, and waits for what became of it.
+    ///
+    /// # Errors
+    /// See [`AppendCommandError`].
+    pub async fn append(&self, command: NewCommand) -> Result<Verdict, AppendCommandError> {
+        let _permit = self.admit(command.tenant_id)?;
         let (answer, verdict) = oneshot::channel();
-        self.queue
-            .try_send(Pending { command, answer })
-            .map(|()| Submitted(verdict))
-            .map_err(|_| Overloaded)
+        // Whoever no longer waits for the answer finds it under the key.
+        self.submit(command, Box::new(|verdict| drop(answer.send(verdict))));
+        Ok(verdict.await.unwrap_or(Err(Unanswered::Stopped))?)
     }
 }
 
-/// A command on its way into the log.
-#[derive(Debug)]
-pub struct Submitted(oneshot::Receiver<Result<Verdict, Unanswered>>);
-
-impl Submitted {
-    /// Waits for what became of the command.
-    pub async fn verdict(self) -> Result<Verdict, Unanswered> {
-        self.0.await.unwrap_or(Err(Unanswered::Stopped))
-    }
+/// Why [`Appender::append`] has no verdict.
+#[derive(Debug, Error)]
+pub enum AppendCommandError {
+    /// It was not admitted; nothing was written.
+    #[error(transparent)]
+    NotAdmitted(#[from] NotAdmitted),
+    /// There is no verdict.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
 }
 
-/// The wait before a batch is sent again, doubled up to the last.
-const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(20);
-const RETRY_PAUSE_LAST: Duration = Duration::from_millis(500);
+/// First backoff before a batch is sent again; it doubles up to [`RETRY_BACKOFF_MAX`].
+const RETRY_BACKOFF: Duration = Duration::from_millis(20);
+const RETRY_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-struct Task {
-    pool: PgPool,
-    connection: Option<PoolConnection<Postgres>>,
-    partition: i32,
-    options: AppenderOptions,
-    commands: mpsc::Receiver<Pending>,
-    waiting: VecDeque<Pending>,
-    metrics: Arc<AppenderMetrics>,
+/// Batches that may wait for their answers to be given: answering is the faster of the two, so more than one waits only
+/// when it gets no processor.
+const JUDGED_BATCHES_MAX: usize = 2;
+
+struct Task<L> {
+    log: Arc<L>,
+    shared: Arc<Shared>,
+    handles: mpsc::Receiver<Infallible>,
 }
 
-impl Task {
-    async fn run(mut self, settler: Settler) {
+impl<L: Log> Task<L> {
+    async fn run(mut self, answers: Answers<L>) {
         let (judged, batches) = mpsc::channel(JUDGED_BATCHES_MAX);
-        let settling = tokio::spawn(settler.run(batches));
-        while self.gather().await {
-            let (commands, answers) = self.take_batch();
-            self.append_and_hand_on(commands, answers, &judged).await;
+        let answering = tokio::spawn(answers.run(batches));
+        while let Some(batch) = self.next_batch().await {
+            self.append_and_hand_on(batch, &judged).await;
         }
         drop(judged);
-        settling.await.expect("settling a batch does not panic");
+        answering.await.expect("answering a batch does not panic");
     }
 
-    /// Takes in all that has been submitted; waits only when there is nothing to do. False when nothing will come.
-    async fn gather(&mut self) -> bool {
-        let room = self.options.batch_commands_max.saturating_sub(self.waiting.len());
-        if self.waiting.is_empty() {
-            let mut arrived = Vec::with_capacity(room);
-            self.commands.recv_many(&mut arrived, room).await;
-            self.waiting.extend(arrived);
-        } else {
-            for _ in 0..room {
-                let Ok(pending) = self.commands.try_recv() else {
-                    break;
-                };
-                self.waiting.push_back(pending);
+    /// Waits only when there is nothing to do; `None` when nothing will come.
+    async fn next_batch(&mut self) -> Option<Vec<Pending>> {
+        loop {
+            let arrived = self.shared.arrived.notified();
+            let batch = self.shared.queue().take_batch(self.shared.options.batch);
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            tokio::select! {
+                () = arrived => {}
+                gone = self.handles.recv() => match gone {
+                    Some(never) => match never {},
+                    None if self.shared.queue().is_empty() => return None,
+                    None => {}
+                }
             }
         }
-        !self.waiting.is_empty()
     }
 
-    /// As many of the waiting commands as the limits of a batch allow, at least one.
-    fn take_batch(&mut self) -> (Vec<NewCommand>, Vec<Answer>) {
-        let (mut commands, mut answers) = (Vec::new(), Vec::new());
-        let (mut events, mut bytes) = (0, 0);
-        while let Some(next) = self.waiting.front() {
-            events += next.command.events.len();
-            bytes += next
-                .command
-                .events
-                .iter()
-                .map(|event| event.payload.len())
-                .sum::<usize>();
-            let full = commands.len() == self.options.batch_commands_max
-                || events > self.options.batch_events_max
-                || bytes > self.options.batch_payload_bytes_max;
-            if full && !commands.is_empty() {
-                break;
-            }
-            let pending = self.waiting.pop_front().expect("there is a front");
-            commands.push(pending.command);
-            answers.push(pending.answer);
-        }
-        (commands, answers)
-    }
-
-    async fn append_and_hand_on(
-        &mut self,
-        commands: Vec<NewCommand>,
-        answers: Vec<Answer>,
-        judged: &mpsc::Sender<Judged>,
-    ) {
+    async fn append_and_hand_on(&self, batch: Vec<Pending>, judged: &mpsc::Sender<Judged>) {
+        let (commands, answers): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|one| (one.command, one.answer)).unzip();
         match self.append_with_retries(&commands).await {
-            Ok(verdicts) => {
-                let batch = self.take_back_deferred(commands, answers, verdicts);
-                judged
-                    .send(batch)
-                    .await
-                    .expect("the settler ends after this task");
+            Ok(judgement) => {
+                let at = std::time::Instant::now();
+                let batch = Judged { commands, answers, judgement, at };
+                judged.send(batch).await.unwrap_or_else(|_| unreachable!("answering ends after this task"));
             }
-            // One command's data spoils the call for all: halve the batch until the culprit is alone.
             Err(AppendError::Refused(_)) if commands.len() > 1 => {
-                let (mut commands, mut answers) = (commands, answers);
-                let later_commands = commands.split_off(commands.len() / 2);
-                let later_answers = answers.split_off(commands.len());
-                Box::pin(self.append_and_hand_on(commands, answers, judged)).await;
-                Box::pin(self.append_and_hand_on(later_commands, later_answers, judged)).await;
+                let later = divide(&commands);
+                let mut first: Vec<Pending> = pending(commands, answers);
+                let second = first.split_off(later);
+                Box::pin(self.append_and_hand_on(first, judged)).await;
+                Box::pin(self.append_and_hand_on(second, judged)).await;
             }
-            Err(error @ AppendError::Refused(_)) => {
+            Err(error @ (AppendError::Refused(_) | AppendError::Contradiction(_))) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "a command cannot be stored"
+                    batch.commands = commands.len(),
+                    "the database refused an append"
                 );
                 refuse(answers, &Unanswered::Refused(Arc::new(error)));
             }
@@ -286,157 +351,46 @@ impl Task {
         }
     }
 
-    /// Sends a batch until the database answers. A batch that was committed although its answer got lost is found again
-    /// by its keys.
-    async fn append_with_retries(&mut self, commands: &[NewCommand]) -> Result<Vec<Verdict>, AppendError> {
-        let deadline = Instant::now() + self.options.retry_for;
-        let mut pause = RETRY_PAUSE_FIRST;
+    /// Sends a batch until the database answers.
+    async fn append_with_retries(&self, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
+        let deadline = Instant::now() + self.shared.options.retry_for;
+        let mut backoff = RETRY_BACKOFF;
         loop {
-            let error = match self.append_once(commands).await {
-                Err(error @ AppendError::Unknown(_)) => error,
+            let error = match self.log.append(self.shared.partition, commands).await {
+                Err(error @ (AppendError::Unknown(_) | AppendError::TimedOut)) => error,
                 answered => return answered,
             };
-            // The next attempt takes a fresh connection: this one may be broken.
-            if let Some(broken) = self.connection.take() {
-                drop(broken.detach());
-            }
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 batch.commands = commands.len(),
                 "the database did not answer an append",
             );
-            if Instant::now() + pause >= deadline {
+            if Instant::now() + backoff >= deadline {
                 return Err(error);
             }
-            AppenderMetrics::count(&self.metrics.retries, 1);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_PAUSE_LAST);
+            AppenderMetrics::count(&self.shared.metrics.retries, 1);
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(RETRY_BACKOFF_MAX);
         }
-    }
-
-    async fn append_once(&mut self, commands: &[NewCommand]) -> Result<Vec<Verdict>, AppendError> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => {
-                let fresh = self.pool.acquire().await.map_err(AppendError::Unknown)?;
-                self.connection.insert(fresh)
-            }
-        };
-        append(connection, self.partition, commands).await
-    }
-
-    /// Puts deferred commands at the front of the next batch.
-    fn take_back_deferred(
-        &mut self,
-        commands: Vec<NewCommand>,
-        answers: Vec<Answer>,
-        verdicts: Vec<Verdict>,
-    ) -> Judged {
-        let at = Instant::now();
-        let commands = commands.into_iter().zip(answers).zip(verdicts);
-        let (deferred, commands): (Vec<_>, Vec<_>) =
-            commands.partition(|(_, verdict)| matches!(verdict, Verdict::Deferred));
-        for ((command, answer), _) in deferred.into_iter().rev() {
-            self.waiting.push_front(Pending { command, answer });
-        }
-        Judged { commands, at }
     }
 }
 
-/// Batches that may wait for the settler: it is the faster of the two, so more than one waits only when it gets no
-/// processor.
-const JUDGED_BATCHES_MAX: usize = 2;
-
-/// A batch with its verdicts, without the commands that were deferred.
-struct Judged {
-    commands: Vec<((NewCommand, Answer), Verdict)>,
-    /// When the database had answered.
-    at: Instant,
+/// Where a batch that cannot be stored is divided: between its chains, or in the middle of its only one.
+fn divide(commands: &[NewCommand]) -> usize {
+    let chains = chains(commands);
+    match chains.len() {
+        1 => commands.len() / 2,
+        many => chains[many / 2].start,
+    }
 }
 
-/// Answers, and hands committed events on, one batch after another.
-struct Settler {
-    committed: Option<mpsc::Sender<Committed>>,
-    metrics: Arc<AppenderMetrics>,
-}
-
-impl Settler {
-    async fn run(self, mut batches: mpsc::Receiver<Judged>) {
-        while let Some(batch) = batches.recv().await {
-            self.settle(batch);
-        }
-    }
-
-    fn settle(&self, Judged { commands, at }: Judged) {
-        AppenderMetrics::count(&self.metrics.batches, 1);
-        AppenderMetrics::count(&self.metrics.commands, commands.len());
-        let mut events = Vec::new();
-        let mut generation = None;
-        let mut answers = Vec::with_capacity(commands.len());
-        for ((command, answer), verdict) in commands {
-            match &verdict {
-                Verdict::Appended(receipt) => {
-                    generation = Some(receipt.generation);
-                    events.extend(record(command, receipt));
-                }
-                Verdict::Conflict { .. } => AppenderMetrics::count(&self.metrics.conflicts, 1),
-                Verdict::Replayed(_) => AppenderMetrics::count(&self.metrics.replays, 1),
-                Verdict::KeyReused | Verdict::Deferred => {}
-            }
-            answers.push((answer, verdict));
-        }
-        AppenderMetrics::count(&self.metrics.events, events.len());
-        if let (Some(generation), Some(committed)) = (generation, &self.committed)
-            && !events.is_empty()
-        {
-            // When the publisher is behind it reads these from the log.
-            let _ = committed.try_send(Committed {
-                generation,
-                events,
-                at,
-            });
-        }
-        for (answer, verdict) in answers {
-            // Whoever no longer waits for the answer finds it under the key.
-            let _ = answer.send(Ok(verdict));
-        }
-    }
+fn pending(commands: Vec<NewCommand>, answers: Vec<Answer>) -> Vec<Pending> {
+    let both = commands.into_iter().zip(answers);
+    both.map(|(command, answer)| Pending { command, answer }).collect()
 }
 
 fn refuse(answers: Vec<Answer>, reason: &Unanswered) {
     for answer in answers {
-        let _ = answer.send(Err(reason.clone()));
+        answer(Err(reason.clone()));
     }
-}
-
-/// The events of a command as the log now holds them.
-fn record(command: NewCommand, receipt: &Receipt) -> impl Iterator<Item = RecordedEvent> {
-    let first_version = receipt.stream_version - u64::from(receipt.event_count) + 1;
-    let (partition, first_position, recorded_at) =
-        (receipt.partition, receipt.first_position, receipt.recorded_at);
-    let NewCommand {
-        tenant_id,
-        stream_id,
-        category,
-        metadata,
-        events,
-        ..
-    } = command;
-    events
-        .into_iter()
-        .zip(0..)
-        .map(move |(event, index)| RecordedEvent {
-            partition,
-            position: first_position + index,
-            tenant_id,
-            category: category.to_owned(),
-            stream_id: stream_id.clone(),
-            stream_version: first_version + index,
-            event_id: event.event_id,
-            event_type: event.event_type.to_owned(),
-            schema_version: event.schema_version,
-            payload: event.payload,
-            metadata: Arc::clone(&metadata),
-            recorded_at,
-        })
 }

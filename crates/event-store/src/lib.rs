@@ -2,21 +2,29 @@
 //!
 //! Every event has a *position* in its partition: 1, 2, 3, … without holes, in commit order. [`Appender`] gives
 //! positions out by group commit: one call of one SQL function (`event_store.append`) appends the events of many
-//! commands in one short transaction. The function checks expected versions and idempotency keys, so its verdict on
-//! each command is final, whatever the caller believed.
+//! commands in one short transaction. The function judges each command by the event that it was decided on, and looks
+//! for its idempotency key, so its verdict is final, whatever the caller believed.
 //!
 //! The crate carries bytes, a type name and metadata; it knows nothing of the domain, and nothing else writes the log.
 
+mod answers;
 mod append;
 mod appender;
+mod command;
 mod event;
+pub mod keys;
+mod log;
+mod queue;
 mod read;
 
-pub use append::{AppendError, NewCommand, NewEvent, Receipt, Verdict, append};
+pub use append::{AppendError, JudgedChain, Judgement, append, chains};
 pub use appender::{
-    Appender, AppenderMetrics, AppenderOptions, Committed, Overloaded, Submitted, Unanswered,
+    Answer, AppendCommandError, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered,
 };
+pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
 pub use event::{Metadata, RecordedEvent};
+pub use log::{Log, PostgresLog, Remembered};
+pub use queue::{BatchLimits, NotAdmitted};
 pub use read::{Direction, EventStore, LogHead, ReadError};
 
 /// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
@@ -39,6 +47,10 @@ pub fn schema_version() -> i64 {
 /// Every SQL statement of this crate, by name, for the test that prepares each against the migrated schema.
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("append", append::APPEND),
+    ("receipts", log::RECEIPTS),
+    ("tend_keys", keys::TEND),
+    ("turn_keys", keys::TURN),
+    ("key_tables", keys::TABLES),
     ("read_stream", read::READ_STREAM),
     ("read_log", read::READ_LOG),
     ("head", read::HEAD),

@@ -59,7 +59,7 @@ pub(crate) const READ_LOG: &str = "
 ";
 
 pub(crate) const HEAD: &str = "
-    SELECT generation, head, recorded_at FROM event_store.log WHERE partition = $1
+    SELECT generation, head, recorded_at FROM event_store.head($1)
 ";
 
 pub(crate) const PARTITIONS: &str = "
@@ -136,15 +136,10 @@ impl EventStore {
     pub async fn head(&self, partition: i32) -> Result<LogHead, ReadError> {
         let head = async {
             let row = sqlx::query(HEAD).bind(partition).fetch_one(&self.pool).await?;
-            let position = row.try_get::<i64, _>("head")?.cast_unsigned();
             Ok(LogHead {
                 generation: row.try_get("generation")?,
-                position,
-                // An empty log has no moment: its column holds -infinity, which no type of ours can.
-                recorded_at: match position {
-                    0 => None,
-                    _ => Some(row.try_get("recorded_at")?),
-                },
+                position: row.try_get::<i64, _>("head")?.cast_unsigned(),
+                recorded_at: row.try_get("recorded_at")?,
             })
         };
         head.await

@@ -82,7 +82,11 @@ pub async fn connect(
         .map_err(DatabaseError::Connect)
 }
 
-fn connect_options(url: &Secret, application_name: &str) -> Result<PgConnectOptions, DatabaseError> {
+/// How a connection is made: the URL, its name among the server's sessions, and the server's limits on it.
+///
+/// # Errors
+/// When the URL is wrong.
+pub fn connect_options(url: &Secret, application_name: &str) -> Result<PgConnectOptions, DatabaseError> {
     let options = PgConnectOptions::from_str(url.expose()).map_err(|_| DatabaseError::Url)?;
     let millis = |timeout: Duration| timeout.as_millis().to_string();
     Ok(options.application_name(application_name).options([

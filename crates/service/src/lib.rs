@@ -29,6 +29,7 @@ pub mod error;
 pub mod extract;
 pub mod grpc;
 pub mod identity;
+pub mod key;
 pub mod metrics;
 pub mod problems;
 pub mod process;

@@ -14,7 +14,9 @@ use daybook_domain::ids::{OrderId, Reason};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{self, Command, NewLine, State};
 use daybook_event_bus::Bus;
-use daybook_event_store::{EventStore, Metadata, NewCommand, NewEvent, RecordedEvent, Verdict};
+use daybook_event_store::{
+    Decision, EventStore, Intent, Metadata, NewCommand, NewEvent, RecordedEvent,
+};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;
 use daybook_projector::metrics::Metrics;
@@ -133,7 +135,7 @@ impl Setup {
 
     /// The position of the newest event.
     pub(crate) async fn head(&self) -> u64 {
-        self.value::<i64>("SELECT head FROM event_store.log")
+        self.value::<i64>("SELECT head FROM event_store.head(0)")
             .await
             .cast_unsigned()
     }
@@ -168,14 +170,14 @@ impl Setup {
     }
 
     /// Appends commands that have been decided.
-    pub(crate) async fn append(&self, commands: Vec<NewCommand>) {
+    pub(crate) async fn append(&self, mut commands: Vec<NewCommand>) {
+        // The commands of a chain are side by side.
+        commands.sort_by(|a, b| a.stream_id.cmp(&b.stream_id));
         let mut connection = self.command.acquire().await.expect("a connection");
-        let verdicts = daybook_event_store::append(&mut connection, 0, &commands)
+        let judgement = daybook_event_store::append(&mut connection, 0, &commands)
             .await
             .expect("an answer");
-        for verdict in verdicts {
-            assert!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
-        }
+        assert!(judgement.stands_whole(&commands), "{judgement:?}");
     }
 
     /// The live rows are what a fold of the whole log gives.
@@ -246,7 +248,8 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
 pub(crate) struct Orders {
     random: StdRng,
     tenant_id: Uuid,
-    orders: Vec<(OrderId, State, u64)>,
+    /// Each with its newest event.
+    orders: Vec<(OrderId, State, Option<Uuid>)>,
     metadata: Arc<str>,
 }
 
@@ -275,13 +278,13 @@ impl Orders {
     fn next(&mut self) -> Option<NewCommand> {
         if self.orders.is_empty() || self.random.random_bool(0.5) {
             let order_id = OrderId::from_uuid(Uuid::from_u128(self.random.random()));
-            self.orders.push((order_id, State::default(), 0));
+            self.orders.push((order_id, State::default(), None));
         }
         let latest = self.orders.len().saturating_sub(2_000);
         let index = self.random.random_range(latest..self.orders.len());
         let command = match self.orders[index].2 {
-            0 => self.place(self.orders[index].0),
-            _ => self.change(),
+            None => self.place(self.orders[index].0),
+            Some(_) => self.change(),
         };
         self.decide(index, command)
     }
@@ -330,24 +333,26 @@ impl Orders {
     }
 
     fn decide(&mut self, index: usize, command: Command) -> Option<NewCommand> {
-        let (order_id, state, version) = &mut self.orders[index];
+        let (order_id, state, newest) = &mut self.orders[index];
         let events = state.decide(command).ok()?;
-        let expected_version = Some(*version);
-        *version += events.len() as u64;
         *state = events.iter().fold(std::mem::take(state), State::evolve);
-        Some(NewCommand {
-            tenant_id: self.tenant_id,
-            key: Uuid::from_u128(self.random.random()).to_string(),
-            fingerprint: [0; 32],
-            stream_id: order_id.to_string(),
-            category: State::CATEGORY,
-            expected_version,
+        let decision = Decision {
+            decided_on: *newest,
             metadata: Arc::clone(&self.metadata),
             events: events
                 .iter()
                 .map(|event| self::event(&mut self.random, event))
                 .collect(),
             rejection: None,
+        };
+        *newest = decision.leads_to();
+        Some(NewCommand {
+            tenant_id: self.tenant_id,
+            key: Uuid::from_u128(self.random.random()).to_string().into(),
+            fingerprints: vec![Uuid::nil()],
+            stream_id: order_id.to_string().into(),
+            category: State::CATEGORY,
+            intent: Intent::Write(decision),
         })
     }
 }
@@ -369,19 +374,21 @@ fn text<T: std::str::FromStr<Err: fmt::Debug>>(text: &str) -> T {
 pub(crate) fn unknown_event() -> NewCommand {
     NewCommand {
         tenant_id: Uuid::from_u128(99),
-        key: Uuid::now_v7().to_string(),
-        fingerprint: [0; 32],
-        stream_id: "ord_unknown".to_owned(),
+        key: Uuid::now_v7().to_string().into(),
+        fingerprints: vec![Uuid::nil()],
+        stream_id: "ord_unknown".into(),
         category: State::CATEGORY,
-        expected_version: None,
-        metadata: Metadata::default().encode(),
-        events: vec![NewEvent {
-            event_id: Uuid::now_v7(),
-            event_type: "order.exploded",
-            schema_version: 1,
-            payload: "{}".to_owned(),
-        }],
-        rejection: None,
+        intent: Intent::Write(Decision {
+            decided_on: None,
+            metadata: Metadata::default().encode(),
+            events: vec![NewEvent {
+                event_id: Uuid::now_v7(),
+                event_type: "order.exploded",
+                schema_version: 1,
+                payload: "{}".to_owned(),
+            }],
+            rejection: None,
+        }),
     }
 }
 

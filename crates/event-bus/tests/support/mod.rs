@@ -11,7 +11,7 @@ use daybook_event_bus::Bus;
 use daybook_event_bus::consume::{Batch, Reader, ReaderError, ReaderOptions};
 use daybook_event_bus::message;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
-use daybook_event_store::{Committed, EventStore, NewCommand, NewEvent, RecordedEvent, Verdict, append};
+use daybook_event_store::{Committed, Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent, append};
 use futures::StreamExt as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::sync::mpsc;
@@ -102,12 +102,11 @@ impl Stack {
         let count = payloads.len() as u64;
         self.appended += 1;
         let mut connection = self.pool.acquire().await?;
-        let verdicts = append(&mut connection, PARTITION, &[command(self.appended, payloads)]).await?;
-        let Some(Verdict::Appended(receipt)) = verdicts.first() else {
-            anyhow::bail!("the append was not accepted: {verdicts:?}");
-        };
+        let batch = [command(self.appended, payloads)];
+        let judgement = append(&mut connection, PARTITION, &batch).await?;
+        ensure!(judgement.stands_whole(&batch), "the append was not accepted: {judgement:?}");
         ensure!(
-            receipt.first_position == after + 1,
+            judgement.chains[0].first_position == after + 1,
             "someone else appends as well"
         );
         let events = self
@@ -115,7 +114,7 @@ impl Stack {
             .read_log(PARTITION, after, u32::try_from(count)?)
             .await?;
         Ok(Committed {
-            generation: receipt.generation,
+            generation: judgement.generation,
             events,
             at: Instant::now(),
         })
@@ -270,14 +269,16 @@ pub(crate) async fn eventually(
 fn command(number: u64, payloads: Vec<String>) -> NewCommand {
     NewCommand {
         tenant_id: Uuid::from_u128(0xda_1b00c),
-        key: format!("key-{number}"),
-        fingerprint: [0; 32],
-        stream_id: format!("ord_{number}"),
+        key: format!("key-{number}").into(),
+        fingerprints: vec![Uuid::nil()],
+        stream_id: format!("ord_{number}").into(),
         category: "order",
-        expected_version: Some(0),
-        metadata: Arc::from(r#"{"correlation_id": "c-1", "reason": "100 % sure"}"#),
-        events: payloads.into_iter().map(event).collect(),
-        rejection: None,
+        intent: Intent::Write(Decision {
+            decided_on: None,
+            metadata: Arc::from(r#"{"correlation_id": "c-1", "reason": "100 % sure"}"#),
+            events: payloads.into_iter().map(event).collect(),
+            rejection: None,
+        }),
     }
 }
 

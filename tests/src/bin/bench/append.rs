@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use daybook_event_store::{Appender, AppenderOptions, NewCommand, NewEvent, Verdict};
-use daybook_service::config::Secret;
-use daybook_service::database;
+use daybook_event_store::{Appender, AppenderOptions, Decision, Intent, NewCommand, NewEvent, Verdict};
 use daybook_tests::orders::{new_key, new_order_id};
 use daybook_tests::stack::Servers;
 use uuid::Uuid;
@@ -48,12 +46,10 @@ const CROWD: Shape = Shape {
 };
 
 pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut Report) -> anyhow::Result<()> {
-    let url = Secret::from(servers.database.url("daybook_command"));
-    let pool = database::connect(&url, "bench", 2).await?;
     let superuser = servers.database.superuser().await?;
     for _ in 0..options.runs {
         raw::settle(&superuser).await?;
-        let (appender, appending) = Appender::new(pool.clone(), 0, AppenderOptions::default(), None);
+        let (appender, appending) = Appender::new(servers.database.log().await?, 0, AppenderOptions::default(), None);
         let task = tokio::spawn(appending);
         let appender = Arc::new(appender);
         let lone = run(&LONE, options, &appender).await?;
@@ -98,7 +94,7 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
 async fn run(shape: &Shape, options: &Options, appender: &Arc<Appender>) -> anyhow::Result<Load> {
     let (tenant_id, events) = (Uuid::now_v7(), shape.events_each);
     let append = move |appender: Arc<Appender>| async move {
-        let verdict = appender.submit(command(tenant_id, events))?.verdict().await?;
+        let verdict = appender.append(command(tenant_id, events)).await?;
         anyhow::ensure!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
         Ok(appender)
     };
@@ -113,20 +109,22 @@ async fn run(shape: &Shape, options: &Options, appender: &Arc<Appender>) -> anyh
 
 fn command(tenant_id: Uuid, events: usize) -> NewCommand {
     let event = |_| NewEvent {
-        event_id: Uuid::now_v7(),
+        event_id: Uuid::from_u128(rand::random()),
         event_type: "order.placed",
         schema_version: 2,
         payload: PAYLOAD.to_owned(),
     };
     NewCommand {
         tenant_id,
-        key: new_key(),
-        fingerprint: [7; 32],
-        stream_id: new_order_id(),
+        key: new_key().into(),
+        fingerprints: vec![Uuid::nil()],
+        stream_id: new_order_id().into(),
         category: "order",
-        expected_version: Some(0),
-        metadata: METADATA.into(),
-        events: (0..events).map(event).collect(),
-        rejection: None,
+        intent: Intent::Write(Decision {
+            decided_on: None,
+            metadata: METADATA.into(),
+            events: (0..events).map(event).collect(),
+            rejection: None,
+        }),
     }
 }

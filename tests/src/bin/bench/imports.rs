@@ -100,7 +100,7 @@ async fn rebuild(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let mut projections = stack.caller()?.projections();
-    let head: i64 = sqlx::query_scalar("SELECT sum(head)::bigint FROM event_store.log")
+    let head: i64 = sqlx::query_scalar("SELECT sum(h.head)::bigint FROM event_store.log AS l CROSS JOIN LATERAL event_store.head(l.partition) AS h")
         .fetch_one(&stack.superuser)
         .await?;
     let started = Instant::now();

@@ -6,7 +6,7 @@ use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, ShipmentId, Sku};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{Command, Event, NewLine, State};
-use daybook_event_store::{Appender, AppenderOptions, NewCommand, NewEvent, Verdict};
+use daybook_event_store::{Appender, AppenderOptions, Decision, Intent, NewCommand, NewEvent, Verdict};
 use daybook_tests::orders::new_key;
 use daybook_tests::stack::Stack;
 use tokio::task::JoinSet;
@@ -25,13 +25,13 @@ const TOTAL_MINOR: i64 = 2_000;
 
 /// Appends the lives through the log itself, in the order in which the orders were placed.
 pub(crate) async fn append(stack: &Stack) -> anyhow::Result<()> {
-    let pool = stack.servers.database.pool("daybook_command").await?;
-    let (appender, appending) = Appender::new(pool, 0, AppenderOptions::default(), None);
+    let log = stack.servers.database.log().await?;
+    let (appender, appending) = Appender::new(log, 0, AppenderOptions::default(), None);
     let task = tokio::spawn(appending);
     let mut under_way = JoinSet::new();
     for number in 0..ORDERS {
-        let submitted = appender.submit(command(stack.tenant.tenant_id, number)?)?;
-        under_way.spawn(submitted.verdict());
+        let (appender, command) = (appender.clone(), command(stack.tenant.tenant_id, number)?);
+        under_way.spawn(async move { appender.append(command).await });
         while under_way.len() >= IN_FLIGHT {
             accepted(under_way.join_next().await)?;
         }
@@ -44,7 +44,7 @@ pub(crate) async fn append(stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-type Joined = Result<Result<Verdict, daybook_event_store::Unanswered>, tokio::task::JoinError>;
+type Joined = Result<Result<Verdict, daybook_event_store::AppendCommandError>, tokio::task::JoinError>;
 
 fn accepted(verdict: Option<Joined>) -> anyhow::Result<()> {
     let verdict = verdict.transpose()?.transpose()?;
@@ -62,14 +62,16 @@ fn command(tenant_id: Uuid, number: u64) -> anyhow::Result<NewCommand> {
     });
     Ok(NewCommand {
         tenant_id,
-        key: new_key(),
-        fingerprint: [7; 32],
-        stream_id: order_id.to_string(),
+        key: new_key().into(),
+        fingerprints: vec![Uuid::nil()],
+        stream_id: order_id.to_string().into(),
         category: State::CATEGORY,
-        expected_version: Some(0),
-        metadata: METADATA.into(),
-        events: events.collect(),
-        rejection: None,
+        intent: Intent::Write(Decision {
+            decided_on: None,
+            metadata: METADATA.into(),
+            events: events.collect(),
+            rejection: None,
+        }),
     })
 }
 

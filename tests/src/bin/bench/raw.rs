@@ -90,7 +90,7 @@ async fn copy(superuser: &PgPool) -> anyhow::Result<f64> {
         .map(|chunk| rows(tenant, chunk))
         .collect();
     let started = Instant::now();
-    let mut copy = superuser.copy_in_raw("COPY raw_event FROM STDIN").await?;
+    let mut copy = superuser.copy_in_raw("COPY raw_event (partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type, schema_version, payload, metadata, recorded_at) FROM STDIN").await?;
     for chunk in rows {
         copy.send(chunk.into_bytes()).await?;
     }
@@ -127,7 +127,8 @@ async fn inserts(options: &Options, servers: &Servers, superuser: &PgPool) -> an
     let tenant = Uuid::now_v7();
     let insert = move |pool: PgPool| async move {
         sqlx::query(
-            "INSERT INTO raw_event
+            "INSERT INTO raw_event (partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type,
+                                    schema_version, payload, metadata, recorded_at)
              VALUES (0, nextval('raw_position'), $1, 'order', $2, 1, $3, 'order.placed', 2, $4::json, $5::json, now())",
         )
         .bind(tenant)

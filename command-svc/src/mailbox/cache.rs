@@ -1,0 +1,93 @@
+//! The mailboxes in memory: bounded by bytes, the least recently used goes first, and none that is at work.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use daybook_domain::aggregate::Aggregate;
+use hashlink::LinkedHashMap;
+use uuid::Uuid;
+
+use super::MailboxMetrics;
+use super::slot::Mailbox;
+
+/// A tenant and one of its streams.
+pub(super) type Stream = (Uuid, Arc<str>);
+
+/// Mailboxes at work that are passed over in one search for something to evict.
+const PASSED_OVER_MAX: usize = 64;
+
+pub(super) struct Cache<A: Aggregate> {
+    bytes_max: usize,
+    entries: Mutex<Entries<A>>,
+    metrics: Arc<MailboxMetrics>,
+}
+
+struct Entries<A: Aggregate> {
+    /// The least recently used comes first.
+    by_stream: LinkedHashMap<Stream, Entry<A>>,
+    bytes: usize,
+}
+
+struct Entry<A: Aggregate> {
+    mailbox: Arc<Mailbox<A>>,
+    bytes: usize,
+}
+
+impl<A: Aggregate> Cache<A> {
+    pub(super) fn new(bytes_max: usize, metrics: Arc<MailboxMetrics>) -> Self {
+        let entries = Entries {
+            by_stream: LinkedHashMap::new(),
+            bytes: 0,
+        };
+        Self {
+            bytes_max,
+            entries: Mutex::new(entries),
+            metrics,
+        }
+    }
+
+    /// The mailbox of a stream, which becomes the most recently used.
+    pub(super) fn get_or_insert(&self, stream: &Stream, new: impl FnOnce() -> Mailbox<A>) -> Arc<Mailbox<A>> {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.by_stream.to_back(stream) {
+            return Arc::clone(&entry.mailbox);
+        }
+        let mailbox = Arc::new(new());
+        let entry = Entry {
+            mailbox: Arc::clone(&mailbox),
+            bytes: 0,
+        };
+        entries.by_stream.insert(stream.clone(), entry);
+        mailbox
+    }
+
+    /// Notes how many bytes a mailbox holds, now that it has nothing to do, and evicts what is too much.
+    pub(super) fn weigh(&self, stream: &Stream, bytes: usize) {
+        let mut entries = self.entries();
+        let Some(entry) = entries.by_stream.get_mut(stream) else { return };
+        let before = std::mem::replace(&mut entry.bytes, bytes);
+        entries.bytes = entries.bytes - before + bytes;
+        entries.evict(self.bytes_max);
+        self.metrics.bytes.store(entries.bytes as u64, Ordering::Relaxed);
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries<A>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<A: Aggregate> Entries<A> {
+    fn evict(&mut self, bytes_max: usize) {
+        let mut passed_over = 0;
+        while self.bytes > bytes_max && passed_over < PASSED_OVER_MAX {
+            let Some((stream, entry)) = self.by_stream.pop_front() else { return };
+            // Whoever is at work on a mailbox holds it, and it cannot be found meanwhile but through this map.
+            if Arc::strong_count(&entry.mailbox) > 1 {
+                self.by_stream.insert(stream, entry);
+                passed_over += 1;
+            } else {
+                self.bytes -= entry.bytes;
+            }
+        }
+    }
+}

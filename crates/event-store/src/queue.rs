@@ -1,0 +1,202 @@
+//! What waits to be appended: bounded, fair between tenants, and made into batches.
+//!
+//! A batch takes from each tenant in turn. No key comes twice into a batch, and no stream has a second chain in it; what
+//! would break that stays for the next one, and keeps its place. A chain that does not fit is cut at its tail, which is
+//! all that is ever needed: each command names the event that it was decided on.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::append::events;
+use crate::appender::Answer;
+use crate::command::{Intent, NewCommand};
+
+/// What a batch may hold at most.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchLimits {
+    /// Commands.
+    pub commands_max: usize,
+    /// Events; a single larger command makes a batch of its own.
+    pub events_max: usize,
+    /// Bytes of payload; a single larger command makes a batch of its own.
+    pub payload_bytes_max: usize,
+}
+
+/// Why a command is not admitted. Try again in a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NotAdmitted {
+    /// The tenant has as many commands under way as one tenant may have.
+    #[error("the tenant has too many commands under way")]
+    TenantShareFull,
+    /// There are as many commands under way as there may be.
+    #[error("too many commands are under way")]
+    Full,
+}
+
+/// A command that waits, and whom to tell what became of it.
+pub(crate) struct Pending {
+    pub(crate) command: NewCommand,
+    pub(crate) answer: Answer,
+}
+
+/// Commands that wait, tenant by tenant.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: HashMap<Uuid, VecDeque<Pending>>,
+    /// The tenants that have commands waiting, whose turn is next first.
+    turns: VecDeque<Uuid>,
+}
+
+impl Queue {
+    pub(crate) fn push(&mut self, pending: Pending) {
+        let tenant_id = pending.command.tenant_id;
+        let waiting = self.waiting.entry(tenant_id).or_default();
+        if waiting.is_empty() {
+            self.turns.push_back(tenant_id);
+        }
+        waiting.push_back(pending);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// The next batch, each chain's commands side by side; empty only when nothing waits.
+    pub(crate) fn take_batch(&mut self, limits: BatchLimits) -> Vec<Pending> {
+        let mut batch = Batch::new(limits);
+        let share = (limits.commands_max / self.turns.len().max(1)).max(1);
+        // Each tenant has its share; what is left over by some is shared out again.
+        while !batch.is_full {
+            let before = batch.commands.len();
+            for _ in 0..self.turns.len() {
+                let Some(tenant_id) = self.turns.pop_front() else { break };
+                let waiting = self.waiting.get_mut(&tenant_id).expect("who has a turn waits");
+                batch.take_from(waiting, share);
+                if waiting.is_empty() {
+                    self.waiting.remove(&tenant_id);
+                } else {
+                    self.turns.push_back(tenant_id);
+                }
+            }
+            if batch.commands.len() == before {
+                break;
+            }
+        }
+        batch.finish()
+    }
+}
+
+/// A tenant's stream.
+type Stream = (Uuid, Arc<str>);
+
+/// A chain in a batch.
+struct Chain {
+    number: usize,
+    /// The event that its next command must be decided on.
+    leads_to: Option<Uuid>,
+}
+
+/// A batch while it is made.
+struct Batch {
+    limits: BatchLimits,
+    commands: Vec<(usize, Pending)>,
+    chains: usize,
+    by_stream: HashMap<Stream, Chain>,
+    /// Streams of which a command stays behind, so that those after it do, too.
+    held_back: HashSet<Stream>,
+    keys: HashSet<(Uuid, Arc<str>)>,
+    events: usize,
+    payload_bytes: usize,
+    is_full: bool,
+}
+
+impl Batch {
+    fn new(limits: BatchLimits) -> Self {
+        Self {
+            limits,
+            commands: Vec::new(),
+            chains: 0,
+            by_stream: HashMap::new(),
+            held_back: HashSet::new(),
+            keys: HashSet::new(),
+            events: 0,
+            payload_bytes: 0,
+            is_full: false,
+        }
+    }
+
+    /// Takes up to `share` commands of one tenant, in order, but for those that must stay behind.
+    fn take_from(&mut self, waiting: &mut VecDeque<Pending>, share: usize) {
+        let mut stay = Vec::new();
+        let mut taken = 0;
+        while taken < share && !self.is_full {
+            let Some(pending) = waiting.pop_front() else { break };
+            match self.chain_for(&pending.command) {
+                Some(chain) if self.has_room_for(&pending.command) => {
+                    self.add(chain, pending);
+                    taken += 1;
+                }
+                _ => stay.push(pending),
+            }
+        }
+        for pending in stay.into_iter().rev() {
+            waiting.push_front(pending);
+        }
+    }
+
+    /// The chain that a command belongs to, which may be a new one; `None` when it must stay behind.
+    fn chain_for(&mut self, command: &NewCommand) -> Option<usize> {
+        let has_key = self.keys.contains(&(command.tenant_id, Arc::clone(&command.key)));
+        let Intent::Write(decision) = &command.intent else {
+            return (!has_key).then_some(self.chains);
+        };
+        let stream = (command.tenant_id, Arc::clone(&command.stream_id));
+        let chain = match self.by_stream.get(&stream) {
+            _ if has_key || self.held_back.contains(&stream) => None,
+            None => Some(self.chains),
+            Some(chain) => (chain.leads_to == decision.decided_on).then_some(chain.number),
+        };
+        if chain.is_none() {
+            self.held_back.insert(stream);
+        }
+        chain
+    }
+
+    fn has_room_for(&mut self, command: &NewCommand) -> bool {
+        let has_room = self.commands.is_empty()
+            || (self.commands.len() < self.limits.commands_max
+                && self.events + events(command).len() <= self.limits.events_max
+                && self.payload_bytes + payload_bytes(command) <= self.limits.payload_bytes_max);
+        self.is_full |= !has_room;
+        has_room
+    }
+
+    fn add(&mut self, chain: usize, pending: Pending) {
+        let command = &pending.command;
+        self.keys.insert((command.tenant_id, Arc::clone(&command.key)));
+        self.events += events(command).len();
+        self.payload_bytes += payload_bytes(command);
+        if let Intent::Write(decision) = &command.intent {
+            let stream = (command.tenant_id, Arc::clone(&command.stream_id));
+            let leads_to = decision.leads_to();
+            self.by_stream.insert(stream, Chain { number: chain, leads_to });
+        }
+        self.chains = self.chains.max(chain + 1);
+        self.commands.push((chain, pending));
+        self.is_full = self.commands.len() == self.limits.commands_max;
+    }
+
+    /// The commands, chain by chain.
+    fn finish(self) -> Vec<Pending> {
+        let mut commands = self.commands;
+        commands.sort_by_key(|(chain, _)| *chain);
+        commands.into_iter().map(|(_, pending)| pending).collect()
+    }
+}
+
+fn payload_bytes(command: &NewCommand) -> usize {
+    events(command).iter().map(|event| event.payload.len()).sum()
+}
