@@ -313,6 +313,7 @@ impl<L: Log> Task<L> {
                 return Some(batch);
             }
             tokio::select! {
+                biased;
                 () = arrived => {}
                 gone = self.handles.recv() => match gone {
                     Some(never) => match never {},

@@ -6,48 +6,25 @@
 //! nothing is said twice. The recorded amounts enter the state only after they were found to be right.
 
 use std::collections::HashMap;
-use std::fmt::{Debug, Display};
+use std::fmt::Debug;
 
 use anyhow::{Context as _, anyhow, ensure};
-use daybook_domain::event::DecodeError;
+use daybook_domain::aggregate::Aggregate;
+use daybook_domain::event::Event as _;
+use daybook_domain::order;
 use daybook_event_store::RecordedEvent;
 use uuid::Uuid;
 
-use super::orders::Orders;
-
 /// The aggregates that a log may hold, one line each.
-const AGGREGATES: &[fn(&str) -> Option<Box<dyn Stream>>] = &[stream_of::<Orders>];
+const AGGREGATES: &[fn(&str) -> Option<Box<dyn Stream>>] = &[stream_of::<order::State>];
 
 /// An aggregate whose events say which command would produce them. Each command produces one event.
-pub(super) trait Aggregate: 'static {
-    /// The category of its streams.
-    const CATEGORY: &'static str;
-    /// What its rules look at.
-    type State: Default;
-    /// What may be asked of it.
-    type Command;
-    /// What happens to it.
-    type Event: Debug + PartialEq;
-    /// Why a command is refused.
-    type Rejection: Display;
-
-    /// Reads a stored event of any schema version.
-    fn decode(recorded: &RecordedEvent) -> Result<Self::Event, DecodeError>;
-
+pub(super) trait Reproducible: Aggregate<Event: Debug + PartialEq> {
     /// The command that would produce this event in a stream of this name.
     ///
     /// # Errors
     /// When no command of such a stream could.
     fn command(stream_id: &str, event: &Self::Event) -> anyhow::Result<Self::Command>;
-
-    /// What the domain decides.
-    ///
-    /// # Errors
-    /// The domain's refusal.
-    fn decide(state: &Self::State, command: Self::Command) -> Result<Vec<Self::Event>, Self::Rejection>;
-
-    /// The state after one more event.
-    fn evolve(state: Self::State, event: &Self::Event) -> Self::State;
 }
 
 /// The streams of a log, each folded as far as it was read.
@@ -93,17 +70,19 @@ trait Stream {
 }
 
 /// An empty stream, if the category is this aggregate's.
-fn stream_of<A: Aggregate>(category: &str) -> Option<Box<dyn Stream>> {
-    (category == A::CATEGORY).then(|| Box::new(Folded::<A>(A::State::default())) as Box<dyn Stream>)
+fn stream_of<A: Reproducible>(category: &str) -> Option<Box<dyn Stream>> {
+    (category == A::CATEGORY).then(|| Box::new(Folded(A::default())) as Box<dyn Stream>)
 }
 
-struct Folded<A: Aggregate>(A::State);
+struct Folded<A>(A);
 
-impl<A: Aggregate> Stream for Folded<A> {
+impl<A: Reproducible> Stream for Folded<A> {
     fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()> {
-        let event = A::decode(recorded)?;
+        let event = A::Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload)?;
         let command = A::command(&recorded.stream_id, &event)?;
-        let decided = A::decide(&self.0, command)
+        let decided = self
+            .0
+            .decide(command)
             .map_err(|rejection| anyhow!("the domain refuses it: {rejection}\n  recorded {event:?}"))?;
         ensure!(
             decided == [event],

@@ -1,30 +1,15 @@
 //! Which command on an order would produce an event.
 
-use daybook_domain::event::DecodeError;
 use daybook_domain::ids::OrderId;
 use daybook_domain::money::Money;
 use daybook_domain::order::{
-    self, Cancelled, Command, DeliveryRecorded, Event, Line, LineAdded, NewLine, Placed, Rejected, Rejection,
-    ReturnReceived, ReturnRequested, Shipped, State,
+    Cancelled, Command, DeliveryRecorded, Event, Line, LineAdded, NewLine, Placed, Rejected, ReturnReceived,
+    ReturnRequested, Shipped, State,
 };
-use daybook_event_store::RecordedEvent;
 
-use super::meaning::Aggregate;
+use super::meaning::Reproducible;
 
-/// Orders.
-pub(super) struct Orders;
-
-impl Aggregate for Orders {
-    const CATEGORY: &'static str = order::CATEGORY;
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Rejection = Rejection;
-
-    fn decode(recorded: &RecordedEvent) -> Result<Event, DecodeError> {
-        Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload)
-    }
-
+impl Reproducible for State {
     fn command(stream_id: &str, event: &Event) -> anyhow::Result<Command> {
         Ok(match event.clone() {
             Event::Placed(placed) => place(stream_id.parse()?, placed),
@@ -57,14 +42,6 @@ impl Aggregate for Orders {
                 amount: Money::new(refunded.amount_minor, refunded.currency),
             },
         })
-    }
-
-    fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
-        order::decide(state, command)
-    }
-
-    fn evolve(state: State, event: &Event) -> State {
-        order::evolve(state, event)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Histories that are right in every form and still say what cannot have happened.
 
+use daybook_domain::aggregate::Aggregate as _;
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, PaymentId, RefundId, ReturnId, ShipmentId, Sku};
 use daybook_domain::order::LineQuantity;
+use daybook_event_store::RecordedEvent;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -104,8 +107,8 @@ fn history(commands: impl IntoIterator<Item = Command>) -> (OrderId, Vec<Event>)
     let order_id = OrderId::from_uuid(Uuid::from_u128(7));
     let (mut state, mut events) = (State::default(), Vec::new());
     for command in std::iter::once(placing(order_id)).chain(commands) {
-        for event in order::decide(&state, command).expect("the domain grants it") {
-            state = order::evolve(state, &event);
+        for event in state.decide(command).expect("the domain grants it") {
+            state = state.evolve(&event);
             events.push(event);
         }
     }
@@ -132,7 +135,7 @@ fn recorded(order_id: OrderId, events: &[Event]) -> Vec<RecordedEvent> {
         partition: 0,
         position: number,
         tenant_id: TENANT,
-        category: order::CATEGORY.to_owned(),
+        category: State::CATEGORY.to_owned(),
         stream_id: order_id.to_string(),
         stream_version: number,
         event_id: Uuid::from_u128(number.into()),
@@ -315,7 +318,7 @@ fn an_event_in_a_status_that_does_not_allow_it_is_found() {
     let of = shipped_and_returned();
     refused(&of, 3, |event| {
         if let Event::Shipped(shipped) = event {
-            shipped.status = order::Status::Shipped;
+            shipped.status = daybook_domain::order::Status::Shipped;
         }
     });
     let unpaid = history([Command::Confirm]);
