@@ -1,19 +1,14 @@
 //! The aggregates whose commands this process takes. A new one is one line in [`all`].
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::response::IntoResponse;
 use daybook_domain::aggregate::Aggregate;
+use daybook_domain::aggregates::AGGREGATES;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
 use prometheus_client::metrics::histogram::Histogram;
-use tonic::body::Body;
-use tonic::codegen::Service;
-use tonic::codegen::http::Request;
-use tonic::server::NamedService;
 
 use crate::fingerprint::Fingerprints;
 use crate::mailbox::{MailboxMetrics, Mailboxes};
@@ -21,9 +16,17 @@ use crate::metrics;
 use crate::orders;
 use crate::partitions::Partitions;
 
-/// Every aggregate's service, with the rules of its domain.
-pub(crate) fn all(core: &Core) -> Aggregates {
-    Aggregates::default().with(orders::service(core), orders::rules())
+/// Every aggregate's service.
+pub(crate) fn all(core: &Core) -> GrpcServices {
+    GrpcServices::default().with(orders::service(core))
+}
+
+/// The rules of every aggregate, for `GET /problems`.
+pub(crate) fn rules() -> Vec<DomainRule> {
+    let rules = AGGREGATES.iter().flat_map(|kind| kind.rules);
+    rules
+        .map(|&(code, explanation)| DomainRule { code, explanation })
+        .collect()
 }
 
 /// What the service of every aggregate is made of.
@@ -60,25 +63,5 @@ impl Core {
     /// The mailboxes of an aggregate.
     pub(crate) fn mailboxes<A: Aggregate>(&self) -> Mailboxes<A> {
         Mailboxes::new(self.partitions.clone(), Arc::clone(&self.mailbox_metrics))
-    }
-}
-
-/// Services, and the rules that their commands can be refused for.
-#[derive(Debug, Default)]
-pub(crate) struct Aggregates {
-    pub(crate) services: GrpcServices,
-    pub(crate) rules: Vec<DomainRule>,
-}
-
-impl Aggregates {
-    fn with<S>(mut self, service: S, rules: impl IntoIterator<Item = DomainRule>) -> Self
-    where
-        S: Service<Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
-        S::Response: IntoResponse,
-        S::Future: Send + 'static,
-    {
-        self.services = self.services.with(service);
-        self.rules.extend(rules);
-        self
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`orders`] | the gRPC methods, from request to receipt |
+//! | `handler` | the path of every command, from request to receipt |
+//! | `orders` | what orders add to it: the scope, the wording of refusals, the list of methods |
 //! | [`request`] | what every command request goes through before it is decided |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
 //! | [`partitions`] | the partitions of the log that this process appends to |
@@ -13,9 +14,10 @@
 mod aggregates;
 mod config;
 mod fingerprint;
+mod handler;
 pub mod mailbox;
 mod metrics;
-pub mod orders;
+mod orders;
 pub mod partitions;
 pub mod request;
 
@@ -42,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 
-use crate::aggregates::{Aggregates, Core};
+use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
 use crate::mailbox::ReadStream;
 use crate::partitions::{Partition, Partitions};
@@ -94,14 +96,13 @@ pub async fn run(
     let moments = EventMoments::new(&registry);
     let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
     let core = Core::new(Authenticator::new(pool), partitions, fingerprints, &registry, &moments);
-    let Aggregates { services, rules } = aggregates::all(&core);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
     tasks.spawn_companion("admin", async move {
         admin::serve(admin_listener, admin_readiness, admin_registry).await;
         Ok(())
     });
-    let grpc = services
+    let grpc = aggregates::all(&core)
         .into_router(
             config.common.reflected(FILE_DESCRIPTOR_SET),
             &mut tasks,
@@ -112,7 +113,7 @@ pub async fn run(
     tasks.spawn("server", async move {
         server::serve(
             listener,
-            problems::router(&rules),
+            problems::router(&aggregates::rules()),
             grpc,
             Limits::default(),
             metrics,

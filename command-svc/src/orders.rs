@@ -1,219 +1,35 @@
 //! The commands on orders over gRPC.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use daybook_domain::ids::OrderId;
-use daybook_domain::order::{Command, Rejection, State};
-use daybook_domain::rejection::Rejection as _;
-use daybook_event_store::{NotAdmitted, Receipt, Unanswered};
-use daybook_proto::common::v1 as common;
-use daybook_proto::convert::{OrderRequest, Violations, to_timestamp};
+use daybook_domain::order::State;
 use daybook_proto::orders::v1 as wire;
 use daybook_proto::orders::v1::order_service_server::{OrderService, OrderServiceServer};
-use daybook_service::consistency::ConsistencyToken;
-use daybook_service::error::ApiError;
-use daybook_service::identity::{Authenticator, Principal, Scope};
-use daybook_service::problems::DomainRule;
-use daybook_service::request::deadline;
-use prometheus_client::metrics::histogram::Histogram;
-use time::OffsetDateTime;
-use tonic::metadata::MetadataValue;
-use tonic::{Request, Response, Status};
-use uuid::Uuid;
+use daybook_service::identity::Scope;
 
 use crate::COMMAND_BYTES_MAX;
 use crate::aggregates::Core;
-use crate::fingerprint::Fingerprints;
-use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
-use crate::request::{check_key, metadata, validation_error};
-
-/// The metadata that marks a receipt of an earlier send. The receipt itself is the first one, byte for byte.
-const REPLAYED: &str = "idempotency-replayed";
-
-/// When a tenant that has all its commands under way may try again: some of them are answered by then.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+use crate::handler::{Handler, Served, command_methods};
 
 /// `daybook.orders.v1.OrderService`, as it is served.
-pub(crate) fn service(core: &Core) -> OrderServiceServer<OrderCommands> {
-    let commands = OrderCommands {
-        authenticator: core.authenticator.clone(),
-        mailboxes: core.mailboxes(),
-        fingerprints: core.fingerprints.clone(),
-        received_to_committed: core.received_to_committed.clone(),
-    };
-    OrderServiceServer::new(commands)
+pub(crate) fn service(core: &Core) -> OrderServiceServer<Handler<State>> {
+    OrderServiceServer::new(Handler::new(core))
         .max_decoding_message_size(COMMAND_BYTES_MAX)
         .max_encoding_message_size(COMMAND_BYTES_MAX)
 }
 
-/// The rules of the domain, for `GET /problems`.
-pub(crate) fn rules() -> impl Iterator<Item = DomainRule> {
-    let rules = Rejection::RULES.iter();
-    rules.map(|&(code, explanation)| DomainRule { code, explanation })
-}
+impl Served for State {
+    const SCOPE: Scope = Scope::OrdersWrite;
 
-/// `daybook.orders.v1.OrderService`.
-#[derive(Debug)]
-pub struct OrderCommands {
-    authenticator: Authenticator,
-    mailboxes: Mailboxes<State>,
-    fingerprints: Fingerprints,
-    received_to_committed: Histogram,
-}
-
-impl OrderCommands {
-    async fn handle<R: OrderRequest>(
-        &self,
-        request: Request<R>,
-    ) -> Result<Response<common::Receipt>, Status> {
-        let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
-        let principal = self
-            .authenticator
-            .authenticate_metadata(request.metadata())
-            .await?;
-        principal.require(Scope::OrdersWrite)?;
-        let envelope = envelope(request.into_inner(), &principal, &self.fingerprints, received_at)?;
-        let order_id = Arc::clone(&envelope.stream_id);
-        let handled = self.mailboxes.handle(envelope);
-        let outcome = match deadline() {
-            Some(deadline) => tokio::time::timeout_at(deadline, handled)
-                .await
-                .map_err(|_| ApiError::deadline_exceeded())?,
-            None => handled.await,
-        };
-        let is_replay = outcome.as_ref().is_ok_and(|outcome| outcome.is_replay);
-        let mut answer = Response::new(receipt(outcome, &order_id)?);
-        if is_replay {
-            let marker = MetadataValue::from_static("true");
-            answer.metadata_mut().insert(REPLAYED, marker);
+    fn detail(name: &'static str, value: String) -> (&'static str, String) {
+        match name {
+            // Every problem has a member of that name, which is the answer's; and callers know statuses in capitals.
+            "status" => ("order_status", value.to_ascii_uppercase()),
+            name => (name, value),
         }
-        self.received_to_committed
-            .observe(started.elapsed().as_secs_f64());
-        Ok(answer)
     }
 }
 
-/// Checks a request as a whole, so that all that is wrong with it is reported at once.
-fn envelope<R: OrderRequest>(
-    mut request: R,
-    principal: &Principal,
-    fingerprints: &Fingerprints,
-    received_at: OffsetDateTime,
-) -> Result<Envelope<Command>, ApiError> {
-    let mut violations = Violations::default();
-    let key = request.take_request_id();
-    check_key(&key, &mut violations);
-    let fingerprints = fingerprints.of(R::NAME, &request);
-    let context = request.take_context();
-    let metadata = metadata(context, principal, R::NAME, &key, received_at, &mut violations);
-    let expected_version = request.expected_version();
-    let converted = request.into_command(|| OrderId::from_uuid(Uuid::now_v7()));
-    let (order_id, command) = violations.join(converted).map_err(validation_error)?;
-    Ok(Envelope {
-        partition: principal.tenant_partition,
-        tenant_id: principal.tenant_id,
-        stream_id: order_id.to_string().into(),
-        key: key.into(),
-        fingerprints,
-        expected_version,
-        metadata: metadata.encode(),
-        command,
-    })
-}
-
-fn receipt(outcome: Result<Outcome, HandleError>, order_id: &str) -> Result<common::Receipt, ApiError> {
-    let receipt = outcome.map_err(|error| api_error(error, order_id))?.receipt;
-    match &receipt.rejection {
-        None => Ok(accepted(&receipt)),
-        Some(rejection) => Err(refused(rejection, &receipt.stream_id)),
-    }
-}
-
-fn accepted(receipt: &Receipt) -> common::Receipt {
-    let positions = receipt.first_position..receipt.first_position + u64::from(receipt.event_count);
-    let token = receipt.last_position().map(|position| ConsistencyToken {
-        partition: receipt.partition,
-        position,
-        generation: receipt.generation,
-    });
-    common::Receipt {
-        stream_id: receipt.stream_id.to_string(),
-        stream_version: receipt.stream_version,
-        partition: receipt.partition.cast_unsigned(),
-        positions: positions.collect(),
-        consistency_token: token.map(|token| token.encode()).unwrap_or_default(),
-        recorded_at: Some(to_timestamp(receipt.recorded_at)),
-    }
-}
-
-/// A rule's refusal, as it was remembered: the same key is always refused in the same words.
-fn refused(rejection: &str, order_id: &str) -> ApiError {
-    let rejection: Rejection = match serde_json::from_str(rejection) {
-        Ok(rejection) => rejection,
-        Err(error) => return ApiError::internal(error),
-    };
-    let error = match &rejection {
-        Rejection::OrderAlreadyExists { .. } => ApiError::already_exists("order", order_id),
-        rule => ApiError::domain_rule(rule.code(), rule.to_string()).with_resource("order", order_id),
-    };
-    let details = rejection.details().into_iter();
-    details.fold(error, |error, (name, value)| match name {
-        // Every problem has a member of that name, which is the answer's; and callers know statuses in capitals.
-        "status" => error.with_detail("order_status", value.to_ascii_uppercase()),
-        name => error.with_detail(name, value),
-    })
-}
-
-fn api_error(error: HandleError, order_id: &str) -> ApiError {
-    match error {
-        HandleError::VersionConflict { expected, actual } => {
-            ApiError::version_conflict(expected, actual).with_resource("order", order_id)
-        }
-        HandleError::KeyReused => ApiError::idempotency_key_reused(),
-        HandleError::NotFound => ApiError::not_found("order", order_id),
-        HandleError::NoPartition => {
-            ApiError::overloaded("this replica does not serve the tenant's partition yet")
-        }
-        HandleError::NotAdmitted(NotAdmitted::Full) => ApiError::overloaded("too many commands are under way"),
-        HandleError::NotAdmitted(NotAdmitted::TenantShareFull) => ApiError::rate_limited("commands under way", RETRY_AFTER),
-        HandleError::Contended => ApiError::overloaded("other replicas keep writing to the aggregate"),
-        HandleError::Panicked(_) => ApiError::internal(error),
-        HandleError::Load(error) => match &*error {
-            LoadError::Decode { .. } | LoadError::Panicked => ApiError::internal(error),
-            LoadError::Read(_) | LoadError::Unstable => ApiError::dependency_unavailable("postgres", error),
-        },
-        HandleError::Unanswered(error) => unanswered(error),
-    }
-}
-
-fn unanswered(error: Unanswered) -> ApiError {
-    match error {
-        Unanswered::Refused(error) => ApiError::internal(error),
-        Unanswered::Unknown(error) => ApiError::dependency_unavailable("postgres", error),
-        Unanswered::Stopped => ApiError::shutting_down(),
-    }
-}
-
-/// Every method does the same with another request; only the types differ.
-macro_rules! commands {
-    ($($method:ident($request:ident) -> $response:ident;)+) => {
-        #[tonic::async_trait]
-        impl OrderService for OrderCommands {
-            $(
-                async fn $method(
-                    &self,
-                    request: Request<wire::$request>,
-                ) -> Result<Response<wire::$response>, Status> {
-                    let answer = self.handle(request).await?;
-                    Ok(answer.map(|receipt| wire::$response { receipt: Some(receipt) }))
-                }
-            )+
-        }
-    };
-}
-
-commands! {
+command_methods! {
+    OrderService for State:
     place_order(PlaceOrderRequest) -> PlaceOrderResponse;
     add_order_line(AddOrderLineRequest) -> AddOrderLineResponse;
     remove_order_line(RemoveOrderLineRequest) -> RemoveOrderLineResponse;

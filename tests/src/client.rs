@@ -115,22 +115,17 @@ impl Caller {
         })
     }
 
-    /// Commands, with a key.
-    ///
-    /// # Errors
-    /// When the key is not ASCII.
-    pub fn orders_as(&self, key: &str) -> anyhow::Result<OrderServiceClient<Authenticated>> {
-        Ok(OrderServiceClient::with_interceptor(
-            self.command.clone(),
-            Bearer::new(key)?,
-        ))
+    /// The command service, as a service calls it.
+    #[must_use]
+    pub fn commands(&self) -> Authenticated {
+        let bearer = Bearer::new(&self.tenant.service_key).expect("our own keys are ASCII");
+        Authenticated::new(self.command.clone(), bearer)
     }
 
-    /// Commands.
+    /// Commands on orders.
     #[must_use]
     pub fn orders(&self) -> OrderServiceClient<Authenticated> {
-        self.orders_as(&self.tenant.service_key)
-            .expect("our own keys are ASCII")
+        OrderServiceClient::new(self.commands())
     }
 
     /// Queries over gRPC.
@@ -159,7 +154,7 @@ impl Caller {
     /// # Errors
     /// The status of the refusal.
     pub async fn send(&self, command: impl Command) -> Result<Receipt, Status> {
-        command.send(self.orders(), PATIENCE).await
+        command.send(self.commands(), PATIENCE).await
     }
 
     /// Sends a request to place an order.

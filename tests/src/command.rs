@@ -15,20 +15,20 @@ use tonic::{Request, Status};
 use crate::client::Authenticated;
 use crate::orders::new_key;
 
-/// A request that carries a command. What the requests have in common is in `OrderRequest`, which services use too.
-pub trait Command: daybook_proto::convert::OrderRequest + Clone + Default + 'static {
+/// A request that carries a command. What the requests have in common is in `CommandRequest`, which services use too.
+pub trait Command: daybook_proto::convert::CommandRequest + Clone + Default + 'static {
     /// The aggregate that it is for.
-    fn order_id(&self) -> &str;
+    fn stream_id(&self) -> &str;
 
-    /// The same command for another order.
+    /// The same command for another aggregate.
     #[must_use]
-    fn for_order(self, order_id: &str) -> Self;
+    fn for_stream(self, stream_id: &str) -> Self;
 
     /// The same command under another idempotency key.
     #[must_use]
     fn with_key(self, key: &str) -> Self;
 
-    /// The same command, on condition that the order has this version.
+    /// The same command, on condition that the aggregate has this version.
     #[must_use]
     fn expecting(self, version: u64) -> Self;
 
@@ -38,21 +38,21 @@ pub trait Command: daybook_proto::convert::OrderRequest + Clone + Default + 'sta
     /// The status of the refusal, or of a call whose outcome is not known.
     fn send(
         self,
-        client: OrderServiceClient<Authenticated>,
+        connection: Authenticated,
         patience: Duration,
     ) -> impl Future<Output = Result<Receipt, Status>> + Send;
 }
 
 macro_rules! commands {
-    ($($request:ident by $method:ident;)+) => {
+    ($client:ident, $id:ident: $($request:ident by $method:ident;)+) => {
         $(
             impl Command for $request {
-                fn order_id(&self) -> &str {
-                    &self.order_id
+                fn stream_id(&self) -> &str {
+                    &self.$id
                 }
 
-                fn for_order(mut self, order_id: &str) -> Self {
-                    order_id.clone_into(&mut self.order_id);
+                fn for_stream(mut self, stream_id: &str) -> Self {
+                    stream_id.clone_into(&mut self.$id);
                     self
                 }
 
@@ -68,12 +68,12 @@ macro_rules! commands {
 
                 async fn send(
                     self,
-                    mut client: OrderServiceClient<Authenticated>,
+                    connection: Authenticated,
                     patience: Duration,
                 ) -> Result<Receipt, Status> {
                     let mut request = Request::new(self);
                     request.set_timeout(patience);
-                    let response = client.$method(request).await?;
+                    let response = $client::new(connection).$method(request).await?;
                     Ok(response.into_inner().receipt.expect("what is accepted has a receipt"))
                 }
             }
@@ -82,6 +82,7 @@ macro_rules! commands {
 }
 
 commands! {
+    OrderServiceClient, order_id:
     PlaceOrderRequest by place_order;
     AddOrderLineRequest by add_order_line;
     RemoveOrderLineRequest by remove_order_line;

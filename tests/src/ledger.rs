@@ -67,7 +67,7 @@ impl Ledger {
         let entry = entries
             .entry(command.request_id().to_owned())
             .or_insert_with(|| Entry {
-                stream_id: command.order_id().to_owned(),
+                stream_id: command.stream_id().to_owned(),
                 outcome: Outcome::Unknown,
             });
         match (&entry.outcome, outcome) {

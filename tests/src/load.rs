@@ -119,7 +119,7 @@ impl Worker {
     /// Sends a command until its outcome is known, or once.
     async fn send<C: Command>(&self, command: C) -> Outcome {
         loop {
-            let answer = command.clone().send(self.caller.orders(), PATIENCE).await;
+            let answer = command.clone().send(self.caller.commands(), PATIENCE).await;
             self.ledger.note(&command, &answer);
             match answer {
                 Ok(receipt) => return Outcome::Accepted(receipt),

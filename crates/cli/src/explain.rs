@@ -1,8 +1,7 @@
 //! `daybook explain`: what an error's code means and what to do about it.
 
 use clap::Args;
-use daybook_domain::order::Rejection;
-use daybook_domain::rejection::Rejection as _;
+use daybook_domain::aggregates::AGGREGATES;
 use daybook_service::error::Code;
 
 use crate::exit::Exit;
@@ -35,10 +34,12 @@ fn all() -> impl Iterator<Item = [String; 2]> {
     let machinery = Code::ALL
         .into_iter()
         .map(move |code| row(code.name(), code.entry().title));
-    let rules = Rejection::RULES
-        .iter()
-        .map(move |(code, meaning)| row(code, meaning));
-    machinery.chain(rules)
+    machinery.chain(rules().map(move |(code, meaning)| row(code, meaning)))
+}
+
+/// The rules of every aggregate.
+fn rules() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    AGGREGATES.iter().flat_map(|kind| kind.rules)
 }
 
 fn explanation(text: &str) -> Option<String> {
@@ -61,7 +62,7 @@ fn of_machinery(code: &Code) -> String {
 
 /// Each rule has a code of its own; what holds for all of them is in the catalogue.
 fn of_domain(name: &str) -> Option<String> {
-    let (rule, meaning) = Rejection::RULES.iter().find(|(rule, _)| *rule == name)?;
+    let (rule, meaning) = rules().find(|(rule, _)| *rule == name)?;
     let code = Code::DomainRule((*rule).into());
     let explanation = code.entry().explanation;
     Some(format!(
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_domain_is_explained() {
-        for (code, meaning) in Rejection::RULES {
+        for (code, meaning) in rules() {
             let text = explanation(code).expect("every rule is known");
             assert!(text.starts_with(&format!("{code}: {meaning}")), "{text}");
         }

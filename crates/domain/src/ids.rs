@@ -61,66 +61,83 @@ text!(
     Reason, "reason", Prose, Bytes(REASON_BYTES_MAX)
 );
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct OrderKind;
+/// Declares the id of a kind of aggregate: a uuid (version 7 when Daybook makes it), written as a TypeID.
+macro_rules! type_id {
+    ($(#[$meta:meta])* $name:ident, $tag:ident, $what:literal, $prefix:literal) => {
+        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        struct $tag;
 
-impl StaticType for OrderKind {
-    const TYPE: &'static str = "ord";
+        impl StaticType for $tag {
+            const TYPE: &'static str = $prefix;
+        }
+
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(TypeSafeId<$tag>);
+
+        impl $name {
+            /// The one with this uuid.
+            pub fn from_uuid(uuid: Uuid) -> Self {
+                Self(TypeSafeId::from_uuid(uuid))
+            }
+
+            /// The uuid inside.
+            pub fn uuid(&self) -> Uuid {
+                self.0.uuid()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self).map_err(|source| InvalidId {
+                    what: $what,
+                    prefix: $prefix,
+                    source,
+                })
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserialize_parsed(deserializer)
+            }
+        }
+    };
 }
 
-/// An order: a uuid (version 7 when Daybook makes it), written as a TypeID
-/// (`ord_01h455vb4pex5vsknk084sn02q`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OrderId(TypeSafeId<OrderKind>);
-
-/// The string is not the TypeID of an order.
+/// The string is not the TypeID of such an aggregate.
 #[derive(Debug, thiserror::Error)]
-#[error("order id must be a TypeID with the prefix \"ord\"")]
-pub struct InvalidOrderId(#[source] type_safe_id::Error);
-
-impl OrderId {
-    /// The order with this uuid.
-    pub fn from_uuid(uuid: Uuid) -> Self {
-        Self(TypeSafeId::from_uuid(uuid))
-    }
-
-    /// The uuid inside.
-    pub fn uuid(&self) -> Uuid {
-        self.0.uuid()
-    }
+#[error("{what} id must be a TypeID with the prefix {prefix:?}")]
+pub struct InvalidId {
+    what: &'static str,
+    prefix: &'static str,
+    source: type_safe_id::Error,
 }
 
-impl fmt::Display for OrderId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for OrderId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for OrderId {
-    type Err = InvalidOrderId;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self).map_err(InvalidOrderId)
-    }
-}
-
-impl Serialize for OrderId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for OrderId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserialize_parsed(deserializer)
-    }
-}
+type_id!(
+    /// An order (`ord_01h455vb4pex5vsknk084sn02q`).
+    OrderId, OrderKind, "order", "ord"
+);
 
 #[cfg(test)]
 mod tests {

@@ -15,6 +15,10 @@ pub mod text;
 
 pub mod address;
 pub mod aggregate;
+pub mod aggregates;
 pub mod ids;
 pub mod money;
 pub mod order;
+
+#[cfg(test)]
+mod samples;

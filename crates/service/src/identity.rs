@@ -63,16 +63,22 @@ pub enum Scope {
     ProjectionsOperate = 8,
     /// `tenants:admin`: tenants and their keys.
     TenantsAdmin = 16,
+    /// `stock:write`: commands on stock items.
+    StockWrite = 32,
+    /// `stock:read`: stock levels.
+    StockRead = 64,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::OrdersWrite,
         Self::OrdersRead,
         Self::EventsRead,
         Self::ProjectionsOperate,
         Self::TenantsAdmin,
+        Self::StockWrite,
+        Self::StockRead,
     ];
 
     /// The scope as it is written: `orders:write`.
@@ -84,6 +90,8 @@ impl Scope {
             Self::EventsRead => "events:read",
             Self::ProjectionsOperate => "projections:operate",
             Self::TenantsAdmin => "tenants:admin",
+            Self::StockWrite => "stock:write",
+            Self::StockRead => "stock:read",
         }
     }
 }

@@ -8,65 +8,28 @@ use daybook_domain::ids::{
     TrackingNumber,
 };
 use daybook_domain::money::{Currency, Money};
-use daybook_domain::order::{self, Command, LINES_MAX, QUANTITY_MAX};
+use daybook_domain::order::{self, Command, LINES_MAX, QUANTITY_MAX, State};
+use uuid::Uuid;
 
-use super::{OrderRequest, Violations};
-use crate::common::v1::{self as common, CommandContext};
+use super::{Addressed, CommandRequest, Violations};
+use crate::common::v1 as common;
 use crate::orders::v1 as wire;
 
-/// Implements [`OrderRequest`] for a request with an order id, given how its own fields become a command.
+/// A command request with the aggregate and the field of its id filled in.
 macro_rules! order_request {
-    ($request:ident, $name:literal, |$fields:ident, $violations:ident| $command:expr) => {
-        impl OrderRequest for wire::$request {
-            const NAME: &'static str = $name;
-
-            request_parts!();
-
-            fn into_command(self, _: impl FnOnce() -> OrderId) -> Result<(OrderId, Command), Violations> {
-                let mut found = Violations::default();
-                let order_id = order_id(&self.order_id, &mut found);
-                let command = {
-                    let $violations = &mut found;
-                    let $fields = self;
-                    $command
-                };
-                found.finish(order_id.zip(command))
-            }
-        }
+    ($request:ident, $($rest:tt)+) => {
+        command_request!(State, order_id, wire::$request, $($rest)+);
     };
 }
 
-/// The accessors that every request has alike.
-macro_rules! request_parts {
-    () => {
-        fn request_id(&self) -> &str {
-            &self.request_id
-        }
+impl CommandRequest for wire::PlaceOrderRequest {
+    command_request!(@common State, "PlaceOrder");
 
-        fn take_request_id(&mut self) -> String {
-            std::mem::take(&mut self.request_id)
-        }
-
-        fn take_context(&mut self) -> CommandContext {
-            self.context.take().unwrap_or_default()
-        }
-
-        fn expected_version(&self) -> Option<u64> {
-            self.expected_version
-        }
-    };
-}
-
-impl OrderRequest for wire::PlaceOrderRequest {
-    const NAME: &'static str = "PlaceOrder";
-
-    request_parts!();
-
-    fn into_command(self, new_id: impl FnOnce() -> OrderId) -> Result<(OrderId, Command), Violations> {
+    fn into_command(self, new_id: impl FnOnce() -> Uuid) -> Result<Addressed<State>, Violations> {
         let mut found = Violations::default();
         let order_id = match self.order_id.as_str() {
-            "" => Some(new_id()),
-            given => order_id(given, &mut found),
+            "" => Some(OrderId::from_uuid(new_id())),
+            given => found.id("/order_id", given),
         };
         let command = place(self, order_id, &mut found);
         found.finish(order_id.zip(command))
@@ -93,10 +56,12 @@ order_request!(
     ChangeLineQuantityRequest,
     "ChangeLineQuantity",
     |request, violations| {
-        quantity("/quantity", request.quantity, violations).map(|quantity| Command::ChangeQuantity {
-            line_number: request.line_number,
-            quantity,
-        })
+        violations
+            .quantity("/quantity", request.quantity, QUANTITY_MAX)
+            .map(|quantity| Command::ChangeQuantity {
+                line_number: request.line_number,
+                quantity,
+            })
     }
 );
 
@@ -212,16 +177,6 @@ fn place(
     })
 }
 
-fn order_id(text: &str, violations: &mut Violations) -> Option<OrderId> {
-    match text.parse() {
-        Ok(order_id) => Some(order_id),
-        Err(invalid) => {
-            violations.add("/order_id", "INVALID_ID", invalid);
-            None
-        }
-    }
-}
-
 fn required<T>(field: Option<T>, pointer: &str, violations: &mut Violations) -> Option<T> {
     if field.is_none() {
         violations.add(pointer, "REQUIRED", format_args!("{} is required", &pointer[1..]));
@@ -249,7 +204,7 @@ fn new_lines(lines: &[wire::NewOrderLine], violations: &mut Violations) -> Vec<o
 
 fn new_line(pointer: &str, line: &wire::NewOrderLine, violations: &mut Violations) -> Option<order::NewLine> {
     let sku = violations.text(format!("{pointer}/sku"), Sku::parse(&line.sku));
-    let quantity = quantity(&format!("{pointer}/quantity"), line.quantity, violations);
+    let quantity = violations.quantity(&format!("{pointer}/quantity"), line.quantity, QUANTITY_MAX);
     if line.unit_price_minor < 0 {
         violations.add(
             format!("{pointer}/unit_price_minor"),
@@ -264,18 +219,6 @@ fn new_line(pointer: &str, line: &wire::NewOrderLine, violations: &mut Violation
     })
 }
 
-fn quantity(pointer: &str, quantity: u32, violations: &mut Violations) -> Option<u32> {
-    if (1..=QUANTITY_MAX).contains(&quantity) {
-        return Some(quantity);
-    }
-    violations.add(
-        pointer,
-        "OUT_OF_RANGE",
-        format_args!("a quantity must be 1 to {QUANTITY_MAX}, not {quantity}"),
-    );
-    None
-}
-
 fn parts_of_lines(lines: &[wire::LineQuantity], violations: &mut Violations) -> Vec<order::LineQuantity> {
     let mut parts: Vec<order::LineQuantity> = Vec::with_capacity(lines.len().min(LINES_MAX));
     if lines.len() > LINES_MAX {
@@ -287,7 +230,7 @@ fn parts_of_lines(lines: &[wire::LineQuantity], violations: &mut Violations) -> 
         return parts;
     }
     for (index, line) in lines.iter().enumerate() {
-        quantity(&format!("/lines/{index}/quantity"), line.quantity, violations);
+        violations.quantity(&format!("/lines/{index}/quantity"), line.quantity, QUANTITY_MAX);
         if parts.iter().any(|part| part.line_number == line.line_number) {
             let pointer = format!("/lines/{index}/line_number");
             violations.add(

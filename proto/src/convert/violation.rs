@@ -1,6 +1,7 @@
 //! What is wrong with a request, field by field.
 
 use std::fmt::Display;
+use std::str::FromStr;
 
 use daybook_domain::text::InvalidText;
 
@@ -54,6 +55,24 @@ impl Violations {
         parsed
             .map_err(|invalid| self.add(pointer, invalid.code(), &invalid))
             .ok()
+    }
+
+    /// Reads an id of an aggregate.
+    pub(crate) fn id<T: FromStr<Err: Display>>(&mut self, pointer: &str, text: &str) -> Option<T> {
+        let parsed = text.parse();
+        parsed
+            .map_err(|invalid| self.add(pointer, "INVALID_ID", invalid))
+            .ok()
+    }
+
+    /// Reads a quantity, which is from 1 to `max`.
+    pub(crate) fn quantity(&mut self, pointer: &str, quantity: u32, max: u32) -> Option<u32> {
+        if (1..=max).contains(&quantity) {
+            return Some(quantity);
+        }
+        let message = format_args!("a quantity must be 1 to {max}, not {quantity}");
+        self.add(pointer, "OUT_OF_RANGE", message);
+        None
     }
 
     /// Like [`Self::text`] for a field that may be left empty.

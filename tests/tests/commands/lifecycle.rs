@@ -12,7 +12,7 @@ use serde_json::Value;
 
 /// Sends a command, holds its receipt against the ones before, and keeps it.
 async fn accept(caller: &Caller, receipts: &mut Vec<Receipt>, command: impl Command) -> anyhow::Result<()> {
-    let order_id = command.order_id().to_owned();
+    let order_id = command.stream_id().to_owned();
     let receipt = caller.send(command).await?;
     assert_eq!(receipt.stream_id, order_id);
     assert_eq!(receipt.partition, 0);

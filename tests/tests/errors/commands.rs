@@ -264,12 +264,12 @@ async fn wrong_amounts_and_parts_of_an_order_change_nothing() -> anyhow::Result<
 /// nothing but the id that was asked for.
 async fn foreign_is_missing<C: Command>(stranger: &Caller, command: C) {
     let missing_id = new_order_id();
-    let foreign_id = command.order_id().to_owned();
+    let foreign_id = command.stream_id().to_owned();
     let foreign = stranger
         .send(command.clone())
         .await
         .expect_err("it is not theirs");
-    let missing = command.for_order(&missing_id).with_key(&new_key());
+    let missing = command.for_stream(&missing_id).with_key(&new_key());
     let missing = stranger.send(missing).await.expect_err("it does not exist");
     assert_eq!(code(&foreign), "RESOURCE_NOT_FOUND", "{}", C::NAME);
     assert_eq!(foreign.code(), missing.code());

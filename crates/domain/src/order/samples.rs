@@ -1,31 +1,10 @@
-//! The frozen samples in `samples/`: one payload of every event type and schema version that was ever
-//! written. They are added to and never changed; what they hold must stay readable for good.
-
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
+//! How stored events of orders are read: upcasting, and what is refused.
 
 use super::{Event, Line, Placed};
 use crate::event::{DecodeError, Event as _};
+use crate::samples::sample;
 
 const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
-
-fn sample(event_type: &str, schema_version: u32) -> String {
-    let file = directory().join(format!("{event_type}.v{schema_version}.json"));
-    let json = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    json.trim_end().to_owned()
-}
-
-/// Cargo runs tests in the directory of their crate.
-fn directory() -> PathBuf {
-    PathBuf::from("samples")
-}
-
-fn versions_ever() -> impl Iterator<Item = (&'static str, u32)> {
-    Event::SCHEMAS
-        .iter()
-        .flat_map(|&(event_type, current)| (1..=current).map(move |version| (event_type, version)))
-}
 
 fn decode(event_type: &str, schema_version: u32, payload: &str) -> Event {
     Event::decode(event_type, schema_version, payload).unwrap_or_else(|error| {
@@ -34,49 +13,6 @@ fn decode(event_type: &str, schema_version: u32, payload: &str) -> Event {
             std::error::Error::source(&error)
         )
     })
-}
-
-#[test]
-fn every_version_of_every_event_has_a_sample_and_there_are_no_others() {
-    let expected: BTreeSet<_> = versions_ever()
-        .map(|(event_type, version)| format!("{event_type}.v{version}.json"))
-        .collect();
-    let found: BTreeSet<_> = fs::read_dir(directory())
-        .expect("the samples are beside the sources")
-        .map(|entry| {
-            entry
-                .expect("the directory can be listed")
-                .file_name()
-                .into_string()
-                .expect("names are ASCII")
-        })
-        .collect();
-    assert_eq!(found, expected);
-}
-
-#[test]
-fn every_sample_can_be_read() {
-    for (event_type, version) in versions_ever() {
-        let event = decode(event_type, version, &sample(event_type, version));
-        assert_eq!(event.event_type(), event_type);
-    }
-}
-
-#[test]
-fn current_samples_are_written_again_byte_for_byte() {
-    for &(event_type, current) in Event::SCHEMAS {
-        let payload = sample(event_type, current);
-        let event = decode(event_type, current, &payload);
-        assert_eq!((event.schema_version(), event.encode()), (current, payload));
-    }
-}
-
-#[test]
-fn old_samples_come_back_unchanged_once_they_are_upcast() {
-    for (event_type, version) in versions_ever() {
-        let event = decode(event_type, version, &sample(event_type, version));
-        assert_eq!(decode(event_type, event.schema_version(), &event.encode()), event);
-    }
 }
 
 #[test]

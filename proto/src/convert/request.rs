@@ -1,0 +1,82 @@
+//! What all command requests have in common, whichever aggregate they are for.
+
+use daybook_domain::aggregate::Aggregate;
+use uuid::Uuid;
+
+use super::Violations;
+use crate::common::v1::CommandContext;
+
+/// A request that carries a command for an aggregate: what all of them have in common.
+pub trait CommandRequest: prost::Message + Sized {
+    /// The aggregate that is asked.
+    type Aggregate: Aggregate;
+
+    /// The command's name, as auditors see it ("PlaceOrder").
+    const NAME: &'static str;
+
+    /// The caller's idempotency key.
+    fn request_id(&self) -> &str;
+
+    /// Takes the idempotency key out, which leaves the content that a key is bound to.
+    fn take_request_id(&mut self) -> String;
+
+    /// Who, why and what caused it.
+    fn take_context(&mut self) -> CommandContext;
+
+    /// The version that the caller expects the aggregate to have.
+    fn expected_version(&self) -> Option<u64>;
+
+    /// The aggregate's id and the command. Only a request that begins an aggregate may leave its id to the service,
+    /// which then draws one with `new_id`.
+    ///
+    /// # Errors
+    /// All that is wrong with the request.
+    fn into_command(self, new_id: impl FnOnce() -> Uuid) -> Result<Addressed<Self::Aggregate>, Violations>;
+}
+
+/// An aggregate's id and a command for it.
+pub type Addressed<A> = (<A as Aggregate>::Id, <A as Aggregate>::Command);
+
+/// Implements [`CommandRequest`] for a request, given its aggregate, the field of the aggregate's id, and how its own
+/// fields become a command; `None` when they do not, which `$violations` then says. A request
+/// that begins an aggregate says for itself where the id comes from; `@common` is what it has in common with the others.
+macro_rules! command_request {
+    ($aggregate:ty, $id_field:ident, $request:ty, $name:literal, |$fields:ident, $violations:ident| $command:expr) => {
+        impl $crate::convert::CommandRequest for $request {
+            command_request!(@common $aggregate, $name);
+
+            fn into_command(
+                self,
+                _: impl FnOnce() -> uuid::Uuid,
+            ) -> Result<$crate::convert::Addressed<$aggregate>, $crate::convert::Violations> {
+                let mut found = $crate::convert::Violations::default();
+                let id = found.id(concat!("/", stringify!($id_field)), &self.$id_field);
+                let command = {
+                    let ($fields, $violations) = (self, &mut found);
+                    $command
+                };
+                found.finish(id.zip(command))
+            }
+        }
+    };
+    (@common $aggregate:ty, $name:literal) => {
+        type Aggregate = $aggregate;
+        const NAME: &'static str = $name;
+
+        fn request_id(&self) -> &str {
+            &self.request_id
+        }
+
+        fn take_request_id(&mut self) -> String {
+            std::mem::take(&mut self.request_id)
+        }
+
+        fn take_context(&mut self) -> $crate::common::v1::CommandContext {
+            self.context.take().unwrap_or_default()
+        }
+
+        fn expected_version(&self) -> Option<u64> {
+            self.expected_version
+        }
+    };
+}
