@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use daybook_event_store::RecordedEvent;
-use daybook_read_model::{DecodeError, Event};
+use daybook_read_model::{DecodeError, Event, ReadModel};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -13,6 +13,8 @@ use uuid::Uuid;
 pub struct Decoded {
     /// Its position in the partition.
     pub position: u64,
+    /// Its category; `None` for one that this program does not know.
+    pub category: Option<&'static str>,
     /// What was decoded.
     pub event: Result<Event, Arc<DecodeError>>,
 }
@@ -22,8 +24,16 @@ impl Decoded {
     pub fn new(recorded: &RecordedEvent) -> Self {
         Self {
             position: recorded.position,
+            category: Event::known_category(recorded),
             event: Event::decode(recorded).map_err(Arc::new),
         }
+    }
+
+    /// Whether a read model folds events of this category. Where it does not, the event flows past it, whether it can be
+    /// decoded or not.
+    pub fn concerns<M: ReadModel>(&self) -> bool {
+        self.category
+            .is_some_and(|category| M::CATEGORIES.contains(&category))
     }
 }
 

@@ -113,7 +113,8 @@ impl<M: ReadModel> Rows<M> {
         }
         let mut known = HashSet::new();
         let mut missing = HashSet::new();
-        for event in events.iter().filter_map(|decoded| decoded.event.as_ref().ok()) {
+        let concerning = events.iter().filter(|decoded| decoded.concerns::<M>());
+        for event in concerning.filter_map(|decoded| decoded.event.as_ref().ok()) {
             let is_first = M::opens(event);
             for key in M::keys(event) {
                 if is_first {
@@ -141,7 +142,7 @@ impl<M: ReadModel> Rows<M> {
 
     /// Folds events in order. After an error the rows are good for nothing but [`Self::forget`].
     pub(crate) fn fold(&mut self, events: &[&Decoded]) -> Result<(), Poison> {
-        for decoded in events {
+        for decoded in events.iter().filter(|decoded| decoded.concerns::<M>()) {
             let folded = match &decoded.event {
                 Ok(event) => self.fold_one(event).map_err(Reason::Fold),
                 Err(error) => Err(Reason::Decode(Arc::clone(error))),

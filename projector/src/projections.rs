@@ -1,9 +1,9 @@
-//! The projections that this program runs. To add a read model is one line in [`ALL`].
+//! The projections that this program runs: all read models that there are.
 
 use std::fmt;
 use std::sync::Arc;
 
-use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
+use daybook_read_model::{ReadModel, each_read_model};
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -13,11 +13,7 @@ use crate::rebuild::Rebuilder;
 use crate::worker::{Context, Worker};
 
 /// Every projection.
-pub const ALL: &[Projection] = &[
-    Projection::of::<OrderDetails>(),
-    Projection::of::<OrderList>(),
-    Projection::of::<CustomerTotals>(),
-];
+pub const ALL: &[Projection] = &each_read_model!(M => Projection::of::<M>());
 
 /// A long-running task.
 type Task = BoxFuture<'static, anyhow::Result<()>>;

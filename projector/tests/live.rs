@@ -7,7 +7,7 @@ use daybook_projector::worker::Step;
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 
-use support::{Orders, Setup, drain, eventually, unknown_event};
+use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
 
 /// Two gates: while somebody holds the first no row is committed, while somebody holds the second no checkpoint. They are
 /// written, and the commit waits. Were rows and checkpoint ever committed apart, one of the two gates would come between.
@@ -193,6 +193,24 @@ async fn an_event_that_cannot_be_applied_stops_its_projection_in_the_sight_of_op
             .expect("one failure");
     assert!(error.contains("order.exploded"), "{error}");
     assert_eq!(position.cast_unsigned(), before + 1);
+}
+
+#[tokio::test]
+async fn an_event_of_an_aggregate_that_nobody_knows_flows_past_every_projection() {
+    let setup = Setup::new().await;
+    let mut orders = Orders::new(6);
+    orders.append(&setup, 100).await;
+    setup.append(vec![foreign_event()]).await;
+    orders.append(&setup, 100).await;
+
+    goes_on::<OrderDetails>(&setup).await;
+    goes_on::<OrderList>(&setup).await;
+    goes_on::<CustomerTotals>(&setup).await;
+}
+
+async fn goes_on<M: ReadModel>(setup: &Setup) {
+    assert_eq!(drain(&mut setup.worker::<M>().await).await, Step::CaughtUp);
+    setup.assert_equals_fold::<M>().await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use daybook_projector::worker;
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 
-use support::{Orders, Setup, drain, eventually, unknown_event};
+use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
 
 async fn request<M: ReadModel>(setup: &Setup) -> Result<i32, StartError> {
     let context = setup.process().await;
@@ -230,6 +230,22 @@ async fn a_rebuild_that_meets_an_event_that_cannot_be_applied_fails_and_leaves_t
         .value("SELECT count(*) FROM pg_class WHERE relname = 'order_list_g2'")
         .await;
     assert_eq!(left, 0, "its tables are thrown away");
+}
+
+#[tokio::test]
+async fn a_rebuild_passes_an_event_of_an_aggregate_that_nobody_knows() {
+    let setup = Setup::new().await;
+    let mut orders = Orders::new(15);
+    orders.append(&setup, 100).await;
+    setup.append(vec![foreign_event()]).await;
+    orders.append(&setup, 100).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+
+    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
+    assert_eq!(status(&setup).await, "done");
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
+    setup.assert_equals_fold::<OrderList>().await;
 }
 
 #[tokio::test]

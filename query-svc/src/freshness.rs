@@ -11,7 +11,6 @@
 mod demand;
 mod marks;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,8 +26,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 pub use self::demand::{Demand, WAIT_DEFAULT, WAIT_MAX};
-use self::marks::{Mark, Marks};
-pub use self::marks::{Model, Staleness};
+pub use self::marks::Staleness;
+use self::marks::{LiveMarks, Mark, Marks};
 use crate::database::{self, ReadFailure};
 
 /// How often the checkpoints are looked at while somebody waits and no signal comes.
@@ -87,9 +86,9 @@ impl Drop for Waits<'_> {
 }
 
 impl Freshness {
-    /// How fresh an answer from a read model is that is read after this call.
+    /// How fresh an answer from the read model of this name is that is read after this call.
     #[must_use]
-    pub fn of(&self, model: Model, partition: i32) -> Staleness {
+    pub fn of(&self, model: &str, partition: i32) -> Staleness {
         self.marks.borrow().staleness(model, partition, Instant::now())
     }
 
@@ -99,12 +98,12 @@ impl Freshness {
         self.marks.borrow().log_staleness(partition)
     }
 
-    /// Waits until a read model is as fresh as it is demanded.
+    /// Waits until the read model of this name is as fresh as it is demanded.
     ///
     /// # Errors
     /// `READ_MODEL_BEHIND` when that took too long, `VALIDATION_FAILED` when the token is for a log that is gone,
     /// `OVERLOADED` when too many wait.
-    pub async fn reach(&self, model: Model, demand: &Demand) -> Result<(), ApiError> {
+    pub async fn reach(&self, model: &str, demand: &Demand) -> Result<(), ApiError> {
         let token = demand.token();
         let is_reached = |marks: &Marks| {
             marks.log_generation(token.partition) == Some(token.generation)
@@ -234,7 +233,7 @@ impl Watcher {
     async fn look(&mut self) -> Result<(), ReadFailure> {
         let now = Instant::now();
         let live = database::read(&self.pool, |pool| async move { checkpoint::live(&pool).await }).await?;
-        let marks: HashMap<_, _> = live.iter().filter_map(mark).collect();
+        let marks = live_marks(live);
         let heads = if now < self.heads_due {
             Vec::new()
         } else {
@@ -252,12 +251,9 @@ impl Watcher {
     }
 
     /// The heads of all partitions that have checkpoints.
-    async fn heads(&self, marks: &HashMap<(Model, i32), Mark>) -> Result<Vec<(i32, LogHead)>, ReadFailure> {
-        let mut partitions: Vec<_> = marks.keys().map(|(_, partition)| *partition).collect();
-        partitions.sort_unstable();
-        partitions.dedup();
-        let mut heads = Vec::with_capacity(partitions.len());
-        for partition in partitions {
+    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<(i32, LogHead)>, ReadFailure> {
+        let mut heads = Vec::with_capacity(marks.len());
+        for &partition in marks.keys() {
             heads.push((partition, head(&self.pool, &self.store, partition).await?));
         }
         Ok(heads)
@@ -280,12 +276,15 @@ impl Watcher {
     }
 }
 
-/// The mark that a checkpoint is; none when its projection answers no queries here.
-fn mark(checkpoint: &LiveCheckpoint) -> Option<((Model, i32), Mark)> {
-    let model = Model::by_name(&checkpoint.projection)?;
-    let mark = Mark {
-        position: checkpoint.position,
-        log_generation: checkpoint.log_generation,
-    };
-    Some(((model, checkpoint.partition), mark))
+fn live_marks(checkpoints: Vec<LiveCheckpoint>) -> LiveMarks {
+    let mut marks = LiveMarks::new();
+    for checkpoint in checkpoints {
+        let mark = Mark {
+            position: checkpoint.position,
+            log_generation: checkpoint.log_generation,
+        };
+        let of_partition = marks.entry(checkpoint.partition).or_default();
+        of_partition.insert(checkpoint.projection, mark);
+    }
+    marks
 }

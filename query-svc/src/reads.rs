@@ -10,11 +10,12 @@ pub mod totals;
 use std::sync::Arc;
 
 use daybook_event_store::EventStore;
+use daybook_read_model::ReadModel;
 use daybook_service::{ApiError, identity::Principal};
 use sqlx::PgPool;
 
 use crate::cursor::Cursors;
-use crate::freshness::{Demand, Freshness, Model, Staleness};
+use crate::freshness::{Demand, Freshness, Staleness};
 use crate::loader::OrderLoader;
 
 /// How many items a page has when the caller does not say.
@@ -68,16 +69,15 @@ impl Reads {
     }
 
     /// Waits until a read model is as fresh as demanded, and says how fresh an answer is that is read after this.
-    async fn freshen(
+    async fn freshen<M: ReadModel>(
         &self,
         caller: &Principal,
-        model: Model,
         demand: Option<&Demand>,
     ) -> Result<Staleness, ApiError> {
         if let Some(demand) = demand {
-            self.0.freshness.reach(model, demand).await?;
+            self.0.freshness.reach(M::NAME, demand).await?;
         }
-        Ok(self.0.freshness.of(model, caller.tenant_partition))
+        Ok(self.0.freshness.of(M::NAME, caller.tenant_partition))
     }
 }
 

@@ -18,9 +18,7 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use daybook_event_bus::message;
 use daybook_event_store::{EventStore, RecordedEvent};
-use daybook_read_model::{
-    Change, CustomerTotals, Event, Generation, OrderDetails, OrderList, ReadModel, checkpoint,
-};
+use daybook_read_model::{Change, Event, Generation, ReadModel, checkpoint, each_read_model};
 use futures::StreamExt as _;
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -217,9 +215,8 @@ pub fn stream_name() -> String {
 pub async fn read_models(superuser: &PgPool, events: &[RecordedEvent]) -> anyhow::Result<()> {
     let decoded: Result<Vec<Event>, _> = events.iter().map(Event::decode).collect();
     let events = decoded?;
-    read_model::<OrderDetails>(superuser, &events).await?;
-    read_model::<OrderList>(superuser, &events).await?;
-    read_model::<CustomerTotals>(superuser, &events).await
+    each_read_model!(M => read_model::<M>(superuser, &events).await?);
+    Ok(())
 }
 
 async fn read_model<M: ReadModel>(superuser: &PgPool, events: &[Event]) -> anyhow::Result<()> {

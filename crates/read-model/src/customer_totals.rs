@@ -10,9 +10,10 @@ mod tests;
 
 use std::collections::HashMap;
 
+use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::ids::CustomerId;
 use daybook_domain::money::Currency;
-use daybook_domain::order::Event as OrderEvent;
+use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
@@ -115,23 +116,21 @@ const DELETE: &str = "
     WHERE t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
 ";
 
-/// Every statement of this file, by name.
-pub(crate) const STATEMENTS: &[(&str, &str)] = &[
-    ("customer_totals.find", FIND),
-    ("customer_totals.load", LOAD),
-    ("customer_totals.delete", DELETE),
-];
-
 impl ReadModel for CustomerTotals {
     const NAME: &'static str = "customer_totals";
+    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
     type Key = Key;
     type Row = Row<Sum>;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
+    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
+        ("customer_totals.find", FIND),
+        ("customer_totals.load", LOAD),
+        ("customer_totals.delete", DELETE),
+    ];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
-        let Body::Order(body) = &event.body;
-        Difference::of(body).map(|difference| Key {
+        Difference::in_event(event).map(|difference| Key {
             tenant_id: event.tenant_id,
             customer_id: difference.customer_id.clone(),
             currency: difference.currency,
@@ -152,8 +151,7 @@ impl ReadModel for CustomerTotals {
     }
 
     fn change(key: &Key, row: Option<&Row<Sum>>, event: &Event) -> Result<Change<Row<Sum>>, FoldError> {
-        let Body::Order(body) = &event.body;
-        let Some(difference) = Difference::of(body) else {
+        let Some(difference) = Difference::in_event(event) else {
             return Ok(Change::Keep);
         };
         let row = row.cloned().unwrap_or_else(|| Row::empty(key.clone()));
@@ -220,6 +218,13 @@ struct Difference<'a> {
 
 impl<'a> Difference<'a> {
     /// What an event adds; nothing when it changes no total.
+    fn in_event(event: &'a Event) -> Option<Self> {
+        let Body::Order(body) = &event.body else {
+            return None;
+        };
+        Self::of(body)
+    }
+
     fn of(body: &'a OrderEvent) -> Option<Self> {
         let difference = match body {
             OrderEvent::Placed(event) => Self {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::event::Event as _;
-use daybook_domain::order;
+use daybook_domain::aggregates::{AnyEvent, Kind};
 use daybook_event_store::RecordedEvent;
 use serde::Deserialize;
 use thiserror::Error;
@@ -34,20 +32,13 @@ pub struct Event {
     /// The metadata, undecoded: the JSON text of [`daybook_event_store::Metadata`].
     pub metadata: Arc<str>,
     /// What happened.
-    pub body: Body,
-}
-
-/// What happened, one variant for each kind of aggregate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Body {
-    /// Something happened to an order.
-    Order(order::Event),
+    pub body: AnyEvent,
 }
 
 /// Why a recorded event could not be decoded.
 #[derive(Debug, Error)]
 pub enum DecodeError {
-    /// This build knows no aggregate of this kind.
+    /// This build knows no aggregate of this kind, and so no read model folds it.
     #[error("unknown category {category:?}")]
     UnknownCategory {
         /// The category as stored.
@@ -65,6 +56,11 @@ pub enum DecodeError {
 }
 
 impl Event {
+    /// The category of a recorded event; `None` when this program does not know it, so that no read model folds it.
+    pub fn known_category(recorded: &RecordedEvent) -> Option<&'static str> {
+        Kind::by_category(&recorded.category).map(|kind| kind.category)
+    }
+
     /// Decodes an event, upcasting its payload when it was written in an old version.
     pub fn decode(recorded: &RecordedEvent) -> Result<Self, DecodeError> {
         Ok(Self {
@@ -77,23 +73,24 @@ impl Event {
             recorded_at: recorded.recorded_at,
             occurred_at: occurred_at(recorded)?,
             metadata: Arc::clone(&recorded.metadata),
-            body: Body::decode(recorded)?,
+            body: body(recorded)?,
         })
     }
 }
 
-impl Body {
-    fn decode(recorded: &RecordedEvent) -> Result<Self, DecodeError> {
-        match recorded.category.as_str() {
-            order::State::CATEGORY => {
-                order::Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload)
-                    .map(Self::Order)
-                    .map_err(DecodeError::from)
-            }
-            unknown => Err(DecodeError::UnknownCategory {
-                category: unknown.to_owned(),
-            }),
-        }
+fn body(recorded: &RecordedEvent) -> Result<AnyEvent, DecodeError> {
+    let RecordedEvent {
+        category,
+        event_type,
+        schema_version,
+        payload,
+        ..
+    } = recorded;
+    match AnyEvent::decode(category, event_type, *schema_version, payload) {
+        Some(decoded) => Ok(decoded?),
+        None => Err(DecodeError::UnknownCategory {
+            category: category.clone(),
+        }),
     }
 }
 

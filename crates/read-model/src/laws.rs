@@ -7,7 +7,7 @@ use daybook_domain::order::{Command, Order, Progress, State, Status};
 use proptest::prelude::*;
 
 use crate::testing::{Log, address, deliver, euros, new_line, order_id, part, pay, place, ship, text};
-use crate::{Change, CustomerTotals, Event, OrderDetails, OrderKey, OrderList, ReadModel};
+use crate::{Change, CustomerTotals, Event, OrderDetails, OrderList, ReadModel, StreamKey};
 
 /// The orders that the histories are about.
 const ORDERS: u8 = 3;
@@ -97,7 +97,7 @@ proptest! {
         let details = rebuilt::<OrderDetails>(&log.events, &sizes);
         for number in 0..ORDERS {
             let state = log.state(number);
-            let key = OrderKey { tenant_id: crate::testing::TENANT, order_id: order_id(number).to_string() };
+            let key = StreamKey { tenant_id: crate::testing::TENANT, stream_id: order_id(number).to_string() };
             match state.order() {
                 Some(order) => {
                     check_list(&list[&key], order)?;
@@ -272,10 +272,7 @@ fn the_histories_that_are_drawn_have_every_event() {
             .new_tree(&mut runner)
             .expect("nothing is filtered out")
             .current();
-        seen.extend(log.events.iter().map(|event| {
-            let crate::Body::Order(body) = &event.body;
-            body.event_type()
-        }));
+        seen.extend(log.events.iter().map(|event| event.body.event_type()));
     }
     let every: std::collections::BTreeSet<_> = order::Event::SCHEMAS
         .iter()

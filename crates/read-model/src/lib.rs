@@ -22,10 +22,30 @@ mod testing;
 
 pub use checkpoint::Advance;
 pub use customer_totals::CustomerTotals;
-pub use event::{Body, DecodeError, Event};
-pub use model::{Change, FoldError, Generation, OrderKey, ReadModel, RowsQuery, connect_options};
+pub use daybook_domain::aggregates::AnyEvent as Body;
+pub use event::{DecodeError, Event};
+pub use model::{Change, FoldError, Generation, ReadModel, RowsQuery, StreamKey, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
+
+/// Every read model, listed once: an array with the value of an expression for each of them, in which it has the name
+/// that is given. `each_read_model!(M => M::NAME)` is their names.
+#[macro_export]
+macro_rules! each_read_model {
+    ($name:ident => $each:expr) => {
+        $crate::each_read_model!(@list $name => $each;
+            OrderDetails,
+            OrderList,
+            CustomerTotals,
+        )
+    };
+    (@list $name:ident => $each:expr; $($model:ident,)+) => {
+        [$({
+            type $name = $crate::$model;
+            $each
+        }),+]
+    };
+}
 
 /// The migrations of the schema `read_model`, which come after those of `event_store`; run by `daybook migrate`, never
 /// by a service.
@@ -48,19 +68,13 @@ pub fn schema_version() -> i64 {
 /// Every SQL statement of this crate, by name, for the test that prepares each against the migrated schema. Those that
 /// name tables name their first generation.
 pub fn statements() -> impl Iterator<Item = (String, sqlx::AssertSqlSafe<String>)> {
-    let fixed = [
-        checkpoint::STATEMENTS,
-        customer_totals::STATEMENTS,
-        order_details::STATEMENTS,
-        order_list::STATEMENTS,
-    ];
-    fixed
-        .into_iter()
-        .flatten()
-        .map(|&(name, statement)| (name.to_owned(), statement.to_owned()))
-        .chain(writing::<CustomerTotals>())
-        .chain(writing::<OrderDetails>())
-        .chain(writing::<OrderList>())
+    let owned = |&(name, statement): &(&str, &str)| (name.to_owned(), statement.to_owned());
+    let models =
+        each_read_model!(M => writing::<M>().chain(M::STATEMENTS.iter().map(owned)).collect::<Vec<_>>());
+    checkpoint::STATEMENTS
+        .iter()
+        .map(owned)
+        .chain(models.into_iter().flatten())
         .map(|(name, statement)| (name, Generation::FIRST.fill(&statement)))
 }
 

@@ -21,6 +21,10 @@ pub trait ReadModel: Send + Sync + 'static {
     /// Its name: of the projection, of the view, and of the tables up to their generation.
     const NAME: &'static str;
 
+    /// The categories whose events it folds. It never meets an event of another one, nor does it matter to it whether
+    /// such an event can be decoded.
+    const CATEGORIES: &'static [&'static str];
+
     /// What a row is found by.
     type Key: Clone + fmt::Debug + Eq + Ord + Hash + Send + Sync;
 
@@ -33,6 +37,9 @@ pub trait ReadModel: Send + Sync + 'static {
 
     /// What makes it overwrite rows that are there: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
     const OVERWRITE: &'static str;
+
+    /// Every other statement of its file, by name.
+    const STATEMENTS: &'static [(&'static str, &'static str)];
 
     /// The rows that an event touches. It must follow from the event alone.
     fn keys(event: &Event) -> impl IntoIterator<Item = Self::Key>;
@@ -160,9 +167,9 @@ pub enum Change<R> {
 /// Why a fold rejects an event. The log and the row contradict each other, so no later event of the key can be folded.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FoldError {
-    /// Only placing brings an order into being.
-    #[error("the first event of an order is {event_type}")]
-    NotPlaced {
+    /// Only some events begin an aggregate: placing an order, say.
+    #[error("no aggregate begins with {event_type}")]
+    NotBegun {
         /// What came instead.
         event_type: &'static str,
     },
@@ -199,28 +206,28 @@ pub(crate) fn check_next_version(before: u64, event: &Event) -> Result<(), FoldE
     })
 }
 
-/// The key of read models with one row per order.
+/// The key of read models with one row per aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OrderKey {
-    /// Whose order it is.
+pub struct StreamKey {
+    /// Whose aggregate it is.
     pub tenant_id: Uuid,
-    /// The order's TypeID.
-    pub order_id: String,
+    /// The aggregate's TypeID.
+    pub stream_id: String,
 }
 
-impl OrderKey {
-    /// The order that an event is about.
+impl StreamKey {
+    /// The aggregate that an event is about.
     pub fn of(event: &Event) -> Self {
         Self {
             tenant_id: event.tenant_id,
-            order_id: event.stream_id.clone(),
+            stream_id: event.stream_id.clone(),
         }
     }
 
     /// Keys as the two columns that a statement's `unnest` takes.
     pub(crate) fn columns(keys: &[Self]) -> (Vec<Uuid>, Vec<&str>) {
         keys.iter()
-            .map(|key| (key.tenant_id, key.order_id.as_str()))
+            .map(|key| (key.tenant_id, key.stream_id.as_str()))
             .unzip()
     }
 }

@@ -11,8 +11,9 @@ mod view;
 
 use std::collections::HashMap;
 
+use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
-use daybook_domain::order::Event as OrderEvent;
+use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
@@ -21,7 +22,7 @@ pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, RowsQuery, row};
+use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -84,34 +85,32 @@ const DELETE: &str = "
     WHERE o.tenant_id = k.tenant_id AND o.order_id = k.order_id
 ";
 
-/// Every statement of this file, by name.
-pub(crate) const STATEMENTS: &[(&str, &str)] = &[
-    ("order_details.find_many", FIND),
-    ("order_details.find_documents", document::FIND),
-    ("order_details.load", LOAD),
-    ("order_details.delete", DELETE),
-];
-
 impl ReadModel for OrderDetails {
     const NAME: &'static str = "order_details";
-    type Key = OrderKey;
+    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
+    type Key = StreamKey;
     type Row = Row;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
+    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
+        ("order_details.find_many", FIND),
+        ("order_details.find_documents", document::FIND),
+        ("order_details.load", LOAD),
+        ("order_details.delete", DELETE),
+    ];
 
-    fn keys(event: &Event) -> impl IntoIterator<Item = OrderKey> {
-        let Body::Order(_) = &event.body;
-        Some(OrderKey::of(event))
+    fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
+        matches!(event.body, Body::Order(_)).then(|| StreamKey::of(event))
     }
 
     fn opens(event: &Event) -> bool {
         event.stream_version == 1
     }
 
-    fn key(row: &Row) -> OrderKey {
-        OrderKey {
+    fn key(row: &Row) -> StreamKey {
+        StreamKey {
             tenant_id: row.tenant_id,
-            order_id: row.document.order_id.clone(),
+            stream_id: row.document.order_id.clone(),
         }
     }
 
@@ -119,17 +118,19 @@ impl ReadModel for OrderDetails {
         row.position
     }
 
-    fn change(key: &OrderKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
-        let Body::Order(body) = &event.body;
+    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+        let Body::Order(body) = &event.body else {
+            return Ok(Change::Keep);
+        };
         check_next_version(row.map_or(0, |row| row.document.version), event)?;
         let mut document = match (row, body) {
             (Some(row), _) => row.document.clone(),
             (None, OrderEvent::Placed(placed)) => {
-                OrderView::placed(&key.order_id, placed, event.occurred_at)?
+                OrderView::placed(&key.stream_id, placed, event.occurred_at)?
             }
             (None, other) => {
                 let event_type = other.event_type();
-                return Err(FoldError::NotPlaced { event_type });
+                return Err(FoldError::NotBegun { event_type });
             }
         };
         document.note(body, event.occurred_at)?;
@@ -145,9 +146,9 @@ impl ReadModel for OrderDetails {
     async fn load(
         connection: &mut PgConnection,
         tables: Generation,
-        keys: &[OrderKey],
-    ) -> Result<HashMap<OrderKey, Row>, sqlx::Error> {
-        let (tenant_ids, order_ids) = OrderKey::columns(keys);
+        keys: &[StreamKey],
+    ) -> Result<HashMap<StreamKey, Row>, sqlx::Error> {
+        let (tenant_ids, order_ids) = StreamKey::columns(keys);
         let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
             .bind(tenant_ids)
             .bind(order_ids)
@@ -168,9 +169,9 @@ impl ReadModel for OrderDetails {
     async fn delete(
         connection: &mut PgConnection,
         tables: Generation,
-        keys: &[OrderKey],
+        keys: &[StreamKey],
     ) -> Result<(), sqlx::Error> {
-        let (tenant_ids, order_ids) = OrderKey::columns(keys);
+        let (tenant_ids, order_ids) = StreamKey::columns(keys);
         sqlx::query(tables.fill(DELETE))
             .bind(tenant_ids)
             .bind(order_ids)

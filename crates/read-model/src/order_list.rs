@@ -8,10 +8,11 @@ mod tests;
 
 use std::collections::HashMap;
 
+use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, Reference};
 use daybook_domain::money::Currency;
-use daybook_domain::order::{Event as OrderEvent, Placed, Status};
+use daybook_domain::order::{Event as OrderEvent, Placed, State, Status};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};
@@ -19,7 +20,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, OrderKey, ReadModel, RowsQuery, row, status};
+use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row, status};
 
 /// The read model.
 #[derive(Debug)]
@@ -210,33 +211,31 @@ const DELETE: &str = "
     WHERE o.tenant_id = k.tenant_id AND o.order_id = k.order_id
 ";
 
-/// Every statement of this file, by name.
-pub(crate) const STATEMENTS: &[(&str, &str)] = &[
-    ("order_list.list", LIST),
-    ("order_list.load", LOAD),
-    ("order_list.delete", DELETE),
-];
-
 impl ReadModel for OrderList {
     const NAME: &'static str = "order_list";
-    type Key = OrderKey;
+    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
+    type Key = StreamKey;
     type Row = Row;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
+    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
+        ("order_list.list", LIST),
+        ("order_list.load", LOAD),
+        ("order_list.delete", DELETE),
+    ];
 
-    fn keys(event: &Event) -> impl IntoIterator<Item = OrderKey> {
-        let Body::Order(_) = &event.body;
-        Some(OrderKey::of(event))
+    fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
+        matches!(event.body, Body::Order(_)).then(|| StreamKey::of(event))
     }
 
     fn opens(event: &Event) -> bool {
         event.stream_version == 1
     }
 
-    fn key(row: &Row) -> OrderKey {
-        OrderKey {
+    fn key(row: &Row) -> StreamKey {
+        StreamKey {
             tenant_id: row.tenant_id,
-            order_id: row.order_id.clone(),
+            stream_id: row.order_id.clone(),
         }
     }
 
@@ -244,15 +243,17 @@ impl ReadModel for OrderList {
         row.position
     }
 
-    fn change(key: &OrderKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
-        let Body::Order(body) = &event.body;
+    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+        let Body::Order(body) = &event.body else {
+            return Ok(Change::Keep);
+        };
         check_next_version(row.map_or(0, |row| row.version), event)?;
         let mut row = match (row, body) {
             (Some(row), _) => row.clone(),
             (None, OrderEvent::Placed(placed)) => Row::placed(key, placed, event),
             (None, other) => {
                 let event_type = other.event_type();
-                return Err(FoldError::NotPlaced { event_type });
+                return Err(FoldError::NotBegun { event_type });
             }
         };
         row.note(body);
@@ -265,9 +266,9 @@ impl ReadModel for OrderList {
     async fn load(
         connection: &mut PgConnection,
         tables: Generation,
-        keys: &[OrderKey],
-    ) -> Result<HashMap<OrderKey, Row>, sqlx::Error> {
-        let (tenant_ids, order_ids) = OrderKey::columns(keys);
+        keys: &[StreamKey],
+    ) -> Result<HashMap<StreamKey, Row>, sqlx::Error> {
+        let (tenant_ids, order_ids) = StreamKey::columns(keys);
         let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
             .bind(tenant_ids)
             .bind(order_ids)
@@ -295,9 +296,9 @@ impl ReadModel for OrderList {
     async fn delete(
         connection: &mut PgConnection,
         tables: Generation,
-        keys: &[OrderKey],
+        keys: &[StreamKey],
     ) -> Result<(), sqlx::Error> {
-        let (tenant_ids, order_ids) = OrderKey::columns(keys);
+        let (tenant_ids, order_ids) = StreamKey::columns(keys);
         sqlx::query(tables.fill(DELETE))
             .bind(tenant_ids)
             .bind(order_ids)
@@ -308,10 +309,10 @@ impl ReadModel for OrderList {
 }
 
 impl Row {
-    fn placed(key: &OrderKey, placed: &Placed, event: &Event) -> Self {
+    fn placed(key: &StreamKey, placed: &Placed, event: &Event) -> Self {
         Self {
             tenant_id: key.tenant_id,
-            order_id: key.order_id.clone(),
+            order_id: key.stream_id.clone(),
             version: event.stream_version,
             position: event.position,
             status: Status::Placed,

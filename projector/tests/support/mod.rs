@@ -231,7 +231,10 @@ fn template_name() -> String {
 
 fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
     let mut rows: HashMap<M::Key, M::Row> = HashMap::new();
-    for recorded in log {
+    let known = log
+        .iter()
+        .filter(|recorded| Event::known_category(recorded).is_some());
+    for recorded in known {
         let event = Event::decode(recorded).expect("a valid event");
         for key in M::keys(&event) {
             match M::fold(&key, rows.get(&key), &event).expect("a valid history") {
@@ -389,6 +392,15 @@ pub(crate) fn unknown_event() -> NewCommand {
             }],
             rejection: None,
         }),
+    }
+}
+
+/// An event of an aggregate that no build of this program knows.
+pub(crate) fn foreign_event() -> NewCommand {
+    NewCommand {
+        category: "weather",
+        stream_id: "wea_unknown".to_owned(),
+        ..unknown_event()
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use daybook_event_store::LogHead;
-use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -14,29 +13,6 @@ const CHECKED_MAX: Duration = Duration::from_secs(1);
 /// How many observations of a partition's head are kept. At four in a second that is the last quarter of an hour; a read
 /// model that is further behind than that is reported at least as late as that.
 const OBSERVATIONS_MAX: usize = 4_096;
-
-/// A read model that answers queries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Model {
-    /// Orders in full.
-    OrderDetails,
-    /// Orders in lists.
-    OrderList,
-    /// What customers have bought.
-    CustomerTotals,
-}
-
-impl Model {
-    /// The model of a projection; none when the projection answers no queries here.
-    pub(super) fn by_name(projection: &str) -> Option<Self> {
-        match projection {
-            OrderDetails::NAME => Some(Self::OrderDetails),
-            OrderList::NAME => Some(Self::OrderList),
-            CustomerTotals::NAME => Some(Self::CustomerTotals),
-            _ => None,
-        }
-    }
-}
 
 /// How fresh an answer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +32,9 @@ pub(super) struct Mark {
     /// The generation of the log that the position belongs to.
     pub(super) log_generation: Uuid,
 }
+
+/// The marks of all live tables, by partition and name of the read model.
+pub(super) type LiveMarks = HashMap<i32, HashMap<String, Mark>>;
 
 /// A head as it was seen.
 #[derive(Clone, Copy, Debug)]
@@ -116,14 +95,14 @@ impl Heads {
 /// Everything that was read last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks {
-    marks: HashMap<(Model, i32), Mark>,
+    marks: LiveMarks,
     heads: HashMap<i32, Heads>,
     checked_at: Option<Instant>,
 }
 
 impl Marks {
     /// Notes the checkpoints of the live tables, read at or after `at`. Whether any of them changed.
-    pub(super) fn note_checkpoints(&mut self, at: Instant, marks: HashMap<(Model, i32), Mark>) -> bool {
+    pub(super) fn note_checkpoints(&mut self, at: Instant, marks: LiveMarks) -> bool {
         self.checked_at = Some(at);
         let changed = self.marks != marks;
         self.marks = marks;
@@ -157,15 +136,15 @@ impl Marks {
 
     /// How far a read model has come in the log as it is now. One that belongs to a log from before a restore has not
     /// come anywhere.
-    pub(super) fn position(&self, model: Model, partition: i32) -> u64 {
-        let mark = self.marks.get(&(model, partition));
+    pub(super) fn position(&self, model: &str, partition: i32) -> u64 {
+        let mark = self.marks.get(&partition).and_then(|marks| marks.get(model));
         let current = self.log_generation(partition);
         mark.filter(|mark| Some(mark.log_generation) == current)
             .map_or(0, |mark| mark.position)
     }
 
     /// How fresh an answer from a read model is that is read after this was.
-    pub(super) fn staleness(&self, model: Model, partition: i32, now: Instant) -> Staleness {
+    pub(super) fn staleness(&self, model: &str, partition: i32, now: Instant) -> Staleness {
         let position = self.position(model, partition);
         let beyond_since = self
             .heads
@@ -202,6 +181,7 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    const MODEL: &str = "order_list";
     const LOG: Uuid = Uuid::from_u128(1);
     const RESTORED: Uuid = Uuid::from_u128(2);
     const QUARTER: Duration = Duration::from_millis(250);
@@ -211,7 +191,10 @@ mod tests {
             position,
             log_generation: LOG,
         };
-        marks.note_checkpoints(at, HashMap::from([((Model::OrderList, 0), mark)]));
+        marks.note_checkpoints(
+            at,
+            LiveMarks::from([(0, HashMap::from([(MODEL.to_owned(), mark)]))]),
+        );
     }
 
     fn head(marks: &mut Marks, at: Instant, generation: Uuid, position: u64) -> bool {
@@ -227,7 +210,7 @@ mod tests {
     }
 
     fn staleness(marks: &Marks, now: Instant) -> Staleness {
-        marks.staleness(Model::OrderList, 0, now)
+        marks.staleness(MODEL, 0, now)
     }
 
     #[test]
@@ -283,7 +266,7 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         head(&mut marks, start, RESTORED, 5);
-        assert_eq!(marks.position(Model::OrderList, 0), 0);
+        assert_eq!(marks.position(MODEL, 0), 0);
         assert_eq!(marks.log_generation(0), Some(RESTORED));
         assert_eq!(marks.log_staleness(0).position, 5);
     }

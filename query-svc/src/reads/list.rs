@@ -3,14 +3,14 @@
 use daybook_domain::ids::CustomerId;
 use daybook_domain::order::Status;
 use daybook_read_model::order_list::{self, Filter, Keyset, Row, Sort, SortBy};
-use daybook_read_model::status;
+use daybook_read_model::{OrderList, status};
 use daybook_service::{ApiError, identity::Principal};
 use time::OffsetDateTime;
 
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
 use crate::database;
-use crate::freshness::{Demand, Model};
+use crate::freshness::Demand;
 
 /// The newest orders first, unless the caller asks for something else.
 pub const SORT_DEFAULT: Sort = Sort {
@@ -48,7 +48,7 @@ impl Reads {
             .as_deref()
             .map(|cursor| self.open(&question, cursor))
             .transpose()?;
-        let mut staleness = self.freshen(caller, Model::OrderList, demand).await?;
+        let mut staleness = self.freshen::<OrderList>(caller, demand).await?;
         let (
             tenant_id,
             ListOrders {

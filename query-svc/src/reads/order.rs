@@ -5,14 +5,14 @@ use std::sync::Arc;
 use daybook_domain::ids::OrderId;
 use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_read_model::order_details::{self, Document};
-use daybook_read_model::{Change, DecodeError, Event, FoldError, OrderDetails, OrderKey, ReadModel as _};
+use daybook_read_model::{Change, DecodeError, Event, FoldError, OrderDetails, ReadModel as _, StreamKey};
 use daybook_service::{ApiError, identity::Principal};
 use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::{Answer, Reads};
 use crate::database;
-use crate::freshness::{Demand, Model, Staleness};
+use crate::freshness::{Demand, Staleness};
 
 /// How many events of a history are read at once.
 const CHUNK_EVENTS: u32 = 1_000;
@@ -54,7 +54,7 @@ impl Reads {
         order_id: &OrderId,
         demand: Option<&Demand>,
     ) -> Result<Answer<Arc<Document>>, ApiError> {
-        let mut staleness = self.freshen(caller, Model::OrderDetails, demand).await?;
+        let mut staleness = self.freshen::<OrderDetails>(caller, demand).await?;
         let order_id = order_id.to_string();
         match self.0.loader.find(caller.tenant_id, order_id.clone()).await? {
             Some(document) => {
@@ -81,17 +81,17 @@ impl Reads {
         as_of: AsOf,
     ) -> Result<Answer<Arc<Document>>, ApiError> {
         let staleness: Staleness = self.0.freshness.of_log(caller.tenant_partition);
-        let key = OrderKey {
+        let key = StreamKey {
             tenant_id: caller.tenant_id,
-            order_id: order_id.to_string(),
+            stream_id: order_id.to_string(),
         };
         let row = self.replay(&key, caller.tenant_partition, as_of).await?;
         let Some(row) = row else {
-            return Err(ApiError::not_found("order", key.order_id));
+            return Err(ApiError::not_found("order", key.stream_id));
         };
         match as_of {
             AsOf::Version(version) if row.document.version != version => {
-                let which = format!("{}@{version}", key.order_id);
+                let which = format!("{}@{version}", key.stream_id);
                 Err(ApiError::not_found("order version", which))
             }
             AsOf::Version(_) | AsOf::Time(_) => Ok(Answer {
@@ -104,7 +104,7 @@ impl Reads {
     /// Folds the history as far as is asked, a chunk at a time.
     async fn replay(
         &self,
-        key: &OrderKey,
+        key: &StreamKey,
         partition: i32,
         as_of: AsOf,
     ) -> Result<Option<order_details::Row>, ApiError> {
@@ -127,20 +127,20 @@ impl Reads {
 
     async fn events_from(
         &self,
-        key: &OrderKey,
+        key: &StreamKey,
         partition: i32,
         from: u64,
         to: u64,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
         let (store, key) = (self.0.store.clone(), key.clone());
         let events = database::read(&self.0.pool, move |_| {
-            let (store, key): (EventStore, OrderKey) = (store.clone(), key.clone());
+            let (store, key): (EventStore, StreamKey) = (store.clone(), key.clone());
             async move {
                 store
                     .read_stream(
                         key.tenant_id,
                         partition,
-                        &key.order_id,
+                        &key.stream_id,
                         from..=to,
                         CHUNK_EVENTS,
                         Direction::Forward,
@@ -171,18 +171,18 @@ impl AsOf {
 
 /// The row after some more events.
 fn fold<'a>(
-    key: &OrderKey,
+    key: &StreamKey,
     row: Option<order_details::Row>,
     events: impl Iterator<Item = &'a RecordedEvent>,
 ) -> Result<Option<order_details::Row>, ReplayError> {
     let mut row = row;
     for recorded in events {
         let event = Event::decode(recorded).map_err(|source| ReplayError::Decode {
-            order_id: key.order_id.clone(),
+            order_id: key.stream_id.clone(),
             source,
         })?;
         let change = OrderDetails::fold(key, row.as_ref(), &event).map_err(|source| ReplayError::Fold {
-            order_id: key.order_id.clone(),
+            order_id: key.stream_id.clone(),
             source,
         })?;
         match change {
@@ -232,9 +232,9 @@ mod tests {
     }
 
     fn status(as_of: AsOf) -> Option<Status> {
-        let key = OrderKey {
+        let key = StreamKey {
             tenant_id: Uuid::nil(),
-            order_id: ORDER_ID.to_owned(),
+            stream_id: ORDER_ID.to_owned(),
         };
         let history = history();
         let included = history.iter().filter(|event| as_of.includes(event));
@@ -267,9 +267,9 @@ mod tests {
 
     #[test]
     fn a_history_goes_on_from_the_row_of_the_chunk_before() {
-        let key = OrderKey {
+        let key = StreamKey {
             tenant_id: Uuid::nil(),
-            order_id: ORDER_ID.to_owned(),
+            stream_id: ORDER_ID.to_owned(),
         };
         let [placed, confirmed] = history();
         let row = fold(&key, None, [&placed].into_iter()).expect("the history is whole");
@@ -281,9 +281,9 @@ mod tests {
 
     #[test]
     fn what_the_fold_rejects_is_said_with_the_order_that_it_is_about() {
-        let key = OrderKey {
+        let key = StreamKey {
             tenant_id: Uuid::nil(),
-            order_id: ORDER_ID.to_owned(),
+            stream_id: ORDER_ID.to_owned(),
         };
         let [_, confirmed] = history();
         let rejected = fold(&key, None, [&confirmed].into_iter()).expect_err("nothing was placed");

@@ -1,12 +1,13 @@
 //! What a customer has bought.
 
 use daybook_domain::ids::CustomerId;
+use daybook_read_model::CustomerTotals;
 use daybook_read_model::customer_totals::{self, Row};
 use daybook_service::{ApiError, identity::Principal};
 
 use super::{Answer, Reads};
 use crate::database;
-use crate::freshness::{Demand, Model};
+use crate::freshness::Demand;
 
 impl Reads {
     /// A customer's totals, one for each currency.
@@ -20,7 +21,7 @@ impl Reads {
         customer_id: &CustomerId,
         demand: Option<&Demand>,
     ) -> Result<Answer<Vec<Row>>, ApiError> {
-        let mut staleness = self.freshen(caller, Model::CustomerTotals, demand).await?;
+        let mut staleness = self.freshen::<CustomerTotals>(caller, demand).await?;
         let (tenant_id, wanted) = (caller.tenant_id, customer_id.clone());
         let totals = database::read(&self.0.pool, move |pool| {
             let wanted = wanted.clone();

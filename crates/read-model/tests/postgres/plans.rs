@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use daybook_domain::order::Status;
 use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
-use daybook_read_model::{Generation, OrderKey, OrderList, ReadModel};
+use daybook_read_model::{Generation, OrderList, ReadModel, StreamKey};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::database::{Database, loaded};
@@ -120,9 +120,9 @@ async fn the_usual_filters_read_no_more_than_a_page_either() {
 #[tokio::test]
 async fn a_load_takes_the_primary_key_although_its_plan_is_older_than_the_rows() {
     let mut database = Database::create().await;
-    let keys = [1, 4_999].map(|number| OrderKey {
+    let keys = [1, 4_999].map(|number| StreamKey {
         tenant_id: TENANT,
-        order_id: order_id(number),
+        stream_id: order_id(number),
     });
     let few = history(TENANT, 0..3);
     database.project::<OrderList>(&few).await;
