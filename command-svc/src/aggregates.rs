@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::response::IntoResponse;
 use daybook_service::grpc::GrpcServices;
-use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
 use prometheus_client::metrics::histogram::Histogram;
@@ -28,8 +27,6 @@ pub(crate) fn all(core: &Core) -> Aggregates {
 /// What the service of every aggregate is made of.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// Knows the callers.
-    pub(crate) authenticator: Authenticator,
     /// The time from a request to the commit of its events.
     pub(crate) received_to_committed: Histogram,
     partitions: Partitions,
@@ -37,15 +34,9 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Works on these partitions for callers whom `authenticator` knows.
-    pub(crate) fn new(
-        authenticator: Authenticator,
-        partitions: Partitions,
-        registry: &Registry,
-        moments: &EventMoments,
-    ) -> Self {
+    /// Works on these partitions.
+    pub(crate) fn new(partitions: Partitions, registry: &Registry, moments: &EventMoments) -> Self {
         Self {
-            authenticator,
             received_to_committed: moments.latency(Moment::Received, Moment::Committed),
             partitions,
             mailbox_metrics: metrics::register_mailboxes(registry),

@@ -30,7 +30,8 @@ pub struct Config {
     )]
     pub stream_replicas: usize,
 
-    /// How many connections to the database this process may have, besides one for each partition that it appends to.
+    /// How many connections to the database this process may have, besides one for each partition that it appends to
+    /// and two that look keys up.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",

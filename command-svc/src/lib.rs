@@ -29,7 +29,7 @@ use daybook_service::database;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
 use daybook_service::problems;
-use daybook_service::server::{self, Limits};
+use daybook_service::server::{self, Access, Limits, Routes};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -78,7 +78,9 @@ pub async fn run(
 
     let moments = EventMoments::new(&registry);
     let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
-    let core = Core::new(Authenticator::new(pool), partitions, &registry, &moments);
+    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
+    tasks.spawn_companion("key lookups", lookups);
+    let core = Core::new(partitions, &registry, &moments);
     let Aggregates { services, rules } = aggregates::all(&core);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
@@ -88,22 +90,20 @@ pub async fn run(
     });
     let grpc = services
         .into_router(
-            config.common.reflected(FILE_DESCRIPTOR_SET),
+            FILE_DESCRIPTOR_SET,
+            config.common.reflection(),
             &mut tasks,
             &shutdown,
         )
         .await?;
     let metrics = ServerMetrics::new(&registry);
+    let routes = Routes {
+        http: problems::router(&rules),
+        grpc,
+        access: Access::Identified(authenticator),
+    };
     tasks.spawn("server", async move {
-        server::serve(
-            listener,
-            problems::router(&rules),
-            grpc,
-            Limits::default(),
-            metrics,
-            shutdown,
-        )
-        .await;
+        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
         Ok(())
     });
     tracing::info!("ready");

@@ -12,7 +12,7 @@ use daybook_proto::orders::v1 as wire;
 use daybook_proto::orders::v1::order_service_server::{OrderService, OrderServiceServer};
 use daybook_service::consistency::ConsistencyToken;
 use daybook_service::error::ApiError;
-use daybook_service::identity::{Authenticator, Principal, Scope};
+use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::problems::DomainRule;
 use daybook_service::request::deadline;
 use prometheus_client::metrics::histogram::Histogram;
@@ -33,7 +33,6 @@ const REPLAYED: &str = "idempotency-replayed";
 /// `daybook.orders.v1.OrderService`, as it is served.
 pub(crate) fn service(core: &Core) -> OrderServiceServer<OrderCommands> {
     let commands = OrderCommands {
-        authenticator: core.authenticator.clone(),
         mailboxes: core.mailboxes(),
         received_to_committed: core.received_to_committed.clone(),
     };
@@ -91,7 +90,6 @@ impl Aggregate for Orders {
 /// `daybook.orders.v1.OrderService`.
 #[derive(Debug)]
 pub struct OrderCommands {
-    authenticator: Authenticator,
     mailboxes: Mailboxes<Orders>,
     received_to_committed: Histogram,
 }
@@ -102,11 +100,7 @@ impl OrderCommands {
         request: Request<R>,
     ) -> Result<Response<common::Receipt>, Status> {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
-        let principal = self
-            .authenticator
-            .authenticate_metadata(request.metadata())
-            .await?;
-        principal.require(Scope::OrdersWrite)?;
+        let principal = principal_with(request.extensions(), Scope::OrdersWrite)?;
         let envelope = envelope(request.into_inner(), &principal, received_at)?;
         let handled = self.mailboxes.handle(&envelope);
         let outcome = match deadline() {

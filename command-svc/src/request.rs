@@ -1,4 +1,4 @@
-//! What every command request goes through before it is decided: identity, validation, fingerprint, metadata.
+//! What every command request goes through before it is decided: validation, fingerprint, metadata.
 
 use daybook_event_store::Metadata;
 use daybook_proto::common::v1::CommandContext;
