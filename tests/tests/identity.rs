@@ -1,6 +1,5 @@
 //! Strangers: what they cost those whom the services know.
 
-
 use anyhow::{Context as _, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use daybook_service::identity::generate_api_key;
@@ -103,6 +102,8 @@ async fn callers_who_are_known_and_readiness_do_not_notice_keys_that_cannot_be_l
     let (running, caller) = (&backend.commands[0], backend.caller()?);
     caller.place(&new_order_id(), "customer-1").await?;
     let mut lock = backend.superuser.begin().await?;
+    lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await?;
     lock.execute("LOCK TABLE event_store.api_key IN ACCESS EXCLUSIVE MODE")
         .await?;
 

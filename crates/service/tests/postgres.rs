@@ -343,6 +343,10 @@ async fn while_unknown_keys_cannot_be_looked_up_known_ones_work_and_the_crowd_is
 
     let mut locking = database.superuser.begin().await.expect("a transaction");
     locking
+        .execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await
+        .expect("the crowd may take its time");
+    locking
         .execute("LOCK TABLE event_store.api_key IN ACCESS EXCLUSIVE MODE")
         .await
         .expect("nobody else has it");
