@@ -13,6 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic_types::StatusExt as _;
@@ -97,6 +98,21 @@ async fn a_stranger_is_refused_however_large_or_endless_the_body() {
             let code = code_of(response.expect("an answer, and no broken connection")).await;
             assert_eq!(code, "UNAUTHENTICATED", "{version:?} {content_type}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
+    let server = Server::start_closed().await;
+    for _ in 0..5 {
+        let mut stream = server.connect().await;
+        let head = "POST /v1/collect HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("the server reads");
+        let sent = stream.write_all(&vec![0; 8_388_608]).await;
+        sent.expect("the connection is not reset under the caller");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("it ends in order");
+        assert!(answer.starts_with(b"HTTP/1.1 401"));
     }
 }
 
