@@ -5,7 +5,6 @@ use std::sync::Arc;
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::aggregates::AGGREGATES;
 use daybook_service::grpc::GrpcServices;
-use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
 use prometheus_client::metrics::histogram::Histogram;
@@ -32,8 +31,6 @@ pub(crate) fn rules() -> Vec<DomainRule> {
 /// What the service of every aggregate is made of.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// Knows the callers.
-    pub(crate) authenticator: Authenticator,
     /// The time from a request to the commit of its events.
     pub(crate) received_to_committed: Histogram,
     /// Tell whether a key comes with the same content again.
@@ -43,16 +40,14 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Works on these partitions for callers whom `authenticator` knows.
+    /// Works on these partitions.
     pub(crate) fn new(
-        authenticator: Authenticator,
         partitions: Partitions,
         fingerprints: Fingerprints,
         registry: &Registry,
         moments: &EventMoments,
     ) -> Self {
         Self {
-            authenticator,
             received_to_committed: moments.latency(Moment::Received, Moment::Committed),
             fingerprints,
             partitions,

@@ -31,7 +31,8 @@ pub struct Config {
     )]
     pub stream_replicas: usize,
 
-    /// How many connections to the database look up callers' keys.
+    /// How many connections to the database load aggregates. There are a few more: one for each partition that is appended
+    /// to, which nothing else waits for, two that look keys up, two that read receipts, and two that publish.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",
@@ -39,16 +40,6 @@ pub struct Config {
         default_value_t = 8
     )]
     pub database_connections: u32,
-
-    /// How many connections to the database load aggregates. Each partition that is appended to has one more, which
-    /// nothing else waits for.
-    #[arg(
-        long,
-        env = "DAYBOOK_LOAD_CONNECTIONS",
-        value_name = "NUMBER",
-        default_value_t = 8
-    )]
-    pub load_connections: u32,
 
     /// The keys under which the content of commands is hashed to be remembered with their idempotency keys, 64
     /// hexadecimal digits each, with commas between them. The first one is used for new commands; the others must stay for

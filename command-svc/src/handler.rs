@@ -11,7 +11,7 @@ use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{CommandRequest, Violations, to_timestamp};
 use daybook_service::consistency::ConsistencyToken;
 use daybook_service::error::ApiError;
-use daybook_service::identity::{Authenticator, Principal, Scope};
+use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::request::deadline;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
@@ -43,7 +43,6 @@ pub(crate) trait Served: Aggregate {
 
 /// Handles the commands of one kind of aggregate.
 pub(crate) struct Handler<A: Aggregate> {
-    authenticator: Authenticator,
     mailboxes: Mailboxes<A>,
     fingerprints: Fingerprints,
     received_to_committed: Histogram,
@@ -61,7 +60,6 @@ impl<A: Served> Handler<A> {
     /// A handler with mailboxes of its own.
     pub(crate) fn new(core: &Core) -> Self {
         Self {
-            authenticator: core.authenticator.clone(),
             mailboxes: core.mailboxes(),
             fingerprints: core.fingerprints.clone(),
             received_to_committed: core.received_to_committed.clone(),
@@ -74,11 +72,7 @@ impl<A: Served> Handler<A> {
         request: Request<R>,
     ) -> Result<Response<common::Receipt>, Status> {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
-        let principal = self
-            .authenticator
-            .authenticate_metadata(request.metadata())
-            .await?;
-        principal.require(A::SCOPE)?;
+        let principal = principal_with(request.extensions(), A::SCOPE)?;
         let envelope = envelope(request.into_inner(), &principal, &self.fingerprints, received_at)?;
         let id = Arc::clone(&envelope.stream_id);
         let handled = self.mailboxes.handle(envelope);

@@ -34,7 +34,7 @@ use daybook_service::identity::Authenticator;
 use daybook_service::key::SecretKey;
 use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
 use daybook_service::problems;
-use daybook_service::server::{self, Limits};
+use daybook_service::server::{self, Access, Limits, Routes};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -94,8 +94,10 @@ pub async fn run(
     watch_dependencies(&mut tasks, &readiness, &pool);
 
     let moments = EventMoments::new(&registry);
-    let partitions = start_partitions(&config, &mut tasks, &registry, &moments).await?;
-    let core = Core::new(Authenticator::new(pool), partitions, fingerprints, &registry, &moments);
+    let partitions = start_partitions(&config, pool, &mut tasks, &registry, &moments).await?;
+    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
+    tasks.spawn_companion("key lookups", lookups);
+    let core = Core::new(partitions, fingerprints, &registry, &moments);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
     tasks.spawn_companion("admin", async move {
@@ -104,22 +106,20 @@ pub async fn run(
     });
     let grpc = aggregates::all(&core)
         .into_router(
-            config.common.reflected(FILE_DESCRIPTOR_SET),
+            FILE_DESCRIPTOR_SET,
+            config.common.reflection(),
             &mut tasks,
             &shutdown,
         )
         .await?;
     let metrics = ServerMetrics::new(&registry);
+    let routes = Routes {
+        http: problems::router(&aggregates::rules()),
+        grpc,
+        access: Access::Identified(authenticator),
+    };
     tasks.spawn("server", async move {
-        server::serve(
-            listener,
-            problems::router(&aggregates::rules()),
-            grpc,
-            Limits::default(),
-            metrics,
-            shutdown,
-        )
-        .await;
+        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
         Ok(())
     });
     tracing::info!("ready");
@@ -142,6 +142,7 @@ fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPo
 /// Starts an appender and a publisher for each partition of the log.
 async fn start_partitions(
     config: &Config,
+    loads: PgPool,
     tasks: &mut Supervisor,
     registry: &Registry,
     moments: &EventMoments,
@@ -152,14 +153,13 @@ async fn start_partitions(
     let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
     let url = &config.common.database_url;
     // Pools of their own, so that no crowd of one kind keeps another from its connections.
-    let loads = database::connect(url, "daybook-loader", config.load_connections).await?;
     let receipts = database::connect(url, "daybook-receipts", RECEIPT_CONNECTIONS).await?;
     tasks.spawn("idempotency keys", tend_keys(receipts.clone(), config.idempotency_retention_days));
     let streams = Arc::new(EventStore::new(loads));
     let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
-        let connecting = database::connect_options(url, "daybook-appender")?;
+        let connecting = database::connect_options(url, "daybook-appender", database::STATEMENT_TIMEOUT)?;
         let (appender, appending) = Appender::new(
             PostgresLog::new(connecting, receipts.clone()),
             partition,

@@ -12,7 +12,7 @@ pub struct Config {
     pub common: CommonConfig,
 
     /// How many connections this process may have to answer operators and to read the log, besides one for each
-    /// projection and partition.
+    /// projection and partition and two that look keys up.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",

@@ -42,8 +42,9 @@ use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::grpc::GrpcServices;
+use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{self, Limits};
+use daybook_service::server::{self, Access, Limits, Routes};
 use daybook_service::shutdown::Supervisor;
 use daybook_service::{database as shared_database, problems};
 use sqlx::{Connection as _, PgPool};
@@ -115,22 +116,22 @@ pub async fn run(
     let grpc = GrpcServices::default()
         .with(operators)
         .into_router(
-            config.common.reflected(FILE_DESCRIPTOR_SET),
+            FILE_DESCRIPTOR_SET,
+            config.common.reflection(),
             &mut tasks,
             &shutdown,
         )
         .await?;
+    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
+    tasks.spawn_companion("key lookups", lookups);
     let metrics = ServerMetrics::new(&registry);
+    let routes = Routes {
+        http: problems::router(&[]),
+        grpc,
+        access: Access::Identified(authenticator),
+    };
     tasks.spawn("server", async move {
-        server::serve(
-            listener,
-            problems::router(&[]),
-            grpc,
-            Limits::default(),
-            metrics,
-            shutdown,
-        )
-        .await;
+        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
         Ok(())
     });
     tracing::info!("ready");

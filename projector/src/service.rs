@@ -11,13 +11,12 @@ use daybook_proto::projections::v1::{
     RebuildProjectionRequest, RebuildProjectionResponse, RebuildStatus,
 };
 use daybook_service::ApiError;
-use daybook_service::identity::{Authenticator, Principal, Scope};
+use daybook_service::identity::{Operator, Scope, operator_with};
 use prost_types::Timestamp;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Notify;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::checkpoint::{self, Live};
@@ -29,7 +28,6 @@ const REASON_BYTES_MAX: usize = 512;
 /// Answers operators.
 #[derive(Debug, Clone)]
 pub struct Projections {
-    authenticator: Authenticator,
     pool: PgPool,
     /// Wakes the rebuilder of each projection.
     requested: Arc<HashMap<&'static str, Arc<Notify>>>,
@@ -39,16 +37,9 @@ impl Projections {
     /// Reads and writes through `pool`; `requested` is told of rebuilds, by projection.
     pub fn new(pool: PgPool, requested: HashMap<&'static str, Arc<Notify>>) -> Self {
         Self {
-            authenticator: Authenticator::new(pool.clone()),
             pool,
             requested: Arc::new(requested),
         }
-    }
-
-    async fn operator(&self, metadata: &MetadataMap) -> Result<Arc<Principal>, ApiError> {
-        let principal = self.authenticator.authenticate_metadata(metadata).await?;
-        principal.require(Scope::ProjectionsOperate)?;
-        Ok(principal)
     }
 
     async fn live(&self, name: Option<String>) -> Result<Vec<Projection>, ApiError> {
@@ -81,6 +72,11 @@ impl Projections {
     }
 }
 
+/// The operator who sent a request, if projections are its business.
+fn operator<T>(request: &Request<T>) -> Result<Arc<Operator>, ApiError> {
+    operator_with(request.extensions(), Scope::ProjectionsOperate)
+}
+
 /// Does database work in a task of its own: the caller may go away, its statement must not be cut in the middle.
 async fn undropped<T: Send + 'static>(
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
@@ -102,7 +98,7 @@ impl ProjectionService for Projections {
         &self,
         request: Request<ListProjectionsRequest>,
     ) -> Result<Response<ListProjectionsResponse>, Status> {
-        self.operator(request.metadata()).await?;
+        operator(&request)?;
         let projections = self.live(None).await?;
         Ok(Response::new(ListProjectionsResponse { projections }))
     }
@@ -111,7 +107,7 @@ impl ProjectionService for Projections {
         &self,
         request: Request<GetProjectionRequest>,
     ) -> Result<Response<GetProjectionResponse>, Status> {
-        self.operator(request.metadata()).await?;
+        operator(&request)?;
         let name = named(request.into_inner().name)?;
         let projections = self.live(Some(name.clone())).await?;
         if projections.is_empty() {
@@ -124,7 +120,7 @@ impl ProjectionService for Projections {
         &self,
         request: Request<RebuildProjectionRequest>,
     ) -> Result<Response<RebuildProjectionResponse>, Status> {
-        let operator = self.operator(request.metadata()).await?;
+        let operator = operator(&request)?;
         let RebuildProjectionRequest { name, reason } = request.into_inner();
         let (name, reason) = (named(name)?, valid_reason(reason)?);
         let generation = self.start(name.clone(), reason, operator.credential()).await?;
@@ -139,7 +135,7 @@ impl ProjectionService for Projections {
         &self,
         request: Request<GetRebuildRequest>,
     ) -> Result<Response<GetRebuildResponse>, Status> {
-        self.operator(request.metadata()).await?;
+        operator(&request)?;
         let GetRebuildRequest { name, generation } = request.into_inner();
         let name = named(name)?;
         let missing = || ApiError::not_found("rebuild", format!("{name}/{generation}"));

@@ -78,6 +78,7 @@ impl Running {
     }
 }
 
+/// A key with this scope: the deployment's, where only that can have it, else a new tenant's.
 async fn key(setup: &Setup, scope: Scope) -> String {
     let tenant_id = Uuid::now_v7();
     sqlx::query("INSERT INTO event_store.tenant (tenant_id, name, partition) VALUES ($1, $2, 0)")
@@ -93,7 +94,7 @@ async fn key(setup: &Setup, scope: Scope) -> String {
     )
     .bind(&key.prefix)
     .bind(key.sha256.as_slice())
-    .bind(tenant_id)
+    .bind((!scope.is_deployments()).then_some(tenant_id))
     .bind(vec![scope.as_str()])
     .execute(&setup.superuser)
     .await

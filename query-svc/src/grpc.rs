@@ -1,6 +1,6 @@
 //! gRPC: `OrderQueryService` and `HistoryService`, with the semantics of REST.
 //!
-//! A method finds out who calls, checks the request, reads, and translates. Whatever it refuses is a `google.rpc.Status`
+//! A method looks who calls, checks the request, reads, and translates. Whatever it refuses is a `google.rpc.Status`
 //! of the catalogue.
 
 mod fields;
@@ -11,7 +11,7 @@ mod wire;
 use std::sync::Arc;
 
 use daybook_service::ApiError;
-use daybook_service::identity::{Authenticator, Principal, Scope};
+use daybook_service::identity::{Principal, Scope, principal_with};
 use tonic::Request;
 
 use crate::reads::Reads;
@@ -25,28 +25,18 @@ pub const RESPONSE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 /// What both services work with.
 #[derive(Clone)]
 pub struct Queries {
-    authenticator: Authenticator,
     reads: Reads,
 }
 
 impl Queries {
     /// The services on top of these reads.
     #[must_use]
-    pub fn new(authenticator: Authenticator, reads: Reads) -> Self {
-        Self { authenticator, reads }
+    pub fn new(reads: Reads) -> Self {
+        Self { reads }
     }
+}
 
-    /// The caller of a request, if it may do this.
-    async fn caller_with<T: Sync>(
-        &self,
-        scope: Scope,
-        request: &Request<T>,
-    ) -> Result<Arc<Principal>, ApiError> {
-        let caller = self
-            .authenticator
-            .authenticate_metadata(request.metadata())
-            .await?;
-        caller.require(scope)?;
-        Ok(caller)
-    }
+/// The caller of a request, if it may do this.
+fn caller_with<T>(scope: Scope, request: &Request<T>) -> Result<Arc<Principal>, ApiError> {
+    principal_with(request.extensions(), scope)
 }

@@ -16,10 +16,10 @@ pub mod sparse;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{FromRef, FromRequestParts};
+use axum::extract::FromRequestParts;
 use axum::middleware::map_response;
 use axum::routing::get;
-use daybook_service::identity::{Authenticator, Caller, Principal, Scope};
+use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::{ApiError, problems};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -33,25 +33,6 @@ use crate::reads::Reads;
 
 /// From which size on, in bytes, a body is compressed: a smaller one fits a packet or two as it is.
 const COMPRESSED_BYTES_MIN: u64 = 2_048;
-
-/// What the handlers work with.
-#[derive(Clone)]
-pub struct HttpState {
-    authenticator: Authenticator,
-    reads: Reads,
-}
-
-impl FromRef<HttpState> for Authenticator {
-    fn from_ref(state: &HttpState) -> Self {
-        state.authenticator.clone()
-    }
-}
-
-impl FromRef<HttpState> for Reads {
-    fn from_ref(state: &HttpState) -> Self {
-        state.reads.clone()
-    }
-}
 
 /// How fresh the answer has to be, as headers say it.
 #[derive(Debug, IntoParams)]
@@ -82,35 +63,29 @@ pub struct OrdersReader(pub Arc<Principal>);
 #[derive(Clone, Debug)]
 pub struct EventsReader(pub Arc<Principal>);
 
-impl FromRequestParts<HttpState> for OrdersReader {
+impl FromRequestParts<Reads> for OrdersReader {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
-        caller_with(Scope::OrdersRead, parts, state).await.map(Self)
+    async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
+        principal_with(&parts.extensions, Scope::OrdersRead).map(Self)
     }
 }
 
-impl FromRequestParts<HttpState> for EventsReader {
+impl FromRequestParts<Reads> for EventsReader {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
-        caller_with(Scope::EventsRead, parts, state).await.map(Self)
+    async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
+        principal_with(&parts.extensions, Scope::EventsRead).map(Self)
     }
-}
-
-async fn caller_with(scope: Scope, parts: &mut Parts, state: &HttpState) -> Result<Arc<Principal>, ApiError> {
-    let Caller(principal) = Caller::from_request_parts(parts, state).await?;
-    principal.require(scope)?;
-    Ok(principal)
 }
 
 /// All routes: reads, their description, and the catalogue of problems.
-pub fn router(authenticator: Authenticator, reads: Reads) -> Router {
+pub fn router(reads: Reads) -> Router {
     let (routes, _) = described_routes().split_for_parts();
     let description: Arc<str> = description().into();
     let description = get(async move || ([(CONTENT_TYPE, "application/json")], description.to_string()));
     routes
-        .with_state(HttpState { authenticator, reads })
+        .with_state(reads)
         .route("/openapi.json", description)
         .merge(problems::router(&[]))
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
@@ -129,7 +104,7 @@ pub fn description() -> String {
     text
 }
 
-fn described_routes() -> OpenApiRouter<HttpState> {
+fn described_routes() -> OpenApiRouter<Reads> {
     OpenApiRouter::with_openapi(openapi::Api::openapi())
         .routes(routes!(orders::list_orders))
         .routes(routes!(orders::get_order))

@@ -31,7 +31,7 @@ use daybook_service::admin::{self, Readiness};
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::Authenticator;
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{self, Limits};
+use daybook_service::server::{self, Access, Limits, Routes};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -71,11 +71,12 @@ pub async fn run(
     // What requests need goes on until the last of them is answered.
     let drained = CancellationToken::new();
     let loader = start_reading(&mut tasks, &bus, watcher, &pool, &drained).await?;
-    let reads = Reads::new(pool.clone(), loader, freshness, cursors);
-    let authenticator = Authenticator::new(pool);
+    let reads = Reads::new(pool, loader, freshness, cursors);
+    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
+    tasks.spawn_companion("key lookups", lookups);
 
-    let http = http::router(authenticator.clone(), reads.clone());
-    let queries = Queries::new(authenticator, reads);
+    let http = http::router(reads.clone());
+    let queries = Queries::new(reads);
     let orders = OrderQueryServiceServer::new(queries.clone())
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
@@ -86,15 +87,21 @@ pub async fn run(
         .with(orders)
         .with(history)
         .into_router(
-            config.common.reflected(FILE_DESCRIPTOR_SET),
+            FILE_DESCRIPTOR_SET,
+            config.common.reflection(),
             &mut tasks,
             &shutdown,
         )
         .await?;
     let metrics = ServerMetrics::new(&registry);
+    let routes = Routes {
+        http,
+        grpc,
+        access: Access::Identified(authenticator),
+    };
     tasks.spawn("server", async move {
         let _drained = drained.drop_guard();
-        server::serve(listener, http, grpc, Limits::default(), metrics, shutdown).await;
+        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
         Ok(())
     });
     tracing::info!("ready");

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use http::Response;
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
@@ -13,8 +14,7 @@ use hyper_util::rt::TokioExecutor;
 /// # Errors
 /// When the service does not answer, or a sample is not a number.
 pub async fn sum(admin: SocketAddr, name: &str) -> anyhow::Result<f64> {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let response = client.get(format!("http://{admin}/metrics").parse()?).await?;
+    let response = get(admin, "/metrics").await?;
     let text = response.into_body().collect().await?.to_bytes();
     let mut sum = 0.0;
     for line in std::str::from_utf8(&text)?.lines() {
@@ -27,4 +27,25 @@ pub async fn sum(admin: SocketAddr, name: &str) -> anyhow::Result<f64> {
         }
     }
     Ok(sum)
+}
+
+/// Fails unless the service says that it is ready.
+///
+/// # Errors
+/// When it says that it is not, or nothing.
+pub async fn ready(admin: SocketAddr) -> anyhow::Result<()> {
+    let response = get(admin, "/readyz").await?;
+    let status = response.status();
+    let dependencies = response.into_body().collect().await?.to_bytes();
+    ensure!(
+        status == 200,
+        "{status} {}",
+        String::from_utf8_lossy(&dependencies)
+    );
+    Ok(())
+}
+
+async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Response<Incoming>> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    Ok(client.get(format!("http://{admin}{path}").parse()?).await?)
 }

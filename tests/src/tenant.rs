@@ -4,7 +4,7 @@ use daybook_service::identity::{Scope, generate_api_key};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-/// A tenant and its keys.
+/// A tenant and its keys, and a key of the deployment's.
 #[derive(Debug, Clone)]
 pub struct Tenant {
     /// The tenant.
@@ -15,7 +15,7 @@ pub struct Tenant {
     pub frontend_key: String,
     /// Reads orders and histories.
     pub auditor_key: String,
-    /// Operates projections.
+    /// Operates projections. It is the deployment's, and not the tenant's.
     pub operator_key: String,
 }
 
@@ -33,28 +33,47 @@ impl Tenant {
             .await?;
         Ok(Self {
             tenant_id,
-            service_key: create_key(superuser, tenant_id, &[Scope::OrdersWrite, Scope::OrdersRead]).await?,
-            frontend_key: create_key(superuser, tenant_id, &[Scope::OrdersRead]).await?,
-            auditor_key: create_key(superuser, tenant_id, &[Scope::OrdersRead, Scope::EventsRead]).await?,
-            operator_key: create_key(
+            service_key: create_key(
                 superuser,
-                tenant_id,
-                &[Scope::ProjectionsOperate, Scope::OrdersRead],
+                Some(tenant_id),
+                &[Scope::OrdersWrite, Scope::OrdersRead],
             )
             .await?,
+            frontend_key: create_key(superuser, Some(tenant_id), &[Scope::OrdersRead]).await?,
+            auditor_key: create_key(
+                superuser,
+                Some(tenant_id),
+                &[Scope::OrdersRead, Scope::EventsRead],
+            )
+            .await?,
+            operator_key: create_key(superuser, None, &[Scope::ProjectionsOperate]).await?,
         })
     }
 
-    /// Another key of this tenant.
+    /// A key with this scope alone: the tenant's, or the deployment's where only that can have it.
     ///
     /// # Errors
     /// When the database does not take it.
-    pub async fn key(&self, superuser: &PgPool, scopes: &[Scope]) -> anyhow::Result<String> {
-        create_key(superuser, self.tenant_id, scopes).await
+    pub async fn key_with(&self, superuser: &PgPool, scope: Scope) -> anyhow::Result<String> {
+        let tenant_id = (!scope.is_deployments()).then_some(self.tenant_id);
+        create_key(superuser, tenant_id, &[scope]).await
+    }
+
+    /// Keys that together have every scope but one: one of the tenant's and one of the deployment's.
+    ///
+    /// # Errors
+    /// When the database does not take one.
+    pub async fn keys_without(&self, superuser: &PgPool, scope: Scope) -> anyhow::Result<[String; 2]> {
+        let others = Scope::ALL.into_iter().filter(|other| *other != scope);
+        let (deployments, tenants): (Vec<_>, Vec<_>) = others.partition(|other| other.is_deployments());
+        Ok([
+            create_key(superuser, Some(self.tenant_id), &tenants).await?,
+            create_key(superuser, None, &deployments).await?,
+        ])
     }
 }
 
-async fn create_key(superuser: &PgPool, tenant_id: Uuid, scopes: &[Scope]) -> anyhow::Result<String> {
+async fn create_key(superuser: &PgPool, tenant_id: Option<Uuid>, scopes: &[Scope]) -> anyhow::Result<String> {
     let key = generate_api_key();
     let scopes: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
     sqlx::query(

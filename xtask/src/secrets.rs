@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use daybook_devstack::files::write_secret;
 use serde::{Deserialize, Serialize};
 
-/// The keys of a demo tenant, one per kind of user, as `daybook bootstrap --output json` prints them.
+/// The keys of a demo tenant and of the deployment's operators, one per kind of user, as `daybook bootstrap --output json`
+/// prints them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Keys {
     pub(crate) tenant_id: String,

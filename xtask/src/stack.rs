@@ -161,10 +161,10 @@ impl Stack {
         if let Some(keys) = secrets.keys(&self.database.label) {
             return Ok(keys.clone());
         }
-        say("making the tenant `demo` and its keys");
+        say("making the tenant `demo` with its keys, and the operators' key");
         let made = daybook(
             binaries,
-            &["bootstrap", "--tenant", "demo", "--output", "json"],
+            &["bootstrap", "--tenant", "demo", "--operator", "--output", "json"],
             &environment,
         )
         .await?;

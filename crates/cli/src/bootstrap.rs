@@ -1,4 +1,5 @@
-//! `daybook bootstrap`: a tenant and a key for each kind of user, so that there is something to begin with.
+//! `daybook bootstrap`: a tenant with a key for each kind of its users, and a key for the deployment's operators, so that
+//! there is something to begin with.
 //!
 //! All of it is one transaction. The keys are shown once; the database keeps their hashes.
 
@@ -13,18 +14,23 @@ use crate::failure::Failure;
 use crate::output::{Format, print, print_json};
 use crate::settings::Settings;
 
-/// Makes a tenant and four API keys for it, in the database of DATABASE_URL.
+/// Makes a tenant with three API keys, a key for operators, or both, in the database of DATABASE_URL.
 ///
-/// The keys are for a service, a frontend, an auditor and an operator. They are shown once. Exits with 4 when the tenant
-/// exists already.
+/// A tenant's keys are for a service, a frontend and an auditor. The operators' key is the deployment's: it operates
+/// projections and administers tenants, and reads no tenant's data. Keys are shown once. Exits with 4 when the tenant exists
+/// already.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The tenant's name: small letters, digits and hyphens, at most 63.
-    #[arg(long, value_name = "NAME")]
-    tenant: String,
+    /// Make a tenant of this name: small letters, digits and hyphens, at most 63.
+    #[arg(long, value_name = "NAME", required_unless_present = "operator")]
+    tenant: Option<String>,
+
+    /// Make a key for the deployment's operators.
+    #[arg(long)]
+    operator: bool,
 
     /// The partition of the log that will hold all of the tenant, for good.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "tenant")]
     partition: i32,
 
     /// What the output looks like.
@@ -52,31 +58,44 @@ const AUDITOR: KeyPlan = KeyPlan {
 };
 const OPERATOR: KeyPlan = KeyPlan {
     name: "operator",
-    scopes: &[Scope::ProjectionsOperate, Scope::OrdersRead],
+    scopes: &[Scope::ProjectionsOperate, Scope::TenantsAdmin],
 };
 
 /// What was made.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Made {
+    #[serde(flatten)]
+    tenant: Option<Tenant>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator_key: Option<String>,
+}
+
+/// A tenant and its keys.
+#[derive(Serialize)]
+struct Tenant {
     tenant_id: Uuid,
     service_key: String,
     frontend_key: String,
     auditor_key: String,
-    operator_key: String,
 }
 
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut connection = database::connect(settings).await?;
     let mut transaction = connection.begin().await?;
-    let tenant_id = make_tenant(&mut transaction, &arguments.tenant, arguments.partition).await?;
-    let made = Made {
-        tenant_id,
-        service_key: make_key(&mut transaction, tenant_id, &SERVICE).await?,
-        frontend_key: make_key(&mut transaction, tenant_id, &FRONTEND).await?,
-        auditor_key: make_key(&mut transaction, tenant_id, &AUDITOR).await?,
-        operator_key: make_key(&mut transaction, tenant_id, &OPERATOR).await?,
-    };
+    let mut made = Made::default();
+    if let Some(name) = &arguments.tenant {
+        let tenant_id = make_tenant(&mut transaction, name, arguments.partition).await?;
+        made.tenant = Some(Tenant {
+            tenant_id,
+            service_key: make_key(&mut transaction, Some(tenant_id), &SERVICE).await?,
+            frontend_key: make_key(&mut transaction, Some(tenant_id), &FRONTEND).await?,
+            auditor_key: make_key(&mut transaction, Some(tenant_id), &AUDITOR).await?,
+        });
+    }
+    if arguments.operator {
+        made.operator_key = Some(make_key(&mut transaction, None, &OPERATOR).await?);
+    }
     transaction.commit().await?;
     match arguments.output {
         Format::Json => print_json(&made),
@@ -85,10 +104,14 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
 }
 
 fn text(made: &Made) -> String {
-    format!(
-        "tenant    {}\nservice   {}\nfrontend  {}\nauditor   {}\noperator  {}",
-        made.tenant_id, made.service_key, made.frontend_key, made.auditor_key, made.operator_key
-    )
+    let tenant = made.tenant.iter().map(|tenant| {
+        format!(
+            "tenant    {}\nservice   {}\nfrontend  {}\nauditor   {}",
+            tenant.tenant_id, tenant.service_key, tenant.frontend_key, tenant.auditor_key
+        )
+    });
+    let operator = made.operator_key.iter().map(|key| format!("operator  {key}"));
+    tenant.chain(operator).collect::<Vec<_>>().join("\n")
 }
 
 /// Makes the tenant, and makes the transaction the tenant's own: row-level security holds the owner of the tables, too.
@@ -129,9 +152,10 @@ fn tenant_failure(error: sqlx::Error, name: &str) -> Failure {
     }
 }
 
+/// Makes a key of a tenant, or, without one, of the deployment. Which scopes a kind may have is a constraint of the table.
 async fn make_key(
     transaction: &mut PgTransaction<'_>,
-    tenant_id: Uuid,
+    tenant_id: Option<Uuid>,
     plan: &KeyPlan,
 ) -> Result<String, Failure> {
     let key = generate_api_key();

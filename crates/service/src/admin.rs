@@ -17,8 +17,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, Code};
+use crate::grpc::GrpcRouter;
 use crate::metrics::{Registry, ServerMetrics};
-use crate::server::{self, Limits};
+use crate::server::{self, Access, Limits, Routes};
 
 /// How often a dependency is looked at.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -192,8 +193,11 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Regist
     let never = CancellationToken::new();
     server::serve(
         listener,
-        router(readiness, registry),
-        Router::new(),
+        Routes {
+            http: router(readiness, registry),
+            grpc: GrpcRouter::default(),
+            access: Access::Anybody,
+        },
         limits,
         own_metrics,
         never,

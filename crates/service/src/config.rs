@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 
+use crate::grpc::Reflection;
+
 /// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: i32 = 64;
 
@@ -74,10 +76,14 @@ impl CommonConfig {
         self.environment == Environment::Development
     }
 
-    /// What reflection shows of the services that `descriptor_set` describes: everything in development, else nothing.
+    /// Reflection is for development.
     #[must_use]
-    pub fn reflected(&self, descriptor_set: &'static [u8]) -> Option<&'static [u8]> {
-        self.is_development().then_some(descriptor_set)
+    pub fn reflection(&self) -> Reflection {
+        if self.is_development() {
+            Reflection::On
+        } else {
+            Reflection::Off
+        }
     }
 
     /// Logs and traces, with the format that suits the environment when none was asked for.

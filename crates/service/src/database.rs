@@ -75,7 +75,17 @@ pub async fn connect(
     application_name: &str,
     max_connections: u32,
 ) -> Result<PgPool, DatabaseError> {
-    let options = connect_options(url, application_name)?;
+    connect_with_timeout(url, application_name, max_connections, STATEMENT_TIMEOUT).await
+}
+
+/// As [`connect`], with a limit of its own on how long one statement may run.
+pub(crate) async fn connect_with_timeout(
+    url: &Secret,
+    application_name: &str,
+    max_connections: u32,
+    statement_timeout: Duration,
+) -> Result<PgPool, DatabaseError> {
+    let options = connect_options(url, application_name, statement_timeout)?;
     pool_options(max_connections)
         .connect_with(options)
         .await
@@ -86,11 +96,15 @@ pub async fn connect(
 ///
 /// # Errors
 /// When the URL is wrong.
-pub fn connect_options(url: &Secret, application_name: &str) -> Result<PgConnectOptions, DatabaseError> {
+pub fn connect_options(
+    url: &Secret,
+    application_name: &str,
+    statement_timeout: Duration,
+) -> Result<PgConnectOptions, DatabaseError> {
     let options = PgConnectOptions::from_str(url.expose()).map_err(|_| DatabaseError::Url)?;
     let millis = |timeout: Duration| timeout.as_millis().to_string();
     Ok(options.application_name(application_name).options([
-        ("statement_timeout", millis(STATEMENT_TIMEOUT)),
+        ("statement_timeout", millis(statement_timeout)),
         (
             "idle_in_transaction_session_timeout",
             millis(IDLE_IN_TRANSACTION_TIMEOUT),

@@ -205,20 +205,34 @@ impl EncodeLabelValue for Transport {
     }
 }
 
-/// What was called, from a bounded set: an RPC that exists, or a method on a route that exists.
+/// The HTTP methods that become labels (RFC 9110 and RFC 5789). Callers can invent others.
+const METHODS: [http::Method; 9] = [
+    http::Method::GET,
+    http::Method::HEAD,
+    http::Method::POST,
+    http::Method::PUT,
+    http::Method::PATCH,
+    http::Method::DELETE,
+    http::Method::OPTIONS,
+    http::Method::TRACE,
+    http::Method::CONNECT,
+];
+
+/// What was called, from a closed set: an RPC that exists, or a standard method on a route that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     /// `/daybook.orders.v1.OrderService/PlaceOrder`.
-    Rpc(String),
-    /// `GET /v1/orders/{id}`.
-    Route(http::Method, Arc<str>),
+    Rpc(Arc<str>),
+    /// `GET /v1/orders/{id}`; another method than the standard ones is `None`, and `OTHER` as a label.
+    Route(Option<http::Method>, Arc<str>),
     /// Anything that does not exist.
     Unknown,
 }
 
 impl Operation {
-    /// The operation of an HTTP request whose route was matched.
-    pub(crate) fn route(method: http::Method, route: Option<&MatchedPath>) -> Self {
+    /// The operation of an HTTP request by its route; axum matches that before it looks at the method.
+    pub(crate) fn route(method: &http::Method, route: Option<&MatchedPath>) -> Self {
+        let method = METHODS.iter().find(|known| *known == method).cloned();
         match route {
             Some(path) => Self::Route(method, Arc::from(path.as_str())),
             None => Self::Unknown,
@@ -231,7 +245,8 @@ impl EncodeLabelValue for Operation {
         use std::fmt::Write as _;
         match self {
             Self::Rpc(path) => encoder.write_str(path),
-            Self::Route(method, route) => write!(encoder, "{method} {route}"),
+            Self::Route(Some(method), route) => write!(encoder, "{method} {route}"),
+            Self::Route(None, route) => write!(encoder, "OTHER {route}"),
             Self::Unknown => encoder.write_str("unknown"),
         }
     }
@@ -258,6 +273,7 @@ pub struct ServerMetrics {
     requests: Family<OutcomeLabels, Counter>,
     durations: Family<OperationLabels, Histogram>,
     in_flight: Gauge,
+    pub(crate) body_bytes_in_flight: Gauge,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
 }
@@ -280,6 +296,11 @@ impl ServerMetrics {
             in_flight: registry.register(
                 "requests_in_flight",
                 "Requests without an answer yet",
+                Gauge::default(),
+            ),
+            body_bytes_in_flight: registry.register(
+                "request_body_bytes_in_flight",
+                "Bytes of the bodies of requests without an answer yet, as declared or arrived",
                 Gauge::default(),
             ),
             connections: registry.register("connections", "Open connections of callers", Gauge::default()),

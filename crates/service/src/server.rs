@@ -6,6 +6,8 @@
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
 //!   or does not read its answers is cut, too.
 //! - At most [`Limits::connections_max`] connections are open; one more is closed at once.
+//! - Who calls is settled from the headers, before a byte of the body is read, and the bodies of all requests share one
+//!   budget.
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
 //! - When the token is cancelled nothing more is accepted, open requests may finish for [`GRACE_PERIOD`], and then the
 //!   connections that are left are dropped: [`serve`] returns.
@@ -13,7 +15,9 @@
 //! A handler's future is dropped when its caller goes away or its time is up. Database work belongs into a task of its
 //! own.
 
+mod access;
 mod answer;
+mod budget;
 mod connection;
 mod stall;
 
@@ -23,12 +27,16 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::access::Gate;
+pub use self::access::{Access, PUBLIC_BODY_BYTES_MAX};
+use crate::grpc::GrpcRouter;
 use crate::metrics::ServerMetrics;
 
 /// How long open requests may go on after the stop signal. It leaves time to flush within the ten seconds after which
@@ -37,6 +45,13 @@ pub const GRACE_PERIOD: Duration = Duration::from_secs(8);
 
 /// How long to wait after an accept that failed for want of something (file descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many bytes of one HTTP/2 request may arrive before anybody reads them. A request whose key is being looked up holds
+/// no more than this.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1_024;
+
+/// The same for all requests of one HTTP/2 connection.
+const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
 
 /// What a caller may use up.
 #[derive(Clone, Debug)]
@@ -55,6 +70,10 @@ pub struct Limits {
     /// The size of an HTTP request's body, in bytes; a route may have its own `DefaultBodyLimit`. gRPC services have
     /// `max_decoding_message_size`.
     pub body_bytes_max: usize,
+    /// How many bytes of bodies all requests that are being answered may have together; more is `OVERLOADED`.
+    pub body_bytes_in_flight_max: usize,
+    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`.
+    pub tenant_body_bytes_in_flight_max: usize,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
     /// How often an HTTP/2 connection is asked whether it is still there.
@@ -78,6 +97,8 @@ impl Default for Limits {
             write_stall_timeout: Duration::from_secs(30),
             header_bytes_max: 16 * 1_024,
             body_bytes_max: 1_024 * 1_024,
+            body_bytes_in_flight_max: 64 * 1_024 * 1_024,
+            tenant_body_bytes_in_flight_max: 32 * 1_024 * 1_024,
             streams_max: 1_024,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
@@ -88,10 +109,21 @@ impl Default for Limits {
     }
 }
 
+/// What is served, and to whom.
+#[derive(Debug)]
+pub struct Routes {
+    /// Everything but gRPC.
+    pub http: Router,
+    /// The RPCs.
+    pub grpc: GrpcRouter,
+    /// Who may call.
+    pub access: Access,
+}
+
 /// What all connections share.
 struct Shared {
     http: Router,
-    grpc: Router,
+    grpc: GrpcRouter,
     limits: Limits,
     metrics: ServerMetrics,
     http1: hyper::server::conn::http1::Builder,
@@ -103,18 +135,22 @@ struct Shared {
 }
 
 /// Serves both routers on the listener until the token is cancelled and the open requests are done, or their grace is
-/// over. A request whose content type begins with `application/grpc` is for `grpc`, any other one for `http`.
+/// over. A request whose content type begins with `application/grpc` is for `grpc`, any other one for `http`, which gets
+/// `/healthz` besides its own routes.
 pub async fn serve(
     listener: TcpListener,
-    http: Router,
-    grpc: Router,
+    routes: Routes,
     limits: Limits,
     metrics: ServerMetrics,
     shutdown: CancellationToken,
 ) {
+    let Routes { http, grpc, access } = routes;
+    let http = http.route("/healthz", get(async || "ok\n"));
+    let [http_gate, grpc_gate] = Gate::both(&access, &limits, &metrics);
+    let http = answer::note_routes(http_gate.before(http));
     let shared = Arc::new(Shared {
-        http: answer::note_routes(http).layer(DefaultBodyLimit::max(limits.body_bytes_max)),
-        grpc,
+        http: http.layer(DefaultBodyLimit::max(limits.body_bytes_max)),
+        grpc: grpc.map_router(|router| grpc_gate.before(router)),
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,
@@ -207,7 +243,7 @@ fn http2_builder(limits: &Limits) -> hyper::server::conn::http2::Builder<TokioEx
         .max_header_list_size(limits.header_bytes_max)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout)
-        .initial_stream_window_size(1_024 * 1_024)
-        .initial_connection_window_size(4 * 1_024 * 1_024);
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     builder
 }

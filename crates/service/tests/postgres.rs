@@ -1,11 +1,21 @@
 //! API keys and the pool, on a real Postgres with the real schema.
 
+use std::time::{Duration, Instant};
+
 use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_service::config::Secret;
 use daybook_service::database::{DatabaseError, begin, check_schema, connect};
-use daybook_service::identity::{Authenticator, NewApiKey, Scope, generate_api_key};
+use daybook_service::identity::{
+    Authenticator, Identity, KeyAges, LOOKUP_TIMEOUT, LOOKUPS_WAITING_MAX, NewApiKey, Scope,
+    generate_api_key, principal_with,
+};
 use daybook_service::{ApiError, Code};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use http::{Extensions, HeaderMap, HeaderValue};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool, Row as _};
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
 /// A migrated database with one tenant in partition 3. The server goes when this goes.
@@ -13,8 +23,12 @@ struct Database {
     pool: PgPool,
     superuser: PgPool,
     tenant: Uuid,
+    url: String,
     cluster: TestCluster,
 }
+
+/// No test waits longer than this for something that should happen.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Database {
     async fn create() -> Self {
@@ -40,6 +54,7 @@ impl Database {
             pool: open(cluster.url("daybook_query", &name)).await,
             superuser: open(cluster.superuser_url(&name)).await,
             tenant: Uuid::now_v7(),
+            url: cluster.url("daybook_query", &name),
             cluster,
         };
         sqlx::query("INSERT INTO event_store.tenant (tenant_id, name, partition) VALUES ($1, 'acme', 3)")
@@ -63,6 +78,49 @@ impl Database {
         .await
         .expect("a key");
     }
+
+    /// A key of the tenant's, or of the deployment's, with scopes as they are written in SQL.
+    async fn store_with(
+        &self,
+        key: &NewApiKey,
+        tenant: Option<Uuid>,
+        scopes: &str,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO event_store.api_key (prefix, secret_sha256, tenant_id, name, scopes)
+             VALUES ($1, $2, $3, 'till', $4::text::text[])",
+        )
+        .bind(&key.prefix)
+        .bind(&key.sha256[..])
+        .bind(tenant)
+        .bind(scopes)
+        .execute(&self.superuser)
+        .await
+        .map(drop)
+    }
+
+    async fn revoke(&self, key: &NewApiKey) {
+        sqlx::query("UPDATE event_store.api_key SET revoked_at = now() WHERE prefix = $1")
+            .bind(&key.prefix)
+            .execute(&self.superuser)
+            .await
+            .expect("it is revoked");
+    }
+
+    /// An authenticator on the connections that it makes for itself.
+    async fn authenticator(&self) -> Authenticator {
+        let url = Secret::from(self.url.as_str());
+        let (authenticator, lookups) = Authenticator::connect(&url).await.expect("it lets us in");
+        tokio::spawn(lookups);
+        authenticator
+    }
+}
+
+/// An authenticator that asks through this pool.
+fn authenticator(pool: PgPool, ages: KeyAges) -> Authenticator {
+    let (authenticator, lookups) = Authenticator::new(pool, ages);
+    tokio::spawn(lookups);
+    authenticator
 }
 
 async fn migrate(url: String) -> anyhow::Result<()> {
@@ -71,13 +129,14 @@ async fn migrate(url: String) -> anyhow::Result<()> {
     Ok(connection.close().await?)
 }
 
-fn bearer(key: &str) -> String {
-    format!("Bearer {key}")
+fn bearer(key: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(&format!("Bearer {key}")).expect("keys are ASCII");
+    HeaderMap::from_iter([(http::header::AUTHORIZATION, value)])
 }
 
-async fn refused(authenticator: &Authenticator, header: Option<&str>) -> ApiError {
+async fn refused(authenticator: &Authenticator, headers: &HeaderMap) -> ApiError {
     authenticator
-        .authenticate(header)
+        .authenticate(headers)
         .await
         .expect_err("it is refused")
 }
@@ -87,20 +146,66 @@ async fn a_good_key_is_its_tenant_and_its_scopes() {
     let database = Database::create().await;
     let key = generate_api_key();
     database.store(&key, 60.0).await;
-    let authenticator = Authenticator::new(database.pool.clone());
-    let principal = authenticator
-        .authenticate(Some(&bearer(&key.plain)))
-        .await
-        .expect("it is good");
+    let authenticator = database.authenticator().await;
+    let identity = authenticator.authenticate(&bearer(&key.plain)).await;
+    let mut request = Extensions::new();
+    request.insert(identity.expect("it is good"));
+    let principal = principal_with(&request, Scope::OrdersRead).expect("it has the scope");
     assert_eq!(
         (principal.tenant_id, principal.tenant_partition),
         (database.tenant, 3)
     );
     assert_eq!(principal.credential(), format!("key:{}", key.prefix));
-    principal.require(Scope::OrdersRead).expect("it has the scope");
-    principal
-        .require(Scope::OrdersWrite)
-        .expect_err("it has not the scope");
+    principal_with(&request, Scope::OrdersWrite).expect_err("it has not the scope");
+}
+
+#[tokio::test]
+async fn an_operators_key_is_the_deployments_and_belongs_to_no_tenant() {
+    let database = Database::create().await;
+    let key = generate_api_key();
+    let stored = database
+        .store_with(&key, None, "{projections:operate,tenants:admin}")
+        .await;
+    stored.expect("an operator may have both");
+    let identity = database
+        .authenticator()
+        .await
+        .authenticate(&bearer(&key.plain))
+        .await;
+    let Ok(Identity::Deployment(operator)) = identity else {
+        panic!("{identity:?} is not the deployment's");
+    };
+    assert!(
+        operator.scopes.contains(Scope::ProjectionsOperate) && operator.scopes.contains(Scope::TenantsAdmin)
+    );
+    assert_eq!(operator.credential(), format!("key:{}", key.prefix));
+}
+
+#[tokio::test]
+async fn the_database_refuses_scopes_of_the_other_kind_of_key() {
+    let database = Database::create().await;
+    let tenant = Some(database.tenant);
+    let wrong = [
+        (tenant, "{projections:operate}", "api_key_scopes_of_its_kind"),
+        (
+            tenant,
+            "{orders:read,tenants:admin}",
+            "api_key_scopes_of_its_kind",
+        ),
+        (None, "{orders:read}", "api_key_scopes_of_its_kind"),
+        (
+            None,
+            "{projections:operate,events:read}",
+            "api_key_scopes_of_its_kind",
+        ),
+        (tenant, "{orders:read,NULL}", "api_key_scopes_check"),
+    ];
+    for (tenant, scopes, constraint) in wrong {
+        let refused = database.store_with(&generate_api_key(), tenant, scopes).await;
+        let error = refused.expect_err(scopes);
+        let broken = error.as_database_error().and_then(|error| error.constraint());
+        assert_eq!(broken, Some(constraint), "{scopes}");
+    }
 }
 
 #[tokio::test]
@@ -115,12 +220,8 @@ async fn every_key_that_is_not_good_is_refused_in_the_same_words() {
     database.store(&good, 60.0).await;
     database.store(&expired, -1.0).await;
     database.store(&revoked, 60.0).await;
-    sqlx::query("UPDATE event_store.api_key SET revoked_at = now() WHERE prefix = $1")
-        .bind(&revoked.prefix)
-        .execute(&database.superuser)
-        .await
-        .expect("it is revoked");
-    let authenticator = Authenticator::new(database.pool.clone());
+    database.revoke(&revoked).await;
+    let authenticator = database.authenticator().await;
     let forged = good.plain[..18].to_owned() + &unknown.plain[18..];
     let wrong = [
         &expired.plain,
@@ -130,16 +231,13 @@ async fn every_key_that_is_not_good_is_refused_in_the_same_words() {
         "nonsense",
     ];
     for key in wrong {
-        let error = refused(&authenticator, Some(&bearer(key))).await;
-        assert_eq!(
-            error.to_string(),
-            refused(&authenticator, None).await.to_string(),
-            "{key}"
-        );
+        let error = refused(&authenticator, &bearer(key)).await;
+        let without_key = refused(&authenticator, &HeaderMap::new()).await;
+        assert_eq!(error.to_string(), without_key.to_string(), "{key}");
         assert_eq!(error.code(), &Code::Unauthenticated);
     }
     authenticator
-        .authenticate(Some(&bearer(&good.plain)))
+        .authenticate(&bearer(&good.plain))
         .await
         .expect("a forgery does no harm to the real one");
 }
@@ -150,9 +248,23 @@ async fn a_database_that_is_away_is_never_unauthenticated() {
     let key = generate_api_key();
     database.store(&key, 60.0).await;
     database.pool.close().await;
-    let authenticator = Authenticator::new(database.pool.clone());
-    let error = refused(&authenticator, Some(&bearer(&key.plain))).await;
+    let authenticator = authenticator(database.pool.clone(), KeyAges::default());
+    let error = refused(&authenticator, &bearer(&key.plain)).await;
     assert_eq!(error.code(), &Code::DependencyUnavailable);
+}
+
+#[tokio::test]
+async fn a_database_that_never_answers_is_given_up_in_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = silent.local_addr().expect("it is bound");
+    let pool = PgPoolOptions::new()
+        .connect_lazy(&format!("postgres://nobody@{address}/nothing"))
+        .expect("a valid URL");
+    let authenticator = authenticator(pool, KeyAges::default());
+    let started = Instant::now();
+    let error = refused(&authenticator, &bearer(&generate_api_key().plain)).await;
+    assert_eq!(error.code(), &Code::DependencyUnavailable);
+    assert!(started.elapsed() < LOOKUP_TIMEOUT + Duration::from_secs(1));
 }
 
 #[tokio::test]
@@ -160,16 +272,112 @@ async fn a_key_that_is_known_needs_no_database() {
     let database = Database::create().await;
     let key = generate_api_key();
     database.store(&key, 60.0).await;
-    let authenticator = Authenticator::new(database.pool.clone());
+    let authenticator = authenticator(database.pool.clone(), KeyAges::default());
     authenticator
-        .authenticate(Some(&bearer(&key.plain)))
+        .authenticate(&bearer(&key.plain))
         .await
         .expect("it is good");
     database.pool.close().await;
     authenticator
-        .authenticate(Some(&bearer(&key.plain)))
+        .authenticate(&bearer(&key.plain))
         .await
         .expect("it is known");
+}
+
+#[tokio::test]
+async fn guessing_pushes_no_real_key_out() {
+    let database = Database::create().await;
+    let key = generate_api_key();
+    database.store(&key, 60.0).await;
+    let authenticator = authenticator(database.pool.clone(), KeyAges::default());
+    authenticator
+        .authenticate(&bearer(&key.plain))
+        .await
+        .expect("it is good");
+    for _ in 0..60 {
+        let guesses: FuturesUnordered<_> = (0..1_000)
+            .map(|_| async { refused(&authenticator, &bearer(&generate_api_key().plain)).await })
+            .collect();
+        let codes: Vec<Code> = guesses.map(|error| error.code().clone()).collect().await;
+        assert!(codes.iter().all(|code| *code == Code::Unauthenticated));
+    }
+    database.pool.close().await;
+    authenticator
+        .authenticate(&bearer(&key.plain))
+        .await
+        .expect("it is still known");
+}
+
+#[tokio::test]
+async fn a_key_in_use_is_read_again_in_the_background_and_its_revocation_seen() {
+    let database = Database::create().await;
+    let key = generate_api_key();
+    database.store(&key, 60.0).await;
+    let ages = KeyAges {
+        refresh_interval: Duration::ZERO,
+        trust_max: Duration::from_secs(3_600),
+    };
+    let authenticator = authenticator(database.pool.clone(), ages);
+    let headers = bearer(&key.plain);
+    authenticator.authenticate(&headers).await.expect("it is good");
+    database.revoke(&key).await;
+    let deadline = Instant::now() + PATIENCE;
+    let refusal = loop {
+        match authenticator.authenticate(&headers).await {
+            Err(error) => break error,
+            Ok(_) => tokio::task::yield_now().await,
+        }
+        assert!(Instant::now() < deadline, "the revocation was not seen");
+    };
+    assert_eq!(refusal.code(), &Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn while_unknown_keys_cannot_be_looked_up_known_ones_work_and_the_crowd_is_bounded() {
+    let database = Database::create().await;
+    let key = generate_api_key();
+    database.store(&key, 60.0).await;
+    let authenticator = database.authenticator().await;
+    let headers = bearer(&key.plain);
+    authenticator.authenticate(&headers).await.expect("it is good");
+
+    let mut locking = database.superuser.begin().await.expect("a transaction");
+    locking
+        .execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await
+        .expect("the crowd may take its time");
+    locking
+        .execute("LOCK TABLE event_store.api_key IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("nobody else has it");
+    // More than can be in a batch that is under way and in the queue behind it.
+    let crowd: FuturesUnordered<_> = (0..3 * LOOKUPS_WAITING_MAX)
+        .map(|_| {
+            let authenticator = authenticator.clone();
+            tokio::spawn(async move { refused(&authenticator, &bearer(&generate_api_key().plain)).await })
+        })
+        .collect();
+    let mut codes = Vec::new();
+    let mut refusals = crowd.map(|refusal| refusal.expect("no panic").code().clone());
+    while let Some(code) = refusals.next().await {
+        authenticator.authenticate(&headers).await.expect("it is known");
+        codes.push(code);
+    }
+    let count = |code: &Code| codes.iter().filter(|other| *other == code).count();
+    let (away, overloaded) = (count(&Code::DependencyUnavailable), count(&Code::Overloaded));
+    assert_eq!(
+        away + overloaded,
+        codes.len(),
+        "nobody is told that a key is wrong: {codes:?}"
+    );
+    assert!(
+        away > 0 && overloaded > 0,
+        "{away} waited in vain, {overloaded} were turned away"
+    );
+
+    locking.rollback().await.expect("the lock is given back");
+    let error = refused(&authenticator, &bearer(&generate_api_key().plain)).await;
+    assert_eq!(error.code(), &Code::Unauthenticated);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ impl HistoryService for Queries {
         &self,
         request: Request<ListStreamEventsRequest>,
     ) -> Result<Response<ListStreamEventsResponse>, Status> {
-        let caller = self.caller_with(Scope::EventsRead, &request).await?;
+        let caller = super::caller_with(Scope::EventsRead, &request)?;
         Ok(Response::new(
             self.stream_events(&caller, request.into_inner()).await?,
         ))

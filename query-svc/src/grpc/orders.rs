@@ -21,7 +21,7 @@ impl OrderQueryService for Queries {
         &self,
         request: Request<GetOrderRequest>,
     ) -> Result<Response<GetOrderResponse>, Status> {
-        let caller = self.caller_with(Scope::OrdersRead, &request).await?;
+        let caller = super::caller_with(Scope::OrdersRead, &request)?;
         Ok(Response::new(self.order(&caller, request.get_ref()).await?))
     }
 
@@ -29,7 +29,7 @@ impl OrderQueryService for Queries {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let caller = self.caller_with(Scope::OrdersRead, &request).await?;
+        let caller = super::caller_with(Scope::OrdersRead, &request)?;
         Ok(Response::new(self.orders(&caller, request.into_inner()).await?))
     }
 
@@ -37,7 +37,7 @@ impl OrderQueryService for Queries {
         &self,
         request: Request<GetCustomerTotalsRequest>,
     ) -> Result<Response<GetCustomerTotalsResponse>, Status> {
-        let caller = self.caller_with(Scope::OrdersRead, &request).await?;
+        let caller = super::caller_with(Scope::OrdersRead, &request)?;
         Ok(Response::new(
             self.customer_totals(&caller, request.get_ref()).await?,
         ))

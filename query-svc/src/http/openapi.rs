@@ -136,7 +136,9 @@ impl Modify for Common {
         let key = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("dbk_live_…")
-            .description(Some("An API key."))
+            .description(Some(
+                "An API key of a tenant's. An operator's key reads no tenant's data.",
+            ))
             .build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("api_key", SecurityScheme::Http(key));

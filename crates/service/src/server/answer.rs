@@ -41,9 +41,12 @@ async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body>
     let _open = shared.metrics.open();
     match transport(request.headers()) {
         Transport::Grpc => {
-            let path = request.uri().path().to_owned();
+            let operation = match shared.grpc.method(request.uri().path()) {
+                Some(method) => Operation::Rpc(method),
+                None => Operation::Unknown,
+            };
             let response = answer_grpc(shared, request, started).await;
-            let (operation, code) = rpc_outcome(path, &response);
+            let code = grpc_code(&response);
             shared
                 .metrics
                 .answered(Transport::Grpc, operation, code, started.elapsed());
@@ -52,7 +55,7 @@ async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body>
         Transport::Http => {
             let method = request.method().clone();
             let response = answer_http(shared, request, started).await;
-            let operation = Operation::route(method, request::route().as_ref());
+            let operation = Operation::route(&method, request::route().as_ref());
             let code = response.status().as_u16();
             shared
                 .metrics
@@ -71,7 +74,7 @@ fn transport(headers: &HeaderMap) -> Transport {
 }
 
 async fn answer_grpc(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
-    match guarded(shared, &shared.grpc, request, started).await {
+    match guarded(shared, shared.grpc.router(), request, started).await {
         Ok(response) => match bare_status(&response) {
             Some(error) => in_place_of(&response, error),
             None => response,
@@ -150,16 +153,10 @@ fn bare_status(response: &Response<Body>) -> Option<ApiError> {
     grpc::from_bare_status(&status)
 }
 
-/// Only RPCs that exist become labels.
-fn rpc_outcome(path: String, response: &Response<Body>) -> (Operation, u16) {
+/// The status of an RPC that ended with its headers; a success has none there.
+fn grpc_code(response: &Response<Body>) -> u16 {
     let status = Status::from_header_map(response.headers());
-    let code = status.map_or(tonic::Code::Ok, |status| status.code());
-    let operation = if code == tonic::Code::Unimplemented {
-        Operation::Unknown
-    } else {
-        Operation::Rpc(path)
-    };
-    (operation, code as u16)
+    status.map_or(tonic::Code::Ok, |status| status.code()) as u16
 }
 
 /// Makes the route that a request matches known to the metrics.

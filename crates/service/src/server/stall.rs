@@ -3,12 +3,15 @@
 //! hyper has one timer for HTTP/1, which cannot tell a connection that is idle (fine for a minute) from one that sends
 //! its request's head byte by byte (an attack). Here the first byte of a head starts a timer of its own, and the call of
 //! the handler stops it. A second timer runs while the caller does not read.
+//!
+//! A socket that is closed while there are unread bytes in it resets the connection, and the caller, who is still sending a
+//! body that was refused, may never see the answer. So the end of a connection lingers for a moment.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
@@ -17,6 +20,12 @@ use tokio::time::{Sleep, sleep};
 
 /// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a connection that we close is read on, while its caller still sends.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+
+/// How many bytes are thrown away at a time then.
+const LINGER_BUFFER_BYTES: usize = 16 * 1_024;
 
 /// What the caller speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +148,7 @@ pub(super) struct Stream {
     /// For HTTP/1 only: HTTP/2 has its pings.
     head: Option<Head>,
     unread: Owed,
+    lingering: Owed,
 }
 
 impl Stream {
@@ -160,6 +170,7 @@ impl Stream {
             opening,
             head: Some(head),
             unread: Owed::new(write_limit),
+            lingering: Owed::new(LINGER_MAX),
         }
     }
 
@@ -170,6 +181,7 @@ impl Stream {
             opening,
             head: None,
             unread: Owed::new(write_limit),
+            lingering: Owed::new(LINGER_MAX),
         }
     }
 
@@ -187,6 +199,29 @@ impl Stream {
         self.head
             .as_mut()
             .is_some_and(|head| head.is_awaited() && head.owed.is_overdue(cx))
+    }
+
+    /// Throws away what the caller still sends, until it ends or there is nothing on its way any more.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; LINGER_BUFFER_BYTES];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let read = Pin::new(&mut self.tcp).poll_read(cx, &mut buffer);
+            let is_still_sending = match read {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingering.start();
+                    true
+                }
+                Poll::Ready(_) => false,
+                Poll::Pending => self.lingering.timer.is_some(),
+            };
+            if !is_still_sending || self.lingering.is_overdue(cx) {
+                return Poll::Ready(());
+            }
+            if read.is_pending() {
+                return Poll::Pending;
+            }
+        }
     }
 
     /// Passes on how a write went, and fails when the caller has not read for too long.
@@ -249,6 +284,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.tcp).poll_shutdown(cx))?;
+        self.linger(cx).map(Ok)
     }
 }

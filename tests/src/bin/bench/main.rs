@@ -12,6 +12,7 @@ mod load;
 mod queries;
 mod raw;
 mod report;
+mod strangers;
 mod visible;
 
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, commands, visible, queries, import.
+    /// Only measurements of these groups: raw, append, commands, visible, queries, strangers, import.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds.
@@ -91,6 +92,12 @@ async fn main() -> anyhow::Result<()> {
                 .await
                 .context("queries")?;
         }
+    }
+    if options.wants("strangers") {
+        let stack = Stack::on(servers().await?).await?;
+        strangers::measure(&options, &stack, &mut report)
+            .await
+            .context("strangers")?;
     }
     if options.wants("import") {
         imports::measure(&options, &mut report)

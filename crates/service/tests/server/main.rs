@@ -1,5 +1,8 @@
 //! The server on a real socket: what it answers, whom it cuts, how it stops.
 
+mod access;
+mod connections;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,15 +13,17 @@ use axum::extract::Path;
 use axum::routing::{get, post};
 use daybook_service::error::{ApiError, Code, FieldViolation};
 use daybook_service::extract::Json;
+use daybook_service::grpc::GrpcRouter;
+use daybook_service::identity::{Authenticator, KeyAges};
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{GRACE_PERIOD, Limits, serve};
-use http::{Request, Response, StatusCode};
+use daybook_service::server::{Access, Limits, Routes, serve};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use sqlx::postgres::PgPoolOptions;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -38,19 +43,36 @@ struct Server {
 type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
 impl Server {
+    /// A server that lets everybody in.
     async fn start(limits: Limits) -> Self {
+        Self::start_for(Access::Anybody, limits).await
+    }
+
+    /// A server that needs to know its callers. Nobody is known, and no database is there to be asked.
+    async fn start_closed() -> Self {
+        let pool = PgPoolOptions::new().connect_lazy("postgres://nobody@127.0.0.1:1/nothing");
+        let (authenticator, lookups) = Authenticator::new(pool.expect("a valid URL"), KeyAges::default());
+        tokio::spawn(lookups);
+        Self::start_for(Access::Identified(authenticator), Limits::default()).await
+    }
+
+    async fn start_for(access: Access, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (shutdown, registry) = (CancellationToken::new(), Registry::new());
         let metrics = ServerMetrics::new(&registry);
-        let serving = serve(
-            listener,
-            http_routes(),
-            grpc_routes(),
-            limits,
-            metrics,
-            shutdown.clone(),
-        );
+        let grpc = [
+            "/t.v1.T/Refuse",
+            "/t.v1.T/Garbled",
+            "/t.v1.T/Slow",
+            "/t.v1.T/Collect",
+        ];
+        let routes = Routes {
+            http: http_routes(),
+            grpc: GrpcRouter::new(grpc_routes(), grpc.map(Into::into)),
+            access,
+        };
+        let serving = serve(listener, routes, limits, metrics, shutdown.clone());
         Self {
             address,
             shutdown,
@@ -128,7 +150,17 @@ fn http_routes() -> Router {
         .route("/v1/broken", get(async || ApiError::internal("password=hunter2")))
         .route("/v1/panic", get(panics))
         .route("/v1/slow", get(std::future::pending::<()>))
+        .route("/v1/collect", post(collect))
+        .route("/problems", get(async || "public"))
         .route("/v1/stream", get(async || Body::from_stream(endless())))
+}
+
+/// Reads a whole body, as most handlers do.
+async fn collect(body: Body) -> String {
+    match body.collect().await {
+        Ok(collected) => collected.to_bytes().len().to_string(),
+        Err(error) => format!("the body broke off: {error}"),
+    }
 }
 
 /// A handler with a bug.
@@ -155,6 +187,11 @@ fn grpc_routes() -> Router {
             }),
         )
         .route("/t.v1.T/Slow", post(std::future::pending::<()>))
+        .route("/t.v1.T/Collect", post(collect))
+        .route(
+            "/t.v1.Other/{*method}",
+            post(async || Status::from(refusal()).into_http::<Body>()),
+        )
         .fallback(async || Status::unimplemented("").into_http::<Body>())
 }
 
@@ -180,6 +217,15 @@ fn problem(response: &Response<Bytes>, status: StatusCode, code: &str) -> Value 
             .expect("visible ASCII")
     );
     body
+}
+
+/// Waits for a level, with a deadline.
+async fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not happen in time");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -342,140 +388,39 @@ async fn requests_are_counted_by_route_and_never_by_what_the_caller_invents() {
     assert!(!metrics.contains("wp-login"), "{metrics}");
 }
 
-/// Waits until the server has closed the connection, and gives what it sent before.
-async fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
-    let mut received = Vec::new();
-    let reading = stream.read_to_end(&mut received);
-    // A reset is an end as well.
-    let _ = tokio::time::timeout(PATIENCE, reading)
-        .await
-        .expect("the server closes the connection");
-    received
+/// The number of time series in the registry.
+fn series(registry: &Registry) -> usize {
+    registry
+        .encode()
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .count()
 }
 
-#[tokio::test]
-async fn callers_that_do_not_finish_a_head_are_cut() {
-    let limits = Limits {
-        header_read_timeout: Duration::from_millis(100),
-        ..Limits::default()
-    };
-    let server = Server::start(limits).await;
-    for head in ["", "P", "PRI * HT", "GET / HTTP/1.1\r\nHost: a\r\n"] {
-        let mut stream = server.connect().await;
-        stream.write_all(head.as_bytes()).await.expect("the server reads");
-        read_to_end(stream).await;
+/// A method on a route that exists, a path, an RPC of a service that exists and one of none, all of them invented.
+async fn send_invented(server: &Server, client: &HttpClient, number: usize) {
+    let method = Method::from_bytes(format!("ODD{number}").as_bytes()).expect("a valid method");
+    let requests = [
+        Request::builder().method(method).uri(server.url("/v1/orders/7")),
+        Request::get(server.url(&format!("/odd/{number}"))),
+        Request::post(server.url(&format!("/t.v1.Other/Odd{number}")))
+            .header("content-type", "application/grpc"),
+        Request::post(server.url(&format!("/odd.v1.T/Odd{number}")))
+            .header("content-type", "application/grpc"),
+    ];
+    for request in requests {
+        send(client, request.body(Full::default()).expect("a valid request")).await;
     }
 }
 
 #[tokio::test]
-async fn a_second_head_on_a_connection_has_the_same_limit_but_idling_is_fine() {
-    let limits = Limits {
-        header_read_timeout: Duration::from_millis(100),
-        ..Limits::default()
-    };
-    let server = Server::start(limits).await;
-    let mut stream = server.connect().await;
-    // Neither letter is in a status line or a header.
-    for id in [b'Z', b'Q'] {
-        let head = format!("GET /v1/orders/{} HTTP/1.1\r\nHost: a\r\n\r\n", char::from(id));
-        stream.write_all(head.as_bytes()).await.expect("the server reads");
-        let mut last = 0;
-        while last != id {
-            last = stream.read_u8().await.expect("an answer that ends with the id");
-        }
-        // Idle for longer than a head may take: the point of the test is that this time passes.
-        let idle = stream.read_u8();
-        tokio::time::timeout(Duration::from_millis(250), idle)
-            .await
-            .expect_err("the connection stays open");
-    }
-    stream
-        .write_all(b"GET /v1/orders/9 HTTP/1.1\r\n")
-        .await
-        .expect("the server reads");
-    assert_eq!(read_to_end(stream).await, b"");
-}
-
-#[tokio::test]
-async fn an_idle_connection_is_closed_in_the_end() {
-    let limits = Limits {
-        idle_timeout: Duration::from_millis(100),
-        ..Limits::default()
-    };
-    let server = Server::start(limits).await;
-    let mut stream = server.connect().await;
-    stream
-        .write_all(b"GET /v1/orders/7 HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .expect("the server reads");
-    let received = read_to_end(stream).await;
-    assert!(received.starts_with(b"HTTP/1.1 200"));
-}
-
-#[tokio::test]
-async fn one_connection_too_many_is_closed_at_once() {
-    let server = Server::start(Limits {
-        connections_max: 1,
-        ..Limits::default()
-    })
-    .await;
-    let mut first = server.connect().await;
-    first
-        .write_all(b"GET /v1/orders/7 HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .expect("the server reads");
-    first.readable().await.expect("an answer");
-    let second = server.connect().await;
-    assert_eq!(read_to_end(second).await, b"");
-}
-
-#[tokio::test]
-async fn a_stop_lets_an_open_request_finish() {
-    let limits = Limits {
-        request_timeout: Duration::from_millis(300),
-        ..Limits::default()
-    };
-    let server = Server::start(limits).await;
-    let mut stream = server.connect().await;
-    stream
-        .write_all(b"GET /v1/slow HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .expect("the server reads");
-    until(|| server.registry.encode().contains("daybook_requests_in_flight 1")).await;
-    server.shutdown.cancel();
-    assert!(
-        read_to_end(stream).await.starts_with(b"HTTP/1.1 504"),
-        "the answer came after the stop signal"
-    );
-    assert!(server.has_ended_within(PATIENCE).await < GRACE_PERIOD);
-}
-
-#[tokio::test]
-async fn a_stop_ends_though_a_stream_is_open() {
+async fn ten_thousand_invented_methods_and_paths_make_no_time_series() {
     let server = Server::start(Limits::default()).await;
-    let mut stream = server.connect().await;
-    stream
-        .write_all(b"GET /v1/stream HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .expect("the server reads");
-    stream.readable().await.expect("the stream begins");
-    let idle = server.connect().await;
-    server.shutdown.cancel();
-    read_to_end(idle).await;
-    let took = server
-        .has_ended_within(GRACE_PERIOD + Duration::from_secs(1))
-        .await;
-    assert!(
-        took >= GRACE_PERIOD - Duration::from_millis(100),
-        "it had its grace: {took:?}"
-    );
-}
-
-/// Waits for a level, with a deadline.
-async fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not happen in time");
-        tokio::task::yield_now().await;
+    let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
+    send_invented(&server, &client, 0).await;
+    let before = series(&server.registry);
+    for number in 1..=2_500 {
+        send_invented(&server, &client, number).await;
     }
+    assert_eq!(series(&server.registry), before);
 }

@@ -1,0 +1,217 @@
+//! Who is let in, and with how much: strangers, and the budget of bodies.
+
+use std::convert::Infallible;
+
+use axum::body::Bytes;
+use daybook_service::server::Limits;
+use futures::StreamExt as _;
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use crate::{Server, problem, until};
+
+/// A body that comes in pieces.
+type SlowBody = UnsyncBoxBody<Bytes, Infallible>;
+
+fn client_of(version: http::Version) -> Client<HttpConnector, SlowBody> {
+    Client::builder(TokioExecutor::new())
+        .http2_only(version == http::Version::HTTP_2)
+        .build_http()
+}
+
+/// A body whose pieces are sent by hand.
+fn slow_body() -> (mpsc::Sender<Bytes>, SlowBody) {
+    let (pieces, mut sent) = mpsc::channel(1);
+    let stream = futures::stream::poll_fn(move |cx| sent.poll_recv(cx));
+    let frames = stream.map(|bytes| Ok(Frame::data(bytes)));
+    (pieces, UnsyncBoxBody::new(StreamBody::new(frames)))
+}
+
+/// A body that never ends, as fast as it is taken.
+fn endless_body() -> SlowBody {
+    let piece = || Ok(Frame::data(Bytes::from_static(&[0; 16 * 1_024])));
+    UnsyncBoxBody::new(StreamBody::new(futures::stream::repeat_with(piece)))
+}
+
+/// The code of a refusal of either transport.
+async fn code_of(response: Response<hyper::body::Incoming>) -> String {
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        let details = status.get_error_details();
+        return details.error_info().expect("an ErrorInfo").reason.clone();
+    }
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .expect("a whole body")
+        .to_bytes();
+    let problem: Value = serde_json::from_slice(&body).expect("a problem is JSON");
+    problem["code"].as_str().expect("a code").to_owned()
+}
+
+#[tokio::test]
+async fn without_a_key_only_public_routes_answer() {
+    let server = Server::start_closed().await;
+    for path in ["/v1/orders/7", "/v1/panic", "/v1/collect", "/v2/nothing", "/"] {
+        let response = server.get(path).await;
+        problem(&response, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
+        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"daybook\"");
+    }
+    for path in ["/t.v1.T/Refuse", "/t.v1.T/Nothing", "/nothing"] {
+        let status = server.call(path, None).await;
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "{path}");
+        let details = status.get_error_details();
+        assert_eq!(
+            details.error_info().expect("an ErrorInfo").reason,
+            "UNAUTHENTICATED"
+        );
+        assert!(details.request_info().is_some());
+    }
+    for path in ["/problems", "/healthz"] {
+        assert_eq!(server.get(path).await.status(), StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_however_large_or_endless_the_body() {
+    let server = Server::start_closed().await;
+    let transports = [
+        (http::Version::HTTP_11, "application/json"),
+        (http::Version::HTTP_2, "application/json"),
+        (http::Version::HTTP_2, "application/grpc"),
+    ];
+    for (version, content_type) in transports {
+        for _ in 0..20 {
+            let request = Request::post(server.url("/v1/collect")).header("content-type", content_type);
+            let request = request.body(endless_body()).expect("a valid request");
+            let response = client_of(version).request(request).await;
+            let code = code_of(response.expect("an answer, and no broken connection")).await;
+            assert_eq!(code, "UNAUTHENTICATED", "{version:?} {content_type}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
+    let server = Server::start_closed().await;
+    for _ in 0..5 {
+        let mut stream = server.connect().await;
+        let head = "POST /v1/collect HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("the server reads");
+        let sent = stream.write_all(&vec![0; 8_388_608]).await;
+        sent.expect("the connection is not reset under the caller");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("it ends in order");
+        assert!(answer.starts_with(b"HTTP/1.1 401"));
+    }
+}
+
+#[tokio::test]
+async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_are_done() {
+    let limits = Limits {
+        body_bytes_in_flight_max: 1_000,
+        tenant_body_bytes_in_flight_max: 1_000,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let client = client_of(http::Version::HTTP_2);
+    let paths = [
+        ("/v1/collect", "text/plain"),
+        ("/t.v1.T/Collect", "application/grpc"),
+    ];
+    for (path, content_type) in paths {
+        let post = |body: SlowBody, length: Option<usize>| {
+            let mut request = Request::post(server.url(path)).header("content-type", content_type);
+            if let Some(length) = length {
+                request = request.header("content-length", length);
+            }
+            client.request(request.body(body).expect("a valid request"))
+        };
+        // The first is declared and not sent yet, the second is sent and was not declared.
+        let (first, body) = slow_body();
+        let declared = tokio::spawn(post(body, Some(600)));
+        until(|| {
+            server
+                .registry
+                .encode()
+                .contains("daybook_request_body_bytes_in_flight 600")
+        })
+        .await;
+        let (second, body) = slow_body();
+        let undeclared = tokio::spawn(post(body, None));
+        second
+            .send(Bytes::from_static(&[0; 300]))
+            .await
+            .expect("it is taken");
+        until(|| {
+            server
+                .registry
+                .encode()
+                .contains("daybook_request_body_bytes_in_flight 900")
+        })
+        .await;
+
+        for length in [Some(101), None] {
+            let body = UnsyncBoxBody::new(Full::from(vec![0; 101]));
+            let refused = post(body, length).await.expect("an answer");
+            if content_type == "text/plain" {
+                assert_eq!(refused.headers()["retry-after"], "1");
+            } else {
+                assert_eq!(refused.headers()["grpc-retry-pushback-ms"], "1000");
+            }
+            assert_eq!(code_of(refused).await, "OVERLOADED", "{length:?}");
+        }
+        second
+            .send(Bytes::from_static(&[0; 101]))
+            .await
+            .expect("it is taken");
+        let cut = undeclared.await.expect("no panic").expect("an answer");
+        assert_eq!(code_of(cut).await, "OVERLOADED");
+
+        first.send(Bytes::from(vec![0; 600])).await.expect("it is taken");
+        drop(first);
+        let answer = declared.await.expect("no panic").expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK);
+        until(|| {
+            server
+                .registry
+                .encode()
+                .contains("daybook_request_body_bytes_in_flight 0")
+        })
+        .await;
+        let body = UnsyncBoxBody::new(Full::from(vec![0; 1_000]));
+        let answer = post(body, Some(1_000)).await.expect("an answer");
+        let collected = answer
+            .into_body()
+            .collect()
+            .await
+            .expect("a whole body")
+            .to_bytes();
+        assert_eq!(collected, "1000");
+    }
+}
+
+#[tokio::test]
+async fn one_tenant_cannot_take_the_whole_budget() {
+    let limits = Limits {
+        body_bytes_in_flight_max: 1_000,
+        tenant_body_bytes_in_flight_max: 500,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let response = server.post("/v1/collect", "text/plain", vec![0; 501]).await;
+    let refused = problem(&response, StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED");
+    assert!(refused["quota"].is_string() && response.headers()["retry-after"] == "1");
+    let response = server.post("/v1/collect", "text/plain", vec![0; 500]).await;
+    assert_eq!(response.status(), StatusCode::OK);
+}

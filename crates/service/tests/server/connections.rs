@@ -1,0 +1,138 @@
+//! The life of a connection: whom the server cuts, and how it stops.
+
+use std::time::Duration;
+
+use daybook_service::server::{GRACE_PERIOD, Limits};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::{PATIENCE, Server, until};
+
+/// Waits until the server has closed the connection, and gives what it sent before.
+async fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    let reading = stream.read_to_end(&mut received);
+    // A reset is an end as well.
+    let _ = tokio::time::timeout(PATIENCE, reading)
+        .await
+        .expect("the server closes the connection");
+    received
+}
+
+#[tokio::test]
+async fn callers_that_do_not_finish_a_head_are_cut() {
+    let limits = Limits {
+        header_read_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    for head in ["", "P", "PRI * HT", "GET / HTTP/1.1\r\nHost: a\r\n"] {
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.expect("the server reads");
+        read_to_end(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_head_on_a_connection_has_the_same_limit_but_idling_is_fine() {
+    let limits = Limits {
+        header_read_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let mut stream = server.connect().await;
+    // Neither letter is in a status line or a header.
+    for id in [b'Z', b'Q'] {
+        let head = format!("GET /v1/orders/{} HTTP/1.1\r\nHost: a\r\n\r\n", char::from(id));
+        stream.write_all(head.as_bytes()).await.expect("the server reads");
+        let mut last = 0;
+        while last != id {
+            last = stream.read_u8().await.expect("an answer that ends with the id");
+        }
+        // Idle for longer than a head may take: the point of the test is that this time passes.
+        let idle = stream.read_u8();
+        tokio::time::timeout(Duration::from_millis(250), idle)
+            .await
+            .expect_err("the connection stays open");
+    }
+    stream
+        .write_all(b"GET /v1/orders/9 HTTP/1.1\r\n")
+        .await
+        .expect("the server reads");
+    assert_eq!(read_to_end(stream).await, b"");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_in_the_end() {
+    let limits = Limits {
+        idle_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/orders/7 HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    let received = read_to_end(stream).await;
+    assert!(received.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_closed_at_once() {
+    let server = Server::start(Limits {
+        connections_max: 1,
+        ..Limits::default()
+    })
+    .await;
+    let mut first = server.connect().await;
+    first
+        .write_all(b"GET /v1/orders/7 HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    first.readable().await.expect("an answer");
+    let second = server.connect().await;
+    assert_eq!(read_to_end(second).await, b"");
+}
+
+#[tokio::test]
+async fn a_stop_lets_an_open_request_finish() {
+    let limits = Limits {
+        request_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    until(|| server.registry.encode().contains("daybook_requests_in_flight 1")).await;
+    server.shutdown.cancel();
+    assert!(
+        read_to_end(stream).await.starts_with(b"HTTP/1.1 504"),
+        "the answer came after the stop signal"
+    );
+    assert!(server.has_ended_within(PATIENCE).await < GRACE_PERIOD);
+}
+
+#[tokio::test]
+async fn a_stop_ends_though_a_stream_is_open() {
+    let server = Server::start(Limits::default()).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/stream HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the server reads");
+    stream.readable().await.expect("the stream begins");
+    let idle = server.connect().await;
+    server.shutdown.cancel();
+    read_to_end(idle).await;
+    let took = server
+        .has_ended_within(GRACE_PERIOD + Duration::from_secs(1))
+        .await;
+    assert!(
+        took >= GRACE_PERIOD - Duration::from_millis(100),
+        "it had its grace: {took:?}"
+    );
+}
