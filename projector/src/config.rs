@@ -11,8 +11,8 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// How many connections this process may have to answer operators and to read the log, besides one for each
-    /// projection and partition.
+    /// How many connections this process may have to answer operators, and how many to read the log, besides one for
+    /// each projection and partition.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",

@@ -13,11 +13,9 @@ use hyper_util::rt::TokioExecutor;
 /// # Errors
 /// When the service does not answer, or a sample is not a number.
 pub async fn sum(admin: SocketAddr, name: &str) -> anyhow::Result<f64> {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let response = client.get(format!("http://{admin}/metrics").parse()?).await?;
-    let text = response.into_body().collect().await?.to_bytes();
+    let (_, text) = get(admin, "/metrics").await?;
     let mut sum = 0.0;
-    for line in std::str::from_utf8(&text)?.lines() {
+    for line in text.lines() {
         let Some(rest) = line.strip_prefix(name) else {
             continue;
         };
@@ -27,4 +25,16 @@ pub async fn sum(admin: SocketAddr, name: &str) -> anyhow::Result<f64> {
         }
     }
     Ok(sum)
+}
+
+/// The status and the text that the private listener answers with.
+///
+/// # Errors
+/// When the service does not answer.
+pub async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let response = client.get(format!("http://{admin}{path}").parse()?).await?;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8(body.to_vec())?))
 }

@@ -2,16 +2,22 @@
 //!
 //! All of it is one transaction. The keys are shown once; the database keeps their hashes.
 
+use std::time::Duration;
+
 use clap::Args;
+use daybook_postgres::within;
 use daybook_service::identity::{Scope, generate_api_key};
 use serde::Serialize;
-use sqlx::{Acquire as _, PgTransaction};
+use sqlx::{Acquire as _, PgConnection, PgTransaction};
 use uuid::Uuid;
 
 use crate::database;
 use crate::failure::Failure;
 use crate::output::{Format, print, print_json};
 use crate::settings::Settings;
+
+/// How long making the tenant and its keys may take.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes a tenant and four API keys for it, in the database of DATABASE_URL.
 ///
@@ -68,6 +74,15 @@ struct Made {
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut connection = database::connect(settings).await?;
+    let made = within(MAKE_TIMEOUT, make(&mut connection, arguments)).await?;
+    match arguments.output {
+        Format::Json => print_json(&made),
+        Format::Text => print(&text(&made)),
+    }
+}
+
+/// Makes all of it, or nothing.
+async fn make(connection: &mut PgConnection, arguments: &Arguments) -> Result<Made, Failure> {
     let mut transaction = connection.begin().await?;
     let tenant_id = make_tenant(&mut transaction, &arguments.tenant, arguments.partition).await?;
     let made = Made {
@@ -78,10 +93,7 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         operator_key: make_key(&mut transaction, tenant_id, &OPERATOR).await?,
     };
     transaction.commit().await?;
-    match arguments.output {
-        Format::Json => print_json(&made),
-        Format::Text => print(&text(&made)),
-    }
+    Ok(made)
 }
 
 fn text(made: &Made) -> String {

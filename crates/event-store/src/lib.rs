@@ -17,7 +17,7 @@ pub use appender::{
     Appender, AppenderMetrics, AppenderOptions, Committed, Overloaded, Submitted, Unanswered,
 };
 pub use event::{Metadata, RecordedEvent};
-pub use read::{Direction, EventStore, LogHead, ReadError};
+pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError};
 
 /// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
 pub fn migrator() -> sqlx::migrate::Migrator {
@@ -44,4 +44,5 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),
     ("position_at", read::POSITION_AT),
+    ("check_append", read::CHECK_APPEND),
 ];

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use daybook_domain::order::Event as OrderEvent;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub use self::document::{Document, find_documents};
@@ -45,14 +45,14 @@ const FIND: &str = "
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find_many(
-    pool: &PgPool,
+    database: impl PgExecutor<'_>,
     tenant_id: Uuid,
     order_ids: &[String],
 ) -> Result<HashMap<String, Row>, sqlx::Error> {
     let rows: Vec<Row> = sqlx::query_as(FIND)
         .bind(tenant_id)
         .bind(order_ids)
-        .fetch_all(pool)
+        .fetch_all(database)
         .await?;
     Ok(rows
         .into_iter()

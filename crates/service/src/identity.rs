@@ -15,6 +15,7 @@ use std::time::Duration;
 use axum::extract::{FromRef, FromRequestParts};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use daybook_postgres::{LOOKUP_TIMEOUT, bounded};
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
@@ -22,7 +23,7 @@ use moka::sync::Cache;
 use rand::TryRngCore as _;
 use rand::rngs::OsRng;
 use sha2::{Digest as _, Sha256};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::OnceCell;
 use tonic::metadata::MetadataMap;
@@ -276,12 +277,12 @@ impl Authenticator {
 
     /// Asks the database, in a task of its own: the caller may go away, its query must not be cut in the middle.
     async fn look_up(&self, prefix: &str) -> Result<Known, ApiError> {
-        let query = tokio::spawn(find_key(self.pool.clone(), prefix.to_owned()));
-        match query.await {
-            Ok(Ok(known)) => Ok(known),
-            Ok(Err(error)) => Err(ApiError::from(error)),
-            Err(panicked) => Err(ApiError::internal(panicked)),
-        }
+        let prefix = prefix.to_owned();
+        let known: Result<Known, sqlx::Error> = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(async move { find_key(connection, &prefix).await })
+        })
+        .await;
+        Ok(known?)
     }
 }
 
@@ -306,13 +307,13 @@ struct KeyRow {
     scopes: Vec<String>,
 }
 
-async fn find_key(pool: PgPool, prefix: String) -> Result<Known, sqlx::Error> {
+async fn find_key(connection: &mut PgConnection, prefix: &str) -> Result<Known, sqlx::Error> {
     let row: Option<KeyRow> = sqlx::query_as(
         "SELECT tenant_id, partition, name, secret_sha256, scopes
            FROM event_store.authenticate_api_key($1)",
     )
-    .bind(&prefix)
-    .fetch_optional(&pool)
+    .bind(prefix)
+    .fetch_optional(connection)
     .await?;
     let Some(row) = row else {
         return Ok(None);
@@ -323,7 +324,7 @@ async fn find_key(pool: PgPool, prefix: String) -> Result<Known, sqlx::Error> {
     let principal = Principal {
         tenant_id: row.tenant_id,
         tenant_partition: row.partition,
-        key_prefix: prefix,
+        key_prefix: prefix.to_owned(),
         name: row.name,
         scopes: ScopeSet::from_names(row.scopes.iter().map(String::as_str)),
     };
