@@ -75,7 +75,8 @@ async fn call(pool: PgPool) -> Result<i32, sqlx::Error> {
 #[tokio::test]
 async fn calls_into_a_black_hole_end_in_time_and_the_pool_is_whole_when_it_heals() {
     let database = Database::start().await;
-    while let Some(answer) = database.crowd().join_next().await {
+    let mut calls = database.crowd();
+    while let Some(answer) = calls.join_next().await {
         answer.expect("no panic").expect("the network is fine");
     }
     for direction in [Direction::Both, Direction::ToServer, Direction::ToClient] {
