@@ -1,5 +1,6 @@
 //! What becomes of calls and of a pool when the network to a real Postgres goes silent.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use daybook_devstack::Proxy;
@@ -7,7 +8,7 @@ use daybook_devstack::proxy::Direction;
 use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_postgres::{ACQUIRE_TIMEOUT, bounded, with_session_timeouts, within};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Executor as _, PgPool, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgPool, Row as _};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -24,7 +25,7 @@ const SLACK: Duration = Duration::from_secs(2);
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 struct Database {
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
     options: PgConnectOptions,
     pool: PgPool,
     _cluster: TestCluster,
@@ -44,7 +45,7 @@ impl Database {
             .test_before_acquire(false)
             .connect_lazy_with(options.clone());
         Self {
-            proxy,
+            proxy: Arc::new(proxy),
             options,
             pool,
             _cluster: cluster,
@@ -114,17 +115,21 @@ async fn calls_into_a_black_hole_end_in_time_and_the_pool_is_whole_when_it_heals
 #[tokio::test]
 async fn a_connection_whose_return_is_swallowed_gives_its_place_back() {
     let database = Database::start().await;
-    let proxy = &database.proxy;
     for _ in 0..CONNECTIONS {
-        // What is asked is answered; the pool's own question on the way back is lost.
-        let mut connection = database.pool.acquire().await.expect("the network is fine");
-        proxy.black_hole(Direction::Both);
-        let work = bounded(&database.pool, LIMIT, |_| {
-            Box::pin(async { Ok::<_, sqlx::Error>(()) })
+        let (proxy, swallowed) = (Arc::clone(&database.proxy), database.proxy.swallowed());
+        let work = bounded(&database.pool, LIMIT, move |connection| {
+            Box::pin(async move {
+                connection.execute("SELECT 1").await?;
+                // The pool's own question on the way back is lost.
+                proxy.black_hole(Direction::Both);
+                Ok::<_, sqlx::Error>(())
+            })
         });
-        let _ = work.await;
-        proxy.heal();
-        connection.close_on_drop();
+        work.await.expect("what was asked is answered");
+        while database.proxy.swallowed() == swallowed {
+            tokio::task::yield_now().await;
+        }
+        database.proxy.heal();
     }
     let mut calls = database.crowd();
     while let Some(answer) = calls.join_next().await {
@@ -137,11 +142,13 @@ async fn a_connection_whose_return_is_swallowed_gives_its_place_back() {
 #[tokio::test]
 async fn a_caller_who_goes_away_cuts_nothing_in_the_middle() {
     let database = Database::start().await;
+    let mut calls = database.crowd();
+    while calls.join_next().await.is_some() {}
     for _ in 0..20 {
         let pool = database.pool.clone();
         let calling = tokio::spawn(async move {
             bounded(&pool, LIMIT, |connection| {
-                Box::pin(async move { connection.execute("BEGIN; SELECT 1; COMMIT").await })
+                Box::pin(async move { connection.begin().await?.commit().await })
             })
             .await
         });
