@@ -129,12 +129,12 @@ pub async fn run(
 
 /// NATS is not among them: commands do not need it.
 fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
-    let pool = pool.clone();
+    let log = EventStore::new(pool.clone());
     tasks.spawn(
         "postgres check",
         readiness.watch("postgres", move || {
-            let pool = pool.clone();
-            async move { database::ping(&pool).await }
+            let log = log.clone();
+            async move { log.check_append().await }
         }),
     );
 }

@@ -26,6 +26,14 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS', login_role);
         END IF;
     END LOOP;
+    -- A command is acknowledged when it is on disk, whatever the server's or the database's default is. Asked first, since
+    -- two sessions that change one role at once fail.
+    IF NOT EXISTS (
+        SELECT FROM pg_db_role_setting AS s
+        WHERE s.setrole = 'daybook_command'::regrole AND s.setdatabase = 0 AND 'synchronous_commit=on' = ANY (s.setconfig)
+    ) THEN
+        ALTER ROLE daybook_command SET synchronous_commit = on;
+    END IF;
 END
 $$;
 

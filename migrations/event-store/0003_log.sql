@@ -17,7 +17,7 @@ CREATE TABLE event_store.log (
     partition  integer  PRIMARY KEY,
     -- New after every restore: what carries another generation (a message, a checkpoint) belongs to a log that is gone.
     generation uuid     NOT NULL DEFAULT gen_random_uuid(),
-    -- Which of the two tables of keys takes new ones, 0 or 1: see 0006.
+    -- Which of the two tables of keys takes new ones, 0 or 1: see 0007.
     key_table  smallint NOT NULL DEFAULT 0
 );
 
@@ -43,7 +43,7 @@ CREATE TABLE event_store.event (
 );
 
 -- Idempotency keys: what was answered to each command. A row commits with the events of its command and is kept for at
--- least the retention time. There are exactly two tables, which take turns (0006); an append looks into both and writes
+-- least the retention time. There are exactly two tables, which take turns (0007); an append looks into both and writes
 -- into one. Keys keep the order that callers give them: time-ordered ones (UUIDv7) go to the end of the index.
 CREATE TABLE event_store.command (
     -- The position of the command's first event; of a command without events, the newest event that it was decided on.

@@ -11,8 +11,8 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// How many connections this process may have to answer operators and to read the log, besides one for each
-    /// projection and partition and two that look keys up.
+    /// How many connections this process may have to answer operators, and how many to read the log, besides one for
+    /// each projection and partition and two that look keys up.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",

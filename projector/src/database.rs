@@ -4,15 +4,14 @@
 //! both, and it is folded again (`migrations/read-model/0001_schema.sql` has the whole argument).
 
 use std::str::FromStr as _;
+use std::time::Duration;
 
+use daybook_postgres::{ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, with_session_timeouts, within};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, PgConnection, PgPool};
 
 /// How long a statement of a worker may run. A batch takes milliseconds; what takes longer than this hangs.
-const STATEMENT_TIMEOUT: &str = "60s";
-
-/// How long a transaction may wait for its worker.
-const IDLE_IN_TRANSACTION_TIMEOUT: &str = "5s";
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a worker waits for a row that another one holds.
 const LOCK_TIMEOUT: &str = "10s";
@@ -26,32 +25,29 @@ pub struct Connector {
 impl Connector {
     /// Connections to the database at `url`, as its role.
     pub fn new(url: &str) -> Result<Self, sqlx::Error> {
-        let options = daybook_read_model::connect_options(PgConnectOptions::from_str(url)?).options([
-            ("synchronous_commit", "off"),
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-            ("lock_timeout", LOCK_TIMEOUT),
-        ]);
+        let options = daybook_read_model::connect_options(PgConnectOptions::from_str(url)?);
+        let options = with_session_timeouts(options, STATEMENT_TIMEOUT)
+            .options([("synchronous_commit", "off"), ("lock_timeout", LOCK_TIMEOUT)]);
         Ok(Self { options })
     }
 
     /// A connection that shows its purpose in `pg_stat_activity`.
     pub async fn connect(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
-        self.named(purpose).connect().await
+        within(CONNECT_TIMEOUT, self.named(purpose).connect()).await
     }
 
     /// A connection for work that may take as long as it takes, like making indexes.
     pub async fn connect_for_long(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
-        self.named(purpose)
-            .options([("statement_timeout", "0")])
-            .connect()
-            .await
+        let options = self.named(purpose).options([("statement_timeout", "0")]);
+        within(CONNECT_TIMEOUT, options.connect()).await
     }
 
     /// A few connections to read the log with.
     pub fn pool(&self, connections_max: u32) -> PgPool {
         PgPoolOptions::new()
             .max_connections(connections_max)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
             .connect_lazy_with(self.named("log"))
     }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use daybook_event_bus::consume::{Reader, ReaderOptions};
+use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -151,7 +152,11 @@ impl Feed {
 /// The feed begins where the most advanced projection stands: whoever is not that far catches up alone.
 async fn start_position(connector: &Connector, partition: i32) -> Result<u64, sqlx::Error> {
     let mut connection = connector.connect("feed").await?;
-    checkpoint::newest_live(&mut connection, partition).await
+    within(
+        LOOKUP_TIMEOUT,
+        checkpoint::newest_live(&mut connection, partition),
+    )
+    .await
 }
 
 impl Shared {

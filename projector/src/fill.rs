@@ -3,9 +3,10 @@
 //! One task reads ahead from Postgres, threads for blocking work decode, and the caller's task folds and stores.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use daybook_event_store::{EventStore, ReadError};
+use daybook_postgres::within;
 use daybook_read_model::ReadModel;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -21,6 +22,9 @@ const CHUNK_EVENTS: u32 = 10_000;
 
 /// How many chunks may be read before they are applied.
 const CHUNKS_AHEAD_MAX: usize = 2;
+
+/// How long one batch may take. A runner that took longer is dropped with its connection.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a fill did not get to the end of the log.
 #[derive(Debug, Error)]
@@ -65,7 +69,7 @@ async fn apply_all<M: ReadModel>(
 ) -> Result<(), ApplyError> {
     let mut events: Vec<&Decoded> = batch.events.iter().collect();
     while !events.is_empty() {
-        let count = runner.apply(&events).await?;
+        let count = within(APPLY_TIMEOUT, runner.apply(&events)).await?;
         events.drain(..count);
         applied(count as u64);
     }

@@ -35,9 +35,11 @@ pub mod worker;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use daybook_event_bus::Bus;
 use daybook_event_store::EventStore;
+use daybook_postgres::within;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
 use daybook_service::admin::{self, Readiness};
@@ -67,6 +69,9 @@ const REQUEST_BYTES_MAX: usize = 16 * 1_024;
 /// The largest answer, in bytes: the list of all projections.
 const RESPONSE_BYTES_MAX: usize = 1_024 * 1_024;
 
+/// How long opening the checkpoints may take when the process starts; it makes tables for new projections.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Works and serves on `listener` until `shutdown`, or until a task ends that should not. A partition that is added to
 /// the log later is taken up by the next start.
 ///
@@ -86,9 +91,10 @@ pub async fn run(
     let registry = Registry::new();
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
+    let connector = Connector::new(url.expose())?;
     let context = Context {
-        connector: Connector::new(url.expose())?,
-        store: EventStore::new(pool.clone()),
+        store: EventStore::new(connector.pool(config.database_connections)),
+        connector,
         bus: Bus::connect_as(config.common.nats_url.expose(), "daybook-projector").await?,
         metrics: Metrics::new(&registry),
         owner: Uuid::now_v7(),
@@ -158,7 +164,7 @@ async fn start_projections(
     tasks: &mut Supervisor,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<HashMap<&'static str, Arc<Notify>>> {
-    open_checkpoints(&context.connector).await?;
+    within(OPEN_TIMEOUT, open_checkpoints(&context.connector)).await?;
     for partition in context.store.partitions().await? {
         let feed = Feed::default();
         for projection in projections::ALL {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -138,7 +139,7 @@ impl Metrics {
     ) -> Result<(), sqlx::Error> {
         let mut connection = connector.connect("metrics").await?;
         while !shutdown.is_cancelled() {
-            for live in checkpoint::live(&mut connection, None).await? {
+            for live in within(LOOKUP_TIMEOUT, checkpoint::live(&mut connection, None)).await? {
                 self.observe(&live);
             }
             let _ = shutdown

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::signal::{self, Applied};
+use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, within};
 use daybook_read_model::{Generation, ReadModel};
 use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
@@ -41,6 +42,12 @@ const ROWS_KEPT_MAX: usize = 100_000;
 /// the smallest machine in use has two.
 const INDEXES_AT_ONCE: usize = 2;
 
+/// How long a statement about a rebuild may take: it may wait for the live workers, or for those who read a view.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long analyzing a filled table may take.
+const ANALYZE_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Why a rebuild did not go on. It is taken up again where it stands.
 #[derive(Debug, Error)]
 pub enum RebuildError {
@@ -57,10 +64,14 @@ pub enum RebuildError {
     Fill(#[from] FillError),
 }
 
-impl RebuildError {
-    fn while_doing(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |source| Self::Database { doing, source }
-    }
+/// Waits for the database for at most `limit`. After an error the connection is dropped with the rebuild.
+async fn answered<T>(
+    doing: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, RebuildError> {
+    let answer = within(limit, work).await;
+    answer.map_err(|source| RebuildError::Database { doing, source })
 }
 
 /// What a step did.
@@ -127,8 +138,8 @@ impl<M: ReadModel> Rebuilder<M> {
     /// Takes the rebuild that is running, if there is one and nobody else works on it, as far as it goes.
     pub async fn step(&self) -> Result<Step, RebuildError> {
         let mut connection = self.connect().await?;
-        let running = registry::running_rebuild(&mut connection, M::NAME).await;
-        let Some(running) = running.map_err(RebuildError::while_doing("look for a rebuild"))? else {
+        let running = registry::running_rebuild(&mut connection, M::NAME);
+        let Some(running) = answered("look for a rebuild", STATEMENT_TIMEOUT, running).await? else {
             return Ok(Step::Idle);
         };
         let Some(mut rebuild) = self.take_up(&mut connection, running).await? else {
@@ -150,8 +161,8 @@ impl<M: ReadModel> Rebuilder<M> {
     /// This connection has no limit on the time of a statement: indexes take as long as they take.
     async fn connect(&self) -> Result<PgConnection, RebuildError> {
         let purpose = format!("{} rebuild", M::NAME);
-        let connected = self.context.connector.connect_for_long(&purpose).await;
-        connected.map_err(RebuildError::while_doing("connect to the database"))
+        let connecting = self.context.connector.connect_for_long(&purpose);
+        answered("connect to the database", CONNECT_TIMEOUT, connecting).await
     }
 
     /// Takes the leases on all of the rebuild's checkpoints.
@@ -170,8 +181,8 @@ impl<M: ReadModel> Rebuilder<M> {
                 tables: running.tables,
                 partition,
             };
-            let claimed = checkpoint::claim(connection, key, self.context.owner).await;
-            match claimed.map_err(RebuildError::while_doing("take a lease"))? {
+            let claiming = checkpoint::claim(connection, key, self.context.owner);
+            match answered("take a lease", STATEMENT_TIMEOUT, claiming).await? {
                 Claim::Held(lease) => rebuild.partitions.push(self.part(lease).await?),
                 Claim::OfAnotherLog(_) => {
                     self.give_up_restored(connection, running.tables).await?;
@@ -188,12 +199,9 @@ impl<M: ReadModel> Rebuilder<M> {
 
     async fn part(&self, lease: checkpoint::Lease) -> Result<Part<M>, RebuildError> {
         let partition = lease.key.partition;
-        let connected = self
-            .context
-            .connector
-            .connect(&format!("{} rebuild/{partition}", M::NAME))
-            .await;
-        let connection = connected.map_err(RebuildError::while_doing("connect to the database"))?;
+        let purpose = format!("{} rebuild/{partition}", M::NAME);
+        let connecting = self.context.connector.connect(&purpose);
+        let connection = answered("connect to the database", CONNECT_TIMEOUT, connecting).await?;
         Ok(Part {
             runner: Runner::new(connection, lease, ROWS_KEPT_MAX),
             applied: self.context.metrics.of_rebuild(M::NAME, partition),
@@ -239,8 +247,8 @@ impl<M: ReadModel> Rebuilder<M> {
     ) -> Result<(), RebuildError> {
         let adding = "add the indexes";
         let tables = rebuild.tables;
-        let statements = registry::further_indexes(connection, M::NAME, tables).await;
-        let statements = statements.map_err(RebuildError::while_doing(adding))?;
+        let statements = registry::further_indexes(connection, M::NAME, tables);
+        let statements = answered(adding, STATEMENT_TIMEOUT, statements).await?;
         let next = AtomicUsize::new(0);
         let makers =
             (0..INDEXES_AT_ONCE.min(statements.len())).map(|_| self.make_indexes(&statements, &next));
@@ -251,8 +259,8 @@ impl<M: ReadModel> Rebuilder<M> {
         if self.shutdown.is_cancelled() {
             return Ok(());
         }
-        let finished = registry::finish_fill(connection, M::NAME, tables).await;
-        finished.map_err(RebuildError::while_doing(adding))
+        let finishing = registry::finish_fill(connection, M::NAME, tables);
+        answered(adding, ANALYZE_TIMEOUT, finishing).await
     }
 
     /// Makes one index after the other on a connection of its own, whichever is `next`, until there are none left.
@@ -261,8 +269,12 @@ impl<M: ReadModel> Rebuilder<M> {
         while !self.shutdown.is_cancelled()
             && let Some(statement) = statements.get(next.fetch_add(1, Ordering::Relaxed))
         {
+            // Takes as long as it takes; the leases that are renewed meanwhile show that the database is there.
             let made = registry::make_index(&mut connection, statement).await;
-            made.map_err(RebuildError::while_doing("make an index"))?;
+            made.map_err(|source| RebuildError::Database {
+                doing: "make an index",
+                source,
+            })?;
         }
         Ok(())
     }
@@ -285,23 +297,17 @@ impl<M: ReadModel> Rebuilder<M> {
         rebuild: &mut Rebuild<M>,
     ) -> Result<bool, RebuildError> {
         let swapping = "make a rebuild live";
-        let mut transaction = connection
-            .begin()
-            .await
-            .map_err(RebuildError::while_doing(swapping))?;
-        let live = registry::hold_live(&mut transaction, M::NAME).await;
-        for (partition, position) in live.map_err(RebuildError::while_doing(swapping))? {
+        let mut transaction = answered(swapping, STATEMENT_TIMEOUT, connection.begin()).await?;
+        let live = registry::hold_live(&mut transaction, M::NAME);
+        for (partition, position) in answered(swapping, STATEMENT_TIMEOUT, live).await? {
             if let Some(part) = rebuild.part_mut(partition) {
                 let applied = counting(&part.applied);
                 fill::fill_up_to(&mut part.runner, &self.context.store, position, applied).await?;
             }
         }
-        let is_live = registry::go_live(&mut transaction, M::NAME, rebuild.tables).await;
-        let is_live = is_live.map_err(RebuildError::while_doing(swapping))?;
-        transaction
-            .commit()
-            .await
-            .map_err(RebuildError::while_doing(swapping))?;
+        let is_live = registry::go_live(&mut transaction, M::NAME, rebuild.tables);
+        let is_live = answered(swapping, STATEMENT_TIMEOUT, is_live).await?;
+        answered(swapping, STATEMENT_TIMEOUT, transaction.commit()).await?;
         if is_live {
             self.announce(rebuild).await;
         }
@@ -334,8 +340,9 @@ impl<M: ReadModel> Rebuilder<M> {
             error = poison as &dyn std::error::Error,
             "a rebuild has failed"
         );
-        let failed = registry::fail_rebuild(connection, M::NAME, tables, &chain(poison)).await;
-        failed.map_err(RebuildError::while_doing("end a rebuild"))
+        let reason = chain(poison);
+        let failing = registry::fail_rebuild(connection, M::NAME, tables, &reason);
+        answered("end a rebuild", STATEMENT_TIMEOUT, failing).await
     }
 
     async fn give_up_restored(
@@ -348,9 +355,8 @@ impl<M: ReadModel> Rebuilder<M> {
             projection.generation = tables.get(),
             "the log was restored, so a rebuild is given up"
         );
-        let failed =
-            registry::fail_rebuild(connection, M::NAME, tables, "the log was restored meanwhile").await;
-        failed.map_err(RebuildError::while_doing("end a rebuild"))
+        let failing = registry::fail_rebuild(connection, M::NAME, tables, "the log was restored meanwhile");
+        answered("end a rebuild", STATEMENT_TIMEOUT, failing).await
     }
 }
 
@@ -364,32 +370,27 @@ impl<M: ReadModel> Rebuild<M> {
     /// Whoever was fenced off finds out with the next batch, so the answers are of no interest here.
     async fn renew(&mut self) -> Result<(), RebuildError> {
         for part in &mut self.partitions {
-            part.runner
-                .renew()
-                .await
-                .map_err(RebuildError::while_doing("renew a lease"))?;
+            answered("renew a lease", LOOKUP_TIMEOUT, part.runner.renew()).await?;
         }
         Ok(())
     }
 
     /// Keeps the leases while something takes its time that does not advance the checkpoints: nobody else takes up the
-    /// rebuild meanwhile, and does the same beside it.
+    /// rebuild meanwhile, and does the same beside it. When the database does not answer that, the work is given up: its
+    /// connections close, and the server ends what they had begun.
     async fn renew_during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, RebuildError> {
         let mut work = pin!(work);
-        let mut renewed = Ok(());
         loop {
             match tokio::time::timeout(LEASE_RENEWAL, &mut work).await {
-                Ok(done) => return renewed.map(|()| done),
-                // A failure ends the work only when it is done: it is not to be dropped half-way.
-                Err(_) if renewed.is_ok() => renewed = self.renew().await,
-                Err(_) => {}
+                Ok(done) => return Ok(done),
+                Err(_elapsed) => self.renew().await?,
             }
         }
     }
 
     async fn release(self) {
         for part in self.partitions {
-            if let Err(error) = part.runner.release().await {
+            if let Err(error) = within(LOOKUP_TIMEOUT, part.runner.release()).await {
                 tracing::warn!(projection.name = M::NAME, %error, "a lease was not given back; it will run out");
             }
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT, bounded};
 use daybook_proto::projections::v1::projection_service_server::ProjectionService;
 use daybook_proto::projections::v1::{
     GetProjectionRequest, GetProjectionResponse, GetRebuildRequest, GetRebuildResponse,
@@ -43,30 +44,29 @@ impl Projections {
     }
 
     async fn live(&self, name: Option<String>) -> Result<Vec<Projection>, ApiError> {
-        let pool = self.pool.clone();
-        let live = undropped(async move {
-            let mut connection = pool.acquire().await?;
-            Ok(checkpoint::live(&mut connection, name.as_deref()).await?)
-        });
-        Ok(live.await?.into_iter().map(projection).collect())
+        let live: Result<_, ApiError> = bounded(&self.pool, LOOKUP_TIMEOUT, |connection| {
+            Box::pin(async move { Ok(checkpoint::live(connection, name.as_deref()).await?) })
+        })
+        .await;
+        Ok(live?.into_iter().map(projection).collect())
     }
 
     async fn progress(&self, name: String, generation: i32) -> Result<Option<Rebuild>, ApiError> {
-        let pool = self.pool.clone();
-        let progress = undropped(async move {
-            let mut connection = pool.acquire().await?;
-            Ok(registry::progress(&mut connection, &name, generation).await?)
-        });
-        Ok(progress.await?.map(rebuild))
+        let progress: Result<_, ApiError> = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(async move { Ok(registry::progress(connection, &name, generation).await?) })
+        })
+        .await;
+        Ok(progress?.map(rebuild))
     }
 
     /// Starts a rebuild and returns its generation.
     async fn start(&self, name: String, reason: String, requested_by: String) -> Result<i32, ApiError> {
-        let pool = self.pool.clone();
-        let started = undropped(async move {
-            let mut connection = pool.acquire().await?;
-            let started = registry::start_rebuild(&mut connection, &name, &reason, &requested_by).await;
-            started.map_err(|error| start_error(error, name))
+        // It makes tables.
+        let started = bounded(&self.pool, QUERY_TIMEOUT, |connection| {
+            Box::pin(async move {
+                let started = registry::start_rebuild(connection, &name, &reason, &requested_by).await;
+                started.map_err(|error| start_error(error, name))
+            })
         });
         Ok(started.await?.get())
     }
@@ -75,13 +75,6 @@ impl Projections {
 /// The operator who sent a request, if projections are its business.
 fn operator<T>(request: &Request<T>) -> Result<Arc<Operator>, ApiError> {
     operator_with(request.extensions(), Scope::ProjectionsOperate)
-}
-
-/// Does database work in a task of its own: the caller may go away, its statement must not be cut in the middle.
-async fn undropped<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::spawn(work).await.map_err(ApiError::internal)?
 }
 
 fn start_error(error: StartError, name: String) -> ApiError {

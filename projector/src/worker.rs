@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use daybook_event_bus::Bus;
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::{EventStore, ReadError};
+use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use daybook_read_model::ReadModel;
 use sqlx::PgConnection;
 use thiserror::Error;
@@ -37,6 +38,10 @@ const ROWS_KEPT_MAX: usize = 10_000;
 
 /// How often a worker without the lease tries to get it.
 const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a step may take. It takes milliseconds; a worker whose lease has run out meanwhile has to begin at the
+/// checkpoint again anyhow.
+const STEP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How often an event is tried before its projection is failed.
 const ATTEMPTS_MAX: u32 = 3;
@@ -67,6 +72,9 @@ pub enum StepError {
     /// A batch could not be applied.
     #[error("cannot apply a batch")]
     Apply(#[source] ApplyError),
+    /// The database did not answer within [`STEP_TIMEOUT`].
+    #[error("the database did not answer within {STEP_TIMEOUT:?}")]
+    Silent,
 }
 
 impl StepError {
@@ -171,7 +179,11 @@ impl<M: ReadModel> Worker<M> {
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut errors = 0;
         while !shutdown.is_cancelled() {
-            match self.step().await {
+            // A step that is dropped takes its connection with it.
+            match tokio::time::timeout(STEP_TIMEOUT, self.step())
+                .await
+                .unwrap_or(Err(StepError::Silent))
+            {
                 Ok(Step::Progressed) => errors = 0,
                 Ok(idle) => {
                     errors = 0;
@@ -419,7 +431,7 @@ impl<M: ReadModel> Worker<M> {
 
     async fn release(self) {
         if let Some(runner) = self.runner
-            && let Err(error) = runner.release().await
+            && let Err(error) = within(LOOKUP_TIMEOUT, runner.release()).await
         {
             tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back; it will run out");
         }

@@ -1,17 +1,19 @@
-//! How this service reads from Postgres: never cut in the middle, tried again where that helps, and with errors that are
-//! in the catalogue.
+//! How this service reads from Postgres: never cut in the middle, never longer than its limit, tried again where that
+//! helps, and with errors that are in the catalogue.
 //!
-//! A caller who goes away takes only the waiting with it. What Postgres was asked is finished in a task of its own (a
-//! future that is dropped inside sqlx can leave a broken connection in the pool), and the pool's `statement_timeout`
-//! bounds how long that takes.
+//! A caller who goes away takes only the waiting with it: what Postgres was asked is finished or given up by
+//! [`daybook_postgres::bounded`].
 
 use std::error::Error;
-use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
+use daybook_event_store::ReadError;
+use daybook_postgres::bounded;
 use daybook_service::ApiError;
 use daybook_service::database::is_outage;
-use sqlx::{Connection as _, PgPool};
+use futures::future::BoxFuture;
+use sqlx::{Connection as _, PgConnection, PgPool};
 use thiserror::Error;
 
 /// "cached plan must not change result type": a view was swapped to tables with other columns.
@@ -41,46 +43,34 @@ impl From<ReadFailure> for ApiError {
     }
 }
 
-/// Reads in a task of its own. A read that failed because a view was swapped is tried once more, on fresh statements.
-///
-/// # Errors
-/// Whatever the read failed with, or a panic inside it.
-pub async fn read<T, E, F>(
-    pool: &PgPool,
-    mut statement: impl FnMut(PgPool) -> F + Send + 'static,
-) -> Result<T, ReadFailure>
-where
-    T: Send + 'static,
-    E: Error + Send + Sync + 'static,
-    F: Future<Output = Result<T, E>> + Send,
-{
-    let pool = pool.clone();
-    let reading = tokio::spawn(async move {
-        match statement(pool.clone()).await {
-            Err(error) if is_stale_plan(&error) => {
-                forget_statements(&pool).await;
-                statement(pool).await
-            }
-            outcome => outcome,
-        }
-    });
-    match reading.await {
-        Ok(outcome) => outcome.map_err(ReadFailure::new),
-        Err(panicked) => Err(ReadFailure::new(panicked)),
+impl From<ReadError> for ReadFailure {
+    fn from(error: ReadError) -> Self {
+        Self::new(error)
     }
 }
 
-/// Makes every idle connection prepare its statements anew. One that is busy finds out by itself.
-async fn forget_statements(pool: &PgPool) {
-    let mut idle = Vec::new();
-    while let Some(connection) = pool.try_acquire() {
-        idle.push(connection);
-    }
-    for connection in &mut idle {
-        if let Err(error) = connection.clear_cached_statements().await {
-            tracing::debug!(%error, "cannot clear the statements of a connection");
-        }
-    }
+/// Reads within `limit`. A read that failed because a view was swapped is tried once more, on fresh statements; each
+/// connection finds that out for itself.
+///
+/// # Errors
+/// Whatever the read failed with.
+pub async fn read<T, R>(pool: &PgPool, limit: Duration, statement: R) -> Result<T, ReadFailure>
+where
+    T: Send + 'static,
+    R: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync + 'static,
+{
+    let reading = bounded(pool, limit, move |connection| {
+        Box::pin(async move {
+            match statement(connection).await {
+                Err(error) if has_code(&error, FEATURE_NOT_SUPPORTED) => {
+                    connection.clear_cached_statements().await?;
+                    statement(connection).await
+                }
+                outcome => outcome,
+            }
+        })
+    });
+    reading.await.map_err(ReadFailure::new)
 }
 
 /// The error of sqlx among an error and its causes.
@@ -93,10 +83,6 @@ fn sqlx_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a sqlx::Error> {
         cause = error.source();
     }
     None
-}
-
-fn is_stale_plan(error: &(dyn Error + 'static)) -> bool {
-    sqlx_error(error).is_some_and(|error| has_code(error, FEATURE_NOT_SUPPORTED))
 }
 
 fn has_code(error: &sqlx::Error, code: &str) -> bool {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use daybook_event_bus::signal::Applied;
 use daybook_event_store::{EventStore, LogHead};
+use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::checkpoint::{self, LiveCheckpoint};
 use daybook_service::ApiError;
 use futures::{Stream, StreamExt as _};
@@ -50,7 +51,6 @@ const SIGNALS_MAX: usize = 1_024;
 pub struct Freshness {
     marks: watch::Receiver<Marks>,
     waiting: Arc<Waiting>,
-    pool: PgPool,
     store: EventStore,
 }
 
@@ -133,22 +133,17 @@ impl Freshness {
         if known == Some(token.generation) {
             return Ok(());
         }
-        let head = head(&self.pool, &self.store, token.partition).await?;
+        let head = self
+            .store
+            .head(token.partition)
+            .await
+            .map_err(ReadFailure::from)?;
         if head.generation == token.generation {
             Ok(())
         } else {
             Err(demand.for_another_log())
         }
     }
-}
-
-async fn head(pool: &PgPool, store: &EventStore, partition: i32) -> Result<LogHead, ReadFailure> {
-    let store = store.clone();
-    database::read(pool, move |_| {
-        let store = store.clone();
-        async move { store.head(partition).await }
-    })
-    .await
 }
 
 /// The task that looks.
@@ -171,7 +166,7 @@ pub async fn watch(pool: PgPool, store: EventStore) -> Result<(Freshness, Watche
     let mut watcher = Watcher {
         marks: sender,
         waiting: Arc::clone(&waiting),
-        pool: pool.clone(),
+        pool,
         store: store.clone(),
         heads_due: Instant::now(),
         is_failing: false,
@@ -181,7 +176,6 @@ pub async fn watch(pool: PgPool, store: EventStore) -> Result<(Freshness, Watche
         Freshness {
             marks: receiver,
             waiting,
-            pool,
             store,
         },
         watcher,
@@ -232,7 +226,10 @@ impl Watcher {
 
     async fn look(&mut self) -> Result<(), ReadFailure> {
         let now = Instant::now();
-        let live = database::read(&self.pool, |pool| async move { checkpoint::live(&pool).await }).await?;
+        let live = database::read(&self.pool, LOOKUP_TIMEOUT, |connection| {
+            Box::pin(checkpoint::live(connection))
+        })
+        .await?;
         let marks = live_marks(live);
         let heads = if now < self.heads_due {
             Vec::new()
@@ -254,7 +251,7 @@ impl Watcher {
     async fn heads(&self, marks: &LiveMarks) -> Result<Vec<(i32, LogHead)>, ReadFailure> {
         let mut heads = Vec::with_capacity(marks.len());
         for &partition in marks.keys() {
-            heads.push((partition, head(&self.pool, &self.store, partition).await?));
+            heads.push((partition, self.store.head(partition).await?));
         }
         Ok(heads)
     }

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::order_details::{self, Document};
 use daybook_service::ApiError;
 use sqlx::PgPool;
@@ -146,9 +147,9 @@ async fn look_up(pool: &PgPool, tenant_id: Uuid, mut waiters: Vec<Waiter>) {
     }
     let order_ids: HashSet<_> = waiters.iter().map(|waiter| waiter.order_id.clone()).collect();
     let order_ids: Arc<[String]> = order_ids.into_iter().collect();
-    let found = database::read(pool, move |pool| {
+    let found = database::read(pool, LOOKUP_TIMEOUT, move |connection| {
         let order_ids = Arc::clone(&order_ids);
-        async move { order_details::find_documents(&pool, tenant_id, &order_ids).await }
+        Box::pin(async move { order_details::find_documents(connection, tenant_id, &order_ids).await })
     })
     .await;
     match found {

@@ -10,7 +10,9 @@
 //! | [`orders`], [`command`] | orders to send, and every command on one |
 //! | [`raw`] | calls that no client library would make |
 //! | [`refusal`] | what a refusal says |
+//! | [`network`] | proxies between a service and its servers, which can be made to fail |
 //! | [`load`] | callers that go on until they are stopped |
+//! | [`probe`] | callers with a deadline, and how long their answers took |
 //! | [`ledger`] | what every caller was told |
 //! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
 //! | [`check`] | the check that every fault test ends with |
@@ -25,7 +27,9 @@ pub mod ledger;
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod network;
 pub mod orders;
+pub mod probe;
 pub mod raw;
 pub mod refusal;
 pub mod stack;

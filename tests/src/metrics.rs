@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
-use http::Response;
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
@@ -14,10 +13,9 @@ use hyper_util::rt::TokioExecutor;
 /// # Errors
 /// When the service does not answer, or a sample is not a number.
 pub async fn sum(admin: SocketAddr, name: &str) -> anyhow::Result<f64> {
-    let response = get(admin, "/metrics").await?;
-    let text = response.into_body().collect().await?.to_bytes();
+    let (_, text) = get(admin, "/metrics").await?;
     let mut sum = 0.0;
-    for line in std::str::from_utf8(&text)?.lines() {
+    for line in text.lines() {
         let Some(rest) = line.strip_prefix(name) else {
             continue;
         };
@@ -34,18 +32,19 @@ pub async fn sum(admin: SocketAddr, name: &str) -> anyhow::Result<f64> {
 /// # Errors
 /// When it says that it is not, or nothing.
 pub async fn ready(admin: SocketAddr) -> anyhow::Result<()> {
-    let response = get(admin, "/readyz").await?;
-    let status = response.status();
-    let dependencies = response.into_body().collect().await?.to_bytes();
-    ensure!(
-        status == 200,
-        "{status} {}",
-        String::from_utf8_lossy(&dependencies)
-    );
+    let (status, dependencies) = get(admin, "/readyz").await?;
+    ensure!(status == 200, "{status} {dependencies}");
     Ok(())
 }
 
-async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Response<Incoming>> {
+/// The status and the text that the private listener answers with.
+///
+/// # Errors
+/// When the service does not answer.
+pub async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    Ok(client.get(format!("http://{admin}{path}").parse()?).await?)
+    let response = client.get(format!("http://{admin}{path}").parse()?).await?;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8(body.to_vec())?))
 }

@@ -36,7 +36,7 @@ impl Role {
         }
     }
 
-    fn database_role(self) -> &'static str {
+    pub(crate) fn database_role(self) -> &'static str {
         match self {
             Self::Command => "daybook_command",
             Self::Projector => "daybook_projector",

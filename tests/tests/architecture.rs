@@ -8,10 +8,11 @@ use serde_json::Value;
 /// Each crate and the crates of ours that it may depend on. What is not here may depend on nothing of ours.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("daybook-domain", &[]),
-    ("daybook-event-store", &[]),
+    ("daybook-postgres", &[]),
+    ("daybook-event-store", &["daybook-postgres"]),
     ("daybook-event-bus", &["daybook-event-store"]),
     ("daybook-read-model", &["daybook-domain", "daybook-event-store"]),
-    ("daybook-service", &[]),
+    ("daybook-service", &["daybook-postgres"]),
     ("daybook-devstack", &[]),
     ("daybook-proto", &["daybook-domain"]),
     (
@@ -29,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "daybook-event-bus",
             "daybook-event-store",
+            "daybook-postgres",
             "daybook-proto",
             "daybook-read-model",
             "daybook-service",
@@ -40,6 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "daybook-domain",
             "daybook-event-bus",
             "daybook-event-store",
+            "daybook-postgres",
             "daybook-proto",
             "daybook-read-model",
             "daybook-service",
@@ -50,6 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "daybook-domain",
             "daybook-event-store",
+            "daybook-postgres",
             "daybook-proto",
             "daybook-read-model",
             "daybook-service",

@@ -3,16 +3,22 @@
 //!
 //! All of it is one transaction. The keys are shown once; the database keeps their hashes.
 
+use std::time::Duration;
+
 use clap::Args;
+use daybook_postgres::within;
 use daybook_service::identity::{Scope, generate_api_key};
 use serde::Serialize;
-use sqlx::{Acquire as _, PgTransaction};
+use sqlx::{Acquire as _, PgConnection, PgTransaction};
 use uuid::Uuid;
 
 use crate::database;
 use crate::failure::Failure;
 use crate::output::{Format, print, print_json};
 use crate::settings::Settings;
+
+/// How long making tenants and keys may take.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes a tenant with three API keys, a key for operators, or both, in the database of DATABASE_URL.
 ///
@@ -82,6 +88,15 @@ struct Tenant {
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut connection = database::connect(settings).await?;
+    let made = within(MAKE_TIMEOUT, make(&mut connection, arguments)).await?;
+    match arguments.output {
+        Format::Json => print_json(&made),
+        Format::Text => print(&text(&made)),
+    }
+}
+
+/// Makes all of it, or nothing.
+async fn make(connection: &mut PgConnection, arguments: &Arguments) -> Result<Made, Failure> {
     let mut transaction = connection.begin().await?;
     let mut made = Made::default();
     if let Some(name) = &arguments.tenant {
@@ -97,10 +112,7 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         made.operator_key = Some(make_key(&mut transaction, None, &OPERATOR).await?);
     }
     transaction.commit().await?;
-    match arguments.output {
-        Format::Json => print_json(&made),
-        Format::Text => print(&text(&made)),
-    }
+    Ok(made)
 }
 
 fn text(made: &Made) -> String {

@@ -25,6 +25,7 @@ pub mod nats;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod service;
 pub mod testing;
 
@@ -33,4 +34,5 @@ pub use error::DevstackError;
 pub use nats::{Nats, NatsOptions};
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::Lifetime;
+pub use proxy::Proxy;
 pub use service::{Service, ServiceOptions};

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, Subscriber};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// A dead link is noticed after two to three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -17,6 +18,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the server may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an exchange of at most two requests may take. The client's own timeout begins when it has taken a request, and
+/// while the network is silent its queue may be full.
+pub(crate) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause before the first attempt to connect again, doubled up to the last.
 const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(20);
@@ -39,6 +44,12 @@ pub enum BusError {
         /// Why not.
         #[source]
         source: async_nats::SubscribeError,
+    },
+    /// The client took no command in time: its queue is full of what it cannot send.
+    #[error("cannot subscribe to {subject}: the client takes no commands")]
+    Stuck {
+        /// What was to be subscribed to.
+        subject: String,
     },
 }
 
@@ -103,6 +114,14 @@ impl Bus {
     /// How often a connection has been made; the receiver wakes at the next one.
     pub(crate) fn connections(&self) -> watch::Receiver<u64> {
         self.connections.clone()
+    }
+
+    /// Subscribes on core NATS, again by itself after every outage.
+    pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber, BusError> {
+        match timeout(REQUEST_TIMEOUT, self.client.subscribe(subject.clone())).await {
+            Ok(subscribed) => subscribed.map_err(|source| BusError::Subscribe { subject, source }),
+            Err(_elapsed) => Err(BusError::Stuck { subject }),
+        }
     }
 
     pub(crate) fn client(&self) -> &Client {

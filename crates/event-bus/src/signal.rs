@@ -48,11 +48,9 @@ pub async fn announce(bus: &Bus, applied: &Applied) {
 /// lost.
 ///
 /// # Errors
-/// [`BusError::Subscribe`] when the client is closed.
+/// [`BusError::Subscribe`] when the client is closed, [`BusError::Stuck`] when it takes no commands.
 pub async fn subscribe(bus: &Bus) -> Result<impl Stream<Item = Applied> + Send + Unpin + 'static, BusError> {
-    let subject = format!("{SUBJECT}.>");
-    let subscribed = bus.client().subscribe(subject.clone()).await;
-    let signals = subscribed.map_err(|source| BusError::Subscribe { subject, source })?;
+    let signals = bus.subscribe(format!("{SUBJECT}.>")).await?;
     Ok(signals.filter_map(|message| std::future::ready(decode(&message.payload))))
 }
 

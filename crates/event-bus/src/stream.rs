@@ -11,9 +11,10 @@ use async_nats::jetstream::stream::{
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 
 /// The stream's metadata that says which generation of the log it carries.
 const GENERATION_KEY: &str = "daybook-generation";
@@ -39,6 +40,20 @@ impl StreamError {
             source: source.into(),
         }
     }
+}
+
+/// The server did not answer.
+#[derive(Debug, Error)]
+#[error("the server did not answer within {EXCHANGE_TIMEOUT:?}")]
+struct Silence;
+
+/// Waits for an answer about the stream for a bounded time.
+async fn answered<T>(
+    doing: &'static str,
+    exchange: impl Future<Output = Result<T, StreamError>>,
+) -> Result<T, StreamError> {
+    let answer = timeout(EXCHANGE_TIMEOUT, exchange).await;
+    answer.unwrap_or_else(|_elapsed| Err(StreamError::while_doing(doing)(Silence)))
 }
 
 /// How a stream is made.
@@ -79,15 +94,19 @@ pub(crate) fn name(partition: i32) -> String {
 
 /// Where the stream stands; `None` when there is none.
 pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<Standing>, StreamError> {
-    match bus.jetstream().get_stream(name(partition)).await {
-        Ok(stream) => Ok(Some(Standing::from(stream.cached_info()))),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Ok(None)
-            }
-            _ => Err(StreamError::while_doing("look at the stream")(error)),
-        },
-    }
+    let doing = "look at the stream";
+    answered(doing, async {
+        match bus.jetstream().get_stream(name(partition)).await {
+            Ok(stream) => Ok(Some(Standing::from(stream.cached_info()))),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    Ok(None)
+                }
+                _ => Err(StreamError::while_doing(doing)(error)),
+            },
+        }
+    })
+    .await
 }
 
 /// Makes the stream so that its first message has the sequence `first`. One that is there already stays as it is.
@@ -99,15 +118,21 @@ pub(crate) async fn create(
     shape: Shape,
 ) -> Result<(), StreamError> {
     let config = config(partition, generation, first, shape);
-    match bus.jetstream().create_stream(config).await {
-        Ok(_) => Ok(()),
-        Err(error) => match error.kind() {
-            CreateStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                Ok(())
-            }
-            _ => Err(StreamError::while_doing("make the stream")(error)),
-        },
-    }
+    let doing = "make the stream";
+    answered(doing, async {
+        match bus.jetstream().create_stream(config).await {
+            Ok(_) => Ok(()),
+            Err(error) => match error.kind() {
+                CreateStreamErrorKind::JetStream(cause)
+                    if cause.error_code() == ErrorCode::STREAM_NAME_EXIST =>
+                {
+                    Ok(())
+                }
+                _ => Err(StreamError::while_doing(doing)(error)),
+            },
+        }
+    })
+    .await
 }
 
 /// Deletes the stream, unless it is no longer the one that was `seen`.
@@ -116,10 +141,12 @@ pub(crate) async fn delete(bus: &Bus, partition: i32, seen: Standing) -> Result<
         Some(standing) if standing.created == seen.created => {}
         _ => return Ok(()),
     }
-    let deleted = bus.jetstream().delete_stream(name(partition)).await;
-    deleted
-        .map(drop)
-        .map_err(StreamError::while_doing("delete the stream"))
+    let doing = "delete the stream";
+    answered(doing, async {
+        let deleted = bus.jetstream().delete_stream(name(partition)).await;
+        deleted.map(drop).map_err(StreamError::while_doing(doing))
+    })
+    .await
 }
 
 /// The headers of the message with a sequence, as the stream's leader holds it; `None` when it was deleted.
@@ -128,15 +155,19 @@ pub(crate) async fn headers_at(
     partition: i32,
     sequence: u64,
 ) -> Result<Option<HeaderMap>, StreamError> {
-    let handle = bus.jetstream().get_stream_no_info(name(partition)).await;
-    let stream = handle.map_err(StreamError::while_doing("address the stream"))?;
-    match stream.get_raw_message(sequence).await {
-        Ok(message) => Ok(Some(message.headers)),
-        Err(error) => match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
-            _ => Err(StreamError::while_doing("read a message of the stream")(error)),
-        },
-    }
+    let doing = "read a message of the stream";
+    answered(doing, async {
+        let handle = bus.jetstream().get_stream_no_info(name(partition)).await;
+        let stream = handle.map_err(StreamError::while_doing("address the stream"))?;
+        match stream.get_raw_message(sequence).await {
+            Ok(message) => Ok(Some(message.headers)),
+            Err(error) => match error.kind() {
+                RawMessageErrorKind::NoMessageFound => Ok(None),
+                _ => Err(StreamError::while_doing(doing)(error)),
+            },
+        }
+    })
+    .await
 }
 
 /// Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.

@@ -1,4 +1,4 @@
-//! The two tables of idempotency keys, and their turn: see `migrations/event-store/0006_key_tables.sql`.
+//! The two tables of idempotency keys, and their turn: see `migrations/event-store/0007_key_tables.sql`.
 
 use sqlx::postgres::types::PgInterval;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};

@@ -25,7 +25,7 @@ pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdi
 pub use event::{Metadata, RecordedEvent};
 pub use log::{Log, PostgresLog, Remembered};
 pub use queue::{BatchLimits, NotAdmitted};
-pub use read::{Direction, EventStore, LogHead, ReadError};
+pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError};
 
 /// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
 pub fn migrator() -> sqlx::migrate::Migrator {
@@ -56,4 +56,5 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),
     ("position_at", read::POSITION_AT),
+    ("check_append", read::CHECK_APPEND),
 ];

@@ -1,7 +1,12 @@
 //! Reads of the log: one stream, a range of positions, a moment.
 
+use std::time::Duration;
+
+use daybook_postgres::{LOOKUP_TIMEOUT, bounded};
 use futures::TryStreamExt as _;
-use sqlx::{PgPool, Row as _};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{PgConnection, PgPool, Postgres, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -22,6 +27,9 @@ impl ReadError {
         move |source| Self { doing, source }
     }
 }
+
+/// A statement that gives events.
+type Rows = Query<'static, Postgres, PgArguments>;
 
 /// Which way a stream is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +76,24 @@ pub(crate) const PARTITIONS: &str = "
 
 pub(crate) const POSITION_AT: &str = "SELECT event_store.position_at($1, $2)";
 
-/// Reads the log. What may be read depends on the role that the pool logs in as.
+/// How much longer a read may take for each event that it asks for, beside [`LOOKUP_TIMEOUT`].
+const EVENT_TIMEOUT: Duration = Duration::from_millis(1);
+
+pub(crate) const CHECK_APPEND: &str = "SELECT event_store.check_append()";
+
+/// Why an append would fail now.
+#[derive(Debug, Error)]
+pub enum NotAppendable {
+    /// The database says why.
+    #[error("{0}")]
+    Refused(String),
+    /// The database does not answer.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Reads the log. What may be read depends on the role that the pool logs in as. Every read waits for Postgres for a
+/// bounded time, and is never dropped half-way.
 #[derive(Debug, Clone)]
 pub struct EventStore {
     pool: PgPool,
@@ -90,19 +115,19 @@ impl EventStore {
         limit: u32,
         direction: Direction,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
-        let rows = sqlx::query(READ_STREAM)
-            .bind(tenant_id)
-            .bind(partition)
-            .bind(stream_id)
-            .bind(bounded(*versions.start()))
-            .bind(bounded(*versions.end()))
-            .bind(limit.cast_signed())
-            .bind(direction == Direction::Backward)
-            .fetch(&self.pool);
-        rows.and_then(async |row| RecordedEvent::from_row(&row))
-            .try_collect()
-            .await
-            .map_err(ReadError::while_doing("read a stream"))
+        let stream_id = stream_id.to_owned();
+        let read = bounded(&self.pool, time_for(limit), move |connection| {
+            let rows = sqlx::query(READ_STREAM)
+                .bind(tenant_id)
+                .bind(partition)
+                .bind(stream_id)
+                .bind(at_most_i64(*versions.start()))
+                .bind(at_most_i64(*versions.end()))
+                .bind(limit.cast_signed())
+                .bind(direction == Direction::Backward);
+            Box::pin(events(connection, rows))
+        });
+        read.await.map_err(ReadError::while_doing("read a stream"))
     }
 
     /// The events of every tenant after `after`, in order, at most `limit`. Only the publisher's and the projector's
@@ -113,52 +138,85 @@ impl EventStore {
         after: u64,
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
-        let rows = sqlx::query(READ_LOG)
-            .bind(partition)
-            .bind(bounded(after))
-            .bind(i64::from(limit))
-            .fetch(&self.pool);
-        rows.and_then(async |row| RecordedEvent::from_row(&row))
-            .try_collect()
-            .await
-            .map_err(ReadError::while_doing("read the log"))
+        let read = bounded(&self.pool, time_for(limit), move |connection| {
+            let rows = sqlx::query(READ_LOG)
+                .bind(partition)
+                .bind(at_most_i64(after))
+                .bind(i64::from(limit));
+            Box::pin(events(connection, rows))
+        });
+        read.await.map_err(ReadError::while_doing("read the log"))
     }
 
     /// The partitions of the log, in order.
     pub async fn partitions(&self) -> Result<Vec<i32>, ReadError> {
-        sqlx::query_scalar(PARTITIONS)
-            .fetch_all(&self.pool)
-            .await
+        let read = bounded(&self.pool, LOOKUP_TIMEOUT, |connection| {
+            Box::pin(sqlx::query_scalar(PARTITIONS).fetch_all(connection))
+        });
+        read.await
             .map_err(ReadError::while_doing("read the partitions of the log"))
     }
 
     /// Where a partition stands.
     pub async fn head(&self, partition: i32) -> Result<LogHead, ReadError> {
-        let head = async {
-            let row = sqlx::query(HEAD).bind(partition).fetch_one(&self.pool).await?;
-            Ok(LogHead {
-                generation: row.try_get("generation")?,
-                position: row.try_get::<i64, _>("head")?.cast_unsigned(),
-                recorded_at: row.try_get("recorded_at")?,
-            })
-        };
-        head.await
+        let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(head(connection, partition))
+        });
+        read.await
             .map_err(ReadError::while_doing("read the head of the log"))
+    }
+
+    /// Whether the pool's role could append: a primary answers that takes writes and makes them durable, and lets this role
+    /// call `event_store.append`. Nothing is written, and a partition that is busy is no reason to say no.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn check_append(&self) -> Result<(), NotAppendable> {
+        let read = bounded(&self.pool, LOOKUP_TIMEOUT, |connection| {
+            Box::pin(sqlx::query_scalar::<_, Option<String>>(CHECK_APPEND).fetch_one(connection))
+        });
+        let refusal = read
+            .await
+            .map_err(ReadError::while_doing("check whether an append could succeed"))?;
+        refusal.map_or(Ok(()), |reason| Err(NotAppendable::Refused(reason)))
     }
 
     /// The position of the newest event recorded at or before `moment`, 0 when there is none.
     pub async fn position_at(&self, partition: i32, moment: OffsetDateTime) -> Result<u64, ReadError> {
-        sqlx::query_scalar::<_, i64>(POSITION_AT)
-            .bind(partition)
-            .bind(moment)
-            .fetch_one(&self.pool)
-            .await
+        let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+            let position = sqlx::query_scalar::<_, i64>(POSITION_AT)
+                .bind(partition)
+                .bind(moment);
+            Box::pin(position.fetch_one(connection))
+        });
+        read.await
             .map(i64::cast_unsigned)
             .map_err(ReadError::while_doing("find the position of a moment"))
     }
 }
 
+async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+    let rows = rows.fetch(connection);
+    rows.and_then(async |row| RecordedEvent::from_row(&row))
+        .try_collect()
+        .await
+}
+
+async fn head(connection: &mut PgConnection, partition: i32) -> Result<LogHead, sqlx::Error> {
+    let row = sqlx::query(HEAD).bind(partition).fetch_one(connection).await?;
+    Ok(LogHead {
+        generation: row.try_get("generation")?,
+        position: row.try_get::<i64, _>("head")?.cast_unsigned(),
+        recorded_at: row.try_get("recorded_at")?,
+    })
+}
+
+/// How long reading this many events may take.
+fn time_for(events: u32) -> Duration {
+    LOOKUP_TIMEOUT + EVENT_TIMEOUT * events
+}
+
 /// Versions and positions above `i64::MAX` do not exist, so a bound there is as good as the largest.
-fn bounded(number: u64) -> i64 {
+fn at_most_i64(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,6 +1,6 @@
 //! How far the live tables of each projection have come, and the step that takes tables further.
 
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::model::RowsQuery;
@@ -84,8 +84,8 @@ impl Advance {
 }
 
 /// How far every projection's live tables have come, in every partition.
-pub async fn live(pool: &PgPool) -> Result<Vec<LiveCheckpoint>, sqlx::Error> {
-    sqlx::query_as(LIVE).fetch_all(pool).await
+pub async fn live(database: impl PgExecutor<'_>) -> Result<Vec<LiveCheckpoint>, sqlx::Error> {
+    sqlx::query_as(LIVE).fetch_all(database).await
 }
 
 impl<'r> FromRow<'r, sqlx::postgres::PgRow> for LiveCheckpoint {

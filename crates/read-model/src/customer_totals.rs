@@ -15,7 +15,7 @@ use daybook_domain::ids::CustomerId;
 use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::model::column;
@@ -74,11 +74,15 @@ const FIND: &str = "
 /// highest (or lowest) number that they hold.
 ///
 /// One round trip; row-level security holds it to the tenant.
-pub async fn find(pool: &PgPool, tenant_id: Uuid, customer_id: &str) -> Result<Vec<Row>, sqlx::Error> {
+pub async fn find(
+    database: impl PgExecutor<'_>,
+    tenant_id: Uuid,
+    customer_id: &str,
+) -> Result<Vec<Row>, sqlx::Error> {
     let rows: Vec<Row<Sum>> = sqlx::query_as(FIND)
         .bind(tenant_id)
         .bind(customer_id)
-        .fetch_all(pool)
+        .fetch_all(database)
         .await?;
     Ok(rows.into_iter().map(Row::shown).collect())
 }

@@ -15,7 +15,7 @@ use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub use self::document::{Document, find_documents};
@@ -47,14 +47,14 @@ const FIND: &str = "
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find_many(
-    pool: &PgPool,
+    database: impl PgExecutor<'_>,
     tenant_id: Uuid,
     order_ids: &[String],
 ) -> Result<HashMap<String, Row>, sqlx::Error> {
     let rows: Vec<Row> = sqlx::query_as(FIND)
         .bind(tenant_id)
         .bind(order_ids)
-        .fetch_all(pool)
+        .fetch_all(database)
         .await?;
     Ok(rows
         .into_iter()

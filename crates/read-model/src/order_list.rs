@@ -15,7 +15,7 @@ use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, Placed, State, Status};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -147,7 +147,7 @@ const LIST: &str = "
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn list(
-    pool: &PgPool,
+    database: impl PgExecutor<'_>,
     tenant_id: Uuid,
     filter: &Filter,
     sort: Sort,
@@ -176,7 +176,7 @@ pub async fn list(
         .bind(amount)
         .bind(after.map(|keyset| keyset.order_id.as_str()))
         .bind(i64::from(limit))
-        .fetch_all(pool)
+        .fetch_all(database)
         .await
 }
 

@@ -1,30 +1,23 @@
 //! A pool of Postgres connections that cannot wait for ever, and the check of the schema's version.
 //!
-//! sqlx 0.9 loses track of a transaction when a future is dropped while `BEGIN` is on its way
-//! (transact-rs/sqlx#4393): the next borrower of the connection would work inside it. Two things prevent that:
-//!
-//! - [`begin`] sends `BEGIN` from a task of its own, which is never dropped. Use it instead of `pool.begin()`.
-//! - A connection that comes back is cleared by `BEGIN; ROLLBACK`. That is one round trip (17 µs measured) after the
-//!   caller has its answer, where `before_acquire` would be one before; and a bare `ROLLBACK` would have the server
-//!   log a warning each time that there is nothing to roll back.
+//! Every statement goes through [`daybook_postgres::bounded`], which waits for so long and no longer and never drops
+//! database work half-way. A connection that comes back is cleared by `BEGIN; ROLLBACK`, in case anybody left a
+//! transaction open: one round trip (17 µs measured) after the caller has its answer, where `before_acquire` would be one
+//! before. A bare `ROLLBACK` would have the server log a warning each time that there is nothing to roll back.
 
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use daybook_postgres::{ACQUIRE_TIMEOUT, LOOKUP_TIMEOUT, bounded, with_session_timeouts};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor as _, PgPool, Postgres, Transaction};
+use sqlx::{Executor as _, PgPool};
 
 use crate::config::Secret;
 use crate::error::ApiError;
 
-/// How long one statement may run.
-pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a transaction may wait for its client.
-pub const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a caller waits for a connection.
-pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the server lets one statement run. Shorter than [`daybook_postgres::QUERY_TIMEOUT`], so that it is the server
+/// that ends a slow list, and the connection stays good.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a connection is kept. A restart of a database behind a name is noticed by then.
 const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
@@ -102,14 +95,8 @@ pub fn connect_options(
     statement_timeout: Duration,
 ) -> Result<PgConnectOptions, DatabaseError> {
     let options = PgConnectOptions::from_str(url.expose()).map_err(|_| DatabaseError::Url)?;
-    let millis = |timeout: Duration| timeout.as_millis().to_string();
-    Ok(options.application_name(application_name).options([
-        ("statement_timeout", millis(statement_timeout)),
-        (
-            "idle_in_transaction_session_timeout",
-            millis(IDLE_IN_TRANSACTION_TIMEOUT),
-        ),
-    ]))
+    let options = options.application_name(application_name);
+    Ok(with_session_timeouts(options, statement_timeout))
 }
 
 fn pool_options(max_connections: u32) -> PgPoolOptions {
@@ -127,16 +114,6 @@ fn pool_options(max_connections: u32) -> PgPoolOptions {
         })
 }
 
-/// Begins a transaction that is rolled back for certain when it is dropped, even if the caller goes away while it begins.
-///
-/// # Errors
-/// As `PgPool::begin`.
-pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let pool = pool.clone();
-    let begun = tokio::spawn(async move { pool.begin().await });
-    begun.await.map_err(|_panicked| sqlx::Error::WorkerCrashed)?
-}
-
 /// Checks that a schema is there and at least as new as this binary needs. Migrations are additive until every binary
 /// has gone along, so a newer schema is fine.
 ///
@@ -149,7 +126,10 @@ pub async fn check_schema(pool: &PgPool, schema: &'static str, expected: i64) ->
         "read_model" => "SELECT read_model.schema_version()",
         _ => "SELECT event_store.schema_version()",
     };
-    let version: Result<i64, _> = sqlx::query_scalar(statement).fetch_one(pool).await;
+    let version: Result<i64, sqlx::Error> = bounded(pool, LOOKUP_TIMEOUT, move |connection| {
+        Box::pin(sqlx::query_scalar(statement).fetch_one(connection))
+    })
+    .await;
     match version {
         Ok(actual) if actual >= expected => Ok(()),
         Ok(actual) => Err(DatabaseError::Outdated {
@@ -166,7 +146,10 @@ pub async fn check_schema(pool: &PgPool, schema: &'static str, expected: i64) ->
 /// # Errors
 /// When it does not.
 pub async fn ping(pool: &PgPool) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT 1").execute(pool).await.map(drop)
+    bounded(pool, LOOKUP_TIMEOUT, |connection| {
+        Box::pin(async move { connection.execute("SELECT 1").await.map(drop) })
+    })
+    .await
 }
 
 /// An outage is `DEPENDENCY_UNAVAILABLE`, a statement that ran too long `DEADLINE_EXCEEDED`, and anything else a fault

@@ -8,7 +8,7 @@ use daybook_service::{ApiError, identity::Principal};
 
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
-use crate::database;
+use crate::database::ReadFailure;
 
 /// Which page of which history.
 #[derive(Clone, Debug)]
@@ -62,17 +62,13 @@ impl Reads {
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
         let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
-        let (store, stream_id, direction) = (self.0.store.clone(), list.order_id.to_string(), list.direction);
-        let found = database::read(&self.0.pool, move |_| {
-            let (store, stream_id, versions) = (store.clone(), stream_id.clone(), versions.clone());
-            async move {
-                store
-                    .read_stream(tenant_id, partition, &stream_id, versions, limit, direction)
-                    .await
-            }
-        })
-        .await?;
-        Ok(found)
+        let stream_id = list.order_id.to_string();
+        let found = self
+            .0
+            .store
+            .read_stream(tenant_id, partition, &stream_id, versions, limit, list.direction)
+            .await;
+        Ok(found.map_err(ReadFailure::from)?)
     }
 }
 

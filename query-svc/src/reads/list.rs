@@ -2,6 +2,7 @@
 
 use daybook_domain::ids::CustomerId;
 use daybook_domain::order::Status;
+use daybook_postgres::QUERY_TIMEOUT;
 use daybook_read_model::order_list::{self, Filter, Keyset, Row, Sort, SortBy};
 use daybook_read_model::{OrderList, status};
 use daybook_service::{ApiError, identity::Principal};
@@ -55,9 +56,11 @@ impl Reads {
                 filter, sort, limit, ..
             },
         ) = (caller.tenant_id, list);
-        let found = database::read(&self.0.pool, move |pool| {
+        let found = database::read(&self.0.pool, QUERY_TIMEOUT, move |connection| {
             let (filter, after) = (filter.clone(), after.clone());
-            async move { order_list::list(&pool, tenant_id, &filter, sort, after.as_ref(), limit + 1).await }
+            Box::pin(async move {
+                order_list::list(connection, tenant_id, &filter, sort, after.as_ref(), limit + 1).await
+            })
         })
         .await?;
         // Rows and checkpoint commit together, so what made any of the rows is included, and all before it.

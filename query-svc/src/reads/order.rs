@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use daybook_domain::ids::OrderId;
-use daybook_event_store::{Direction, EventStore, RecordedEvent};
+use daybook_event_store::{Direction, RecordedEvent};
 use daybook_read_model::order_details::{self, Document};
 use daybook_read_model::{Change, DecodeError, Event, FoldError, OrderDetails, ReadModel as _, StreamKey};
 use daybook_service::{ApiError, identity::Principal};
@@ -11,7 +11,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::{Answer, Reads};
-use crate::database;
+use crate::database::ReadFailure;
 use crate::freshness::{Demand, Staleness};
 
 /// How many events of a history are read at once.
@@ -132,24 +132,19 @@ impl Reads {
         from: u64,
         to: u64,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
-        let (store, key) = (self.0.store.clone(), key.clone());
-        let events = database::read(&self.0.pool, move |_| {
-            let (store, key): (EventStore, StreamKey) = (store.clone(), key.clone());
-            async move {
-                store
-                    .read_stream(
-                        key.tenant_id,
-                        partition,
-                        &key.stream_id,
-                        from..=to,
-                        CHUNK_EVENTS,
-                        Direction::Forward,
-                    )
-                    .await
-            }
-        })
-        .await?;
-        Ok(events)
+        let events = self
+            .0
+            .store
+            .read_stream(
+                key.tenant_id,
+                partition,
+                &key.stream_id,
+                from..=to,
+                CHUNK_EVENTS,
+                Direction::Forward,
+            )
+            .await;
+        Ok(events.map_err(ReadFailure::from)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a customer has bought.
 
 use daybook_domain::ids::CustomerId;
+use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::CustomerTotals;
 use daybook_read_model::customer_totals::{self, Row};
 use daybook_service::{ApiError, identity::Principal};
@@ -23,9 +24,9 @@ impl Reads {
     ) -> Result<Answer<Vec<Row>>, ApiError> {
         let mut staleness = self.freshen::<CustomerTotals>(caller, demand).await?;
         let (tenant_id, wanted) = (caller.tenant_id, customer_id.clone());
-        let totals = database::read(&self.0.pool, move |pool| {
+        let totals = database::read(&self.0.pool, LOOKUP_TIMEOUT, move |connection| {
             let wanted = wanted.clone();
-            async move { customer_totals::find(&pool, tenant_id, wanted.as_str()).await }
+            Box::pin(async move { customer_totals::find(connection, tenant_id, wanted.as_str()).await })
         })
         .await?;
         let Some(newest) = totals.iter().map(|row| row.position).max() else {

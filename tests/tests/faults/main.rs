@@ -1,7 +1,9 @@
 //! What the system survives: processes that are killed or stopped and servers that go away, under load. Every test ends
 //! with the whole check of [`daybook_tests::check`], and fails when what it is meant to provoke did not happen.
 
+mod black_hole;
 mod nats;
 mod postgres;
 mod projector;
 mod publishers;
+mod readiness;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, StreamError, pull};
 use daybook_event_store::{EventStore, LogHead, ReadError, RecordedEvent};
 use thiserror::Error;
+use tokio::time::timeout;
 
 use super::ReaderError;
-use crate::bus::Bus;
+use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 use crate::stream;
 
 /// A consumer that tells nothing for twice as long is dead.
@@ -26,10 +27,24 @@ pub(super) enum SourceError {
     Consumer(#[source] async_nats::jetstream::stream::ConsumerError),
     #[error("cannot read from the consumer")]
     Messages(#[source] StreamError),
+    #[error("the server did not answer within {EXCHANGE_TIMEOUT:?}")]
+    Silent,
 }
 
 /// Subscribes to the stream from a sequence on. Beyond the stream's end that means from its next message on.
 pub(super) async fn subscribe(
+    bus: Bus,
+    partition: i32,
+    from: u64,
+    prefetch_messages: usize,
+) -> Result<pull::Stream, SourceError> {
+    let subscribing = consume(bus, partition, from, prefetch_messages);
+    timeout(EXCHANGE_TIMEOUT, subscribing)
+        .await
+        .unwrap_or(Err(SourceError::Silent))
+}
+
+async fn consume(
     bus: Bus,
     partition: i32,
     from: u64,

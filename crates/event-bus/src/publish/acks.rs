@@ -70,9 +70,7 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) async fn new(bus: &Bus) -> Result<Self, BusError> {
         let inbox = bus.client().new_inbox();
-        let subject = format!("{inbox}.*.*");
-        let subscribed = bus.client().subscribe(subject.clone()).await;
-        let answers = subscribed.map_err(|source| BusError::Subscribe { subject, source })?;
+        let answers = bus.subscribe(format!("{inbox}.*.*")).await?;
         let (messages, heard) = (VecDeque::new(), Instant::now());
         Ok(Self {
             bus: bus.clone(),

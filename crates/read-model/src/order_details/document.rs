@@ -1,7 +1,7 @@
 //! Orders for those who pass them on as they are: the document as text, read without being understood.
 
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgPool, Row as _};
+use sqlx::{FromRow, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use super::{Row, encode};
@@ -28,14 +28,14 @@ pub(super) const FIND: &str = "
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find_documents(
-    pool: &PgPool,
+    database: impl PgExecutor<'_>,
     tenant_id: Uuid,
     order_ids: &[String],
 ) -> Result<Vec<Document>, sqlx::Error> {
     sqlx::query_as(FIND)
         .bind(tenant_id)
         .bind(order_ids)
-        .fetch_all(pool)
+        .fetch_all(database)
         .await
 }
 

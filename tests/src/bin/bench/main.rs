@@ -5,6 +5,7 @@
 //! publishing) are measured in the same run, so that ratios hold where absolute figures do not.
 
 mod append;
+mod black_hole;
 mod commands;
 mod imports;
 mod lives;
@@ -31,7 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, commands, visible, queries, strangers, import.
+    /// Only measurements of these groups: raw, append, commands, visible, queries, strangers, import, network.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds.
@@ -103,6 +104,11 @@ async fn main() -> anyhow::Result<()> {
         imports::measure(&options, &mut report)
             .await
             .context("import and rebuild")?;
+    }
+    if options.wants("network") {
+        black_hole::measure(&servers().await?, &mut report)
+            .await
+            .context("a silent network")?;
     }
     report.print(&mut std::io::stdout().lock())?;
     if let Some(path) = &options.json {

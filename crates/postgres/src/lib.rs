@@ -1,0 +1,146 @@
+//! Calls to Postgres that have a deadline in this process.
+//!
+//! A server's timeout does not end a wait on a network that has gone silent: sqlx sets neither TCP keepalive nor a user
+//! timeout, so a call would last until the kernel gives up, minutes later, and its connection would be missing from the
+//! pool for as long. So each call is bounded here as well:
+//!
+//! - [`bounded`] is for a pool. The work runs in a task of its own, so that a caller who goes away cuts nothing in the
+//!   middle (a future that is dropped inside sqlx can leave an open transaction behind, transact-rs/sqlx#4393).
+//! - [`within`] is for a connection that its user owns, and drops after a timeout.
+//!
+//! In both cases a connection that did not answer in time is closed and never used again. Once the network is back the
+//! pool is whole again after [`ACQUIRE_TIMEOUT`] or the longest limit in use, whichever is longer.
+//!
+//! [`with_session_timeouts`] sets the server's side: it ends what nobody waits for any more, and lets go of its locks.
+
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::time::Duration;
+use std::{fmt, io};
+
+use futures::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{PgConnection, PgPool, Postgres};
+use tokio::time::timeout;
+
+/// How long a caller waits for a connection of a pool, and a pool for a new connection.
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long making a connection may take outside of a pool.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a statement may take that finds a few rows by a key. The server needs milliseconds.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a statement may take that reads a page of a list.
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may take to show that it can be used again.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a transaction may wait for its client before the server ends its session.
+pub const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the server looks whether the client of a running statement is still there.
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the server waits for a client's TCP to acknowledge what it sent, and for a sign of life of a silent client.
+const CLIENT_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Does work on a connection of the pool, and waits for at most `limit` once there is a connection. A caller who stops
+/// waiting earlier leaves the work to end by itself; a caller's own deadline never closes a connection that works.
+///
+/// # Errors
+/// What the work fails with, `PoolTimedOut` after [`ACQUIRE_TIMEOUT`], and `Io` with `TimedOut` when the limit has passed:
+/// the connection is then closed, and whether the statement took effect is not known.
+///
+/// # Panics
+/// When the work does.
+pub async fn bounded<T, E, W>(pool: &PgPool, limit: Duration, work: W) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<sqlx::Error> + Send + 'static,
+    W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, E>> + Send + 'static,
+{
+    let pool = pool.clone();
+    let working = tokio::spawn(async move {
+        let mut connection = pool.acquire().await?;
+        let done = timeout(limit, work(&mut connection)).await;
+        match done {
+            Ok(done) => {
+                tokio::spawn(release(connection));
+                done
+            }
+            Err(_elapsed) => {
+                // Not returned to the pool: its answer may still come, or never.
+                drop(connection.detach());
+                Err(timed_out(limit).into())
+            }
+        }
+    });
+    match working.await {
+        Ok(done) => done,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_stopped) => Err(sqlx::Error::WorkerCrashed.into()),
+        },
+    }
+}
+
+/// Gives a connection back once it has answered. Left to itself, sqlx waits for that answer without a limit, and the
+/// place in the pool is taken for as long; dropped half-way, it closes the connection.
+async fn release(mut connection: PoolConnection<Postgres>) {
+    let _ = timeout(RELEASE_TIMEOUT, connection.return_to_pool()).await;
+}
+
+/// Waits for an answer on a connection of one's own for at most `limit`.
+///
+/// # Errors
+/// What the work fails with, and `Io` with `TimedOut` when the limit has passed: then drop the connection, which closes
+/// it. Whether the statement took effect is not known.
+pub async fn within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_elapsed) => Err(timed_out(limit).into()),
+    }
+}
+
+fn timed_out(limit: Duration) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, Silence(limit)))
+}
+
+/// What the log says of a call that was given up.
+#[derive(Debug)]
+struct Silence(Duration);
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the database did not answer within {:?}", self.0)
+    }
+}
+
+impl std::error::Error for Silence {}
+
+/// Has the server end what runs for longer than `statement_timeout`, transactions that wait for their client, and
+/// sessions whose client is gone. On a Unix socket there is no TCP, and its settings are ignored.
+#[must_use]
+pub fn with_session_timeouts(options: PgConnectOptions, statement_timeout: Duration) -> PgConnectOptions {
+    let millis = |timeout: Duration| timeout.as_millis().to_string();
+    let seconds = |timeout: Duration| timeout.as_secs().to_string();
+    options.options([
+        ("statement_timeout", millis(statement_timeout)),
+        (
+            "idle_in_transaction_session_timeout",
+            millis(IDLE_IN_TRANSACTION_TIMEOUT),
+        ),
+        ("client_connection_check_interval", millis(CLIENT_CHECK_INTERVAL)),
+        ("tcp_user_timeout", millis(CLIENT_SILENCE_MAX)),
+        ("tcp_keepalives_idle", seconds(CLIENT_SILENCE_MAX)),
+        ("tcp_keepalives_interval", seconds(CLIENT_SILENCE_MAX / 4)),
+        ("tcp_keepalives_count", "4".to_owned()),
+    ])
+}
