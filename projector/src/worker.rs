@@ -72,7 +72,7 @@ pub enum StepError {
     /// A batch could not be applied.
     #[error("cannot apply a batch")]
     Apply(#[source] ApplyError),
-    /// The database did not answer within [`STEP_TIMEOUT`].
+    /// The database did not answer in time.
     #[error("the database did not answer within {STEP_TIMEOUT:?}")]
     Silent,
 }
