@@ -57,3 +57,24 @@ ALTER FUNCTION event_store.position_at OWNER TO daybook_append;
 REVOKE ALL ON FUNCTION event_store.position_at FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.position_at
     TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
+
+-- The head of a partition: its newest event, and the generation of its log; 0 and NULLs while the log is empty. One
+-- backward probe of the primary key. It runs as a role that sees every tenant's events, and gives away nothing of what
+-- is in them.
+CREATE FUNCTION event_store.head(
+    p_partition integer, OUT generation uuid, OUT head bigint, OUT recorded_at timestamptz, OUT event_id uuid)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+BEGIN
+    SELECT l.generation INTO STRICT head.generation FROM event_store.log AS l WHERE l.partition = p_partition;
+    SELECT e.position, e.recorded_at, e.event_id INTO head.head, head.recorded_at, head.event_id
+    FROM event_store.event AS e WHERE e.partition = p_partition
+    ORDER BY e.position DESC LIMIT 1;
+    head.head := coalesce(head.head, 0);
+END
+$$;
+ALTER FUNCTION event_store.head OWNER TO daybook_append;
+REVOKE ALL ON FUNCTION event_store.head FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION event_store.head
+    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_append;
