@@ -131,7 +131,7 @@ impl Setup {
 
     /// The position of the newest event.
     pub(crate) async fn head(&self) -> u64 {
-        self.value::<i64>("SELECT head FROM event_store.log")
+        self.value::<i64>("SELECT head FROM event_store.head(0)")
             .await
             .cast_unsigned()
     }

@@ -98,8 +98,8 @@ pub(crate) async fn applied(stack: &Stack) -> anyhow::Result<()> {
         let behind: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM read_model.projection AS p
              LEFT JOIN read_model.checkpoint AS c ON c.projection = p.name AND c.generation = p.live_generation
-             LEFT JOIN event_store.log AS l ON l.partition = c.partition
-             WHERE c.position IS DISTINCT FROM l.head",
+             LEFT JOIN LATERAL event_store.head(c.partition) AS h ON true
+             WHERE c.position IS DISTINCT FROM h.head",
         )
         .fetch_one(&stack.superuser)
         .await?;
