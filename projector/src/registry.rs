@@ -224,7 +224,10 @@ pub async fn fail_rebuild(
 /// Holds the live workers of a projection still until the transaction ends, and says where they stand, by partition.
 /// Those that stand in a log that is gone do not count.
 pub async fn hold_live(transaction: &mut PgConnection, name: &str) -> Result<Vec<(i32, u64)>, sqlx::Error> {
-    sqlx::query(HOLD_LIVE).bind(name).execute(&mut *transaction).await?;
+    sqlx::query(HOLD_LIVE)
+        .bind(name)
+        .execute(&mut *transaction)
+        .await?;
     // A statement of its own: it sees what was committed while the fences were waited for.
     let positions = sqlx::query_as::<_, (i32, i64)>(LIVE_POSITIONS)
         .bind(name)

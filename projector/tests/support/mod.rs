@@ -13,6 +13,7 @@ use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{self, Command, NewLine, State};
 use daybook_event_bus::Bus;
 use daybook_event_store::{EventStore, Metadata, NewCommand, NewEvent, RecordedEvent, Verdict};
+use daybook_projector::checkpoint::{self, Claim, Key, Lease};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;
 use daybook_projector::metrics::Metrics;
@@ -244,14 +245,21 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
 pub(crate) struct Orders {
     random: StdRng,
     tenant_id: Uuid,
+    customers: u32,
     orders: Vec<(OrderId, State, u64)>,
     metadata: Arc<str>,
 }
 
 impl Orders {
-    /// None yet.
+    /// None yet; of 500 customers.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::of(500, seed)
+    }
+
+    /// None yet; of so many customers.
+    pub(crate) fn of(customers: u32, seed: u64) -> Self {
         Self {
+            customers,
             random: StdRng::seed_from_u64(seed),
             tenant_id: Uuid::from_u128(u128::from(seed) + 1),
             orders: Vec::new(),
@@ -289,7 +297,10 @@ impl Orders {
         Command::Place {
             order_id,
             reference: None,
-            customer_id: text(&format!("customer-{}", self.random.random_range(0..500))),
+            customer_id: text(&format!(
+                "customer-{}",
+                self.random.random_range(0..self.customers)
+            )),
             currency: Currency::parse("EUR").expect("a currency"),
             lines,
             shipping_address: None,
@@ -380,6 +391,27 @@ pub(crate) fn unknown_event() -> NewCommand {
             payload: "{}".to_owned(),
         }],
         rejection: None,
+    }
+}
+
+/// Takes the lease on the first tables of a read model.
+pub(crate) async fn claim<M: ReadModel>(process: &Context) -> (PgConnection, Claim) {
+    let key = Key {
+        projection: M::NAME,
+        tables: Generation::FIRST,
+        partition: 0,
+    };
+    let connected = process.connector.connect("test").await;
+    let mut connection = connected.expect("a connection");
+    let claimed = checkpoint::claim(&mut connection, key, process.owner).await;
+    (connection, claimed.expect("an answer"))
+}
+
+/// Takes the lease on the first tables of a read model, which is to be had.
+pub(crate) async fn hold<M: ReadModel>(process: &Context) -> (PgConnection, Lease) {
+    match claim::<M>(process).await {
+        (connection, Claim::Held(lease)) => (connection, lease),
+        (_, refused) => panic!("{refused:?}"),
     }
 }
 
