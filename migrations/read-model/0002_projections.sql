@@ -24,33 +24,76 @@ CREATE TABLE read_model.projection (
     CHECK (live_generation < next_generation)
 );
 
--- How far a generation of tables has come in a partition of the log, and who may take it further.
---
--- A worker advances `position` in the transaction that changes the rows, by compare-and-set on position and fence. A
--- worker that lost its lease (a zombie) finds another fence, changes no row, and rolls back.
-CREATE TABLE read_model.checkpoint (
+-- Who may take a generation of tables further in a partition of the log: a row that changes only when its owner does, or
+-- when the projection fails and recovers. Every batch locks it, which makes no new version of it; what is written more
+-- often is in the tables below. Otherwise a snapshot that somebody holds (a backup, a forgotten session) would make it a
+-- chain of dead versions that every batch has to walk.
+CREATE TABLE read_model.fence (
     projection     text        COLLATE "C" NOT NULL REFERENCES read_model.projection,
     generation     integer     NOT NULL,
     partition      integer     NOT NULL,
-    -- Everything up to here is applied.
-    position       bigint      NOT NULL DEFAULT 0 CHECK (position >= 0),
-    -- The generation of the *log* that the position belongs to: another one after a restore.
+    -- One more with each owner. A worker that lost its lease without noticing (a zombie) has a lower one.
+    number         bigint      NOT NULL DEFAULT 0,
+    -- The generation of the *log* that the positions belong to: another one after a restore.
     log_generation uuid        NOT NULL,
-    -- One more with each owner.
-    fence          bigint      NOT NULL DEFAULT 0,
-    -- The process that works on it, NULL when none does.
-    owner          uuid,
-    -- Until when nobody else may take it, by this server's clock.
-    lease_until    timestamptz NOT NULL DEFAULT '-infinity',
-    -- When the position last changed.
-    applied_at     timestamptz,
     -- Set while the projection is failed: it stands before an event that it cannot take, and never skips it.
     error          text,
     error_position bigint,
     failed_at      timestamptz,
     PRIMARY KEY (projection, generation, partition),
     CHECK ((error IS NULL) = (failed_at IS NULL))
-) WITH (fillfactor = 50);
+);
+
+-- Which process works on it, and until when. Renewed every few seconds, hence beside the fence.
+CREATE TABLE read_model.lease (
+    projection     text        COLLATE "C" NOT NULL,
+    generation     integer     NOT NULL,
+    partition      integer     NOT NULL,
+    -- NULL when nobody does.
+    owner          uuid,
+    -- Until when nobody else may take it, by this server's clock.
+    lease_until    timestamptz NOT NULL DEFAULT '-infinity',
+    PRIMARY KEY (projection, generation, partition),
+    FOREIGN KEY (projection, generation, partition) REFERENCES read_model.fence ON DELETE CASCADE
+);
+
+-- How far it has come: the step of its newest batch; none at the beginning of the log.
+--
+-- A step is inserted in the transaction that changes the rows, and the step before it is deleted there. It is never
+-- updated: its key moves on with it, so the newest step is the first that a probe from the end of the index meets,
+-- however many dead ones a held snapshot keeps behind it. The key also makes the insert a compare-and-set: two steps
+-- from one position cannot both be committed.
+CREATE TABLE read_model.checkpoint_step (
+    projection     text        COLLATE "C" NOT NULL,
+    generation     integer     NOT NULL,
+    partition      integer     NOT NULL,
+    -- Where the batch began.
+    from_position  bigint      NOT NULL,
+    -- Everything up to here is applied.
+    position       bigint      NOT NULL,
+    PRIMARY KEY (projection, generation, partition, from_position)
+);
+
+-- Everything up to here is applied; 0 is the beginning of the log. One probe from the end of the index. The plan must not
+-- depend on statistics: they count one live row, and a scan of a table of one row meets all of its dead ones.
+CREATE FUNCTION read_model.reached(p_projection text, p_generation integer, p_partition integer) RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+BEGIN
+    RETURN coalesce((
+        SELECT s.position FROM read_model.checkpoint_step AS s
+        WHERE s.projection = p_projection AND s.generation = p_generation AND s.partition = p_partition
+        ORDER BY s.from_position DESC LIMIT 1
+    ), 0);
+END
+$$;
+
+-- How far each generation of tables has come in each partition.
+CREATE VIEW read_model.checkpoint WITH (security_invoker = true) AS
+SELECT f.projection, f.generation, f.partition, r.position, f.log_generation, f.number AS fence,
+       f.error, f.error_position, f.failed_at
+FROM read_model.fence AS f
+CROSS JOIN LATERAL read_model.reached(f.projection, f.generation, f.partition) AS r (position);
 
 CREATE TABLE read_model.rebuild (
     projection   text        COLLATE "C" NOT NULL REFERENCES read_model.projection,
@@ -71,34 +114,65 @@ CREATE TABLE read_model.rebuild (
 -- One rebuild of a projection at a time.
 CREATE UNIQUE INDEX rebuild_running_key ON read_model.rebuild (projection) WHERE status = 'running';
 
--- Advances a checkpoint, and the lease with it, at the beginning of the transaction that changes the rows. An exception
--- and not a row count, so that it can travel in one message with BEGIN. A log that was restored since is another log,
--- however far it has come.
+-- Advances a checkpoint, in the transaction that changes the rows and before they change: it leaves the lock on the fence,
+-- so they have one writer. An exception and not a row count, so that it can be a part of the statement that writes the
+-- rows, or travel in one message with BEGIN.
+--
+-- A log that was restored since is another log, however far it has come; and what is beyond its head was never recorded.
 CREATE FUNCTION read_model.advance(
     p_projection text, p_generation integer, p_partition integer, p_fence bigint, p_log_generation uuid,
     p_from bigint, p_to bigint)
 RETURNS void
 LANGUAGE plpgsql SECURITY INVOKER SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
+DECLARE
+    v_failed_at timestamptz;
+    v_newest    read_model.checkpoint_step;
 BEGIN
-    UPDATE read_model.checkpoint AS c
-    SET position = p_to, applied_at = clock_timestamp(), lease_until = clock_timestamp() + interval '10 seconds',
-        error = NULL, error_position = NULL, failed_at = NULL
-    WHERE c.projection = p_projection AND c.generation = p_generation AND c.partition = p_partition
-      AND c.position = p_from AND c.fence = p_fence AND c.log_generation = p_log_generation
-      AND EXISTS (SELECT FROM event_store.log AS l
-                  WHERE l.partition = p_partition AND l.generation = p_log_generation);
+    SELECT f.failed_at INTO v_failed_at
+    FROM read_model.fence AS f
+    WHERE f.projection = p_projection AND f.generation = p_generation AND f.partition = p_partition
+      AND f.number = p_fence AND f.log_generation = p_log_generation
+    FOR NO KEY UPDATE;
+
+    -- Each statement from here on sees what was committed while the lock was waited for.
+    IF FOUND THEN
+        SELECT s.* INTO v_newest
+        FROM read_model.checkpoint_step AS s
+        WHERE s.projection = p_projection AND s.generation = p_generation AND s.partition = p_partition
+        ORDER BY s.from_position DESC LIMIT 1;
+
+        INSERT INTO read_model.checkpoint_step (projection, generation, partition, from_position, position)
+        SELECT p_projection, p_generation, p_partition, p_from, p_to
+        FROM event_store.log AS l
+        WHERE l.partition = p_partition AND l.generation = p_log_generation
+          AND p_from = coalesce(v_newest.position, 0) AND p_from < p_to
+          AND EXISTS (SELECT FROM event_store.event AS e WHERE e.partition = p_partition AND e.position >= p_to);
+    END IF;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the checkpoint of % is not where this worker left it', p_projection USING ERRCODE = 'DBK01';
     END IF;
+
+    DELETE FROM read_model.checkpoint_step AS s
+    WHERE s.projection = p_projection AND s.generation = p_generation AND s.partition = p_partition
+      AND s.from_position = v_newest.from_position;
+    IF v_failed_at IS NOT NULL THEN
+        UPDATE read_model.fence AS f SET error = NULL, error_position = NULL, failed_at = NULL
+        WHERE f.projection = p_projection AND f.generation = p_generation AND f.partition = p_partition;
+    END IF;
 END
 $$;
-REVOKE ALL ON FUNCTION read_model.advance FROM PUBLIC;
+REVOKE ALL ON FUNCTION read_model.advance, read_model.reached FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION read_model.advance TO daybook_projector;
+GRANT EXECUTE ON FUNCTION read_model.reached TO daybook_projector, daybook_query;
 
 GRANT SELECT, INSERT, UPDATE ON read_model.projection, read_model.rebuild TO daybook_projector;
-GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.checkpoint TO daybook_projector;
-GRANT SELECT ON read_model.projection, read_model.checkpoint TO daybook_query;
+GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.fence, read_model.lease TO daybook_projector;
+GRANT SELECT, INSERT, DELETE ON read_model.checkpoint_step TO daybook_projector;
+GRANT SELECT ON read_model.checkpoint TO daybook_projector;
+GRANT SELECT ON read_model.projection, read_model.fence, read_model.checkpoint_step, read_model.checkpoint
+    TO daybook_query;
 
 -- The functions below run with the rights of the projector: it has to own the tables that it makes.
 
@@ -121,18 +195,33 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 AS $$
 BEGIN
     EXECUTE format('DROP TABLE IF EXISTS read_model.%I', p_name || '_g' || p_generation);
-    DELETE FROM read_model.checkpoint AS c WHERE c.projection = p_name AND c.generation = p_generation;
+    DELETE FROM read_model.fence AS f WHERE f.projection = p_name AND f.generation = p_generation;
+    DELETE FROM read_model.checkpoint_step AS s WHERE s.projection = p_name AND s.generation = p_generation;
 END
 $$;
 
--- Makes a generation's tables, and its checkpoints at the beginning of each partition.
+-- Opens the checkpoints of a generation, at the beginning of each partition that has none yet.
+CREATE FUNCTION read_model.open(p_name text, p_generation integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    INSERT INTO read_model.fence (projection, generation, partition, log_generation)
+    SELECT p_name, p_generation, l.partition, l.generation FROM event_store.log AS l
+    ON CONFLICT DO NOTHING;
+    INSERT INTO read_model.lease (projection, generation, partition)
+    SELECT f.projection, f.generation, f.partition FROM read_model.fence AS f
+    WHERE f.projection = p_name AND f.generation = p_generation
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
+-- Makes a generation's tables, and opens its checkpoints.
 CREATE FUNCTION read_model.make(p_name text, p_generation integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 AS $$
 BEGIN
     EXECUTE format('SELECT read_model.%I($1)', 'create_' || p_name) USING p_generation;
-    INSERT INTO read_model.checkpoint (projection, generation, partition, log_generation)
-    SELECT p_name, p_generation, l.partition, l.generation FROM event_store.log AS l;
+    PERFORM read_model.open(p_name, p_generation);
 END
 $$;
 
@@ -217,7 +306,7 @@ $$;
 -- changed, when its rebuild is not running and indexed, or when the swap would take readers back: the live tables are
 -- further in some partition.
 --
--- The lock on the live checkpoints holds the live worker still for the comparison. A checkpoint of a log that has been
+-- The lock on the live fences holds the live worker still for the comparison. A checkpoint of a log that has been
 -- restored since does not count; its positions mean nothing any more. The new fence stops the workers of the old
 -- generation at their next step, wherever they run.
 CREATE FUNCTION read_model.go_live(p_name text, p_generation integer) RETURNS boolean
@@ -231,17 +320,17 @@ BEGIN
     SELECT p.live_generation, p.previous_generation INTO STRICT v_live, v_previous
     FROM read_model.projection AS p WHERE p.name = p_name FOR NO KEY UPDATE;
 
-    PERFORM FROM read_model.checkpoint AS c
-    WHERE c.projection = p_name AND c.generation = v_live
-    ORDER BY c.partition FOR NO KEY UPDATE;
+    PERFORM FROM read_model.fence AS f
+    WHERE f.projection = p_name AND f.generation = v_live
+    ORDER BY f.partition FOR NO KEY UPDATE;
 
     IF EXISTS (
         SELECT FROM read_model.checkpoint AS live
-        JOIN event_store.log AS l ON l.partition = live.partition AND l.generation = live.log_generation
+        CROSS JOIN LATERAL event_store.head(live.partition) AS h
         LEFT JOIN read_model.checkpoint AS next
              ON next.projection = p_name AND next.generation = p_generation AND next.partition = live.partition
         WHERE live.projection = p_name AND live.generation = v_live
-          AND live.position <= l.head
+          AND live.log_generation = h.generation AND live.position <= h.head
           AND live.position > coalesce(next.position, 0)
     ) THEN
         RETURN false;
@@ -253,8 +342,8 @@ BEGIN
         RETURN false;
     END IF;
 
-    UPDATE read_model.checkpoint AS c SET fence = c.fence + 1, owner = NULL, lease_until = '-infinity'
-    WHERE c.projection = p_name AND c.generation = v_live;
+    UPDATE read_model.fence AS f SET number = f.number + 1
+    WHERE f.projection = p_name AND f.generation = v_live;
     UPDATE read_model.projection AS p
     SET live_generation = p_generation, previous_generation = v_live, updated_at = now()
     WHERE p.name = p_name;
@@ -268,6 +357,7 @@ $$;
 
 ALTER FUNCTION read_model.show OWNER TO daybook_projector;
 ALTER FUNCTION read_model.discard OWNER TO daybook_projector;
+ALTER FUNCTION read_model.open OWNER TO daybook_projector;
 ALTER FUNCTION read_model.make OWNER TO daybook_projector;
 ALTER FUNCTION read_model.further_indexes OWNER TO daybook_projector;
 ALTER FUNCTION read_model.introduce OWNER TO daybook_projector;
@@ -275,6 +365,6 @@ ALTER FUNCTION read_model.start_rebuild OWNER TO daybook_projector;
 ALTER FUNCTION read_model.finish_fill OWNER TO daybook_projector;
 ALTER FUNCTION read_model.fail_rebuild OWNER TO daybook_projector;
 ALTER FUNCTION read_model.go_live OWNER TO daybook_projector;
-REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.make, read_model.further_indexes,
-    read_model.introduce, read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live
-    FROM PUBLIC;
+REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.open, read_model.make,
+    read_model.further_indexes, read_model.introduce, read_model.start_rebuild, read_model.finish_fill,
+    read_model.fail_rebuild, read_model.go_live FROM PUBLIC;

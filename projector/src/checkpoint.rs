@@ -1,8 +1,12 @@
-//! The table `read_model.checkpoint`: how far a generation of tables has come, and who may take it further.
+//! The tables `read_model.fence`, `lease` and `checkpoint_step`: how far a generation of tables has come, and who may
+//! take it further.
 //!
 //! Whoever works on a generation holds a [`Lease`] on its checkpoint, by this database's clock. Each new owner gets the
-//! next fencing number, and every write names the number and the position that it starts from, so that a worker that was
+//! next fencing number, and every step names the number and the position that it starts from, so that a worker that was
 //! superseded without noticing (a zombie) changes nothing.
+//!
+//! A snapshot that somebody holds for an hour slows nothing down: a batch inserts a step and updates no row, and the lease,
+//! which is updated every few seconds, is not what a batch looks at (`migrations/read-model/0002_projections.sql`).
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Postgres, Row as _, Transaction};
@@ -12,63 +16,75 @@ use uuid::Uuid;
 use daybook_read_model::{Advance, Generation};
 
 /// A lease that has not been renewed for ten seconds may be taken by anyone (the statements below say so too).
-/// It is renewed by every advance, and this often while there is nothing to advance over.
+/// It is renewed this often.
 pub const LEASE_RENEWAL: std::time::Duration = std::time::Duration::from_secs(3);
 
 const OPEN: &str = "
-    INSERT INTO read_model.checkpoint (projection, generation, partition, log_generation)
-    SELECT p.name, g.generation, l.partition, l.generation
+    SELECT read_model.open(p.name, g.generation)
     FROM read_model.projection AS p
-    CROSS JOIN event_store.log AS l
     CROSS JOIN LATERAL (
         SELECT p.live_generation
         UNION
         SELECT r.generation FROM read_model.rebuild AS r WHERE r.projection = p.name AND r.status = 'running'
     ) AS g (generation)
-    ON CONFLICT DO NOTHING
 ";
 
 const CLAIM: &str = "
-    UPDATE read_model.checkpoint AS c
-    SET owner = $4, fence = c.fence + 1, lease_until = clock_timestamp() + interval '10 seconds'
-    FROM event_store.log AS l
-    WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND l.partition = c.partition
-      AND (c.owner IS NULL OR c.owner = $4 OR c.lease_until < clock_timestamp())
-    RETURNING c.fence, c.position, c.log_generation, c.failed_at IS NOT NULL AS failed,
-              l.generation AS newest_log_generation, l.head
+    WITH taken AS (
+        UPDATE read_model.lease AS l
+        SET owner = $4, lease_until = clock_timestamp() + interval '10 seconds'
+        WHERE l.projection = $1 AND l.generation = $2 AND l.partition = $3
+          AND (l.owner IS NULL OR l.owner = $4 OR l.lease_until < clock_timestamp())
+        RETURNING l.projection, l.generation, l.partition
+    )
+    UPDATE read_model.fence AS f
+    SET number = f.number + 1
+    FROM taken AS t
+    WHERE f.projection = t.projection AND f.generation = t.generation AND f.partition = t.partition
+    RETURNING f.number
+";
+
+const STANDING: &str = "
+    SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed, h.generation AS newest_log_generation, h.head
+    FROM read_model.checkpoint AS c
+    CROSS JOIN LATERAL event_store.head(c.partition) AS h
+    WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3
 ";
 
 const RENEW: &str = "
-    UPDATE read_model.checkpoint AS c
+    UPDATE read_model.lease AS l
     SET lease_until = clock_timestamp() + interval '10 seconds'
-    FROM event_store.log AS l
-    WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND c.fence = $4
-      AND l.partition = c.partition AND l.generation = c.log_generation AND l.head >= c.position
+    FROM read_model.checkpoint AS c
+    CROSS JOIN LATERAL event_store.head(c.partition) AS h
+    WHERE l.projection = $1 AND l.generation = $2 AND l.partition = $3 AND l.owner = $5
+      AND c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND c.fence = $4
+      AND c.log_generation = h.generation AND c.position <= h.head
 ";
 
 const RELEASE: &str = "
-    UPDATE read_model.checkpoint AS c
+    UPDATE read_model.lease AS l
     SET owner = NULL, lease_until = '-infinity'
-    WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND c.fence = $4
+    FROM read_model.fence AS f
+    WHERE l.projection = $1 AND l.generation = $2 AND l.partition = $3 AND l.owner = $5
+      AND f.projection = $1 AND f.generation = $2 AND f.partition = $3 AND f.number = $4
 ";
 
 const FAIL: &str = "
-    UPDATE read_model.checkpoint AS c
-    SET error = $5, error_position = $6, failed_at = coalesce(c.failed_at, clock_timestamp()),
-        lease_until = clock_timestamp() + interval '10 seconds'
-    WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND c.fence = $4
+    UPDATE read_model.fence AS f
+    SET error = $5, error_position = $6, failed_at = coalesce(f.failed_at, clock_timestamp())
+    WHERE f.projection = $1 AND f.generation = $2 AND f.partition = $3 AND f.number = $4
 ";
 
 const NEWEST: &str = "
-    SELECT max(least(c.position, l.head))
+    SELECT max(least(c.position, h.head))
     FROM read_model.checkpoint AS c
     JOIN read_model.projection AS p ON p.name = c.projection AND p.live_generation = c.generation
-    JOIN event_store.log AS l ON l.partition = c.partition AND l.generation = c.log_generation
-    WHERE c.partition = $1
+    CROSS JOIN LATERAL event_store.head(c.partition) AS h
+    WHERE c.partition = $1 AND c.log_generation = h.generation
 ";
 
 const LIVE: &str = "
-    SELECT p.name, c.partition, p.live_generation, c.position, l.head, c.error, c.error_position, c.failed_at,
+    SELECT p.name, c.partition, p.live_generation, c.position, h.head, c.error, c.error_position, c.failed_at,
            EXISTS (SELECT FROM read_model.rebuild AS r WHERE r.projection = p.name AND r.status = 'running')
                AS is_rebuilding,
            (SELECT (greatest(0, extract(epoch FROM clock_timestamp() - e.recorded_at)) * 1000)::bigint
@@ -76,7 +92,7 @@ const LIVE: &str = "
             WHERE e.partition = c.partition AND e.position = c.position + 1) AS lag_ms
     FROM read_model.projection AS p
     JOIN read_model.checkpoint AS c ON c.projection = p.name AND c.generation = p.live_generation
-    JOIN event_store.log AS l ON l.partition = c.partition
+    CROSS JOIN LATERAL event_store.head(c.partition) AS h
     WHERE $1::text IS NULL OR p.name = $1
     ORDER BY p.name, c.partition
 ";
@@ -85,6 +101,7 @@ const LIVE: &str = "
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("open", OPEN),
     ("claim", CLAIM),
+    ("standing", STANDING),
     ("renew", RENEW),
     ("release", RELEASE),
     ("fail", FAIL),
@@ -108,6 +125,8 @@ pub struct Key {
 pub struct Lease {
     /// The checkpoint.
     pub key: Key,
+    /// The process that holds it.
+    pub owner: Uuid,
     /// The fencing number.
     pub fence: i64,
     /// Everything up to here is applied.
@@ -156,20 +175,26 @@ pub async fn open_all(connection: &mut PgConnection) -> Result<(), sqlx::Error> 
 
 /// Takes the lease when nobody has it, when it has run out, or when `owner` has it already.
 pub async fn claim(connection: &mut PgConnection, key: Key, owner: Uuid) -> Result<Claim, sqlx::Error> {
-    let row = sqlx::query(CLAIM)
-        .bind(key.projection)
-        .bind(key.tables.get())
-        .bind(key.partition)
+    let fence: Option<i64> = on(CLAIM, key)
         .bind(owner)
-        .fetch_optional(connection)
-        .await?;
-    row.map_or(Ok(Claim::Refused), |row| claimed(key, &row))
+        .fetch_optional(&mut *connection)
+        .await?
+        .map(|row| row.try_get("number"))
+        .transpose()?;
+    let Some(fence) = fence else {
+        return Ok(Claim::Refused);
+    };
+    // A statement of its own: it sees what the last owner committed while the new number was waited for, and from then on
+    // the last owner commits nothing.
+    let standing = on(STANDING, key).fetch_optional(connection).await?;
+    standing.map_or(Ok(Claim::Refused), |row| claimed(key, owner, fence, &row))
 }
 
-fn claimed(key: Key, row: &PgRow) -> Result<Claim, sqlx::Error> {
+fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx::Error> {
     let lease = Lease {
         key,
-        fence: row.try_get("fence")?,
+        owner,
+        fence,
         position: row.try_get::<i64, _>("position")?.cast_unsigned(),
         log_generation: row.try_get("log_generation")?,
         failed: row.try_get("failed")?,
@@ -185,13 +210,14 @@ fn claimed(key: Key, row: &PgRow) -> Result<Claim, sqlx::Error> {
 
 /// Renews a lease; `false` when it is lost, or the log is another one.
 pub async fn renew(connection: &mut PgConnection, lease: &Lease) -> Result<bool, sqlx::Error> {
-    let done = held(RENEW, lease).execute(connection).await?;
+    let done = held(RENEW, lease).bind(lease.owner).execute(connection).await?;
     Ok(done.rows_affected() == 1)
 }
 
 /// Gives a lease back, so that another process need not wait for its end.
 pub async fn release(connection: &mut PgConnection, lease: &Lease) -> Result<(), sqlx::Error> {
-    held(RELEASE, lease).execute(connection).await.map(drop)
+    let releasing = held(RELEASE, lease).bind(lease.owner);
+    releasing.execute(connection).await.map(drop)
 }
 
 /// Marks the projection as failed before the event at `position`; the next advance clears the mark.
@@ -205,21 +231,23 @@ pub async fn fail(
     failing.execute(connection).await.map(drop)
 }
 
-fn held<'a>(
-    statement: &'static str,
-    lease: &'a Lease,
-) -> sqlx::query::Query<'a, Postgres, sqlx::postgres::PgArguments> {
+type Statement = sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments>;
+
+fn on(statement: &'static str, key: Key) -> Statement {
     sqlx::query(statement)
-        .bind(lease.key.projection)
-        .bind(lease.key.tables.get())
-        .bind(lease.key.partition)
-        .bind(lease.fence)
+        .bind(key.projection)
+        .bind(key.tables.get())
+        .bind(key.partition)
+}
+
+fn held(statement: &'static str, lease: &Lease) -> Statement {
+    on(statement, lease.key).bind(lease.fence)
 }
 
 /// Begins a transaction that advances the checkpoint, in one round trip. After an error the connection is good for nothing
 /// but to be closed.
 ///
-/// The transaction holds the checkpoint's row, so the rows that it goes on to write have one writer.
+/// The transaction holds the fence, so the rows that it goes on to write have one writer.
 pub async fn begin_advance<'c>(
     connection: &'c mut PgConnection,
     advance: &Advance,

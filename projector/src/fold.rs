@@ -77,7 +77,7 @@ impl<R> Touched<R> {
 pub(crate) struct Changes<'a, M: ReadModel> {
     /// Rows of keys that have none in the table.
     pub(crate) new: Vec<&'a M::Row>,
-    /// Rows of keys that have one.
+    /// Rows of keys that have one, or of a model that replaces its rows.
     pub(crate) changed: Vec<&'a M::Row>,
     /// Keys whose rows are to go.
     pub(crate) deleted: Vec<M::Key>,
@@ -190,7 +190,8 @@ impl<M: ReadModel> Rows<M> {
         };
         for (key, touched) in touched {
             match &touched.row {
-                Some(row) if touched.is_stored => changes.changed.push(row),
+                // Replacing a row that is not there is no harm, and then one statement does for all.
+                Some(row) if touched.is_stored || !M::REPLACE.is_empty() => changes.changed.push(row),
                 Some(row) => changes.new.push(row),
                 None => changes.deleted.push(key.clone()),
             }

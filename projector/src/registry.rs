@@ -30,13 +30,20 @@ const RUNNING: &str = "
 ";
 
 const HOLD_LIVE: &str = "
+    SELECT f.partition
+    FROM read_model.projection AS p
+    JOIN read_model.fence AS f ON f.projection = p.name AND f.generation = p.live_generation
+    WHERE p.name = $1
+    ORDER BY f.partition
+    FOR NO KEY UPDATE OF p, f
+";
+
+const LIVE_POSITIONS: &str = "
     SELECT c.partition, c.position
     FROM read_model.projection AS p
     JOIN read_model.checkpoint AS c ON c.projection = p.name AND c.generation = p.live_generation
-    JOIN event_store.log AS l ON l.partition = c.partition AND l.generation = c.log_generation AND l.head >= c.position
-    WHERE p.name = $1
-    ORDER BY c.partition
-    FOR NO KEY UPDATE OF p, c
+    CROSS JOIN LATERAL event_store.head(c.partition) AS h
+    WHERE p.name = $1 AND c.log_generation = h.generation AND c.position <= h.head
 ";
 
 const PROGRESS: &str = "
@@ -45,7 +52,8 @@ const PROGRESS: &str = "
                 ELSE coalesce((SELECT sum(c.position) FROM read_model.checkpoint AS c
                                WHERE c.projection = r.projection AND c.generation = r.generation), 0)
            END::bigint AS position,
-           (SELECT sum(l.head) FROM event_store.log AS l)::bigint AS head,
+           (SELECT sum(h.head) FROM event_store.log AS l CROSS JOIN LATERAL event_store.head(l.partition) AS h)::bigint
+               AS head,
            extract(epoch FROM coalesce(r.ended_at, clock_timestamp()) - r.started_at)::float8 AS seconds
     FROM read_model.rebuild AS r
     WHERE r.projection = $1 AND r.generation = $2
@@ -62,6 +70,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("go_live", GO_LIVE),
     ("running", RUNNING),
     ("hold_live", HOLD_LIVE),
+    ("live_positions", LIVE_POSITIONS),
     ("progress", PROGRESS),
 ];
 
@@ -215,11 +224,16 @@ pub async fn fail_rebuild(
 /// Holds the live workers of a projection still until the transaction ends, and says where they stand, by partition.
 /// Those that stand in a log that is gone do not count.
 pub async fn hold_live(transaction: &mut PgConnection, name: &str) -> Result<Vec<(i32, u64)>, sqlx::Error> {
-    let held = sqlx::query_as::<_, (i32, i64)>(HOLD_LIVE)
+    sqlx::query(HOLD_LIVE)
+        .bind(name)
+        .execute(&mut *transaction)
+        .await?;
+    // A statement of its own: it sees what was committed while the fences were waited for.
+    let positions = sqlx::query_as::<_, (i32, i64)>(LIVE_POSITIONS)
         .bind(name)
         .fetch_all(transaction)
         .await?;
-    Ok(held
+    Ok(positions
         .into_iter()
         .map(|(partition, position)| (partition, position.cast_unsigned()))
         .collect())

@@ -4,12 +4,14 @@
 //! effect exactly once, however often it is delivered and whoever else is at work. The rows are loaded before that
 //! transaction: had anybody changed them since, the compare-and-set would fail.
 
+use std::time::Instant;
+
 use daybook_read_model::{Advance, Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
 
 use crate::batch::Decoded;
-use crate::checkpoint::{self, Lease};
+use crate::checkpoint::{self, LEASE_RENEWAL, Lease};
 use crate::fold::{Changes, Poison, Reason, Rows};
 
 /// Why a batch was not applied. After anything but [`ApplyError::Poison`] the runner has to be dropped: its connection
@@ -40,6 +42,7 @@ pub enum ApplyError {
 pub struct Runner<M: ReadModel> {
     connection: PgConnection,
     lease: Lease,
+    renew_at: Instant,
     rows: Rows<M>,
     /// Whether rows that cannot be in the table are inserted without looking for them, at half the cost.
     trusts_new: bool,
@@ -52,6 +55,7 @@ impl<M: ReadModel> Runner<M> {
         Self {
             connection,
             lease,
+            renew_at: Instant::now() + LEASE_RENEWAL,
             rows: Rows::new(rows_kept_max, is_empty),
             trusts_new: true,
         }
@@ -67,6 +71,9 @@ impl<M: ReadModel> Runner<M> {
     /// were none.
     pub async fn apply(&mut self, events: &[&Decoded]) -> Result<usize, ApplyError> {
         self.check_continues(events)?;
+        if !self.renew_if_due().await? {
+            return Err(ApplyError::Fenced);
+        }
         let mut events = events;
         while !events.is_empty() {
             match self.attempt(events).await {
@@ -151,9 +158,11 @@ impl<M: ReadModel> Runner<M> {
             write_in_transaction(connection, &changes, trusts_new, &advance).await
         };
         stored.map_err(|error| {
+            if Advance::is_refused(&error) {
+                return ApplyError::Fenced;
+            }
             let code = error.as_database_error().and_then(|error| error.code());
             match code.as_deref() {
-                Some(Advance::FENCED_OFF) => ApplyError::Fenced,
                 // The database refuses the data, rather than being in trouble itself.
                 Some(code) if code.starts_with("22") || code.starts_with("23") => {
                     let reason = Reason::Store(error);
@@ -164,8 +173,22 @@ impl<M: ReadModel> Runner<M> {
         })
     }
 
-    /// Renews the lease while there is nothing to apply; `false` when it is lost.
+    /// When the lease is to be renewed next.
+    pub fn renew_at(&self) -> Instant {
+        self.renew_at
+    }
+
+    /// Renews the lease when it is time; `false` when it is lost.
+    pub async fn renew_if_due(&mut self) -> Result<bool, sqlx::Error> {
+        if Instant::now() < self.renew_at {
+            return Ok(true);
+        }
+        self.renew().await
+    }
+
+    /// Renews the lease; `false` when it is lost.
     pub async fn renew(&mut self) -> Result<bool, sqlx::Error> {
+        self.renew_at = Instant::now() + LEASE_RENEWAL;
         checkpoint::renew(&mut self.connection, &self.lease).await
     }
 

@@ -121,7 +121,6 @@ pub struct Worker<M: ReadModel> {
     /// A connection without a lease.
     spare: Option<PgConnection>,
     runner: Option<Runner<M>>,
-    renew_at: Instant,
     trouble: Option<Trouble>,
     /// Whether the next events come from the log, whatever the feed has.
     reads_log: bool,
@@ -169,7 +168,6 @@ impl<M: ReadModel> Worker<M> {
             feed: feed.subscribe(),
             spare: None,
             runner: None,
-            renew_at: Instant::now(),
             trouble: None,
             reads_log: false,
         }
@@ -258,7 +256,6 @@ impl<M: ReadModel> Worker<M> {
                     position = lease.position,
                     "a projection is taken up"
                 );
-                self.renew_at = Instant::now() + LEASE_RENEWAL;
                 self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
                 Ok(Step::Progressed)
             }
@@ -344,7 +341,6 @@ impl<M: ReadModel> Worker<M> {
         let applied = runner.apply(&events).await?;
         drop(spans);
         self.trouble = None;
-        self.renew_at = Instant::now() + LEASE_RENEWAL;
         self.announce(runner.lease()).await;
         let delivered_at = delivery.delivered_at().unwrap_or_else(Instant::now);
         self.metrics.applied(&events[..applied], delivered_at);
@@ -363,12 +359,9 @@ impl<M: ReadModel> Worker<M> {
 
     /// Keeps the lease while there is nothing to apply.
     async fn renew(&mut self, mut runner: Runner<M>, idle: Step) -> Result<Step, StepError> {
-        if Instant::now() >= self.renew_at {
-            let renewed = runner.renew().await;
-            if !renewed.map_err(StepError::while_doing("renew a lease"))? {
-                return Ok(Step::Progressed);
-            }
-            self.renew_at = Instant::now() + LEASE_RENEWAL;
+        let renewed = runner.renew_if_due().await;
+        if !renewed.map_err(StepError::while_doing("renew a lease"))? {
+            return Ok(Step::Progressed);
         }
         self.runner = Some(runner);
         Ok(idle)
@@ -409,8 +402,9 @@ impl<M: ReadModel> Worker<M> {
                     .trouble
                     .as_ref()
                     .map_or_else(Instant::now, |trouble| trouble.retry_at);
+                let renew_at = self.runner.as_ref().map_or(retry_at, Runner::renew_at);
                 self.reads_log = true;
-                tokio::time::sleep_until(retry_at.min(self.renew_at).into()).await;
+                tokio::time::sleep_until(retry_at.min(renew_at).into()).await;
             }
             Step::CaughtUp => {
                 let changed = tokio::time::timeout(LEASE_RENEWAL, self.feed.changed()).await;

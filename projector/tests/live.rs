@@ -17,8 +17,8 @@ const GATE: &str = "
         PERFORM pg_advisory_xact_lock_shared(tg_argv[0]::bigint);
         RETURN NULL;
     END $$;
-    CREATE CONSTRAINT TRIGGER gate AFTER UPDATE ON read_model.checkpoint DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW WHEN (old.position <> new.position) EXECUTE FUNCTION public.wait_at_the_gate(2);
+    CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON read_model.checkpoint_step DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION public.wait_at_the_gate(2);
     CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON read_model.order_list_g1 DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION public.wait_at_the_gate(1);
     CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON read_model.order_details_g1 DEFERRABLE INITIALLY DEFERRED
@@ -61,7 +61,7 @@ async fn die_between_apply_and_commit<M: ReadModel>(setup: &Setup) {
     assert_eq!(setup.position(M::NAME).await, before, "nothing was committed");
     // Ten seconds later.
     setup
-        .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
         .await;
 }
 
@@ -99,7 +99,7 @@ async fn workers_that_are_killed_between_apply_and_commit_a_hundred_times_end_wi
         assert_eq!(drain(&mut details).await, Step::CaughtUp);
         assert_eq!(drain(&mut totals).await, Step::CaughtUp);
         setup
-            .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+            .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
             .await;
     }
     setup.assert_equals_fold::<OrderList>().await;
@@ -122,7 +122,7 @@ async fn a_worker_whose_lease_was_taken_changes_nothing_and_stands_by() {
     );
 
     setup
-        .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
         .await;
     orders.append(&setup, 300).await;
     assert_eq!(
@@ -157,8 +157,8 @@ async fn twice<M: ReadModel>(setup: &Setup) {
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     drop(worker);
     let once = setup.digest(M::NAME).await;
-    let again = "UPDATE read_model.checkpoint SET position = 0, owner = NULL, lease_until = '-infinity'";
-    setup.execute(again).await;
+    setup.execute("DELETE FROM read_model.checkpoint_step").await;
+    setup.execute("UPDATE read_model.lease SET owner = NULL").await;
     assert_eq!(drain(&mut setup.worker::<M>().await).await, Step::CaughtUp);
     assert_eq!(setup.digest(M::NAME).await, once);
     setup.assert_equals_fold::<M>().await;
@@ -223,7 +223,7 @@ async fn a_projection_goes_on_by_itself_when_the_reason_of_its_failure_is_gone()
         Step::CaughtUp
     );
     setup
-        .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
         .await;
     setup
         .execute("UPDATE read_model.order_list_g1 SET version = version + 100")
@@ -271,7 +271,7 @@ async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
         .await;
     drop(worker);
     setup
-        .execute("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
         .await;
     let mut worker = setup.worker::<OrderList>().await;
     assert_eq!(drain(&mut worker).await, Step::Standby);

@@ -181,7 +181,7 @@ async fn a_rebuild_keeps_its_lease_for_as_long_as_the_indexes_take() {
         setup.value::<i64>(waiting).await == 2
     })
     .await;
-    let lease = "SELECT extract(epoch FROM lease_until)::float8 FROM read_model.checkpoint
+    let lease = "SELECT extract(epoch FROM lease_until)::float8 FROM read_model.lease
                  WHERE projection = 'order_list' AND generation = 2";
     let taken = setup.value::<f64>(lease).await;
     eventually("a longer lease", async || setup.value::<f64>(lease).await > taken).await;

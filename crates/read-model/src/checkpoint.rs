@@ -54,7 +54,18 @@ pub struct Advance {
 
 impl Advance {
     /// SQLSTATE of the exception when the checkpoint is not where this worker left it.
-    pub const FENCED_OFF: &'static str = "DBK01";
+    const FENCED_OFF: &'static str = "DBK01";
+
+    /// The constraint that lets one step begin at a position. (The lock on the fence comes before it; this is what holds
+    /// were the lock ever missing.)
+    const ONE_STEP: &'static str = "checkpoint_step_pkey";
+
+    /// Whether an error says that the checkpoint is not where this worker left it.
+    pub fn is_refused(error: &sqlx::Error) -> bool {
+        error.as_database_error().is_some_and(|error| {
+            error.code().as_deref() == Some(Self::FENCED_OFF) || error.constraint() == Some(Self::ONE_STEP)
+        })
+    }
 
     /// Advances the checkpoint, for a batch that changes no row.
     pub async fn execute(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {

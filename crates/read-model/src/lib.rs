@@ -80,13 +80,13 @@ pub fn statements() -> impl Iterator<Item = (String, sqlx::AssertSqlSafe<String>
 
 fn writing<M: ReadModel>() -> impl Iterator<Item = (String, String)> {
     let kinds = [
-        ("insert", "", false),
-        ("insert_and_advance", "", true),
-        ("store", M::OVERWRITE, false),
-        ("store_and_advance", M::OVERWRITE, true),
+        ("insert", "", "", false),
+        ("insert_and_advance", "", "", true),
+        ("store", M::REPLACE, M::OVERWRITE, false),
+        ("store_and_advance", M::REPLACE, M::OVERWRITE, true),
     ];
-    kinds.into_iter().map(|(kind, overwrite, advances)| {
-        let statement = model::write_statement(M::INSERT, overwrite, advances);
+    kinds.into_iter().map(|(kind, replace, overwrite, advances)| {
+        let statement = model::write_statement(replace, M::INSERT, overwrite, advances);
         (format!("{}.{kind}", M::NAME), statement)
     })
 }

@@ -35,6 +35,12 @@ pub trait ReadModel: Send + Sync + 'static {
     /// once, and nothing after them.
     const INSERT: &'static str;
 
+    /// For rows that many events share: what goes before [`Self::INSERT`] to delete the rows that the new ones replace,
+    /// `WITH … AS (DELETE …)` with the same parameters. `position` is then the end of the primary key. Such a row costs the
+    /// same for every batch while somebody holds a snapshot; one that is updated in place becomes slower with each.
+    /// Where there is nothing, rows are updated.
+    const REPLACE: &'static str = "";
+
     /// What makes it overwrite rows that are there: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
     const OVERWRITE: &'static str;
 
@@ -103,7 +109,7 @@ pub trait ReadModel: Send + Sync + 'static {
         rows: &[&Self::Row],
         advance: Option<&Advance>,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
-        write::<Self>(connection, tables, "", rows, advance)
+        write::<Self>(connection, tables, "", "", rows, advance)
     }
 
     /// Stores rows, each key at most once; a stored row whose position is the same or higher stays as it is.
@@ -113,7 +119,7 @@ pub trait ReadModel: Send + Sync + 'static {
         rows: &[&Self::Row],
         advance: Option<&Advance>,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
-        write::<Self>(connection, tables, Self::OVERWRITE, rows, advance)
+        write::<Self>(connection, tables, Self::REPLACE, Self::OVERWRITE, rows, advance)
     }
 
     /// Removes the rows of these keys.
@@ -130,11 +136,12 @@ pub type RowsQuery<'q> = Query<'q, Postgres, PgArguments>;
 async fn write<M: ReadModel + ?Sized>(
     connection: &mut PgConnection,
     tables: Generation,
+    replace: &'static str,
     overwrite: &'static str,
     rows: &[&M::Row],
     advance: Option<&Advance>,
 ) -> Result<(), sqlx::Error> {
-    let statement = write_statement(M::INSERT, overwrite, advance.is_some());
+    let statement = write_statement(replace, M::INSERT, overwrite, advance.is_some());
     let query = M::bind(sqlx::query(tables.fill(&statement)), rows);
     let query = match advance {
         Some(advance) => advance.bind(query),
@@ -143,14 +150,14 @@ async fn write<M: ReadModel + ?Sized>(
     query.execute(connection).await.map(drop)
 }
 
-/// An `INSERT` that overwrites or does not, and that advances the checkpoint or does not. The rows come from the call
-/// that advances, so it is made before any row is written; where it fails, nothing is.
-pub(crate) fn write_statement(insert: &str, overwrite: &str, advances: bool) -> String {
+/// An `INSERT` that replaces or overwrites or does neither, and that advances the checkpoint or does not. The rows come
+/// from the call that advances, so it is made before any row is inserted; where it fails, the whole statement does.
+pub(crate) fn write_statement(replace: &str, insert: &str, overwrite: &str, advances: bool) -> String {
     if !advances {
-        return format!("{insert}{overwrite}");
+        return format!("{replace}{insert}{overwrite}");
     }
     let advance = Advance::call(insert.matches('$').count() + 1);
-    format!("{insert} FROM {advance} {overwrite}")
+    format!("{replace}{insert} FROM {advance} {overwrite}")
 }
 
 /// What an event makes of a row.

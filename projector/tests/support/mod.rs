@@ -17,6 +17,7 @@ use daybook_event_bus::Bus;
 use daybook_event_store::{
     Decision, EventStore, Intent, Metadata, NewCommand, NewEvent, RecordedEvent,
 };
+use daybook_projector::checkpoint::{self, Claim, Key, Lease};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;
 use daybook_projector::metrics::Metrics;
@@ -251,15 +252,22 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
 pub(crate) struct Orders {
     random: StdRng,
     tenant_id: Uuid,
+    customers: u32,
     /// Each with its newest event.
     orders: Vec<(OrderId, State, Option<Uuid>)>,
     metadata: Arc<str>,
 }
 
 impl Orders {
-    /// None yet.
+    /// None yet; of 500 customers.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::of(500, seed)
+    }
+
+    /// None yet; of so many customers.
+    pub(crate) fn of(customers: u32, seed: u64) -> Self {
         Self {
+            customers,
             random: StdRng::seed_from_u64(seed),
             tenant_id: Uuid::from_u128(u128::from(seed) + 1),
             orders: Vec::new(),
@@ -297,7 +305,10 @@ impl Orders {
         Command::Place {
             order_id,
             reference: None,
-            customer_id: text(&format!("customer-{}", self.random.random_range(0..500))),
+            customer_id: text(&format!(
+                "customer-{}",
+                self.random.random_range(0..self.customers)
+            )),
             currency: Currency::parse("EUR").expect("a currency"),
             lines,
             shipping_address: None,
@@ -401,6 +412,27 @@ pub(crate) fn foreign_event() -> NewCommand {
         category: "weather",
         stream_id: "wea_unknown".to_owned(),
         ..unknown_event()
+    }
+}
+
+/// Takes the lease on the first tables of a read model.
+pub(crate) async fn claim<M: ReadModel>(process: &Context) -> (PgConnection, Claim) {
+    let key = Key {
+        projection: M::NAME,
+        tables: Generation::FIRST,
+        partition: 0,
+    };
+    let connected = process.connector.connect("test").await;
+    let mut connection = connected.expect("a connection");
+    let claimed = checkpoint::claim(&mut connection, key, process.owner).await;
+    (connection, claimed.expect("an answer"))
+}
+
+/// Takes the lease on the first tables of a read model, which is to be had.
+pub(crate) async fn hold<M: ReadModel>(process: &Context) -> (PgConnection, Lease) {
+    match claim::<M>(process).await {
+        (connection, Claim::Held(lease)) => (connection, lease),
+        (_, refused) => panic!("{refused:?}"),
     }
 }
 

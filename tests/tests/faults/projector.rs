@@ -47,7 +47,7 @@ async fn slowest(superuser: &PgPool) -> anyhow::Result<u64> {
 
 /// Lets the ten seconds pass for which a killed process keeps its leases.
 async fn expire_leases(superuser: &PgPool) -> anyhow::Result<()> {
-    sqlx::query("UPDATE read_model.checkpoint SET lease_until = '-infinity'")
+    sqlx::query("UPDATE read_model.lease SET lease_until = '-infinity'")
         .execute(superuser)
         .await?;
     Ok(())

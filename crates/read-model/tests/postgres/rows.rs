@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use daybook_read_model::{CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, statements};
+use daybook_read_model::{
+    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, customer_totals, statements,
+};
 use sqlx::Executor as _;
 
 use crate::database::{Database, fold_all, loaded, refs};
@@ -73,6 +75,54 @@ async fn a_stored_row_never_goes_back_to_an_earlier_position() {
     let mut database = Database::create().await;
     a_row_never_goes_back::<OrderList>(&mut database).await;
     a_row_never_goes_back::<OrderDetails>(&mut database).await;
+}
+
+/// The same customer's totals in one currency, at a position.
+fn totals(currency: &str, position: u64) -> customer_totals::Row<customer_totals::Sum> {
+    let of_this_customer = fold_all::<CustomerTotals>(&[placed(TENANT, 7)]);
+    let mut row = of_this_customer
+        .into_iter()
+        .next()
+        .expect("a customer has ordered");
+    row.key.currency = currency.parse().expect("a currency");
+    row.position = position;
+    row.orders_placed = position;
+    row
+}
+
+#[tokio::test]
+async fn a_row_that_replaces_another_leaves_one_of_each_key_and_the_newest_is_read() {
+    let mut database = Database::create().await;
+    for position in [10, 20, 20, 30] {
+        for currency in ["EUR", "JPY", "USD"] {
+            let row = totals(currency, position);
+            CustomerTotals::store(&mut database.projector, Generation::FIRST, &[&row], None)
+                .await
+                .expect("rows can be stored");
+        }
+    }
+    let count = "SELECT count(*) FROM read_model.customer_totals_g1";
+    let rows: i64 = sqlx::query_scalar(count)
+        .fetch_one(&mut database.superuser().await)
+        .await
+        .expect("a number");
+    assert_eq!(rows, 3);
+
+    // A row that is older than what there is, stored by mistake, is never what is read.
+    let old = totals("JPY", 5);
+    CustomerTotals::insert(&mut database.projector, Generation::FIRST, &[&old], None)
+        .await
+        .expect("nothing has this position");
+    let found = customer_totals::find(&database.query, TENANT, "c7")
+        .await
+        .expect("totals");
+    let seen: Vec<_> = found
+        .iter()
+        .map(|row| (row.key.currency.as_str(), row.orders_placed))
+        .collect();
+    assert_eq!(seen, [("EUR", 30), ("JPY", 30), ("USD", 30)]);
+    let loaded = loaded::<CustomerTotals>(&mut database, std::slice::from_ref(&old.key)).await;
+    assert_eq!(loaded[&old.key].position, 30);
 }
 
 #[tokio::test]

@@ -1,0 +1,217 @@
+//! Checkpoints and leases on a real database: who may take a step, and who is refused.
+
+mod support;
+
+use daybook_projector::checkpoint::{self, Claim};
+use daybook_projector::runner::{ApplyError, Runner};
+use daybook_read_model::{Advance, CustomerTotals, ReadModel};
+use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
+
+use support::{Orders, Setup, claim, drain, eventually, hold};
+
+type Model = CustomerTotals;
+
+/// A log of some hundred events, of which nothing is applied.
+async fn setup_with_log(seed: u64) -> Setup {
+    let setup = Setup::new().await;
+    Orders::new(seed).append(&setup, 300).await;
+    setup
+}
+
+async fn assert_refused(connection: &mut PgConnection, advance: &Advance) {
+    let refused = advance.execute(connection).await;
+    let error = refused.expect_err("it is not where the checkpoint is, or not the owner's");
+    assert!(Advance::is_refused(&error), "{error}");
+}
+
+async fn expire_leases(setup: &Setup) {
+    let expire = "UPDATE read_model.lease SET lease_until = '-infinity'";
+    setup.execute(expire).await;
+}
+
+#[tokio::test]
+async fn a_superseded_owner_takes_no_step_and_gives_no_lease_back() {
+    let setup = setup_with_log(31).await;
+    let (old, new, third) = (
+        setup.process().await,
+        setup.process().await,
+        setup.process().await,
+    );
+    let (mut zombie, lost) = hold::<Model>(&old).await;
+    expire_leases(&setup).await;
+    let (mut connection, held) = hold::<Model>(&new).await;
+
+    assert_refused(&mut zombie, &lost.advance_to(10)).await;
+    assert!(!checkpoint::renew(&mut zombie, &lost).await.expect("an answer"));
+    checkpoint::release(&mut zombie, &lost).await.expect("an answer");
+    assert_eq!(claim::<Model>(&third).await.1, Claim::Refused, "it is held");
+
+    held.advance_to(10)
+        .execute(&mut connection)
+        .await
+        .expect("its turn");
+    assert_eq!(setup.position(Model::NAME).await, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_steps_from_one_position_one_is_committed() {
+    let setup = setup_with_log(32).await;
+    let process = setup.process().await;
+    let (mut first, lease) = hold::<Model>(&process).await;
+    let step = lease.advance_to(10);
+    let begun = checkpoint::begin_advance(&mut first, &step)
+        .await
+        .expect("its turn");
+
+    // The same owner and fence, as after a commit whose answer was lost.
+    let mut second = process.connector.connect("test").await.expect("a connection");
+    let rival = lease.advance_to(20);
+    let waiting = tokio::spawn(async move {
+        let refused = rival.execute(&mut second).await;
+        (second, refused)
+    });
+    eventually("a rival that waits", async || {
+        let waits = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        setup.value::<i64>(waits).await == 1
+    })
+    .await;
+    begun.commit().await.expect("a commit");
+    let (mut second, refused) = waiting.await.expect("no panic");
+    assert!(Advance::is_refused(&refused.expect_err("the first has it")));
+    assert_eq!(setup.position(Model::NAME).await, 10);
+
+    assert_refused(&mut second, &step).await;
+    assert_eq!(setup.position(Model::NAME).await, 10, "nothing is applied twice");
+}
+
+/// The lock on the fence comes first, so this is never seen; it is what holds were the lock ever missing.
+#[tokio::test]
+async fn the_key_refuses_a_second_step_from_one_position_whatever_else_is_looked_at() {
+    let setup = setup_with_log(33).await;
+    let (mut connection, lease) = hold::<Model>(&setup.process().await).await;
+    lease
+        .advance_to(10)
+        .execute(&mut connection)
+        .await
+        .expect("its turn");
+    let again = "INSERT INTO read_model.checkpoint_step VALUES ('customer_totals', 1, 0, 0, 20)";
+    let refused = sqlx::query(again).execute(&mut connection).await;
+    assert!(Advance::is_refused(&refused.expect_err("there is one")));
+}
+
+#[tokio::test]
+async fn no_step_leads_beyond_the_head_of_the_log_or_back_or_into_another_log() {
+    let setup = setup_with_log(34).await;
+    let head = setup.head().await;
+    let (mut connection, mut lease) = hold::<Model>(&setup.process().await).await;
+    assert_refused(&mut connection, &lease.advance_to(head + 1)).await;
+    lease
+        .advance_to(head)
+        .execute(&mut connection)
+        .await
+        .expect("its turn");
+    lease.position = head;
+    assert_refused(&mut connection, &lease.advance_to(head)).await;
+    assert_refused(&mut connection, &lease.advance_to(head - 1)).await;
+
+    Orders::new(35).append(&setup, 50).await;
+    let restored = "UPDATE event_store.log SET generation = gen_random_uuid()";
+    setup.execute(restored).await;
+    assert_refused(&mut connection, &lease.advance_to(head + 1)).await;
+    let another = Advance {
+        log_generation: Uuid::nil(),
+        ..lease.advance_to(head + 1)
+    };
+    assert_refused(&mut connection, &another).await;
+    assert_eq!(setup.position(Model::NAME).await, head);
+}
+
+#[tokio::test]
+async fn of_many_steps_the_newest_is_kept_and_none_is_lost_with_a_batch_that_was_not_committed() {
+    let setup = setup_with_log(36).await;
+    let (mut connection, mut lease) = hold::<Model>(&setup.process().await).await;
+    let steps = "SELECT count(*) FROM read_model.checkpoint_step";
+    assert_eq!(setup.value::<i64>(steps).await, 0);
+    for position in 1..=100 {
+        let advance = lease.advance_to(position);
+        advance.execute(&mut connection).await.expect("its turn");
+        lease.position = position;
+    }
+    assert_eq!(setup.value::<i64>(steps).await, 1);
+    assert_eq!(setup.position(Model::NAME).await, 100);
+
+    let begun = checkpoint::begin_advance(&mut connection, &lease.advance_to(110)).await;
+    begun.expect("its turn").rollback().await.expect("an answer");
+    assert_eq!(setup.value::<i64>(steps).await, 1);
+    assert_eq!(setup.position(Model::NAME).await, 100);
+    connection.close().await.expect("a good connection");
+}
+
+#[tokio::test]
+async fn the_projector_itself_may_not_rewrite_a_step() {
+    let setup = setup_with_log(37).await;
+    let mut connection = setup
+        .process()
+        .await
+        .connector
+        .connect("test")
+        .await
+        .expect("a connection");
+    let rewrite = sqlx::query("UPDATE read_model.checkpoint_step SET position = 0");
+    let refused = rewrite
+        .execute(&mut connection)
+        .await
+        .expect_err("no such privilege");
+    let code = refused.as_database_error().and_then(|error| error.code());
+    assert_eq!(code.as_deref(), Some("42501"));
+}
+
+#[tokio::test]
+async fn a_worker_renews_its_lease_between_batches_and_learns_there_that_it_is_lost() {
+    let setup = setup_with_log(38).await;
+    let (connection, lease) = hold::<Model>(&setup.process().await).await;
+    let mut runner = Runner::<Model>::new(connection, lease, 10_000);
+    let until = "SELECT extract(epoch FROM lease_until)::float8 FROM read_model.lease
+                 WHERE projection = 'customer_totals'";
+    let taken = setup.value::<f64>(until).await;
+    eventually("a longer lease", async || {
+        runner.apply(&[]).await.expect("nothing to do");
+        setup.value::<f64>(until).await > taken
+    })
+    .await;
+
+    expire_leases(&setup).await;
+    let (_rival, _) = hold::<Model>(&setup.process().await).await;
+    eventually("the loss", async || {
+        matches!(runner.apply(&[]).await, Err(ApplyError::Fenced))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_last_owner_commits_while_a_lease_is_taken_belongs_to_it() {
+    let setup = setup_with_log(39).await;
+    let (mut connection, lease) = hold::<Model>(&setup.process().await).await;
+    let step = lease.advance_to(10);
+    let begun = checkpoint::begin_advance(&mut connection, &step)
+        .await
+        .expect("its turn");
+    expire_leases(&setup).await;
+    let successor = setup.process().await;
+    let taking = tokio::spawn(async move { claim::<Model>(&successor).await.1 });
+    eventually("a successor that waits", async || {
+        let waits = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        setup.value::<i64>(waits).await == 1
+    })
+    .await;
+    begun.commit().await.expect("a commit");
+    match taking.await.expect("no panic") {
+        Claim::Held(lease) => assert_eq!(lease.position, 10),
+        other => panic!("{other:?}"),
+    }
+    drop(connection);
+    drain(&mut setup.worker::<Model>().await).await;
+}
