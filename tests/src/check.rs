@@ -2,9 +2,13 @@
 //!
 //! 1. Every accepted command has exactly its events, no command has events twice, a refused one has none, and an unknown
 //!    one has all or none ([`ledger`]).
-//! 2. Positions are 1..head without holes, stream versions are 1..n without holes ([`log`]).
+//! 2. Positions are 1..head without holes, stream versions are 1..n without holes, and each event follows from the state
+//!    before it by the rules of its own domain ([`log`]).
 //! 3. The JetStream stream agrees with the log event by event ([`bus`]).
 //! 4. Every read model equals a fresh fold of the log, row by row ([`read_models`]).
+
+mod meaning;
+mod orders;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -52,7 +56,7 @@ pub async fn caught_up(superuser: &PgPool) -> anyhow::Result<u64> {
     Ok(head)
 }
 
-/// Positions and versions have no holes, and times do not go back.
+/// Positions and versions have no holes, times do not go back, and each event follows from those before it in its stream.
 ///
 /// # Errors
 /// The first place where they do.
@@ -60,6 +64,7 @@ pub fn log(events: &[RecordedEvent]) -> anyhow::Result<()> {
     let mut versions = HashMap::new();
     let mut ids = HashMap::new();
     let mut newest = None;
+    let mut streams = meaning::Streams::default();
     for (index, event) in events.iter().enumerate() {
         ensure!(
             event.position == index as u64 + 1,
@@ -87,6 +92,7 @@ pub fn log(events: &[RecordedEvent]) -> anyhow::Result<()> {
             ids.insert(event.event_id, event.position).is_none(),
             "an event's id is used twice"
         );
+        streams.take(event)?;
     }
     Ok(())
 }
