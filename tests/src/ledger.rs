@@ -116,7 +116,6 @@ impl Ledger {
     }
 
     /// Every command with its outcome, by idempotency key. Nobody can note anything as long as this is held.
-    #[must_use]
     pub fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         lock(&self.entries)
     }

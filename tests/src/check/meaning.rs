@@ -6,6 +6,7 @@
 //! nothing is said twice. The recorded amounts enter the state only after they were found to be right.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::fmt::{Debug, Display};
 
 use anyhow::{Context as _, anyhow, ensure};
@@ -16,7 +17,10 @@ use uuid::Uuid;
 use super::orders::Orders;
 
 /// The aggregates that a log may hold, one line each.
-const AGGREGATES: &[fn(&str) -> Option<Box<dyn Stream>>] = &[stream_of::<Orders>];
+const AGGREGATES: &[StreamOf] = &[stream_of::<Orders>];
+
+/// Makes an empty stream, if the category is one aggregate's.
+type StreamOf = fn(category: &str) -> Option<Box<dyn Stream>>;
 
 /// An aggregate whose events say which command would produce them. Each command produces one event.
 pub(super) trait Aggregate: 'static {
@@ -62,8 +66,8 @@ impl Streams {
     pub(super) fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()> {
         let key = (recorded.tenant_id, recorded.stream_id.clone());
         let (category, stream) = match self.0.entry(key) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => {
+            Occupied(known) => known.into_mut(),
+            Vacant(new) => {
                 let category = recorded.category.clone();
                 let mut streams = AGGREGATES.iter().filter_map(|stream_of| stream_of(&category));
                 let stream = streams
@@ -92,7 +96,6 @@ trait Stream {
     fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()>;
 }
 
-/// An empty stream, if the category is this aggregate's.
 fn stream_of<A: Aggregate>(category: &str) -> Option<Box<dyn Stream>> {
     (category == A::CATEGORY).then(|| Box::new(Folded::<A>(A::State::default())) as Box<dyn Stream>)
 }

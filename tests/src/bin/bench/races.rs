@@ -29,9 +29,9 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
             eprintln!("{contradiction}");
         }
         report.note(
-            &line("first contradiction found"),
+            &line("contradictions, of which the first is shown"),
             f64::from(u8::from(contradiction.is_some())),
-            "",
+            "found",
             Goal::AtMost(0.0),
         );
     }

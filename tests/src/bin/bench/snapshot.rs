@@ -24,8 +24,13 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
         import_chunk(&stack, 0, chunk).await?;
         let before = import_chunk(&stack, 1, chunk).await?;
         let mut holder = PgConnection::connect(&stack.servers.database.superuser_url()).await?;
+        // The server ends transactions in which nothing happens; a backup is always at work.
         holder
-            .execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_catalog.pg_current_snapshot()")
+            .execute(
+                "SET idle_in_transaction_session_timeout = 0;
+                 BEGIN ISOLATION LEVEL REPEATABLE READ;
+                 SELECT pg_catalog.pg_current_snapshot()",
+            )
             .await?;
         for number in 2..2 + CHUNKS {
             import_chunk(&stack, number, chunk).await?;
