@@ -31,10 +31,11 @@ use crate::wait;
 /// # Errors
 /// What is wrong, when anything is.
 pub async fn everything(superuser: &PgPool, nats_url: &str, ledger: &Ledger) -> anyhow::Result<()> {
-    caught_up(superuser).await?;
+    // First what does not wait for anything: a log that contradicts itself would stop the read models.
     let events = event_log::events(superuser).await?;
     log(&events)?;
     self::ledger(ledger, &events)?;
+    caught_up(superuser).await?;
     bus(superuser, nats_url, &events).await?;
     read_models(superuser, &events).await
 }
@@ -116,7 +117,7 @@ pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
             );
         }
     }
-    for (key, entry) in &entries {
+    for (key, entry) in entries.iter() {
         let events = by_key.get(key).map_or(&[][..], Vec::as_slice);
         match &entry.outcome {
             Outcome::Accepted(receipt) => {

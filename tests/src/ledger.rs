@@ -4,7 +4,8 @@
 //! command may have been recorded all the same.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use daybook_proto::common::v1::Receipt;
 use tonic::Status;
@@ -43,19 +44,40 @@ pub struct Tally {
     pub unknown: usize,
 }
 
+impl Tally {
+    /// Commands whose outcome is known.
+    #[must_use]
+    pub fn answered(&self) -> usize {
+        self.accepted + self.refused
+    }
+
+    fn of(&mut self, outcome: &Outcome) -> &mut usize {
+        match outcome {
+            Outcome::Accepted(_) => &mut self.accepted,
+            Outcome::Refused(_) => &mut self.refused,
+            Outcome::Unknown => &mut self.unknown,
+        }
+    }
+}
+
 /// All commands of a test, by idempotency key. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Ledger(Arc<Mutex<HashMap<String, Entry>>>);
+pub struct Ledger {
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    /// Counted along: a long run has a million entries and is asked all the time how far it is.
+    tally: Arc<Mutex<Tally>>,
+}
 
 impl Ledger {
-    /// Notes the answer to a command. What was once known stays so; a command that is sent again after it was accepted
-    /// must be answered with an equal receipt.
+    /// Notes the answer to a command, and returns what this answer alone says. What was once known stays so; a command that is sent again after it was accepted
+    /// must be answered with an equal receipt. A refusal that no key remembers (a version conflict, say) is about this
+    /// send only: what became of an earlier one stays unknown.
     ///
     /// # Panics
     /// When two answers to one command contradict each other, and when a service says that it has a fault: whatever is
     /// done to the servers, that is never the answer.
-    pub fn note(&self, command: &impl Command, answer: &Result<Receipt, Status>) {
-        let outcome = match answer {
+    pub fn note(&self, command: &impl Command, answer: &Result<Receipt, Status>) -> Outcome {
+        let said = match answer {
             Ok(receipt) => Outcome::Accepted(receipt.clone()),
             Err(status) if refusal::code(status) == "INTERNAL" => {
                 panic!("a fault of the service: {status:?}")
@@ -63,38 +85,70 @@ impl Ledger {
             Err(status) if refusal::is_unknown(status) => Outcome::Unknown,
             Err(status) => Outcome::Refused(refusal::code(status)),
         };
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries
-            .entry(command.request_id().to_owned())
-            .or_insert_with(|| Entry {
-                stream_id: command.stream_id().to_owned(),
-                outcome: Outcome::Unknown,
-            });
-        match (&entry.outcome, outcome) {
-            (Outcome::Unknown, outcome) => entry.outcome = outcome,
-            (_, Outcome::Unknown) => {}
-            (before, outcome) => assert_eq!(*before, outcome, "two answers to {}", command.request_id()),
+        let is_of_this_send = answer
+            .as_ref()
+            .is_err_and(|status| !refusal::is_remembered(status));
+        let mut entries = self.entries();
+        let mut tally = lock(&self.tally);
+        let outcome = said.clone();
+        match entries.entry(command.request_id().to_owned()) {
+            Vacant(place) => {
+                *tally.of(&outcome) += 1;
+                place.insert(Entry {
+                    stream_id: command.stream_id().to_owned(),
+                    outcome,
+                });
+            }
+            Occupied(mut place) => match (&place.get().outcome, outcome) {
+                (_, Outcome::Unknown) => {}
+                (Outcome::Unknown, Outcome::Refused(_)) if is_of_this_send => {}
+                (Outcome::Unknown, known) => {
+                    tally.unknown -= 1;
+                    *tally.of(&known) += 1;
+                    place.get_mut().outcome = known;
+                }
+                (before, outcome) => {
+                    assert_eq!(*before, outcome, "two answers to {}", command.request_id());
+                }
+            },
         }
+        said
     }
 
-    /// Every command with its outcome.
-    #[must_use]
-    pub fn entries(&self) -> HashMap<String, Entry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Every command with its outcome, by idempotency key. Nobody can note anything as long as this is held.
+    pub fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        lock(&self.entries)
     }
 
     /// How many there are of each outcome.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut tally = Tally::default();
-        for entry in entries.values() {
-            match entry.outcome {
-                Outcome::Accepted(_) => tally.accepted += 1,
-                Outcome::Refused(_) => tally.refused += 1,
-                Outcome::Unknown => tally.unknown += 1,
-            }
-        }
-        tally
+        *lock(&self.tally)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::confirm;
+
+    #[test]
+    fn a_refusal_that_no_key_remembers_leaves_an_earlier_send_unknown_and_one_that_is_remembered_does_not() {
+        let ledger = Ledger::default();
+        let answers = |refusal: Status| {
+            let command = confirm("ord_1");
+            ledger.note(&command, &Err(Status::unavailable("no answer")));
+            ledger.note(&command, &Err(refusal));
+            ledger.tally()
+        };
+        assert_eq!(answers(Status::aborted("another version")).unknown, 1);
+        assert_eq!(answers(Status::not_found("not yet")).unknown, 2);
+        assert_eq!(answers(Status::resource_exhausted("too much")).unknown, 3);
+        let tally = answers(Status::failed_precondition("a rule"));
+        assert_eq!((tally.unknown, tally.refused, tally.accepted), (3, 1, 0));
     }
 }

@@ -1,9 +1,13 @@
 //! Callers that send commands until they are told to stop, and keep a ledger of what they were told.
 //!
-//! Each caller places an order, changes it, and confirms or cancels it, over and over. Half of the callers send a
-//! command again, under the same key, until they know what became of it, as a careful service does; the other half go
-//! on, so that unknown outcomes stay in the ledger. Which command comes when does not depend on chance.
+//! Each caller places an order, changes it, and confirms or cancels it, over and over; or all of them meet on a few hot
+//! orders ([`hot`]). Half of the callers send a command again, under the same key, until they know what became of it, as
+//! a careful service does; the other half go on, so that unknown outcomes stay in the ledger. Which command comes when
+//! does not depend on chance.
 
+pub mod hot;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -33,9 +37,26 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `workers` workers on each caller.
+    /// Starts `workers` workers on each caller, each with orders of its own.
     #[must_use]
     pub fn start(callers: &[Caller], workers: usize) -> Self {
+        Self::spawn(callers, workers, Worker::run)
+    }
+
+    /// Starts `workers` workers on each caller, all on the same few orders.
+    #[must_use]
+    pub fn on_hot_orders(callers: &[Caller], workers: usize, orders: usize) -> Self {
+        let orders = Arc::new(hot::Orders::new(orders));
+        Self::spawn(callers, workers, move |worker, _| {
+            hot::run(worker, Arc::clone(&orders))
+        })
+    }
+
+    fn spawn<R, F>(callers: &[Caller], workers: usize, run: R) -> Self
+    where
+        R: Fn(Worker, usize) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let mut load = Self {
             ledger: Ledger::default(),
             stop: CancellationToken::new(),
@@ -49,7 +70,7 @@ impl Load {
                     stop: load.stop.clone(),
                     is_careful: number % 2 == 0,
                 };
-                load.workers.spawn(worker.run(number));
+                load.workers.spawn(run(worker, number));
             }
         }
         load
@@ -120,18 +141,13 @@ impl Worker {
     async fn send<C: Command>(&self, command: C) -> Outcome {
         loop {
             let answer = command.clone().send(self.caller.commands(), PATIENCE).await;
-            self.ledger.note(&command, &answer);
-            match answer {
-                Ok(receipt) => return Outcome::Accepted(receipt),
-                Err(status) if !crate::refusal::is_unknown(&status) => {
-                    return Outcome::Refused(crate::refusal::code(&status));
-                }
-                Err(_) => {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    if !self.is_careful || self.stop.is_cancelled() {
-                        return Outcome::Unknown;
-                    }
-                }
+            let outcome = self.ledger.note(&command, &answer);
+            if outcome != Outcome::Unknown {
+                return outcome;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+            if !self.is_careful || self.stop.is_cancelled() {
+                return Outcome::Unknown;
             }
         }
     }

@@ -50,3 +50,14 @@ pub fn is_unknown(status: &Status) -> bool {
             | tonic::Code::Internal
     )
 }
+
+/// Whether the refusal is the answer to the command for good: a rule of the domain, which is remembered with the key, or
+/// something that the same content always meets. A conflict, a missing aggregate and a full queue are of the moment.
+#[must_use]
+pub fn is_remembered(status: &Status) -> bool {
+    !is_unknown(status)
+        && !matches!(
+            status.code(),
+            tonic::Code::Aborted | tonic::Code::NotFound | tonic::Code::ResourceExhausted
+        )
+}

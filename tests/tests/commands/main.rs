@@ -4,3 +4,4 @@ mod idempotency;
 mod lifecycle;
 mod operation;
 mod races;
+mod repeats;

@@ -1,13 +1,14 @@
 //! Many orders at once: an import through the public API by the command line, and rebuilds of what it left.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use daybook_proto::projections::v1::{GetRebuildRequest, RebuildProjectionRequest, RebuildStatus};
 use daybook_tests::stack::{Stack, program};
-use daybook_tests::wait;
+use daybook_tests::{log, wait};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::process::Command;
@@ -24,7 +25,7 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
         let stack = Stack::on(servers().await?).await?;
         let orders = match &options.orders {
             Some(path) => path.clone(),
-            None => make_up(stack.servers.directory())?,
+            None => make_up(stack.servers.directory(), 0..ORDERS)?,
         };
         let took = import(&stack, &orders).await?;
         report.note(
@@ -59,7 +60,8 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
     Ok(())
 }
 
-async fn import(stack: &Stack, orders: &Path) -> anyhow::Result<Duration> {
+/// Imports orders by the command line; gives how long it took.
+pub(crate) async fn import(stack: &Stack, orders: &Path) -> anyhow::Result<Duration> {
     let started = Instant::now();
     let import = Command::new(program("daybook")?)
         .arg("import")
@@ -78,10 +80,10 @@ async fn import(stack: &Stack, orders: &Path) -> anyhow::Result<Duration> {
 }
 
 /// Orders like the real ones: a line or two, three to a customer, zipped.
-fn make_up(directory: &Path) -> anyhow::Result<PathBuf> {
-    let path = directory.join("orders.ndjson.gz");
+pub(crate) fn make_up(directory: &Path, orders: Range<usize>) -> anyhow::Result<PathBuf> {
+    let path = directory.join(format!("orders-from-{}.ndjson.gz", orders.start));
     let mut file = GzEncoder::new(std::fs::File::create(&path)?, Compression::fast());
-    for order in 0..ORDERS {
+    for order in orders {
         let (customer, quantity, price) = (order / 3, order % 4 + 1, order % 2_000 + 500);
         writeln!(
             file,
@@ -95,14 +97,12 @@ fn make_up(directory: &Path) -> anyhow::Result<PathBuf> {
 async fn rebuild(
     stack: &Stack,
     name: &str,
-    log: &str,
+    orders: &str,
     goal: Goal,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let mut projections = stack.caller()?.projections();
-    let head: i64 = sqlx::query_scalar("SELECT sum(h.head)::bigint FROM event_store.log AS l CROSS JOIN LATERAL event_store.head(l.partition) AS h")
-        .fetch_one(&stack.superuser)
-        .await?;
+    let head = log::head(&stack.superuser).await?;
     let started = Instant::now();
     let request = RebuildProjectionRequest {
         name: name.to_owned(),
@@ -127,7 +127,7 @@ async fn rebuild(
     .await?;
     let rate = head as f64 / started.elapsed().as_secs_f64();
     report.note(
-        &format!("rebuild of {name}, {log}, to the switch"),
+        &format!("rebuild of {name}, {orders}, to the switch"),
         rate,
         "events/s",
         goal,

@@ -1,6 +1,8 @@
 //! Load: closed loops, where each worker sends when it has its answer, and open loops, where requests come at their time
 //! whether earlier ones are answered or not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -27,6 +29,22 @@ impl Load {
     /// A quantile of the latencies, in milliseconds.
     pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
         self.latencies.value_at_quantile(quantile) as f64 / 1_000.0
+    }
+}
+
+/// Counts requests that were not answered well, where a measurement goes on all the same. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refused(Arc<AtomicU64>);
+
+impl Refused {
+    /// Counts the answer if it is a refusal.
+    pub(crate) fn note<T>(&self, answer: &Result<T, tonic::Status>) {
+        self.0.fetch_add(u64::from(answer.is_err()), Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -5,15 +5,24 @@
 //! publishing) are measured in the same run, so that ratios hold where absolute figures do not.
 
 mod append;
+mod batches;
 mod black_hole;
 mod commands;
+mod disk;
 mod imports;
 mod lives;
 mod load;
 mod queries;
+mod races;
 mod raw;
+mod repeats;
+mod replicas;
 mod report;
+mod snapshot;
+mod stale;
 mod strangers;
+mod streams;
+mod sustained;
 mod visible;
 
 use std::path::PathBuf;
@@ -32,15 +41,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, commands, visible, queries, strangers, import, network.
+    /// Only measurements of these groups: raw, append, disk, visible, commands, queries, import, snapshot, replicas,
+    /// repeats, stale, streams, strangers, network; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// How long each closed or open loop runs, in seconds.
+    /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// How often each measurement is repeated; the median counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Also what takes minutes: two minutes of full batches, and a million commands on hot orders.
+    #[arg(long)]
+    long: bool,
     /// Where the figures go as JSON, besides the table.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -63,56 +76,108 @@ impl Options {
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut report = Report::default();
+    log_alone(&options, &mut report).await?;
+    whole_system(&options, &mut report).await?;
+    crowds(&options, &mut report).await?;
+    long(&options, &mut report).await?;
+    report.print(&mut std::io::stdout().lock())?;
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;
+    }
+    Ok(())
+}
+
+/// The servers underneath, and the log without a service in front of it.
+async fn log_alone(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     if options.wants("raw") || options.wants("append") {
         let servers = servers().await?;
         if options.wants("raw") {
-            raw::measure(&options, &servers, &mut report)
+            raw::measure(options, &servers, report)
                 .await
                 .context("raw limits")?;
         }
         if options.wants("append") {
-            append::measure(&options, &servers, &mut report)
+            append::measure(options, &servers, report)
                 .await
                 .context("appends")?;
         }
     }
+    if options.wants("disk") {
+        disk::measure(options, report).await.context("disk")?;
+    }
+    Ok(())
+}
+
+/// Commands, projections and queries together.
+async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     if options.wants("commands") || options.wants("visible") || options.wants("queries") {
         let stack = Stack::on(servers().await?).await?;
         if options.wants("visible") {
-            visible::measure(&options, &stack, &mut report)
+            visible::measure(options, &stack, report)
                 .await
                 .context("commit to visible")?;
         }
         if options.wants("commands") {
-            commands::measure(&options, &stack, &mut report)
+            commands::measure(options, &stack, report)
                 .await
                 .context("commands")?;
         }
         if options.wants("queries") {
-            queries::measure(&options, &stack, &mut report)
+            queries::measure(options, &stack, report)
                 .await
                 .context("queries")?;
         }
     }
     if options.wants("strangers") {
         let stack = Stack::on(servers().await?).await?;
-        strangers::measure(&options, &stack, &mut report)
+        strangers::measure(options, &stack, report)
             .await
             .context("strangers")?;
     }
     if options.wants("import") {
-        imports::measure(&options, &mut report)
+        imports::measure(options, report)
             .await
             .context("import and rebuild")?;
     }
     if options.wants("network") {
-        black_hole::measure(&servers().await?, &mut report)
+        black_hole::measure(&servers().await?, report)
             .await
             .context("a silent network")?;
     }
-    report.print(&mut std::io::stdout().lock())?;
-    if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;
+    if options.wants("snapshot") {
+        snapshot::measure(options, report)
+            .await
+            .context("import beside a snapshot")?;
+    }
+    Ok(())
+}
+
+/// Many who want the same thing, and some who want what they should not.
+async fn crowds(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if options.wants("replicas") {
+        replicas::measure(options, report).await.context("two replicas")?;
+    }
+    if options.wants("repeats") {
+        repeats::measure(options, report).await.context("repeated keys")?;
+    }
+    if options.wants("stale") {
+        stale::measure(options, report).await.context("stale commands")?;
+    }
+    if options.wants("streams") {
+        streams::measure(options, report).await.context("a long stream")?;
+    }
+    Ok(())
+}
+
+/// What takes minutes each.
+async fn long(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if options.long && options.wants("sustained") {
+        sustained::measure(options, report)
+            .await
+            .context("sustained appends")?;
+    }
+    if options.long && options.wants("races") {
+        races::measure(options, report).await.context("races")?;
     }
     Ok(())
 }
