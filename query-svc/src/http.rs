@@ -108,6 +108,6 @@ fn described_routes() -> OpenApiRouter<Reads> {
     OpenApiRouter::with_openapi(openapi::Api::openapi())
         .routes(routes!(orders::list_orders))
         .routes(routes!(orders::get_order))
-        .routes(routes!(events::list_order_events))
+        .routes(routes!(events::list_events))
         .routes(routes!(customers::get_customer_totals))
 }

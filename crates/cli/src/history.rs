@@ -1,4 +1,4 @@
-//! `daybook history`: what happened to an order, in order, by whom and why.
+//! `daybook history`: what happened to an aggregate, in order, by whom and why.
 
 use clap::{Args, ValueEnum};
 use daybook_proto::history::v1::history_service_client::HistoryServiceClient;
@@ -14,11 +14,11 @@ use crate::settings::{Role, Settings};
 /// How many events are asked for at once: the most that the service gives.
 const PAGE_EVENTS: u32 = 100;
 
-/// Shows the events of an order, oldest first. Needs the scope events:read.
+/// Shows the events of an aggregate, oldest first. Needs the scope events:read.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The order ("ord_…").
-    order_id: String,
+    /// The aggregate's TypeID ("ord_…").
+    id: String,
 
     /// The first version to show.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -73,7 +73,7 @@ struct Pages {
 impl Pages {
     fn new(connection: Authorized, arguments: &Arguments) -> Self {
         let request = ListStreamEventsRequest {
-            stream_id: arguments.order_id.clone(),
+            stream_id: arguments.id.clone(),
             page_size: PAGE_EVENTS,
             page_token: String::new(),
             from_version: arguments.from_version,

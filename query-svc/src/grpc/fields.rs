@@ -1,6 +1,9 @@
 //! The fields of requests: every one is checked, and all that is wrong is said at once.
 
-use daybook_domain::ids::{CustomerId, OrderId};
+use std::fmt::Display;
+use std::str::FromStr;
+
+use daybook_domain::ids::CustomerId;
 use daybook_domain::order::Status;
 use daybook_domain::text::InvalidText;
 use daybook_proto::common::v1::Freshness;
@@ -24,10 +27,10 @@ use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
 pub(super) struct Fields(Vec<FieldViolation>);
 
 impl Fields {
-    pub(super) fn order_id(&mut self, pointer: &'static str, text: &str) -> Option<OrderId> {
-        let parsed = text.parse::<OrderId>();
+    pub(super) fn id<T: FromStr<Err: Display>>(&mut self, pointer: &'static str, text: &str) -> Option<T> {
+        let parsed = text.parse();
         parsed
-            .map_err(|invalid| self.refuse(pointer, "INVALID_ID", invalid.to_string()))
+            .map_err(|invalid: T::Err| self.refuse(pointer, "INVALID_ID", invalid.to_string()))
             .ok()
     }
 

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::fields::{Fields, page_token};
 use super::{Queries, wire};
-use crate::reads::history::ListEvents;
+use crate::reads::history::{ListEvents, Stream};
 
 #[tonic::async_trait]
 impl HistoryService for Queries {
@@ -38,10 +38,12 @@ impl Queries {
     }
 }
 
-/// Orders are the only aggregates whose histories there are, so far.
 fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError> {
     let mut fields = Fields::default();
-    let order_id = fields.order_id("/stream_id", &request.stream_id);
+    let stream = Stream::of_any_kind(&request.stream_id);
+    if stream.is_none() {
+        fields.refuse("/stream_id", "INVALID_ID", "must be the TypeID of an aggregate");
+    }
     let limit = fields.page_size(request.page_size);
     // Zero is what an absent number looks like.
     let from = request.from_version.max(1);
@@ -58,7 +60,7 @@ fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError>
         );
     }
     Ok(ListEvents {
-        order_id: fields.finish(order_id)?,
+        stream: fields.finish(stream)?,
         versions: from..=to,
         direction: if request.descending {
             Direction::Backward

@@ -1,5 +1,6 @@
 //! `daybook.orders.v1.OrderQueryService`.
 
+use daybook_domain::ids::OrderId;
 use daybook_proto::orders::v1::order_query_service_server::OrderQueryService;
 use daybook_proto::orders::v1::{
     GetCustomerTotalsRequest, GetCustomerTotalsResponse, GetOrderRequest, GetOrderResponse,
@@ -51,7 +52,7 @@ impl Queries {
         request: &GetOrderRequest,
     ) -> Result<GetOrderResponse, ApiError> {
         let mut fields = Fields::default();
-        let order_id = fields.order_id("/order_id", &request.order_id);
+        let order_id = fields.id::<OrderId>("/order_id", &request.order_id);
         let as_of = fields.as_of(request.as_of.as_ref());
         let demand = fields.demand(request.freshness.as_ref(), caller.tenant_partition);
         let order_id = fields.finish(order_id)?;

@@ -1,16 +1,37 @@
-//! `/v1/orders/{order_id}/events`.
+//! `/v1/{aggregates}/{id}/events`, for every kind of aggregate.
 
 use axum::extract::State;
 use axum::response::Response;
+use daybook_domain::aggregates::{AGGREGATES, Kind};
 use daybook_service::ApiError;
 use daybook_service::extract::Path;
 use utoipa::IntoParams;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use super::openapi::{NotFound, Refusals};
 use super::params::Params;
 use super::schema::{Event, ListEnvelope};
 use super::{EventsReader, answer, examples};
 use crate::reads::Reads;
+
+/// Whose history it is.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct Aggregate {
+    /// What aggregates of its kind are called in addresses.
+    #[param(schema_with = plurals, example = "orders")]
+    pub aggregates: String,
+    /// The aggregate's TypeID.
+    #[param(example = json!(examples::ORDER_ID))]
+    pub id: String,
+}
+
+fn plurals() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(AGGREGATES.iter().map(|kind| kind.plural)))
+        .build()
+}
 
 /// What a history takes.
 #[derive(Debug, IntoParams)]
@@ -33,28 +54,24 @@ pub struct ListEventsParams {
     pub cursor: Option<String>,
 }
 
-/// The history of an order: what happened, who did it and why, byte for byte as it was recorded. It is read from the log,
-/// so it is never behind.
+/// The history of an aggregate: what happened, who did it and why, byte for byte as it was recorded. It is read from the
+/// log, so it is never behind.
 #[utoipa::path(
     get,
-    path = "/v1/orders/{order_id}/events",
-    operation_id = "listOrderEvents",
+    path = "/v1/{aggregates}/{id}/events",
+    operation_id = "listEvents",
     tag = "Histories",
-    params(
-        ("order_id" = String, Path, description = "The order's TypeID.", example = json!(examples::ORDER_ID)),
-        ListEventsParams,
-    ),
+    params(Aggregate, ListEventsParams),
     responses((status = 200, description = "A page of events.", body = ListEnvelope<Event<'static>>), NotFound, Refusals),
 )]
-pub async fn list_order_events(
+pub async fn list_events(
     EventsReader(caller): EventsReader,
     State(reads): State<Reads>,
-    Path(order_id): Path<String>,
+    Path((aggregates, id)): Path<(String, String)>,
     mut params: Params,
 ) -> Result<Response, ApiError> {
-    let list = params
-        .order_id(&order_id)
-        .map(|order_id| params.list_events(order_id));
+    let kind = Kind::by_plural(&aggregates).ok_or_else(|| ApiError::not_found("collection", aggregates))?;
+    let list = params.stream(kind, &id).map(|stream| params.list_events(stream));
     let list = params.finish(list)?;
     let page = reads.events(&caller, &list).await?;
     answer::list(&page, Event::show)

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use daybook_domain::ids::OrderId;
 use daybook_service::ApiError;
 use daybook_service::extract::Path;
 use http::HeaderMap;
@@ -121,7 +122,7 @@ pub async fn get_order(
     mut params: Params,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let order_id = params.order_id(&order_id);
+    let order_id = params.id::<OrderId>("/order_id", &order_id);
     let as_of = params.as_of();
     let fields = params.fields(ORDER_FIELDS);
     let demand = params.demand(&headers, caller.tenant_partition);

@@ -3,11 +3,13 @@
 //! Parameters that are not known are ignored, as unknown fields are everywhere in the contract.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Query};
-use daybook_domain::ids::{CustomerId, OrderId};
+use daybook_domain::aggregates::Kind;
+use daybook_domain::ids::CustomerId;
 use daybook_domain::order::Status;
 use daybook_domain::text::InvalidText;
 use daybook_event_store::Direction;
@@ -22,7 +24,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::sparse::Fields;
 use crate::freshness::Demand;
-use crate::reads::history::ListEvents;
+use crate::reads::history::{ListEvents, Stream};
 use crate::reads::list::{ListOrders, SORT_DEFAULT, SORTS, sort_by_name, status_names};
 use crate::reads::order::AsOf;
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
@@ -86,15 +88,15 @@ impl Params {
         }
     }
 
-    /// Which page of the history of an order.
-    pub fn list_events(&mut self, order_id: OrderId) -> ListEvents {
+    /// Which page of the history of an aggregate.
+    pub fn list_events(&mut self, stream: Stream) -> ListEvents {
         let from = self.version("from_version").unwrap_or(1);
         let to = self.version("to_version").unwrap_or(u64::MAX);
         if from > to {
             self.refuse("to_version", "OUT_OF_RANGE", "must not be less than from_version");
         }
         ListEvents {
-            order_id,
+            stream,
             versions: from..=to,
             direction: self.direction(),
             limit: self.limit(),
@@ -144,11 +146,19 @@ impl Params {
         }
     }
 
-    /// An order's id, from the path.
-    pub fn order_id(&mut self, text: &str) -> Option<OrderId> {
-        let parsed = OrderId::from_str(text);
+    /// The id of an aggregate of a known kind, from the path.
+    pub fn id<T: FromStr<Err: Display>>(&mut self, pointer: &str, text: &str) -> Option<T> {
+        let parsed = text.parse();
         parsed
-            .map_err(|invalid| self.refuse("/order_id", "INVALID_ID", invalid.to_string()))
+            .map_err(|invalid: T::Err| self.refuse(pointer, "INVALID_ID", invalid.to_string()))
+            .ok()
+    }
+
+    /// An aggregate of a kind, from the path.
+    pub fn stream(&mut self, kind: &'static Kind, text: &str) -> Option<Stream> {
+        let stream = Stream::of_kind(kind, text);
+        stream
+            .map_err(|invalid| self.refuse("/id", "INVALID_ID", invalid))
             .ok()
     }
 
@@ -413,9 +423,9 @@ mod tests {
 
     #[test]
     fn versions_have_to_be_in_order() {
-        let order_id = OrderId::from_uuid(uuid::Uuid::nil());
+        let stream = Stream::of_any_kind("ord_01h455vb4pex5vsknk084sn02q").expect("an order's id");
         let mut params = params(&[("from_version", "3"), ("to_version", "2")]);
-        params.list_events(order_id);
+        params.list_events(stream);
         assert!(params.finish(Some(())).is_err());
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use daybook_domain::ids::OrderId;
+use daybook_domain::aggregates::Kind;
 use daybook_event_store::{Direction, RecordedEvent};
 use daybook_service::{ApiError, identity::Principal};
 
@@ -10,11 +10,18 @@ use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
 use crate::database::ReadFailure;
 
+/// An aggregate: its kind, and an id that this kind has.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    kind: &'static Kind,
+    id: String,
+}
+
 /// Which page of which history.
 #[derive(Clone, Debug)]
 pub struct ListEvents {
     /// Whose history.
-    pub order_id: OrderId,
+    pub stream: Stream,
     /// The versions of interest, both ends included, from 1.
     pub versions: RangeInclusive<u64>,
     /// Which way.
@@ -29,7 +36,7 @@ impl Reads {
     /// A page of a history.
     ///
     /// # Errors
-    /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, `INVALID_CURSOR` when the cursor is not from this
+    /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such aggregate, `INVALID_CURSOR` when the cursor is not from this
     /// very history.
     pub async fn events(
         &self,
@@ -44,7 +51,7 @@ impl Reads {
         let staleness = self.0.freshness.of_log(caller.tenant_partition);
         let found = self.stream(caller, list, versions, list.limit + 1).await?;
         if found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
-            return Err(ApiError::not_found("order", list.order_id.to_string()));
+            return Err(ApiError::not_found(list.stream.kind.category, &list.stream.id));
         }
         let cursor_after =
             |last: &RecordedEvent| self.0.cursors.seal(&question, &last.stream_version.to_be_bytes());
@@ -62,13 +69,34 @@ impl Reads {
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
         let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
-        let stream_id = list.order_id.to_string();
-        let found = self
+                let found = self
             .0
             .store
-            .read_stream(tenant_id, partition, &stream_id, versions, limit, list.direction)
+            .read_stream(tenant_id, partition, &list.stream.id, versions, limit, list.direction)
             .await;
         Ok(found.map_err(ReadFailure::from)?)
+    }
+}
+
+impl Stream {
+    /// The aggregate of this kind and id.
+    ///
+    /// # Errors
+    /// What an id of this kind has to be.
+    pub fn of_kind(kind: &'static Kind, id: &str) -> Result<Self, String> {
+        kind.check_id(id).map(|()| Self {
+            kind,
+            id: id.to_owned(),
+        })
+    }
+
+    /// The aggregate of this id; `None` when no kind has such ids.
+    pub fn of_any_kind(id: &str) -> Option<Self> {
+        let kind = Kind::by_id(id)?;
+        Some(Self {
+            kind,
+            id: id.to_owned(),
+        })
     }
 }
 
@@ -80,7 +108,7 @@ impl ListEvents {
             Direction::Backward => "desc",
         };
         Question::new(caller.tenant_id, "events")
-            .with("stream_id", &self.order_id.to_string())
+            .with("stream_id", &self.stream.id)
             .with("from_version", &self.versions.start().to_string())
             .with("to_version", &self.versions.end().to_string())
             .with("order", direction)

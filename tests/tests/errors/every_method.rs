@@ -50,18 +50,20 @@ struct Service {
     scope: Scope,
 }
 
-/// Where a service is, and the scope that it needs.
-fn service(stack: &Stack, name: &str) -> anyhow::Result<Service> {
-    let (url, scope) = match name {
-        "OrderService" => (stack.command.url(), Scope::OrdersWrite),
-        "OrderQueryService" => (stack.query.url(), Scope::OrdersRead),
-        "HistoryService" => (stack.query.url(), Scope::EventsRead),
-        "ProjectionService" => (stack.projector.url(), Scope::ProjectionsOperate),
-        unknown => anyhow::bail!("say here where {unknown} is, and which scope it needs"),
+/// Where a method is, and the scope that it needs. Each area has its own scopes; commands need the one to write.
+fn service(stack: &Stack, method: &Method) -> anyhow::Result<Service> {
+    let area = method.path.trim_start_matches("/daybook.").split('.').next();
+    let area = area.context("a method's path begins with its package")?;
+    let scope = |name: &str| Scope::ALL.into_iter().find(|scope| scope.as_str() == name);
+    let (url, scope) = match method.service.as_str() {
+        "HistoryService" => (stack.query.url(), Some(Scope::EventsRead)),
+        "ProjectionService" => (stack.projector.url(), Some(Scope::ProjectionsOperate)),
+        query if query.ends_with("QueryService") => (stack.query.url(), scope(&format!("{area}:read"))),
+        _ => (stack.command.url(), scope(&format!("{area}:write"))),
     };
     Ok(Service {
         channel: channel(&url)?,
-        scope,
+        scope: scope.with_context(|| format!("{area} has no scopes"))?,
     })
 }
 
@@ -108,7 +110,7 @@ async fn no_method_answers_without_a_credential_with_a_wrong_one_or_without_its_
         methods.len()
     );
     for method in &methods {
-        let service = service(&stack, &method.service)?;
+        let service = service(&stack, method)?;
         for credential in &credentials {
             let answer = raw::call(
                 &service.channel,
@@ -134,7 +136,7 @@ async fn no_method_answers_without_a_credential_with_a_wrong_one_or_without_its_
 async fn no_method_takes_what_is_not_its_message_or_too_much_of_it() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     for method in raw::methods()? {
-        let service = service(&stack, &method.service)?;
+        let service = service(&stack, &method)?;
         let key = stack.tenant.key_with(&stack.superuser, service.scope).await?;
         let authorization = format!("Bearer {key}");
         let call =

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use daybook_domain::aggregate::Aggregate as _;
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, Sku};
-use daybook_domain::order::{self, Command, Event, NewLine, State};
-use daybook_event_store::{NewCommand, NewEvent};
+use daybook_domain::order::{Command, Event, NewLine, State};
+use daybook_event_store::{Decision, Intent, NewCommand, NewEvent};
 use daybook_tests::command::Command as _;
 use daybook_tests::orders::new_key;
 use daybook_tests::stack::Backend;
@@ -39,8 +41,11 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
     for _ in 0..options.runs {
         let order_id = OrderId::from_uuid(Uuid::now_v7());
         let history = history(order_id, EVENTS_PER_SECOND * options.seconds)?;
-        for (number, events) in history.chunks(CHUNK_EVENTS).enumerate() {
-            let append = append(backend.tenant.tenant_id, order_id, number * CHUNK_EVENTS, events);
+        let mut newest = None;
+        for events in history.chunks(CHUNK_EVENTS) {
+            let decision = decision(newest, events);
+            newest = decision.leads_to();
+            let append = append(backend.tenant.tenant_id, order_id, decision);
             batches.append(&[append]).await?;
         }
         let before = metrics::sum(admin, "daybook_mailbox_loads_total").await?;
@@ -103,31 +108,37 @@ fn history(order_id: OrderId, events: u64) -> anyhow::Result<Vec<Event>> {
     });
     let (mut state, mut history) = (State::default(), Vec::new());
     for command in std::iter::once(place).chain(changes) {
-        for event in order::decide(&state, command)? {
-            state = order::evolve(state, &event);
+        for event in state.decide(command)? {
+            state = state.evolve(&event);
             history.push(event);
         }
     }
     Ok(history)
 }
 
-/// The next events of the stream, as one command.
-fn append(tenant_id: Uuid, order_id: OrderId, version: usize, events: &[Event]) -> NewCommand {
+/// The next events of the stream.
+fn decision(decided_on: Option<Uuid>, events: &[Event]) -> Decision {
     let new_event = |event: &Event| NewEvent {
-        event_id: Uuid::now_v7(),
+        event_id: Uuid::from_u128(rand::random()),
         event_type: event.event_type(),
         schema_version: event.schema_version(),
         payload: event.encode(),
     };
-    NewCommand {
-        tenant_id,
-        key: new_key(),
-        fingerprint: [7; 32],
-        stream_id: order_id.to_string(),
-        category: order::CATEGORY,
-        expected_version: Some(version as u64),
+    Decision {
+        decided_on,
         metadata: METADATA.into(),
         events: events.iter().map(new_event).collect(),
         rejection: None,
+    }
+}
+
+fn append(tenant_id: Uuid, order_id: OrderId, decision: Decision) -> NewCommand {
+    NewCommand {
+        tenant_id,
+        key: new_key().into(),
+        fingerprints: vec![Uuid::nil()],
+        stream_id: order_id.to_string().into(),
+        category: State::CATEGORY,
+        intent: Intent::Write(decision),
     }
 }
