@@ -38,7 +38,6 @@ impl Authenticator {
     }
 
     /// An authenticator that asks through this pool, and the future that does the look-ups.
-    #[must_use]
     pub fn new(
         pool: PgPool,
         ages: KeyAges,
