@@ -24,9 +24,8 @@ impl Fingerprints {
     /// Fingerprints under these keys, the current one first.
     #[must_use]
     pub(crate) fn new(keys: &[SecretKey]) -> Self {
-        let mac = |key: &SecretKey| {
-            Hmac::new_from_slice(key.expose()).expect("HMAC takes keys of any length")
-        };
+        let mac =
+            |key: &SecretKey| Hmac::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
         Self(keys.iter().map(mac).collect())
     }
 

@@ -177,7 +177,9 @@ fn api_error(error: HandleError, kind: &'static str, id: &str) -> ApiError {
         HandleError::NoPartition => {
             ApiError::overloaded("this replica does not serve the tenant's partition yet")
         }
-        HandleError::NotAdmitted(NotAdmitted::Full) => ApiError::overloaded("too many commands are under way"),
+        HandleError::NotAdmitted(NotAdmitted::Full) => {
+            ApiError::overloaded("too many commands are under way")
+        }
         HandleError::NotAdmitted(NotAdmitted::TenantShareFull) => {
             ApiError::rate_limited("commands under way", RETRY_AFTER)
         }

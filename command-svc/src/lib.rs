@@ -154,7 +154,10 @@ async fn start_partitions(
     let url = &config.common.database_url;
     // Pools of their own, so that no crowd of one kind keeps another from its connections.
     let receipts = database::connect(url, "daybook-receipts", RECEIPT_CONNECTIONS).await?;
-    tasks.spawn("idempotency keys", tend_keys(receipts.clone(), config.idempotency_retention_days));
+    tasks.spawn(
+        "idempotency keys",
+        tend_keys(receipts.clone(), config.idempotency_retention_days),
+    );
     let streams = Arc::new(EventStore::new(loads));
     let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {

@@ -161,7 +161,12 @@ impl<A: Aggregate> Mailboxes<A> {
         let permit = partition.appender.admit(envelope.tenant_id)?;
         let stream = (envelope.tenant_id, Arc::clone(&envelope.stream_id));
         let mailbox = self.cache.get_or_insert(&stream, || {
-            Mailbox::new(stream.clone(), partition.clone(), Arc::clone(&self.metrics), &self.cache)
+            Mailbox::new(
+                stream.clone(),
+                partition.clone(),
+                Arc::clone(&self.metrics),
+                &self.cache,
+            )
         });
         let (reply, outcome) = oneshot::channel();
         mailbox.accept(Waiting::new(envelope, permit, reply));

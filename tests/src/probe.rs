@@ -42,7 +42,7 @@ impl Probe {
                 while !stop.is_cancelled() {
                     let command = place(&new_order_id(), "probe").with_key(&new_key());
                     let sent = Instant::now();
-                    let answer = command.clone().send(caller.orders(), deadline).await;
+                    let answer = command.clone().send(caller.commands(), deadline).await;
                     let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
                     slowest_us.fetch_max(micros, Ordering::Relaxed);
                     ledger.note(&command, &answer);

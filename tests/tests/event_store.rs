@@ -167,12 +167,17 @@ async fn what_was_decided_on_another_event_is_not_written_and_fails_nobody_else(
     let mut log = Log::new().await?;
     let first = command("a", None, 3);
     let on_nothing_known = command("b", Some(Uuid::from_u128(9)), 1);
-    let written = log.append(&[first.clone(), on_nothing_known, command("c", None, 1)]).await?;
+    let written = log
+        .append(&[first.clone(), on_nothing_known, command("c", None, 1)])
+        .await?;
     assert_eq!(written, ["written@1", "not written, newest v0", "written@4"]);
     // The whole chain falls with its root, also where the versions would fit.
     let on_the_second = command("a", Some(decision(&first).events[1].event_id), 1);
     let behind = after(&on_the_second, 1);
-    assert_eq!(log.append(&[on_the_second, behind]).await?, ["not written, newest v3"; 2]);
+    assert_eq!(
+        log.append(&[on_the_second, behind]).await?,
+        ["not written, newest v3"; 2]
+    );
     assert_eq!(log.append(&[after(&first, 1)]).await?, ["written@5"]);
     assert_dense(&log.events().await?);
     Ok(())
@@ -184,7 +189,10 @@ async fn two_chains_of_one_length_on_one_stream_do_not_mix() -> anyhow::Result<(
     let mut log = Log::new().await?;
     let (ours, theirs) = (command("a", None, 1), command("a", None, 1));
     assert_eq!(log.append(&[ours]).await?, ["written@1"]);
-    assert_eq!(log.append(&[after(&theirs, 1)]).await?, ["not written, newest v1"]);
+    assert_eq!(
+        log.append(&[after(&theirs, 1)]).await?,
+        ["not written, newest v1"]
+    );
     assert_eq!(log.events().await?.len(), 1);
     Ok(())
 }
@@ -192,16 +200,27 @@ async fn two_chains_of_one_length_on_one_stream_do_not_mix() -> anyhow::Result<(
 #[tokio::test]
 async fn a_chain_stands_up_to_its_first_known_key() -> anyhow::Result<()> {
     let mut log = Log::new().await?;
-    assert_eq!(log.append(&[with_key(command("other", None, 2), "k")]).await?, ["written@1"]);
+    assert_eq!(
+        log.append(&[with_key(command("other", None, 2), "k")]).await?,
+        ["written@1"]
+    );
     let first = command("a", None, 1);
     let refusal = after(&first, 0);
     let known = with_key(after(&refusal, 1), "k");
     let behind = after(&known, 1);
     let elsewhere = command("b", None, 1);
-    let verdicts = log.append(&[first.clone(), refusal, known, behind, elsewhere]).await?;
+    let verdicts = log
+        .append(&[first.clone(), refusal, known, behind, elsewhere])
+        .await?;
     assert_eq!(
         verdicts,
-        ["written@3", "written@3", "known", "not written, newest v0", "written@4"]
+        [
+            "written@3",
+            "written@3",
+            "known",
+            "not written, newest v0",
+            "written@4"
+        ]
     );
     assert_eq!(log.append(&[after(&first, 1)]).await?, ["written@5"]);
     assert_dense(&log.events().await?);
@@ -218,7 +237,10 @@ async fn a_question_writes_nothing_and_holds_nobody_up() -> anyhow::Result<()> {
         ["not written, newest v0", "written@1", "not written, newest v0"]
     );
     let batch = [question("a", "x"), question("b", "k"), after(&first, 1)];
-    assert_eq!(log.append(&batch).await?, ["not written, newest v1", "known", "written@2"]);
+    assert_eq!(
+        log.append(&batch).await?,
+        ["not written, newest v1", "known", "written@2"]
+    );
     assert_eq!(log.events().await?.len(), 2);
     Ok(())
 }
@@ -259,8 +281,15 @@ async fn the_same_key_gives_the_first_receipt_and_with_other_content_it_is_refus
         panic!("it is new")
     };
     let again = appender.append(with_key(command("b", None, 1), "k")).await?;
-    assert_eq!(again, Verdict::Replayed(receipt.clone()), "the receipt is that of the first command");
-    assert_eq!(appender.append(question("b", "k")).await?, Verdict::Replayed(receipt));
+    assert_eq!(
+        again,
+        Verdict::Replayed(receipt.clone()),
+        "the receipt is that of the first command"
+    );
+    assert_eq!(
+        appender.append(question("b", "k")).await?,
+        Verdict::Replayed(receipt)
+    );
     let mut other = with_key(after(&first, 1), "k");
     other.fingerprints = vec![Uuid::from_u128(8)];
     assert_eq!(appender.append(other.clone()).await?, Verdict::KeyReused);
@@ -270,12 +299,16 @@ async fn the_same_key_gives_the_first_receipt_and_with_other_content_it_is_refus
     let mut elsewhere = with_key(command("a", None, 2), "k");
     elsewhere.tenant_id = Uuid::from_u128(2);
     let elsewhere = appender.append(elsewhere).await?;
-    assert!(matches!(elsewhere, Verdict::Appended(_)), "keys belong to a tenant: {elsewhere:?}");
+    assert!(
+        matches!(elsewhere, Verdict::Appended(_)),
+        "keys belong to a tenant: {elsewhere:?}"
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_refusal_by_the_domain_is_remembered_with_the_position_that_it_was_decided_on() -> anyhow::Result<()> {
+async fn a_refusal_by_the_domain_is_remembered_with_the_position_that_it_was_decided_on() -> anyhow::Result<()>
+{
     let log = Log::new().await?;
     let appender = log.appender(AppenderOptions::default()).await?;
     appender.append(command("first", None, 3)).await?;
@@ -336,10 +369,17 @@ async fn of_64_writers_who_race_on_20_streams_through_two_appenders_one_wins_eac
                 match appender.append(command).await.expect("the database answers") {
                     Verdict::Appended(receipt) => {
                         newest.insert(stream, leads_to);
-                        won.push((receipt.stream_id.to_string(), receipt.stream_version, receipt.first_position));
+                        won.push((
+                            receipt.stream_id.to_string(),
+                            receipt.stream_version,
+                            receipt.first_position,
+                        ));
                     }
                     Verdict::Conflict(actual) => {
-                        assert_ne!(actual.event_id, decided_on, "a conflict is between different events");
+                        assert_ne!(
+                            actual.event_id, decided_on,
+                            "a conflict is between different events"
+                        );
                         newest.insert(stream, actual.event_id);
                         lost += 1;
                     }
@@ -410,7 +450,10 @@ async fn append_together(
     let count = commands.len();
     for (index, command) in commands.into_iter().enumerate() {
         let sender = sender.clone();
-        appender.submit(command, Box::new(move |verdict| drop(sender.send((index, verdict)))));
+        appender.submit(
+            command,
+            Box::new(move |verdict| drop(sender.send((index, verdict)))),
+        );
     }
     tokio::spawn(appending);
     let mut in_order = HashMap::new();
@@ -498,13 +541,23 @@ async fn a_chain_that_a_batch_cannot_hold_is_cut_at_its_tail_and_goes_on_in_the_
 
 /// Two decisions that open one stream wait side by side: a second chain of a stream is for the next batch.
 #[tokio::test]
-async fn of_two_that_open_one_stream_at_once_one_is_in_conflict_and_nothing_else_is_harmed() -> anyhow::Result<()> {
+async fn of_two_that_open_one_stream_at_once_one_is_in_conflict_and_nothing_else_is_harmed()
+-> anyhow::Result<()> {
     let log = Log::new().await?;
     let (one, other) = (command("a", None, 1), command("a", None, 1));
-    let commands = vec![one.clone(), other.clone(), command("b", None, 1), after(&one, 1), after(&other, 1)];
+    let commands = vec![
+        one.clone(),
+        other.clone(),
+        command("b", None, 1),
+        after(&one, 1),
+        after(&other, 1),
+    ];
     let verdicts = append_together(log.database.log().await?, AppenderOptions::default(), commands).await;
     // Behind the one that stays for the next batch all of its stream stays; by then the first is recorded.
-    assert_eq!(names(&verdicts), ["appended", "conflict", "appended", "appended", "conflict"]);
+    assert_eq!(
+        names(&verdicts),
+        ["appended", "conflict", "appended", "appended", "conflict"]
+    );
     assert_dense(&log.events().await?);
     Ok(())
 }
@@ -521,7 +574,10 @@ async fn a_tenant_that_has_its_share_under_way_is_refused_at_once_and_others_are
     let (other, third) = (Uuid::from_u128(2), Uuid::from_u128(3));
     let first = appender.admit(TENANT)?;
     let _second = appender.admit(TENANT)?;
-    assert_eq!(appender.admit(TENANT).expect_err("its share"), NotAdmitted::TenantShareFull);
+    assert_eq!(
+        appender.admit(TENANT).expect_err("its share"),
+        NotAdmitted::TenantShareFull
+    );
     let _others = appender.admit(other)?;
     assert_eq!(appender.admit(third).expect_err("no place"), NotAdmitted::Full);
     drop(first);
@@ -533,7 +589,9 @@ async fn a_tenant_that_has_its_share_under_way_is_refused_at_once_and_others_are
 async fn a_batch_takes_from_each_tenant_in_turn() -> anyhow::Result<()> {
     let log = Log::new().await?;
     let quiet = Uuid::from_u128(2);
-    let mut commands: Vec<_> = (0..20).map(|number| command(&format!("loud-{number}"), None, 1)).collect();
+    let mut commands: Vec<_> = (0..20)
+        .map(|number| command(&format!("loud-{number}"), None, 1))
+        .collect();
     for number in 0..2 {
         let mut command = command(&format!("quiet-{number}"), None, 1);
         command.tenant_id = quiet;
@@ -549,14 +607,18 @@ async fn a_batch_takes_from_each_tenant_in_turn() -> anyhow::Result<()> {
     append_together(log.database.log().await?, options, commands).await;
     let events = log.events().await?;
     let of_quiet: Vec<_> = events.iter().filter(|event| event.tenant_id == quiet).collect();
-    assert!(of_quiet.iter().all(|event| event.position <= 4), "the quiet tenant waited for the loud one");
+    assert!(
+        of_quiet.iter().all(|event| event.position <= 4),
+        "the quiet tenant waited for the loud one"
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_stream_is_read_both_ways_in_pages_and_by_its_tenant_alone() -> anyhow::Result<()> {
     let mut log = Log::new().await?;
-    log.append(&[command("a", None, 25), command("b", None, 5)]).await?;
+    log.append(&[command("a", None, 25), command("b", None, 5)])
+        .await?;
     let store = EventStore::new(log.database.pool("daybook_query").await?);
     let read = async |tenant, from, limit, direction| -> anyhow::Result<Vec<u64>> {
         let events = store.read_stream(tenant, 0, "a", from, limit, direction).await?;

@@ -64,7 +64,9 @@ impl<A: Aggregate> Cache<A> {
     /// Notes how many bytes a mailbox holds, now that it has nothing to do, and evicts what is too much.
     pub(super) fn weigh(&self, stream: &Stream, bytes: usize) {
         let mut entries = self.entries();
-        let Some(entry) = entries.by_stream.get_mut(stream) else { return };
+        let Some(entry) = entries.by_stream.get_mut(stream) else {
+            return;
+        };
         let before = std::mem::replace(&mut entry.bytes, bytes);
         entries.bytes = entries.bytes - before + bytes;
         entries.evict(self.bytes_max);
@@ -80,7 +82,9 @@ impl<A: Aggregate> Entries<A> {
     fn evict(&mut self, bytes_max: usize) {
         let mut passed_over = 0;
         while self.bytes > bytes_max && passed_over < PASSED_OVER_MAX {
-            let Some((stream, entry)) = self.by_stream.pop_front() else { return };
+            let Some((stream, entry)) = self.by_stream.pop_front() else {
+                return;
+            };
             // Whoever is at work on a mailbox holds it, and it cannot be found meanwhile but through this map.
             if Arc::strong_count(&entry.mailbox) > 1 {
                 self.by_stream.insert(stream, entry);

@@ -43,7 +43,14 @@ impl ReadStream for EventStore {
         versions: RangeInclusive<u64>,
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<RecordedEvent>, Box<dyn Error + Send + Sync>>> {
-        let read = self.read_stream(tenant_id, partition, stream_id, versions, limit, Direction::Forward);
+        let read = self.read_stream(
+            tenant_id,
+            partition,
+            stream_id,
+            versions,
+            limit,
+            Direction::Forward,
+        );
         read.map(|page| page.map_err(Into::into)).boxed()
     }
 }

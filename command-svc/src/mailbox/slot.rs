@@ -285,7 +285,12 @@ impl<A: Aggregate> Mailbox<A> {
             Ok(Some(decision)) => {
                 let has_events = !decision.events.is_empty();
                 slot.in_flight += 1;
-                self.submit(slot, waiting, Intent::Write(decision), Submitted::Decision { has_events });
+                self.submit(
+                    slot,
+                    waiting,
+                    Intent::Write(decision),
+                    Submitted::Decision { has_events },
+                );
             }
             Ok(None) => self.ask(slot, waiting, Question::IsMissing),
             Err(panic) => {
@@ -300,7 +305,13 @@ impl<A: Aggregate> Mailbox<A> {
         self.submit(slot, waiting, Intent::Ask, Submitted::Question(question));
     }
 
-    fn submit(self: &Arc<Self>, slot: &mut Slot<A>, waiting: Waiting<A>, intent: Intent, submitted: Submitted) {
+    fn submit(
+        self: &Arc<Self>,
+        slot: &mut Slot<A>,
+        waiting: Waiting<A>,
+        intent: Intent,
+        submitted: Submitted,
+    ) {
         let envelope = &waiting.envelope;
         let command = NewCommand {
             tenant_id: envelope.tenant_id,
@@ -323,7 +334,11 @@ impl<A: Aggregate> Mailbox<A> {
     /// Takes in what became of a command, and goes on.
     fn answered(self: &Arc<Self>, flight: Flight<A>, verdict: Result<Verdict, Unanswered>) {
         let mut slot = self.slot();
-        let Flight { waiting, submitted, epoch } = flight;
+        let Flight {
+            waiting,
+            submitted,
+            epoch,
+        } = flight;
         match submitted {
             Submitted::Decision { has_events } => {
                 slot.in_flight -= 1;
@@ -415,7 +430,12 @@ impl<A: Aggregate> Mailbox<A> {
         }
     }
 
-    fn reply(self: &Arc<Self>, slot: &mut Slot<A>, waiting: Waiting<A>, answer: Result<Outcome, HandleError>) {
+    fn reply(
+        self: &Arc<Self>,
+        slot: &mut Slot<A>,
+        waiting: Waiting<A>,
+        answer: Result<Outcome, HandleError>,
+    ) {
         self.release_key(slot, &waiting.envelope.key);
         // Whoever no longer waits for the answer finds it under the key.
         let _ = waiting.reply.send(answer);

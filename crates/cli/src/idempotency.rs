@@ -42,7 +42,8 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         )),
         Verb::Turn { yes: true } if keys::turn(&mut connection).await? => print("the tables took turns"),
         Verb::Turn { yes: true } => Err(Failure::Conflict(
-            "the tables are in use by somebody who holds them for long, a backup perhaps; try again".to_owned(),
+            "the tables are in use by somebody who holds them for long, a backup perhaps; try again"
+                .to_owned(),
         )),
     }
 }
@@ -51,7 +52,8 @@ fn show(tables: &[KeyTable]) -> Result<(), Failure> {
     let rows = tables.iter().map(|one| {
         [
             if one.is_current { "current" } else { "older" }.to_owned(),
-            one.keys.map_or_else(|| "not counted yet".to_owned(), |keys| format!("about {keys}")),
+            one.keys
+                .map_or_else(|| "not counted yet".to_owned(), |keys| format!("about {keys}")),
             one.bytes.to_string(),
             format!("{:.1}", one.counted.as_seconds_f64() / 86_400.0),
             one.turned_at.format(&Rfc3339).unwrap_or_default(),

@@ -50,7 +50,12 @@ impl<L: Log> Answers<L> {
     }
 
     fn answer(&self, batch: Judged) {
-        let Judged { commands, answers, judgement, at } = batch;
+        let Judged {
+            commands,
+            answers,
+            judgement,
+            at,
+        } = batch;
         AppenderMetrics::count(&self.metrics.batches, 1);
         AppenderMetrics::count(&self.metrics.commands, commands.len());
         let of_chain = chain_of_each(&commands);

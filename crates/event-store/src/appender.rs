@@ -19,8 +19,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::append::{AppendError, Judgement, chains};
 use crate::answers::{Answers, Judged};
+use crate::append::{AppendError, Judgement, chains};
 use crate::command::{NewCommand, Verdict};
 use crate::event::RecordedEvent;
 use crate::log::Log;
@@ -193,7 +193,12 @@ impl Appender {
             metrics: Arc::default(),
         });
         let log = Arc::new(log);
-        let answers = Answers::new(Arc::clone(&log), partition, committed, Arc::clone(&shared.metrics));
+        let answers = Answers::new(
+            Arc::clone(&log),
+            partition,
+            committed,
+            Arc::clone(&shared.metrics),
+        );
         let task = Task {
             log,
             shared: Arc::clone(&shared),
@@ -221,7 +226,10 @@ impl Appender {
     /// How many commands may still be admitted.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.shared.options.commands_max.saturating_sub(self.shared.admitted().all)
+        self.shared
+            .options
+            .commands_max
+            .saturating_sub(self.shared.admitted().all)
     }
 
     /// Takes one of the tenant's places for a command, or says at once that there is none. It is taken before the command
@@ -330,8 +338,16 @@ impl<L: Log> Task<L> {
         match self.append_with_retries(&commands).await {
             Ok(judgement) => {
                 let at = std::time::Instant::now();
-                let batch = Judged { commands, answers, judgement, at };
-                judged.send(batch).await.unwrap_or_else(|_| unreachable!("answering ends after this task"));
+                let batch = Judged {
+                    commands,
+                    answers,
+                    judgement,
+                    at,
+                };
+                judged
+                    .send(batch)
+                    .await
+                    .unwrap_or_else(|_| unreachable!("answering ends after this task"));
             }
             Err(AppendError::Refused(_)) if commands.len() > 1 => {
                 let later = divide(&commands);
@@ -387,7 +403,8 @@ fn divide(commands: &[NewCommand]) -> usize {
 
 fn pending(commands: Vec<NewCommand>, answers: Vec<Answer>) -> Vec<Pending> {
     let both = commands.into_iter().zip(answers);
-    both.map(|(command, answer)| Pending { command, answer }).collect()
+    both.map(|(command, answer)| Pending { command, answer })
+        .collect()
 }
 
 fn refuse(answers: Vec<Answer>, reason: &Unanswered) {

@@ -114,7 +114,10 @@ impl Log for PostgresLog {
         partition: i32,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
-        let (pool, tenants) = (self.receipts.clone(), keys.iter().map(|(tenant, _)| *tenant).collect());
+        let (pool, tenants) = (
+            self.receipts.clone(),
+            keys.iter().map(|(tenant, _)| *tenant).collect(),
+        );
         let keys = keys.iter().map(|(_, key)| key.to_string()).collect();
         // A task of its own, which is never dropped in the middle of a statement; the wait for it is bounded.
         let read = tokio::spawn(read_receipts(pool, partition, tenants, keys));

@@ -72,7 +72,9 @@ impl Queue {
         while !batch.is_full {
             let before = batch.commands.len();
             for _ in 0..self.turns.len() {
-                let Some(tenant_id) = self.turns.pop_front() else { break };
+                let Some(tenant_id) = self.turns.pop_front() else {
+                    break;
+                };
                 let waiting = self.waiting.get_mut(&tenant_id).expect("who has a turn waits");
                 batch.take_from(waiting, share);
                 if waiting.is_empty() {
@@ -182,7 +184,13 @@ impl Batch {
         if let Intent::Write(decision) = &command.intent {
             let stream = (command.tenant_id, Arc::clone(&command.stream_id));
             let leads_to = decision.leads_to();
-            self.by_stream.insert(stream, Chain { number: chain, leads_to });
+            self.by_stream.insert(
+                stream,
+                Chain {
+                    number: chain,
+                    leads_to,
+                },
+            );
         }
         self.chains = self.chains.max(chain + 1);
         self.commands.push((chain, pending));

@@ -14,9 +14,7 @@ use daybook_domain::ids::{OrderId, Reason};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{self, Command, NewLine, State};
 use daybook_event_bus::Bus;
-use daybook_event_store::{
-    Decision, EventStore, Intent, Metadata, NewCommand, NewEvent, RecordedEvent,
-};
+use daybook_event_store::{Decision, EventStore, Intent, Metadata, NewCommand, NewEvent, RecordedEvent};
 use daybook_projector::checkpoint::{self, Claim, Key, Lease};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;

@@ -69,10 +69,17 @@ impl Reads {
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
         let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
-                let found = self
+        let found = self
             .0
             .store
-            .read_stream(tenant_id, partition, &list.stream.id, versions, limit, list.direction)
+            .read_stream(
+                tenant_id,
+                partition,
+                &list.stream.id,
+                versions,
+                limit,
+                list.direction,
+            )
             .await;
         Ok(found.map_err(ReadFailure::from)?)
     }

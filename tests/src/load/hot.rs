@@ -294,9 +294,9 @@ impl Worker {
     async fn send_hot<C: Command>(&self, turn: &Turn, command: C) {
         let moment = Duration::from_millis(1 + u64::from(turn.small(4, 8)));
         let answer = match turn.small(5, 10) {
-            0 => command.clone().send(self.caller.orders(), moment).await,
+            0 => command.clone().send(self.caller.commands(), moment).await,
             1 => {
-                let call = command.clone().send(self.caller.orders(), PATIENCE);
+                let call = command.clone().send(self.caller.commands(), PATIENCE);
                 let gone = |_| Err(Status::cancelled("the caller went away"));
                 tokio::time::timeout(moment, call).await.unwrap_or_else(gone)
             }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use daybook_devstack::proxy::Direction;
 use daybook_postgres::{ACQUIRE_TIMEOUT, QUERY_TIMEOUT};
+use daybook_proto::orders::v1::ConfirmOrderRequest;
 use daybook_tests::client::Caller;
 use daybook_tests::load::Load;
 use daybook_tests::network::Network;
-use daybook_tests::orders::new_order_id;
+use daybook_tests::orders::{new_key, new_order_id};
 use daybook_tests::probe::Probe;
 use daybook_tests::stack::{Backend, Role, Servers};
 use daybook_tests::tenant::Tenant;
@@ -103,7 +104,7 @@ async fn commands_are_answered_in_time_and_go_on_when_the_network_to_postgres_is
     ensure!(network.postgres.swallowed() > 0, "the network did not fail");
     let slowest = probe.slowest();
     ensure!(slowest < DEADLINE + SLACK, "a call took {slowest:?}");
-    unknown_keys_are_looked_up(&caller).await?;
+    unknown_orders_are_looked_for(&caller).await?;
     no_session_is_left_in_a_transaction(&backend.superuser).await?;
     let ledger = probe.stop().await;
     check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
@@ -117,20 +118,23 @@ async fn accepted(probe: &Probe, more: usize) -> anyhow::Result<()> {
     .await
 }
 
-/// Each takes a connection of the pool: all of them together take all that there are.
-async fn unknown_keys_are_looked_up(caller: &Caller) -> anyhow::Result<()> {
+/// Each loads an aggregate through a connection of the pool: all of them together take all that there are.
+async fn unknown_orders_are_looked_for(caller: &Caller) -> anyhow::Result<()> {
     let mut calls = JoinSet::new();
-    for number in 0..READERS {
-        let key = format!("dbk_live_{number:08}_{}", "A".repeat(43));
-        let mut orders = caller.orders_as(&key)?;
+    for _ in 0..READERS {
+        let (mut orders, order_id) = (caller.orders(), new_order_id());
         calls.spawn(async move {
-            let order = daybook_tests::orders::place(&new_order_id(), "nobody");
-            orders.place_order(order).await
+            let confirm = ConfirmOrderRequest {
+                request_id: new_key(),
+                order_id,
+                ..ConfirmOrderRequest::default()
+            };
+            orders.confirm_order(confirm).await
         });
     }
     while let Some(answer) = calls.join_next().await {
-        let refused = answer?.err().context("nobody has this key")?;
-        ensure!(refused.code() == tonic::Code::Unauthenticated, "{refused:?}");
+        let refused = answer?.err().context("there is no such order")?;
+        ensure!(refused.code() == tonic::Code::NotFound, "{refused:?}");
     }
     Ok(())
 }

@@ -22,7 +22,10 @@ const SEEDS: u64 = 100_000;
 const FOUND: &[u64] = &[];
 
 fn runtime() -> Runtime {
-    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
     runtime.expect("a runtime")
 }
 
@@ -45,7 +48,9 @@ fn first_failure(seeds: std::ops::Range<u64>, judged_by: JudgedBy, met: &Arc<Met
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let failures = workers.into_iter().filter_map(|worker| worker.join().expect("a worker"));
+        let failures = workers
+            .into_iter()
+            .filter_map(|worker| worker.join().expect("a worker"));
         failures.min()
     })
 }

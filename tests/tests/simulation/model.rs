@@ -50,10 +50,15 @@ impl Model {
     pub(crate) fn append(&mut self, commands: &[NewCommand]) -> Judgement {
         let recorded_at = OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(self.events.len() as i64);
         let is_known = |command: &NewCommand| self.keys.contains_key(&key(command));
-        let known: Vec<usize> = (0..commands.len()).filter(|index| is_known(&commands[*index])).collect();
+        let known: Vec<usize> = (0..commands.len())
+            .filter(|index| is_known(&commands[*index]))
+            .collect();
         // As in SQL, everything is judged before anything is written.
         let ranges = chains(commands);
-        let newest: Vec<Newest> = ranges.iter().map(|range| self.newest(&commands[range.start])).collect();
+        let newest: Vec<Newest> = ranges
+            .iter()
+            .map(|range| self.newest(&commands[range.start]))
+            .collect();
         let mut judged = Vec::with_capacity(ranges.len());
         for (range, newest) in ranges.into_iter().zip(newest) {
             let first_known = known.iter().copied().find(|index| range.contains(index));
@@ -86,7 +91,9 @@ impl Model {
 
     pub(crate) fn remembered(&self, keys: &[Key]) -> HashMap<usize, Remembered> {
         let known = keys.iter().enumerate();
-        known.filter_map(|(index, key)| Some((index, self.keys.get(key)?.clone()))).collect()
+        known
+            .filter_map(|(index, key)| Some((index, self.keys.get(key)?.clone())))
+            .collect()
     }
 
     pub(crate) fn remembered_under(&self, tenant_id: Uuid, key: &str) -> Option<&Remembered> {
@@ -94,7 +101,13 @@ impl Model {
     }
 
     /// The events of a stream from a version on.
-    pub(crate) fn page(&self, tenant_id: Uuid, stream_id: &str, from: u64, limit: usize) -> Vec<RecordedEvent> {
+    pub(crate) fn page(
+        &self,
+        tenant_id: Uuid,
+        stream_id: &str,
+        from: u64,
+        limit: usize,
+    ) -> Vec<RecordedEvent> {
         let stream = self.streams.get(&(tenant_id, stream_id.into()));
         let from = usize::try_from(from.saturating_sub(1)).expect("versions are small");
         let events = stream.into_iter().flatten().skip(from).take(limit);
@@ -102,8 +115,12 @@ impl Model {
     }
 
     fn newest(&self, command: &NewCommand) -> Newest {
-        let stream = self.streams.get(&(command.tenant_id, Arc::clone(&command.stream_id)));
-        let newest = stream.and_then(|stream| stream.last()).map(|index| &self.events[*index]);
+        let stream = self
+            .streams
+            .get(&(command.tenant_id, Arc::clone(&command.stream_id)));
+        let newest = stream
+            .and_then(|stream| stream.last())
+            .map(|index| &self.events[*index]);
         Newest {
             event_id: newest.map(|event| event.event_id),
             version: newest.map_or(0, |event| event.stream_version),
@@ -138,7 +155,10 @@ impl Model {
         let before = self.newest(command);
         let stream = (command.tenant_id, Arc::clone(&command.stream_id));
         for (event, index) in decision.events.iter().zip(1..) {
-            self.streams.entry(stream.clone()).or_default().push(self.events.len());
+            self.streams
+                .entry(stream.clone())
+                .or_default()
+                .push(self.events.len());
             self.events.push(RecordedEvent {
                 partition: 0,
                 position: self.events.len() as u64 + 1,

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use daybook_command_svc::mailbox::{Envelope, HandleError, Mailboxes, MailboxMetrics, Outcome};
+use daybook_command_svc::mailbox::{Envelope, HandleError, MailboxMetrics, Mailboxes, Outcome};
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, Reason, Sku};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{self, Command, NewLine};
-use daybook_event_store::{Appender, AppenderOptions, BatchLimits, Metadata, NotAdmitted, Receipt, RecordedEvent};
+use daybook_event_store::{
+    Appender, AppenderOptions, BatchLimits, Metadata, NotAdmitted, Receipt, RecordedEvent,
+};
 use daybook_tests::check;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -110,7 +112,10 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
     // Whatever happened, each process goes on once its answers come.
     world.heal();
     sleep(Duration::from_secs(5)).await;
-    for (process, order) in processes.iter().flat_map(|one| orders.iter().map(move |order| (one, *order))) {
+    for (process, order) in processes
+        .iter()
+        .flat_map(|one| orders.iter().map(move |order| (one, *order)))
+    {
         let sent = Sent {
             key: Uuid::from_u128(rand::random()).to_string().into(),
             order,
@@ -146,7 +151,10 @@ async fn call(
         };
         sent_before.push(sent.clone());
         let (world, ledger, begin) = (world.clone(), Arc::clone(ledger), world.up_to(BEGIN_WITHIN));
-        let mailboxes: Vec<_> = processes.iter().map(|process| process.mailboxes.clone()).collect();
+        let mailboxes: Vec<_> = processes
+            .iter()
+            .map(|process| process.mailboxes.clone())
+            .collect();
         callers.spawn(async move {
             sleep(begin).await;
             timeout(ANSWER_WITHIN, caller(&world, &mailboxes, &ledger, sent))
@@ -212,7 +220,9 @@ async fn caller(
             Ok(Err(HandleError::Load(_) | HandleError::Unanswered(_) | HandleError::Contended)) => {
                 Met::count(&world.met().unknown);
             }
-            Ok(Err(error @ (HandleError::NoPartition | HandleError::Panicked(_)))) => return Err(error.into()),
+            Ok(Err(error @ (HandleError::NoPartition | HandleError::Panicked(_)))) => {
+                return Err(error.into());
+            }
             Err(_elapsed) => {
                 Met::count(&world.met().cancelled);
                 if world.one_in(2) {
@@ -286,13 +296,20 @@ fn check(world: &World, ledger: &Ledger) -> anyhow::Result<()> {
     check::log(&model.events)?;
     let mut by_key = HashMap::<String, Vec<&RecordedEvent>>::new();
     for event in &model.events {
-        by_key.entry(event.decoded_metadata().idempotency_key).or_default().push(event);
+        by_key
+            .entry(event.decoded_metadata().idempotency_key)
+            .or_default()
+            .push(event);
     }
     let ledger = ledger.0.lock().expect("no test panics with it");
     let mut first_answers = HashMap::<&str, &Receipt>::new();
     for (sent, receipt) in ledger.iter() {
         let first = *first_answers.entry(&sent.key).or_insert(receipt);
-        ensure!(first == receipt, "{} was answered {first:?} and {receipt:?}", sent.key);
+        ensure!(
+            first == receipt,
+            "{} was answered {first:?} and {receipt:?}",
+            sent.key
+        );
         let events = by_key.get(&*sent.key).map_or(&[][..], Vec::as_slice);
         ensure!(
             events.len() == receipt.event_count as usize,
@@ -302,12 +319,20 @@ fn check(world: &World, ledger: &Ledger) -> anyhow::Result<()> {
             events.len()
         );
         for (event, position) in events.iter().zip(receipt.first_position..) {
-            ensure!(event.position == position, "{} was told another position", sent.key);
+            ensure!(
+                event.position == position,
+                "{} was told another position",
+                sent.key
+            );
         }
         if let Some(rejection) = &receipt.rejection {
             refused_rightly(&model.events, sent, receipt, rejection)?;
         }
-        ensure!(model.remembered_under(TENANT, &sent.key).is_some(), "{} is not remembered", sent.key);
+        ensure!(
+            model.remembered_under(TENANT, &sent.key).is_some(),
+            "{} is not remembered",
+            sent.key
+        );
     }
     Ok(())
 }
@@ -319,9 +344,9 @@ fn refused_rightly(
     receipt: &Receipt,
     rejection: &str,
 ) -> anyhow::Result<()> {
-    let before = events
-        .iter()
-        .filter(|event| *event.stream_id == *receipt.stream_id && event.stream_version <= receipt.stream_version);
+    let before = events.iter().filter(|event| {
+        *event.stream_id == *receipt.stream_id && event.stream_version <= receipt.stream_version
+    });
     let mut state = order::State::default();
     for event in before {
         let event = order::Event::decode(&event.event_type, event.schema_version, &event.payload)?;
@@ -330,6 +355,10 @@ fn refused_rightly(
     let decided = state.decide(sent.command.clone());
     let refused = decided.err().context("the domain grants what was refused")?;
     let refused = serde_json::to_string(&refused)?;
-    ensure!(refused == rejection, "{} was refused with {rejection}, not with {refused}", sent.key);
+    ensure!(
+        refused == rejection,
+        "{} was refused with {rejection}, not with {refused}",
+        sent.key
+    );
     Ok(())
 }

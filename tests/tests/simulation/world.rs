@@ -78,7 +78,11 @@ impl World {
     }
 
     pub(crate) fn below(&self, bound: u32) -> u32 {
-        self.0.random.lock().expect("no test panics with it").random_range(0..bound)
+        self.0
+            .random
+            .lock()
+            .expect("no test panics with it")
+            .random_range(0..bound)
     }
 
     pub(crate) fn one_in(&self, number: u32) -> bool {
@@ -174,7 +178,9 @@ impl ReadStream for World {
                 Met::count(&self.met().failed_loads);
                 return Err("the read was lost".into());
             }
-            let page = self.model().page(tenant_id, stream_id, *versions.start(), limit as usize);
+            let page = self
+                .model()
+                .page(tenant_id, stream_id, *versions.start(), limit as usize);
             sleep(self.up_to(DELAY_MAX)).await;
             Ok(page)
         }

@@ -11,7 +11,9 @@ use daybook_event_bus::Bus;
 use daybook_event_bus::consume::{Batch, Reader, ReaderError, ReaderOptions};
 use daybook_event_bus::message;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
-use daybook_event_store::{Committed, Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent, append};
+use daybook_event_store::{
+    Committed, Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent, append,
+};
 use futures::StreamExt as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::sync::mpsc;
@@ -104,7 +106,10 @@ impl Stack {
         let mut connection = self.pool.acquire().await?;
         let batch = [command(self.appended, payloads)];
         let judgement = append(&mut connection, PARTITION, &batch).await?;
-        ensure!(judgement.stands_whole(&batch), "the append was not accepted: {judgement:?}");
+        ensure!(
+            judgement.stands_whole(&batch),
+            "the append was not accepted: {judgement:?}"
+        );
         ensure!(
             judgement.chains[0].first_position == after + 1,
             "someone else appends as well"

@@ -49,7 +49,8 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
     let superuser = servers.database.superuser().await?;
     for _ in 0..options.runs {
         raw::settle(&superuser).await?;
-        let (appender, appending) = Appender::new(servers.database.log().await?, 0, AppenderOptions::default(), None);
+        let (appender, appending) =
+            Appender::new(servers.database.log().await?, 0, AppenderOptions::default(), None);
         let task = tokio::spawn(appending);
         let appender = Arc::new(appender);
         let lone = run(&LONE, options, &appender).await?;

@@ -57,7 +57,7 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
                 while Instant::now() < end {
                     let change = command::change_quantity(&id, 2);
                     // While the stream is loaded nobody is answered in time, and nobody needs to be.
-                    drop(change.send(caller.orders(), PATIENCE).await);
+                    drop(change.send(caller.commands(), PATIENCE).await);
                 }
             });
         }
