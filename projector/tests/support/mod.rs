@@ -408,7 +408,7 @@ pub(crate) fn unknown_event() -> NewCommand {
 pub(crate) fn foreign_event() -> NewCommand {
     NewCommand {
         category: "weather",
-        stream_id: "wea_unknown".to_owned(),
+        stream_id: "wea_unknown".into(),
         ..unknown_event()
     }
 }
