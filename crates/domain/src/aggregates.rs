@@ -110,6 +110,8 @@ macro_rules! aggregates {
 aggregates! {
     /// Something happened to an order.
     Order = order, "orders";
+    /// Something happened to a stock item.
+    Stock = stock, "stock-items";
 }
 
 #[cfg(test)]
@@ -125,6 +127,13 @@ mod tests {
         assert!(distinct(AGGREGATES.iter().map(|kind| kind.plural).collect()));
         let schemas = AGGREGATES.iter().flat_map(|kind| kind.schemas);
         assert!(distinct(schemas.map(|(event_type, _)| *event_type).collect()));
+    }
+
+    #[test]
+    fn no_two_rules_share_a_code() {
+        let rules = AGGREGATES.iter().flat_map(|kind| kind.rules);
+        let codes: Vec<&str> = rules.map(|(code, _)| *code).collect();
+        assert_eq!(codes.len(), codes.iter().collect::<BTreeSet<_>>().len());
     }
 
     #[test]

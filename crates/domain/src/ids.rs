@@ -138,6 +138,21 @@ type_id!(
     /// An order (`ord_01h455vb4pex5vsknk084sn02q`).
     OrderId, OrderKind, "order", "ord"
 );
+type_id!(
+    /// A stock item (`stk_4dnhev0qs29t2b6nk3xhh5c1nq`). It follows from the article: see [`StockItemId::of`].
+    StockItemId, StockItemKind, "stock item", "stk"
+);
+
+/// The namespace of the stock item ids that follow from articles. It never changes, or articles would have second items.
+const STOCK_ITEM_NAMESPACE: Uuid = Uuid::from_u128(0x7d1e_6c1a_52b4_4e0e_9d3a_8c5f_0b7a_2e64);
+
+impl StockItemId {
+    /// The stock item of an article, always the same: so no article has two, and whoever knows the article finds its item
+    /// without looking it up.
+    pub fn of(sku: &Sku) -> Self {
+        Self::from_uuid(Uuid::new_v5(&STOCK_ITEM_NAMESPACE, sku.as_str().as_bytes()))
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,7 @@ pub mod aggregates;
 pub mod ids;
 pub mod money;
 pub mod order;
+pub mod stock;
 
 #[cfg(test)]
 mod samples;
