@@ -14,10 +14,13 @@ use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::metrics;
 use crate::orders;
 use crate::partitions::Partitions;
+use crate::stock;
 
 /// Every aggregate's service.
 pub(crate) fn all(core: &Core) -> GrpcServices {
-    GrpcServices::default().with(orders::service(core))
+    GrpcServices::default()
+        .with(orders::service(core))
+        .with(stock::service(core))
 }
 
 /// The rules of every aggregate, for `GET /problems`.

@@ -3,7 +3,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `handler` | the path of every command, from request to receipt |
-//! | `orders` | what orders add to it: the scope, the wording of refusals, the list of methods |
+//! | `orders`, `stock` | what an aggregate adds to it: the scope, the wording of refusals, the list of methods |
 //! | [`request`] | what every command request goes through before it is decided |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
 //! | [`partitions`] | the partitions of the log that this process appends to |
@@ -20,6 +20,7 @@ mod metrics;
 mod orders;
 pub mod partitions;
 pub mod request;
+mod stock;
 
 use std::sync::Arc;
 use std::time::Duration;

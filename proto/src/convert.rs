@@ -6,6 +6,7 @@
 mod request;
 
 mod orders;
+mod stock;
 mod time;
 mod violation;
 

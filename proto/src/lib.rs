@@ -31,4 +31,6 @@ packages! {
     orders;
     /// The life of projections.
     projections;
+    /// Stock items: commands and queries.
+    stock;
 }

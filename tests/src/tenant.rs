@@ -9,11 +9,11 @@ use uuid::Uuid;
 pub struct Tenant {
     /// The tenant.
     pub tenant_id: Uuid,
-    /// Writes and reads orders.
+    /// Writes and reads orders and stock.
     pub service_key: String,
-    /// Reads orders.
+    /// Reads orders and stock.
     pub frontend_key: String,
-    /// Reads orders and histories.
+    /// Reads orders, stock and histories.
     pub auditor_key: String,
     /// Operates projections. It is the deployment's, and not the tenant's.
     pub operator_key: String,
@@ -36,14 +36,19 @@ impl Tenant {
             service_key: create_key(
                 superuser,
                 Some(tenant_id),
-                &[Scope::OrdersWrite, Scope::OrdersRead],
+                &[
+                    Scope::OrdersWrite,
+                    Scope::OrdersRead,
+                    Scope::StockWrite,
+                    Scope::StockRead,
+                ],
             )
             .await?,
-            frontend_key: create_key(superuser, Some(tenant_id), &[Scope::OrdersRead]).await?,
+            frontend_key: create_key(superuser, Some(tenant_id), &[Scope::OrdersRead, Scope::StockRead]).await?,
             auditor_key: create_key(
                 superuser,
                 Some(tenant_id),
-                &[Scope::OrdersRead, Scope::EventsRead],
+                &[Scope::OrdersRead, Scope::StockRead, Scope::EventsRead],
             )
             .await?,
             operator_key: create_key(superuser, None, &[Scope::ProjectionsOperate]).await?,

@@ -52,15 +52,20 @@ struct KeyPlan {
 
 const SERVICE: KeyPlan = KeyPlan {
     name: "service",
-    scopes: &[Scope::OrdersWrite, Scope::OrdersRead],
+    scopes: &[
+        Scope::OrdersWrite,
+        Scope::OrdersRead,
+        Scope::StockWrite,
+        Scope::StockRead,
+    ],
 };
 const FRONTEND: KeyPlan = KeyPlan {
     name: "frontend",
-    scopes: &[Scope::OrdersRead],
+    scopes: &[Scope::OrdersRead, Scope::StockRead],
 };
 const AUDITOR: KeyPlan = KeyPlan {
     name: "auditor",
-    scopes: &[Scope::OrdersRead, Scope::EventsRead],
+    scopes: &[Scope::OrdersRead, Scope::StockRead, Scope::EventsRead],
 };
 const OPERATOR: KeyPlan = KeyPlan {
     name: "operator",
