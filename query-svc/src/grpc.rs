@@ -1,4 +1,4 @@
-//! gRPC: `OrderQueryService` and `HistoryService`, with the semantics of REST.
+//! gRPC: `OrderQueryService`, `StockQueryService` and `HistoryService`, with the semantics of REST.
 //!
 //! A method looks who calls, checks the request, reads, and translates. Whatever it refuses is a `google.rpc.Status`
 //! of the catalogue.
@@ -6,6 +6,7 @@
 mod fields;
 pub mod history;
 pub mod orders;
+pub mod stock;
 mod wire;
 
 use std::sync::Arc;

@@ -12,6 +12,7 @@ pub mod orders;
 pub mod params;
 pub mod schema;
 pub mod sparse;
+pub mod stock;
 
 use std::sync::Arc;
 
@@ -63,6 +64,18 @@ pub struct OrdersReader(pub Arc<Principal>);
 #[derive(Clone, Debug)]
 pub struct EventsReader(pub Arc<Principal>);
 
+/// A caller that may read stock levels.
+#[derive(Clone, Debug)]
+pub struct StockReader(pub Arc<Principal>);
+
+impl FromRequestParts<Reads> for StockReader {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
+        principal_with(&parts.extensions, Scope::StockRead).map(Self)
+    }
+}
+
 impl FromRequestParts<Reads> for OrdersReader {
     type Rejection = ApiError;
 
@@ -110,4 +123,6 @@ fn described_routes() -> OpenApiRouter<Reads> {
         .routes(routes!(orders::get_order))
         .routes(routes!(events::list_events))
         .routes(routes!(customers::get_customer_totals))
+        .routes(routes!(stock::list_stock_items))
+        .routes(routes!(stock::get_stock_item))
 }

@@ -1,4 +1,4 @@
-//! The query service: orders, totals and histories over REST and gRPC.
+//! The query service: orders, totals, stock levels and histories over REST and gRPC.
 //!
 //! Read models answer what is asked about now; the log itself answers histories and what was. Every answer says how
 //! fresh it is, and waits to be fresher when the caller demands it with a consistency token. Nothing here writes.
@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`reads`] | what can be read, the same for every transport |
 //! | [`http`] | REST, and the OpenAPI description that it is |
-//! | [`grpc`] | `OrderQueryService` and `HistoryService` |
+//! | [`grpc`] | `OrderQueryService`, `StockQueryService` and `HistoryService` |
 //! | [`freshness`] | how far the read models have come, and waiting for them |
 //! | [`loader`] | reads of single orders, gathered into few round trips |
 //! | [`cursor`] | cursors that nobody can forge or carry elsewhere |
@@ -27,6 +27,7 @@ use daybook_event_store::EventStore;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
 use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
+use daybook_proto::stock::v1::stock_query_service_server::StockQueryServiceServer;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::Authenticator;
@@ -80,11 +81,15 @@ pub async fn run(
     let orders = OrderQueryServiceServer::new(queries.clone())
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let stock = StockQueryServiceServer::new(queries.clone())
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let history = HistoryServiceServer::new(queries)
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let grpc = GrpcServices::default()
         .with(orders)
+        .with(stock)
         .with(history)
         .into_router(
             FILE_DESCRIPTOR_SET,

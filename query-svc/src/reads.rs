@@ -5,6 +5,7 @@
 pub mod history;
 pub mod list;
 pub mod order;
+pub mod stock;
 pub mod totals;
 
 use std::sync::Arc;

@@ -10,6 +10,10 @@ use daybook_proto::orders::v1::{
     ReceiveReturnRequest, RecordDeliveryRequest, RecordPaymentRequest, RefundOrderRequest,
     RejectOrderRequest, RemoveOrderLineRequest, RequestReturnRequest, ShipOrderRequest,
 };
+use daybook_proto::stock::v1::stock_service_client::StockServiceClient;
+use daybook_proto::stock::v1::{
+    AdjustStockRequest, DispatchStockRequest, ReceiveStockRequest, ReleaseStockRequest, ReserveStockRequest,
+};
 use tonic::{Request, Status};
 
 use crate::client::Authenticated;
@@ -97,6 +101,15 @@ commands! {
     RequestReturnRequest by request_return;
     ReceiveReturnRequest by receive_return;
     RefundOrderRequest by refund_order;
+}
+
+commands! {
+    StockServiceClient, stock_item_id:
+    ReceiveStockRequest by receive_stock;
+    ReserveStockRequest by reserve_stock;
+    ReleaseStockRequest by release_stock;
+    DispatchStockRequest by dispatch_stock;
+    AdjustStockRequest by adjust_stock;
 }
 
 /// Adds a line.

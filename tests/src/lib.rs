@@ -33,5 +33,6 @@ pub mod probe;
 pub mod raw;
 pub mod refusal;
 pub mod stack;
+pub mod stock;
 pub mod tenant;
 pub mod wait;

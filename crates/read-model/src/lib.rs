@@ -17,6 +17,7 @@ pub mod order_details;
 pub mod order_list;
 mod row;
 pub mod status;
+pub mod stock_levels;
 #[cfg(test)]
 mod testing;
 
@@ -27,6 +28,7 @@ pub use event::{DecodeError, Event};
 pub use model::{Change, FoldError, Generation, ReadModel, RowsQuery, StreamKey, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
+pub use stock_levels::StockLevels;
 
 /// Every read model, listed once: an array with the value of an expression for each of them, in which it has the name
 /// that is given. `each_read_model!(M => M::NAME)` is their names.
@@ -37,6 +39,7 @@ macro_rules! each_read_model {
             OrderDetails,
             OrderList,
             CustomerTotals,
+            StockLevels,
         )
     };
     (@list $name:ident => $each:expr; $($model:ident,)+) => {

@@ -18,7 +18,7 @@ use super::schema::{
 #[openapi(
     info(
         title = "Daybook queries",
-        description = "Orders, what customers have bought, and event histories. Every answer says how fresh it is, and \
+        description = "Orders, what customers have bought, stock levels, and event histories. Every answer says how fresh it is, and \
                        waits to be fresher on demand. Parameters and members that are not known are ignored; members \
                        and values of enumerations may be added.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
@@ -27,6 +27,7 @@ use super::schema::{
     tags(
         (name = "Orders", description = "Orders as they are, and as they were. Scope `orders:read`."),
         (name = "Customers", description = "What customers have bought. Scope `orders:read`."),
+        (name = "Stock", description = "How much there is of articles. Scope `stock:read`."),
         (name = "Histories", description = "What happened, as it was recorded. Scope `events:read`."),
     ),
     components(schemas(Order, OrderStatus, OrderSummary, Problem)),
@@ -204,7 +205,7 @@ mod tests {
     use daybook_read_model::order_details::OrderView;
     use serde_json::{Value, json};
 
-    use crate::http::{description, examples, schema};
+    use crate::http::{description, examples, schema, stock};
 
     fn described() -> Value {
         serde_json::from_str(&description()).expect("the description is JSON")
@@ -286,6 +287,7 @@ mod tests {
             ("Order", examples::order()),
             ("OrderSummary", examples::order_summary()),
             ("CustomerTotals", examples::customer_totals()),
+            ("StockItem", stock::example()),
             ("Event", examples::event()),
         ];
         for (name, example) in schemas {

@@ -27,6 +27,7 @@ use crate::freshness::Demand;
 use crate::reads::history::{ListEvents, Stream};
 use crate::reads::list::{ListOrders, SORT_DEFAULT, SORTS, sort_by_name, status_names};
 use crate::reads::order::AsOf;
+use crate::reads::stock::ListStockItems;
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
 
 /// The header that carries a consistency token.
@@ -99,6 +100,14 @@ impl Params {
             stream,
             versions: from..=to,
             direction: self.direction(),
+            limit: self.limit(),
+            cursor: self.one("cursor"),
+        }
+    }
+
+    /// Which page of the list of stock items.
+    pub fn list_stock_items(&mut self) -> ListStockItems {
+        ListStockItems {
             limit: self.limit(),
             cursor: self.one("cursor"),
         }

@@ -5,22 +5,36 @@ use std::collections::HashSet;
 use anyhow::ensure;
 use daybook_service::identity::Scope;
 use daybook_tests::client::{Answer, Caller};
-use daybook_tests::log;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::Stack;
 use daybook_tests::tenant::Tenant;
+use daybook_tests::{log, stock};
 use http::Method;
 
-/// The routes that need a key, each with the scope that it needs; `{id}` is an order's id.
-const ROUTES: [(&str, Scope); 4] = [
+/// The routes that need a key, each with the scope that it needs; `{id}` is an order's id, `{stock_item_id}` that of
+/// [`ARTICLE`]'s stock item.
+const ROUTES: [(&str, Scope); 6] = [
     ("/v1/orders", Scope::OrdersRead),
     ("/v1/orders/{id}", Scope::OrdersRead),
     ("/v1/orders/{id}/events", Scope::EventsRead),
     ("/v1/customers/customer-1/totals", Scope::OrdersRead),
+    ("/v1/stock-items", Scope::StockRead),
+    ("/v1/stock-items/{stock_item_id}", Scope::StockRead),
 ];
 
+/// An article of which there is a stock item.
+const ARTICLE: &str = "PEN-FINE";
+
+fn path(route: &str, order_id: &str) -> String {
+    let path = route.replace("{id}", order_id);
+    path.replace("{stock_item_id}", &stock::stock_item_id(ARTICLE))
+}
+
 /// A request that is wrong, what is said about it, and which field is wrong.
-const WRONG: [(&str, &str); 31] = [
+const WRONG: [(&str, &str); 34] = [
+    ("/v1/stock-items/42", "/stock_item_id"),
+    ("/v1/stock-items?limit=0", "limit"),
+    ("/v1/stock-items/{id}/events", "/id"),
     ("/v1/orders?limit=0", "limit"),
     ("/v1/orders?limit=-1", "limit"),
     ("/v1/orders?limit=101", "limit"),
@@ -80,7 +94,7 @@ async fn no_route_answers_without_a_key_with_a_wrong_one_or_without_its_scope() 
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
     for (route, scope) in ROUTES {
-        let path = route.replace("{id}", &new_order_id());
+        let path = path(route, &new_order_id());
         for key in [
             "",
             "nonsense",
@@ -166,10 +180,14 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
     let stack = Stack::start().await?;
     let owner = stack.caller()?;
     let order_id = new_order_id();
+    owner
+        .stock()
+        .register_stock_item(stock::register(ARTICLE))
+        .await?;
     let receipt = owner.place(&order_id, "customer-1").await?;
     let token = receipt.consistency_token.as_str();
     for (route, _) in ROUTES {
-        let path = route.replace("{id}", &order_id);
+        let path = path(route, &order_id);
         assert_eq!(owner.get_after(token, &path).await?.status, 200, "{path}");
     }
     let stranger = Caller::new(
@@ -201,6 +219,10 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
         let names = |answer: &Answer| answer.headers.keys().cloned().collect::<HashSet<_>>();
         assert_eq!(names(&foreign), names(&missing), "{route}");
     }
+    let item = stranger.get(&path("/v1/stock-items/{stock_item_id}", "")).await?;
+    problem(&item, 404, "RESOURCE_NOT_FOUND")?;
+    let items = stranger.get("/v1/stock-items").await?;
+    assert_eq!(items.json()["data"], serde_json::json!([]));
     let totals = stranger.get("/v1/customers/customer-1/totals").await?;
     problem(&totals, 404, "RESOURCE_NOT_FOUND")?;
     let list = stranger.get("/v1/orders").await?;

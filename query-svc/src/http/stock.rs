@@ -1,0 +1,143 @@
+//! `/v1/stock-items` and `/v1/stock-items/{stock_item_id}`.
+
+use axum::extract::State;
+use axum::response::Response;
+use daybook_domain::ids::StockItemId;
+use daybook_read_model::stock_levels::Row;
+use daybook_service::ApiError;
+use daybook_service::extract::Path;
+use http::HeaderMap;
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::serde::rfc3339;
+use utoipa::{IntoParams, ToSchema};
+
+use super::answer::{self, EntityTag};
+use super::openapi::{NotFound, Refusals};
+use super::params::Params;
+use super::schema::{Envelope, ListEnvelope};
+use super::{FreshnessHeaders, FreshnessQuery, StockReader};
+use crate::reads::Reads;
+
+/// The stock item of the examples.
+const STOCK_ITEM_ID: &str = "stk_01h455vb4pex5vsknk084sn02q";
+
+/// How much there is of an article.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = example)]
+pub struct StockItem<'a> {
+    /// The stock item's TypeID.
+    pub stock_item_id: &'a str,
+    /// The article.
+    pub sku: &'a str,
+    /// The number of the stock item's events so far.
+    pub version: u64,
+    /// How many there are, reserved ones included.
+    pub on_hand: u64,
+    /// How many of them are kept back for orders.
+    pub reserved: u64,
+    /// How many can still be reserved: on hand without the reserved ones.
+    pub available: u64,
+    /// When it last changed, by the business's time.
+    #[serde(with = "rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl<'a> From<&'a Row> for StockItem<'a> {
+    fn from(row: &'a Row) -> Self {
+        Self {
+            stock_item_id: &row.stock_item_id,
+            sku: row.sku.as_str(),
+            version: row.version,
+            on_hand: row.on_hand,
+            reserved: row.reserved,
+            available: row.available(),
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// A stock item with every member that there can be.
+pub fn example() -> Value {
+    json!({
+        "stock_item_id": STOCK_ITEM_ID,
+        "sku": "teapot-blue",
+        "version": 6,
+        "on_hand": 38,
+        "reserved": 5,
+        "available": 33,
+        "updated_at": "2024-05-01T12:00:00Z",
+    })
+}
+
+/// What a list of stock items takes.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListStockItemsParams {
+    /// How many stock items a page has.
+    #[param(nullable = false, minimum = 1, maximum = 100, default = 20)]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[param(nullable = false)]
+    pub cursor: Option<String>,
+}
+
+/// Stock items by article, paged.
+#[utoipa::path(
+    get,
+    path = "/v1/stock-items",
+    operation_id = "listStockItems",
+    tag = "Stock",
+    params(ListStockItemsParams, FreshnessQuery, FreshnessHeaders),
+    responses((status = 200, description = "A page of stock items.", body = ListEnvelope<StockItem<'static>>), Refusals),
+)]
+pub async fn list_stock_items(
+    StockReader(caller): StockReader,
+    State(reads): State<Reads>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let list = params.list_stock_items();
+    let demand = params.demand(&headers, caller.tenant_partition);
+    let list = params.finish(Some(list))?;
+    let page = reads.stock_items(&caller, list, demand.as_ref()).await?;
+    answer::list(&page, |row| Ok(StockItem::from(row)))
+}
+
+/// How much there is of one article. `HEAD` gives the same headers without the stock item.
+#[utoipa::path(
+    get,
+    path = "/v1/stock-items/{stock_item_id}",
+    operation_id = "getStockItem",
+    tag = "Stock",
+    params(
+        ("stock_item_id" = String, Path, description = "The stock item's TypeID.", example = json!(STOCK_ITEM_ID)),
+        FreshnessQuery,
+        FreshnessHeaders,
+        ("If-None-Match" = Option<String>, Header, description = "Tags of what the caller has already."),
+    ),
+    responses(
+        (status = 200, description = "The stock item.", body = Envelope<StockItem<'static>>,
+            headers(("ETag" = String, description = "A strong tag of this version."))),
+        (status = 304, description = "The caller has this version already.",
+            headers(("ETag" = String, description = "A strong tag of this version."))),
+        NotFound,
+        Refusals,
+    ),
+)]
+pub async fn get_stock_item(
+    StockReader(caller): StockReader,
+    State(reads): State<Reads>,
+    Path(id): Path<String>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let id = params.id::<StockItemId>("/stock_item_id", &id);
+    let demand = params.demand(&headers, caller.tenant_partition);
+    let id = params.finish(id)?;
+    let item = reads.stock_item(&caller, &id, demand.as_ref()).await?;
+    let json = serde_json::to_string(&StockItem::from(&item.data)).map_err(ApiError::internal)?;
+    let tag = EntityTag::new(item.data.version, item.data.position, None);
+    Ok(answer::document(&json, &tag, item.staleness, &headers))
+}
