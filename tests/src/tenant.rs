@@ -44,7 +44,8 @@ impl Tenant {
                 ],
             )
             .await?,
-            frontend_key: create_key(superuser, Some(tenant_id), &[Scope::OrdersRead, Scope::StockRead]).await?,
+            frontend_key: create_key(superuser, Some(tenant_id), &[Scope::OrdersRead, Scope::StockRead])
+                .await?,
             auditor_key: create_key(
                 superuser,
                 Some(tenant_id),

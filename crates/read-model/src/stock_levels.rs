@@ -13,7 +13,7 @@ use daybook_domain::event::Event as _;
 use daybook_domain::ids::Sku;
 use daybook_domain::stock::{Event as StockEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -60,11 +60,15 @@ const FIND: &str = "
 /// The stock item of this id, if the tenant has it.
 ///
 /// One round trip; row-level security holds it to the tenant.
-pub async fn find(pool: &PgPool, tenant_id: Uuid, stock_item_id: &str) -> Result<Option<Row>, sqlx::Error> {
+pub async fn find(
+    database: impl PgExecutor<'_>,
+    tenant_id: Uuid,
+    stock_item_id: &str,
+) -> Result<Option<Row>, sqlx::Error> {
     sqlx::query_as(FIND)
         .bind(tenant_id)
         .bind(stock_item_id)
-        .fetch_optional(pool)
+        .fetch_optional(database)
         .await
 }
 
@@ -77,7 +81,7 @@ const LIST: &str = "
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn list(
-    pool: &PgPool,
+    database: impl PgExecutor<'_>,
     tenant_id: Uuid,
     after_sku: &str,
     limit: u32,
@@ -86,7 +90,7 @@ pub async fn list(
         .bind(tenant_id)
         .bind(after_sku)
         .bind(i64::from(limit))
-        .fetch_all(pool)
+        .fetch_all(database)
         .await
 }
 

@@ -21,7 +21,7 @@ impl StockQueryService for Queries {
         &self,
         request: Request<GetStockItemRequest>,
     ) -> Result<Response<GetStockItemResponse>, Status> {
-        let caller = self.caller_with(Scope::StockRead, &request).await?;
+        let caller = super::caller_with(Scope::StockRead, &request)?;
         Ok(Response::new(self.stock_item(&caller, request.get_ref()).await?))
     }
 
@@ -29,7 +29,7 @@ impl StockQueryService for Queries {
         &self,
         request: Request<ListStockItemsRequest>,
     ) -> Result<Response<ListStockItemsResponse>, Status> {
-        let caller = self.caller_with(Scope::StockRead, &request).await?;
+        let caller = super::caller_with(Scope::StockRead, &request)?;
         Ok(Response::new(
             self.stock_items(&caller, request.into_inner()).await?,
         ))

@@ -1,6 +1,7 @@
 //! How much there is of articles.
 
 use daybook_domain::ids::StockItemId;
+use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
 use daybook_read_model::StockLevels;
 use daybook_read_model::stock_levels::{self, Row};
 use daybook_service::{ApiError, identity::Principal};
@@ -33,9 +34,9 @@ impl Reads {
         let mut staleness = self.freshen::<StockLevels>(caller, demand).await?;
         let (tenant_id, id) = (caller.tenant_id, id.to_string());
         let wanted = id.clone();
-        let found = database::read(&self.0.pool, move |pool| {
+        let found = database::read(&self.0.pool, LOOKUP_TIMEOUT, move |connection| {
             let wanted = wanted.clone();
-            async move { stock_levels::find(&pool, tenant_id, &wanted).await }
+            Box::pin(async move { stock_levels::find(connection, tenant_id, &wanted).await })
         })
         .await?;
         let Some(row) = found else {
@@ -64,9 +65,9 @@ impl Reads {
         };
         let mut staleness = self.freshen::<StockLevels>(caller, demand).await?;
         let (tenant_id, limit) = (caller.tenant_id, list.limit);
-        let found = database::read(&self.0.pool, move |pool| {
+        let found = database::read(&self.0.pool, QUERY_TIMEOUT, move |connection| {
             let after = after.clone();
-            async move { stock_levels::list(&pool, tenant_id, &after, limit + 1).await }
+            Box::pin(async move { stock_levels::list(connection, tenant_id, &after, limit + 1).await })
         })
         .await?;
         let newest = found.iter().map(|row| row.position).max();
