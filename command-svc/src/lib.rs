@@ -40,7 +40,6 @@ use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -196,8 +195,7 @@ async fn start_partitions(
 /// Has the tables of idempotency keys take turns when it is time.
 async fn tend_keys(pool: PgPool, retention_days: u16) -> anyhow::Result<()> {
     loop {
-        let tended = timeout(database::STATEMENT_TIMEOUT, keys::tend(&pool, retention_days)).await;
-        match tended.map_err(|_elapsed| sqlx::Error::PoolTimedOut).flatten() {
+        match keys::tend(&pool, retention_days).await {
             Ok(true) => tracing::info!("the tables of idempotency keys took turns"),
             Ok(false) => {}
             Err(error) => tracing::warn!(

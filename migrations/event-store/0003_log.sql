@@ -14,11 +14,9 @@
 -- function writes them, from values that its caller's types hold.
 
 CREATE TABLE event_store.log (
-    partition  integer  PRIMARY KEY,
+    partition  integer PRIMARY KEY,
     -- New after every restore: what carries another generation (a message, a checkpoint) belongs to a log that is gone.
-    generation uuid     NOT NULL DEFAULT gen_random_uuid(),
-    -- Which of the two tables of keys takes new ones, 0 or 1: see 0007.
-    key_table  smallint NOT NULL DEFAULT 0
+    generation uuid    NOT NULL DEFAULT gen_random_uuid()
 );
 
 CREATE TABLE event_store.event (
@@ -60,6 +58,13 @@ CREATE TABLE event_store.command (
     outcome     json,
     PRIMARY KEY (partition, tenant_id, key, key_table)
 ) PARTITION BY LIST (key_table);
+-- Which of the two takes new keys.
+CREATE TABLE event_store.current_key_table (
+    is_only_row boolean  PRIMARY KEY DEFAULT true CHECK (is_only_row),
+    key_table   smallint NOT NULL CHECK (key_table IN (0, 1))
+);
+INSERT INTO event_store.current_key_table (key_table) VALUES (0);
+
 CREATE TABLE event_store.command_0 PARTITION OF event_store.command FOR VALUES IN (0);
 CREATE TABLE event_store.command_1 PARTITION OF event_store.command FOR VALUES IN (1);
 
@@ -86,10 +91,11 @@ CREATE POLICY every_tenant ON event_store.command TO daybook_append USING (true)
 
 GRANT SELECT ON event_store.log TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
 GRANT SELECT ON event_store.event TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
--- To lock a row takes the right to update it; nothing but the turn of the key tables does.
+-- To lock a row takes the right to update it.
 GRANT SELECT, UPDATE ON event_store.log TO daybook_append;
 GRANT SELECT, INSERT ON event_store.event TO daybook_append;
 GRANT SELECT, INSERT ON event_store.command TO daybook_append;
+GRANT SELECT ON event_store.current_key_table TO daybook_append;
 
 -- Where a partition of the log stands. It runs as a role that sees every tenant's events, and gives away no payload.
 CREATE FUNCTION event_store.head(

@@ -70,14 +70,16 @@ BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
 
     -- Lock.
-    SELECT l.generation, l.key_table INTO STRICT generation, v_key_table
+    SELECT l.generation INTO STRICT generation
     FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
-    SELECT e.position, greatest(clock_timestamp(), e.recorded_at) INTO v_head, recorded_at
-    FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1;
-    IF NOT FOUND THEN
-        v_head := 0;
-        recorded_at := clock_timestamp();
-    END IF;
+    SELECT t.key_table, coalesce(newest.position, 0), greatest(clock_timestamp(), newest.recorded_at)
+    INTO STRICT v_key_table, v_head, recorded_at
+    FROM event_store.current_key_table AS t
+    LEFT JOIN LATERAL (
+        SELECT e.position, e.recorded_at
+        FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1
+    ) AS newest ON true
+    WHERE t.is_only_row;
 
     -- Judge: is the newest event the one that the chain was decided on?
     SELECT array_agg(n.event_id), array_agg(coalesce(n.stream_version, 0)), array_agg(coalesce(n.position, 0)),

@@ -13,9 +13,15 @@ CREATE TABLE event_store.key_mark (
 );
 INSERT INTO event_store.key_mark (number, counted) VALUES (0, '0');
 
-GRANT SELECT, UPDATE ON event_store.log TO daybook_keys;
+-- To lock the log against appends takes the right to update it.
+GRANT SELECT, UPDATE ON event_store.log, event_store.current_key_table TO daybook_keys;
 GRANT SELECT, INSERT, DELETE ON event_store.key_mark TO daybook_keys;
 GRANT SELECT, TRUNCATE ON event_store.command_0, event_store.command_1 TO daybook_keys;
+
+-- How much of the retention time has passed since the tables took turns: since then the older one has had no new keys.
+CREATE FUNCTION event_store.counted_since_turn() RETURNS interval
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS 'SELECT sum(m.counted) FROM event_store.key_mark AS m';
 
 -- Sets a mark when the last one is an hour old, and turns the tables when it is time. Every replica may call it as often as it
 -- likes. True when it turned. When a lock is not to be had at once (a backup reads the tables, say), nothing is changed and
@@ -40,17 +46,13 @@ BEGIN
                 least(greatest(v_now - v_newest.marked_at, interval '0'), interval '2 hours'))
         ON CONFLICT DO NOTHING;
     END IF;
-    -- The older table has had no new keys since the first of the marks.
-    IF (SELECT sum(m.counted) FROM event_store.key_mark AS m) < p_retention THEN
-        RETURN false;
-    END IF;
-    RETURN event_store.turn_keys();
+    RETURN event_store.turn_keys(p_retention);
 END
 $$;
 
--- Empties the older table and makes it the current one, whatever its age: idempotency keys in it are forgotten. False when a
--- lock was not to be had at once.
-CREATE FUNCTION event_store.turn_keys() RETURNS boolean
+-- Empties the older table and makes it the current one, if it has had no new keys for the retention time: with none, the
+-- keys in it are forgotten whatever their age. False when it is too early, and when a lock was not to be had at once.
+CREATE FUNCTION event_store.turn_keys(p_retention interval DEFAULT '0') RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
@@ -60,15 +62,22 @@ DECLARE
     v_newest  bigint;
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
-    -- No append is under way in any partition from here on.
-    PERFORM FROM event_store.log AS l ORDER BY l.partition FOR NO KEY UPDATE;
-    SELECT max(l.key_table) INTO STRICT v_current FROM event_store.log AS l;
+    IF event_store.counted_since_turn() < p_retention THEN
+        RETURN false;
+    END IF;
+    -- No append is under way in any partition from here on, and nobody else turns. Whoever waited for somebody who did finds
+    -- the count at nothing.
+    LOCK TABLE event_store.log IN EXCLUSIVE MODE;
+    IF event_store.counted_since_turn() < p_retention THEN
+        RETURN false;
+    END IF;
+    SELECT t.key_table INTO STRICT v_current FROM event_store.current_key_table AS t;
     IF v_current = 0 THEN
         TRUNCATE event_store.command_1;
     ELSE
         TRUNCATE event_store.command_0;
     END IF;
-    UPDATE event_store.log SET key_table = 1 - v_current;
+    UPDATE event_store.current_key_table SET key_table = 1 - v_current;
     SELECT max(m.number) INTO STRICT v_newest FROM event_store.key_mark AS m;
     DELETE FROM event_store.key_mark;
     INSERT INTO event_store.key_mark (number, counted) VALUES (v_newest + 1, '0');
@@ -92,10 +101,11 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT t.number = (SELECT max(l.key_table) FROM event_store.log AS l), c.reltuples::bigint,
+    SELECT t.number = current.key_table, c.reltuples::bigint,
            pg_total_relation_size(c.oid), marks.counted, marks.turned_at
     FROM (VALUES (0, 'event_store.command_0'::regclass), (1, 'event_store.command_1'::regclass)) AS t (number, relation)
     JOIN pg_class AS c ON c.oid = t.relation
+    CROSS JOIN event_store.current_key_table AS current
     CROSS JOIN (SELECT sum(m.counted) AS counted, min(m.marked_at) AS turned_at FROM event_store.key_mark AS m) AS marks
     ORDER BY 1 DESC
 $$;
@@ -103,5 +113,7 @@ $$;
 ALTER FUNCTION event_store.tend_keys OWNER TO daybook_keys;
 ALTER FUNCTION event_store.turn_keys OWNER TO daybook_keys;
 ALTER FUNCTION event_store.key_tables OWNER TO daybook_keys;
-REVOKE ALL ON FUNCTION event_store.tend_keys, event_store.turn_keys, event_store.key_tables FROM PUBLIC;
+ALTER FUNCTION event_store.counted_since_turn OWNER TO daybook_keys;
+REVOKE ALL ON FUNCTION event_store.tend_keys, event_store.turn_keys, event_store.key_tables, event_store.counted_since_turn
+    FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.tend_keys, event_store.key_tables TO daybook_command;

@@ -1,5 +1,6 @@
 //! The two tables of idempotency keys, and their turn: see `migrations/event-store/0007_key_tables.sql`.
 
+use daybook_postgres::{LOOKUP_TIMEOUT, bounded};
 use sqlx::postgres::types::PgInterval;
 use sqlx::{FromRow, PgConnection, PgPool, Row as _};
 use time::{Duration, OffsetDateTime};
@@ -45,10 +46,11 @@ impl FromRow<'_, sqlx::postgres::PgRow> for KeyTable {
 /// # Errors
 /// When the database does not answer.
 pub async fn tend(pool: &PgPool, retention_days: u16) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(TEND)
-        .bind(i32::from(retention_days))
-        .fetch_one(pool)
-        .await
+    bounded(pool, LOOKUP_TIMEOUT, move |connection| {
+        let tended = sqlx::query_scalar(TEND).bind(i32::from(retention_days));
+        Box::pin(tended.fetch_one(connection))
+    })
+    .await
 }
 
 /// Empties the older table now, whatever its age, and makes it the current one; `false` when the tables are being read

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, bounded, within};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::postgres::{PgConnectOptions, PgRow};
@@ -58,12 +59,6 @@ pub struct Remembered {
 /// How long one attempt to append may take. A batch takes milliseconds; a checkpoint may hold it up for a second.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a connection may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long the receipts of known keys may take to be read.
-const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// The log in Postgres.
 #[derive(Debug)]
 pub struct PostgresLog {
@@ -86,10 +81,9 @@ impl PostgresLog {
     }
 
     async fn connect(&self) -> Result<PgConnection, AppendError> {
-        match timeout(CONNECT_TIMEOUT, self.options.connect()).await {
-            Ok(connected) => connected.map_err(AppendError::Unknown),
-            Err(_elapsed) => Err(AppendError::TimedOut),
-        }
+        within(CONNECT_TIMEOUT, self.options.connect())
+            .await
+            .map_err(AppendError::Unknown)
     }
 }
 
@@ -114,19 +108,12 @@ impl Log for PostgresLog {
         partition: i32,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
-        let (pool, tenants) = (
-            self.receipts.clone(),
-            keys.iter().map(|(tenant, _)| *tenant).collect(),
-        );
+        let tenants = keys.iter().map(|(tenant, _)| *tenant).collect();
         let keys = keys.iter().map(|(_, key)| key.to_string()).collect();
-        // A task of its own, which is never dropped in the middle of a statement; the wait for it is bounded.
-        let read = tokio::spawn(read_receipts(pool, partition, tenants, keys));
-        match timeout(RECEIPTS_TIMEOUT, read).await {
-            Ok(read) => read
-                .map_err(|_panicked| AppendError::Unknown(sqlx::Error::WorkerCrashed))?
-                .map_err(AppendError::Unknown),
-            Err(_elapsed) => Err(AppendError::TimedOut),
-        }
+        let read = bounded(&self.receipts, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(read_receipts(connection, partition, tenants, keys))
+        });
+        read.await.map_err(AppendError::Unknown)
     }
 }
 
@@ -136,7 +123,7 @@ pub(crate) const RECEIPTS: &str = "
 ";
 
 async fn read_receipts(
-    pool: PgPool,
+    connection: &mut PgConnection,
     partition: i32,
     tenants: Vec<Uuid>,
     keys: Vec<String>,
@@ -145,7 +132,7 @@ async fn read_receipts(
         .bind(partition)
         .bind(tenants)
         .bind(keys)
-        .fetch_all(&pool)
+        .fetch_all(connection)
         .await?;
     rows.iter()
         .map(|row| {

@@ -10,13 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use daybook_postgres::bounded;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use sqlx::PgPool;
-use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::{Identity, KeyHash, Operator, Principal, ScopeSet};
@@ -304,33 +303,24 @@ impl KeyRow {
 
 /// Asks the database, with a deadline on this side. A connection that did not answer is closed: nobody else gets it.
 async fn query_in_time(pool: PgPool, prefixes: Vec<String>) -> Result<Vec<KeyRow>, ApiError> {
-    let deadline = Instant::now() + LOOKUP_TIMEOUT;
-    let acquiring = timeout_at(deadline, pool.acquire()).await;
-    let mut connection = acquiring.map_err(away)?.map_err(database_error)?;
-    match timeout_at(deadline, query(&mut connection, &prefixes)).await {
+    let found = bounded(&pool, LOOKUP_TIMEOUT, |connection| Box::pin(query(connection, prefixes)));
+    match timeout(LOOKUP_TIMEOUT, found).await {
         Ok(found) => found.map_err(database_error),
-        Err(elapsed) => {
-            drop(connection.detach());
-            Err(away(elapsed))
-        }
+        Err(elapsed) => Err(ApiError::dependency_unavailable("database", elapsed)),
     }
 }
 
 async fn query(
-    connection: &mut PoolConnection<sqlx::Postgres>,
-    prefixes: &[String],
+    connection: &mut PgConnection,
+    prefixes: Vec<String>,
 ) -> Result<Vec<KeyRow>, sqlx::Error> {
     sqlx::query_as(
         "SELECT prefix, tenant_id, partition, name, secret_sha256, scopes
            FROM event_store.authenticate_api_keys($1)",
     )
     .bind(prefixes)
-    .fetch_all(&mut **connection)
+    .fetch_all(connection)
     .await
-}
-
-fn away(elapsed: Elapsed) -> ApiError {
-    ApiError::dependency_unavailable("database", elapsed)
 }
 
 /// Whatever keeps the database from answering in time is an outage here: the caller's key may be perfectly good.
