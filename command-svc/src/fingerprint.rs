@@ -67,7 +67,10 @@ mod tests {
     #[test]
     fn a_fingerprint_is_the_same_in_every_version_of_the_program() {
         let fingerprints = Fingerprints::new(&[KEY]).of("PlaceOrder", &order());
-        assert_eq!(fingerprints[0].simple().to_string(), "16310fdea02644874663c234b27e4d1e");
+        assert_eq!(
+            fingerprints[0].simple().to_string(),
+            "16310fdea02644874663c234b27e4d1e"
+        );
     }
 
     #[test]

@@ -104,6 +104,7 @@ fn envelope<R: CommandRequest>(
     let mut violations = Violations::default();
     let key = request.take_request_id();
     check_key(&key, &mut violations);
+    let request_bytes = request.encoded_len();
     let fingerprints = fingerprints.of(R::NAME, &request);
     let context = request.take_context();
     let metadata = metadata(context, principal, R::NAME, &key, received_at, &mut violations);
@@ -118,6 +119,7 @@ fn envelope<R: CommandRequest>(
         fingerprints,
         expected_version,
         metadata: metadata.encode(),
+        request_bytes,
         command,
     })
 }

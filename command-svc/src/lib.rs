@@ -46,14 +46,14 @@ pub use config::Config;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
-use crate::mailbox::ReadStream;
+use crate::mailbox::{LoadShares, ReadStream};
 use crate::partitions::{Partition, Partitions};
 
 /// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
 pub const COMMAND_BYTES_MAX: usize = 512 * 1_024;
 
 /// Committed batches that may wait for the publisher before it has to read them from the log.
-const COMMITTED_BATCHES_MAX: usize = 256;
+const COMMITTED_BATCHES_MAX: usize = 32;
 
 /// Connections of the publishing task: one to read events, one to look at the head.
 const PUBLISHER_CONNECTIONS: u32 = 2;
@@ -91,7 +91,8 @@ pub async fn run(
     let registry = Registry::new();
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
-    watch_dependencies(&mut tasks, &readiness, &pool);
+    let readiness_pool = database::connect(&config.common.database_url, "daybook-readiness", 1).await?;
+    watch_dependencies(&mut tasks, &readiness, readiness_pool);
 
     let moments = EventMoments::new(&registry);
     let partitions = start_partitions(&config, pool, &mut tasks, &registry, &moments).await?;
@@ -128,8 +129,9 @@ pub async fn run(
 }
 
 /// NATS is not among them: commands do not need it.
-fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
-    let log = EventStore::new(pool.clone());
+/// The check has a connection of its own, so that it never waits behind loads.
+fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: PgPool) {
+    let log = EventStore::new(pool);
     tasks.spawn(
         "postgres check",
         readiness.watch("postgres", move || {
@@ -154,11 +156,12 @@ async fn start_partitions(
     let url = &config.common.database_url;
     // Pools of their own, so that no crowd of one kind keeps another from its connections.
     let receipts = database::connect(url, "daybook-receipts", RECEIPT_CONNECTIONS).await?;
-    tasks.spawn(
+    tasks.spawn_companion(
         "idempotency keys",
         tend_keys(receipts.clone(), config.idempotency_retention_days),
     );
     let streams = Arc::new(EventStore::new(loads));
+    let loads = Arc::new(LoadShares::new(config.database_connections));
     let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
@@ -183,7 +186,11 @@ async fn start_partitions(
         });
         tasks.spawn_companion("publisher", async move { Ok(publishing.await?) });
         let streams: Arc<dyn ReadStream> = Arc::clone(&streams) as _;
-        partitions.push(Partition { streams, appender });
+        partitions.push(Partition {
+            streams,
+            loads: Arc::clone(&loads),
+            appender,
+        });
         publishers.push(publisher);
     }
     let partitions: Partitions = partitions.into_iter().collect();

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use self::cache::Cache;
-pub use self::load::{LoadError, ReadStream};
+pub use self::load::{LoadError, LoadShares, ReadStream};
 use self::slot::{Mailbox, Waiting};
 use crate::partitions::Partitions;
 
@@ -50,6 +50,8 @@ pub struct Envelope<C> {
     pub expected_version: Option<u64>,
     /// [`daybook_event_store::Metadata`] as JSON.
     pub metadata: Arc<str>,
+    /// The size of the request that it came in.
+    pub request_bytes: usize,
     /// The command.
     pub command: C,
 }
@@ -158,7 +160,9 @@ impl<A: Aggregate> Mailboxes<A> {
             .partitions
             .get(envelope.partition)
             .ok_or(HandleError::NoPartition)?;
-        let permit = partition.appender.admit(envelope.tenant_id)?;
+        let permit = partition
+            .appender
+            .admit(envelope.tenant_id, envelope.request_bytes)?;
         let stream = (envelope.tenant_id, Arc::clone(&envelope.stream_id));
         let mailbox = self.cache.get_or_insert(&stream, || {
             Mailbox::new(

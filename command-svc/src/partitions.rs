@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use daybook_event_store::Appender;
 
-use crate::mailbox::ReadStream;
+use crate::mailbox::{LoadShares, ReadStream};
 
 /// One partition: where its streams are read, and where they are appended to.
 #[derive(Clone)]
 pub struct Partition {
     /// Reads the streams of one tenant at a time.
     pub streams: Arc<dyn ReadStream>,
+    /// How many of them are read at once.
+    pub loads: Arc<LoadShares>,
     /// Appends.
     pub appender: Appender,
 }

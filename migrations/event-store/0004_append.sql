@@ -62,6 +62,8 @@ DECLARE
     v_head      bigint;
     v_key_table smallint;
     v_command   integer;
+    v_events    bigint;
+    v_written   bigint;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'event_store.append needs READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
@@ -113,8 +115,8 @@ BEGIN
     END LOOP;
 
     -- Cut: positions go to what stands.
-    SELECT array_agg(v_head + 1 + c.through - c.standing)
-    INTO first_position
+    SELECT array_agg(v_head + 1 + c.through - c.standing), max(c.through)
+    INTO first_position, v_events
     FROM (
         SELECT c.standing, sum(c.standing) OVER (ROWS UNBOUNDED PRECEDING) AS through
         FROM (
@@ -141,6 +143,14 @@ BEGIN
         OFFSET 0
     ) AS e
     WHERE e.command < append.stop[e.chain];
+
+    -- Positions are unique and none up to the head is free, so the number and the last of them say that there is no hole.
+    GET DIAGNOSTICS v_written = ROW_COUNT;
+    IF v_written <> v_events OR v_events > 0 AND NOT EXISTS (
+        SELECT FROM event_store.event AS e WHERE e.partition = p_partition AND e.position = v_head + v_events
+    ) THEN
+        RAISE EXCEPTION 'the batch does not say truly which events it has' USING ERRCODE = 'raise_exception';
+    END IF;
 
     INSERT INTO event_store.command (
         position, partition, event_count, tenant_id, fingerprint, key_table, key, outcome)

@@ -6,6 +6,8 @@ CREATE FUNCTION event_store.read_stream(
     p_descending boolean)
 RETURNS SETOF event_store.event
 LANGUAGE plpgsql STABLE SECURITY INVOKER SET plan_cache_mode = force_generic_plan
+-- A plan that was made while there were few events would read them all.
+SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
@@ -34,6 +36,7 @@ GRANT EXECUTE ON FUNCTION event_store.read_stream TO daybook_command, daybook_qu
 CREATE FUNCTION event_store.position_at(p_partition integer, p_moment timestamptz)
 RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
     v_low  bigint := 0;

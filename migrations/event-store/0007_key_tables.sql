@@ -16,7 +16,7 @@ INSERT INTO event_store.key_mark (number, counted) VALUES (0, '0');
 -- To lock the log against appends takes the right to update it.
 GRANT SELECT, UPDATE ON event_store.log, event_store.current_key_table TO daybook_keys;
 GRANT SELECT, INSERT, DELETE ON event_store.key_mark TO daybook_keys;
-GRANT SELECT, TRUNCATE ON event_store.command_0, event_store.command_1 TO daybook_keys;
+GRANT TRUNCATE ON event_store.command_0, event_store.command_1 TO daybook_keys;
 
 -- How much of the retention time has passed since the tables took turns: since then the older one has had no new keys.
 CREATE FUNCTION event_store.counted_since_turn() RETURNS interval
@@ -35,16 +35,19 @@ DECLARE
     v_newest event_store.key_mark;
     v_now    timestamptz := clock_timestamp();
 BEGIN
-    IF p_retention < interval '1 hour' THEN
-        RAISE EXCEPTION 'idempotency keys must be kept for at least an hour, not %', p_retention
+    IF p_retention IS NULL OR p_retention < interval '1 day' THEN
+        RAISE EXCEPTION 'idempotency keys must be kept for at least a day, not %', p_retention
             USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Another replica is at it.
+    IF NOT pg_try_advisory_xact_lock(hashtext('event_store.tend_keys')) THEN
+        RETURN false;
     END IF;
     SELECT m.* INTO STRICT v_newest FROM event_store.key_mark AS m ORDER BY m.number DESC LIMIT 1;
     IF v_now - v_newest.marked_at NOT BETWEEN interval '0' AND interval '1 hour' THEN
         INSERT INTO event_store.key_mark (number, marked_at, counted)
         VALUES (v_newest.number + 1, v_now,
-                least(greatest(v_now - v_newest.marked_at, interval '0'), interval '2 hours'))
-        ON CONFLICT DO NOTHING;
+                least(greatest(v_now - v_newest.marked_at, interval '0'), interval '2 hours'));
     END IF;
     RETURN event_store.turn_keys(p_retention);
 END

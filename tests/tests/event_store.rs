@@ -563,25 +563,66 @@ async fn of_two_that_open_one_stream_at_once_one_is_in_conflict_and_nothing_else
 }
 
 #[tokio::test]
-async fn a_tenant_that_has_its_share_under_way_is_refused_at_once_and_others_are_not() -> anyhow::Result<()> {
+async fn a_tenant_has_at_most_half_of_what_the_others_leave_and_is_refused_at_once() -> anyhow::Result<()> {
     let log = Log::new().await?;
     let options = AppenderOptions {
-        commands_max: 3,
-        tenant_commands_max: 2,
+        commands_max: 8,
+        bytes_max: 1_000,
         ..AppenderOptions::default()
     };
     let appender = log.appender(options).await?;
     let (other, third) = (Uuid::from_u128(2), Uuid::from_u128(3));
-    let first = appender.admit(TENANT)?;
-    let _second = appender.admit(TENANT)?;
-    assert_eq!(
-        appender.admit(TENANT).expect_err("its share"),
-        NotAdmitted::TenantShareFull
+    let refused = |tenant, bytes| appender.admit(tenant, bytes).err();
+    let mut permits = Vec::new();
+    for _ in 0..4 {
+        permits.push(appender.admit(TENANT, 10)?);
+    }
+    assert_eq!(refused(TENANT, 10), Some(NotAdmitted::TenantShareFull));
+    for _ in 0..2 {
+        permits.push(appender.admit(other, 10)?);
+    }
+    assert_eq!(refused(other, 10), Some(NotAdmitted::TenantShareFull));
+    permits.push(appender.admit(third, 10)?);
+    assert_eq!(refused(third, 10), Some(NotAdmitted::TenantShareFull));
+    permits.push(appender.admit(Uuid::from_u128(4), 10)?);
+    assert_eq!(refused(Uuid::from_u128(5), 10), Some(NotAdmitted::Full));
+    permits.clear();
+    permits.push(appender.admit(TENANT, 450)?);
+    assert_eq!(refused(TENANT, 100), Some(NotAdmitted::TenantShareFull));
+    assert_eq!(refused(other, 600), Some(NotAdmitted::Full));
+    permits.push(appender.admit(other, 270)?);
+    Ok(())
+}
+
+/// A tenant whose commands fill each batch by their bytes keeps nobody else out.
+#[tokio::test]
+async fn a_tenant_that_fills_every_batch_lets_the_next_one_begin_with_another() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let quiet = Uuid::from_u128(2);
+    let mut commands: Vec<_> = (0..12)
+        .map(|number| command(&format!("loud-{number}"), None, 1))
+        .collect();
+    let mut last = command("quiet", None, 1);
+    last.tenant_id = quiet;
+    commands.push(last);
+    let options = AppenderOptions {
+        batch: BatchLimits {
+            payload_bytes_max: 3 * 26,
+            ..AppenderOptions::default().batch
+        },
+        ..AppenderOptions::default()
+    };
+    append_together(log.database.log().await?, options, commands).await;
+    let events = log.events().await?;
+    let of_quiet = events
+        .iter()
+        .find(|event| event.tenant_id == quiet)
+        .expect("it was appended");
+    assert!(
+        of_quiet.position <= 6,
+        "it waited behind {} others",
+        of_quiet.position - 1
     );
-    let _others = appender.admit(other)?;
-    assert_eq!(appender.admit(third).expect_err("no place"), NotAdmitted::Full);
-    drop(first);
-    appender.admit(third)?;
     Ok(())
 }
 

@@ -28,8 +28,9 @@ const ATTEMPTS_MAX: u32 = 64;
 /// would else have everybody's commands behind it decided again.
 const ASK_FIRST_FOR: Duration = Duration::from_secs(1);
 
-/// How many events a state remembers by their ids, besides the one that it was loaded with: more than two batches hold.
-const RECENT_EVENTS_MAX: usize = 8_192;
+/// How many events a state remembers by their ids while commands are under way: more than can be in flight. Once there is
+/// nothing to do it remembers the newest alone.
+const RECENT_EVENTS_MAX: usize = 65_536;
 
 /// What a mailbox takes in memory besides its aggregate.
 const MAILBOX_BYTES: usize = 512;
@@ -94,6 +95,12 @@ impl<A: Aggregate> Cached<A> {
             self.recent.pop_front();
         }
         self.recent.push_back(event_id);
+    }
+
+    /// Remembers the newest event alone: whatever is answered to a question that was asked after this names it or a later
+    /// one.
+    fn forget_older(&mut self) {
+        self.recent = self.newest.into_iter().collect();
     }
 
     /// Whether an event is in this state, in flight or recorded. It may say no of one that is long past.
@@ -244,8 +251,10 @@ impl<A: Aggregate> Mailbox<A> {
         let mailbox = Arc::clone(self);
         tokio::spawn(async move {
             let (tenant_id, stream_id) = mailbox.stream.clone();
-            let log = Arc::clone(&mailbox.partition.streams);
-            let loaded = load(log, tenant_id, mailbox.partition.appender.partition(), stream_id).await;
+            let partition = &mailbox.partition;
+            let log = Arc::clone(&partition.streams);
+            let load = load(log, tenant_id, partition.appender.partition(), stream_id);
+            let loaded = partition.loads.load(tenant_id, load).await;
             mailbox.loaded(loaded);
         });
     }
@@ -253,8 +262,13 @@ impl<A: Aggregate> Mailbox<A> {
     fn loaded(self: &Arc<Self>, loaded: Result<Cached<A>, LoadError>) {
         let mut slot = self.slot();
         match loaded {
-            Ok(cached) => {
+            Ok(mut cached) => {
+                cached.forget_older();
                 slot.state = State::Cached(cached);
+                // The load took its time: what cut the chain before it may come again.
+                if let Some(until) = &mut slot.ask_first_until {
+                    *until = Instant::now() + ASK_FIRST_FOR;
+                }
                 self.drive(&mut slot);
             }
             Err(error) => {
@@ -265,7 +279,7 @@ impl<A: Aggregate> Mailbox<A> {
                 }
             }
         }
-        self.weigh(&slot);
+        self.weigh(&mut slot);
     }
 
     /// Decides a command on the state that is there, and submits what it leads to.
@@ -349,7 +363,7 @@ impl<A: Aggregate> Mailbox<A> {
             }
         }
         self.drive(&mut slot);
-        self.weigh(&slot);
+        self.weigh(&mut slot);
     }
 
     fn decision_answered(
@@ -436,6 +450,9 @@ impl<A: Aggregate> Mailbox<A> {
         waiting: Waiting<A>,
         answer: Result<Outcome, HandleError>,
     ) {
+        if let Ok(outcome) = &answer {
+            slot.answer_followers(&waiting.envelope, outcome);
+        }
         self.release_key(slot, &waiting.envelope.key);
         // Whoever no longer waits for the answer finds it under the key.
         let _ = waiting.reply.send(answer);
@@ -450,19 +467,44 @@ impl<A: Aggregate> Mailbox<A> {
         }
     }
 
-    fn weigh(&self, slot: &Slot<A>) {
+    fn weigh(&self, slot: &mut Slot<A>) {
         let is_idle = slot.keys.is_empty();
         if let (true, Some(cache)) = (is_idle, self.cache.upgrade()) {
-            let state = match &slot.state {
-                State::Cached(cached) => cached.bytes(),
+            let state = match &mut slot.state {
+                State::Cached(cached) => {
+                    cached.forget_older();
+                    cached.bytes()
+                }
                 State::Cold { .. } | State::Loading => 0,
             };
+            slot.shrink();
             cache.weigh(&self.stream, MAILBOX_BYTES + self.stream.1.len() + state);
         }
     }
 }
 
 impl<A: Aggregate> Slot<A> {
+    /// Commands that were sent with the same key and content while the first was under way get its receipt.
+    fn answer_followers(&mut self, first: &Envelope<A::Command>, outcome: &Outcome) {
+        let Some(followers) = self.keys.get_mut(&first.key) else {
+            return;
+        };
+        for follower in followers.extract_if(.., |one| one.envelope.fingerprints == first.fingerprints) {
+            let replay = Outcome {
+                is_replay: true,
+                ..outcome.clone()
+            };
+            let _ = follower.reply.send(Ok(replay));
+        }
+    }
+
+    /// Gives back what a burst of commands took.
+    fn shrink(&mut self) {
+        self.keys = HashMap::new();
+        self.again = VecDeque::new();
+        self.waiting = VecDeque::new();
+    }
+
     /// Forgets the state of an epoch, unless that was done already.
     fn forget(&mut self, epoch: u64) {
         if self.epoch == epoch {

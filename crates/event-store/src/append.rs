@@ -34,8 +34,9 @@ pub enum AppendError {
     Contradiction(#[source] sqlx::Error),
 }
 
-/// SQLSTATE `unique_violation`: a position, a version or a key is there already, which the append had ruled out.
-const UNIQUE_VIOLATION: &str = "23505";
+/// SQLSTATEs `unique_violation` (a position, a version or a key is there already, which the append had ruled out) and
+/// `raise_exception` (the batch does not fit together).
+const CONTRADICTIONS: [&str; 2] = ["23505", "P0001"];
 
 /// SQLSTATE classes that speak of the data: data exceptions, integrity constraints, limits of the program (a row that is
 /// too long for an index).
@@ -45,7 +46,7 @@ impl From<sqlx::Error> for AppendError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code());
         match code.as_deref() {
-            Some(UNIQUE_VIOLATION) => Self::Contradiction(error),
+            Some(code) if CONTRADICTIONS.contains(&code) => Self::Contradiction(error),
             Some(code) if DATA_CLASSES.iter().any(|class| code.starts_with(class)) => Self::Refused(error),
             _ => Self::Unknown(error),
         }

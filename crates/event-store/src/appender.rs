@@ -29,10 +29,11 @@ use crate::queue::{BatchLimits, NotAdmitted, Pending, Queue};
 /// How the appender gathers. The defaults suit one Postgres on one machine.
 #[derive(Debug, Clone, Copy)]
 pub struct AppenderOptions {
-    /// Commands that may be under way, from their admission to their answer; one more is refused.
+    /// Commands that may be under way, from their admission to their answer; one more is refused. A tenant may have at most
+    /// half of what all others leave free.
     pub commands_max: usize,
-    /// Of these, the most that one tenant may have.
-    pub tenant_commands_max: usize,
+    /// Bytes of the requests that these commands came in, shared out alike.
+    pub bytes_max: usize,
     /// What one batch may hold.
     pub batch: BatchLimits,
     /// For how long a batch is sent again when the database does not answer. After that its commands are
@@ -43,14 +44,15 @@ pub struct AppenderOptions {
 impl Default for AppenderOptions {
     fn default() -> Self {
         Self {
-            commands_max: 8_192,
-            tenant_commands_max: 4_096,
+            commands_max: 16_384,
+            bytes_max: 64 << 20,
             batch: BatchLimits {
                 commands_max: 1_024,
                 events_max: 4_096,
                 payload_bytes_max: 4 << 20,
             },
-            retry_for: Duration::from_secs(3),
+            // Three attempts, at the least.
+            retry_for: Duration::from_secs(8),
         }
     }
 }
@@ -141,17 +143,46 @@ impl Shared {
     }
 }
 
-/// How many commands are under way.
+/// What is under way.
 #[derive(Default)]
 struct Admitted {
-    all: usize,
-    by_tenant: HashMap<Uuid, usize>,
+    all: Load,
+    by_tenant: HashMap<Uuid, Load>,
+}
+
+/// Commands, and the bytes of the requests that they came in.
+#[derive(Default, Clone, Copy)]
+struct Load {
+    commands: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn of(bytes: usize) -> Self {
+        Self { commands: 1, bytes }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.commands += more.commands;
+        self.bytes += more.bytes;
+    }
+
+    fn remove(&mut self, less: Self) {
+        self.commands -= less.commands;
+        self.bytes -= less.bytes;
+    }
+
+    /// Whether one more of these bytes would be too much.
+    fn has_no_room(&self, bytes: usize, commands_max: usize, bytes_max: usize) -> bool {
+        self.commands >= commands_max || (self.commands > 0 && self.bytes + bytes > bytes_max)
+    }
 }
 
 /// The right to have one command under way, given back when it is dropped.
 pub struct Permit {
     shared: Arc<Shared>,
     tenant_id: Uuid,
+    bytes: usize,
 }
 
 impl fmt::Debug for Permit {
@@ -163,11 +194,12 @@ impl fmt::Debug for Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut admitted = self.shared.admitted();
-        admitted.all -= 1;
+        let load = Load::of(self.bytes);
+        admitted.all.remove(load);
         let of_tenant = admitted.by_tenant.get_mut(&self.tenant_id);
         let of_tenant = of_tenant.expect("a permit is counted");
-        *of_tenant -= 1;
-        if *of_tenant == 0 {
+        of_tenant.remove(load);
+        if of_tenant.commands == 0 {
             admitted.by_tenant.remove(&self.tenant_id);
         }
     }
@@ -226,33 +258,46 @@ impl Appender {
     /// How many commands may still be admitted.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.shared
-            .options
+        let options = &self.shared.options;
+        options
             .commands_max
-            .saturating_sub(self.shared.admitted().all)
+            .saturating_sub(self.shared.admitted().all.commands)
     }
 
-    /// Takes one of the tenant's places for a command, or says at once that there is none. It is taken before the command
-    /// is decided, so that nothing that was decided is ever withdrawn.
+    /// Takes a place for a command that came in a request of this many bytes, or says at once that there is none. It is
+    /// taken before the command is decided, so that nothing that was decided is ever withdrawn.
     ///
     /// # Errors
     /// [`NotAdmitted`].
-    pub fn admit(&self, tenant_id: Uuid) -> Result<Permit, NotAdmitted> {
-        let options = &self.shared.options;
+    pub fn admit(&self, tenant_id: Uuid, bytes: usize) -> Result<Permit, NotAdmitted> {
+        let AppenderOptions {
+            commands_max,
+            bytes_max,
+            ..
+        } = self.shared.options;
         let mut admitted = self.shared.admitted();
-        if admitted.all >= options.commands_max {
+        let all = admitted.all;
+        if all.has_no_room(bytes, commands_max, bytes_max) {
             return Err(NotAdmitted::Full);
         }
-        let of_tenant = admitted.by_tenant.entry(tenant_id).or_default();
-        if *of_tenant >= options.tenant_commands_max {
+        let of_tenant = admitted.by_tenant.get(&tenant_id).copied().unwrap_or_default();
+        // Half of what the others leave: a tenant that takes all it gets still leaves room for the next one.
+        let commands_left = (commands_max - (all.commands - of_tenant.commands)).div_ceil(2);
+        let bytes_left = bytes_max.saturating_sub(all.bytes - of_tenant.bytes) / 2;
+        if of_tenant.has_no_room(bytes, commands_left, bytes_left) {
             return Err(NotAdmitted::TenantShareFull);
         }
-        *of_tenant += 1;
-        admitted.all += 1;
+        admitted
+            .by_tenant
+            .entry(tenant_id)
+            .or_default()
+            .add(Load::of(bytes));
+        admitted.all.add(Load::of(bytes));
         drop(admitted);
         Ok(Permit {
             shared: Arc::clone(&self.shared),
             tenant_id,
+            bytes,
         })
     }
 
@@ -268,7 +313,7 @@ impl Appender {
     /// # Errors
     /// See [`AppendCommandError`].
     pub async fn append(&self, command: NewCommand) -> Result<Verdict, AppendCommandError> {
-        let _permit = self.admit(command.tenant_id)?;
+        let _permit = self.admit(command.tenant_id, 0)?;
         let (answer, verdict) = oneshot::channel();
         // Whoever no longer waits for the answer finds it under the key.
         self.submit(command, Box::new(|verdict| drop(answer.send(verdict))));

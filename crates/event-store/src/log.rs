@@ -57,7 +57,7 @@ pub struct Remembered {
 }
 
 /// How long one attempt to append may take. A batch takes milliseconds; a checkpoint may hold it up for a second.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The log in Postgres.
 #[derive(Debug)]

@@ -67,11 +67,15 @@ impl Queue {
     /// The next batch, each chain's commands side by side; empty only when nothing waits.
     pub(crate) fn take_batch(&mut self, limits: BatchLimits) -> Vec<Pending> {
         let mut batch = Batch::new(limits);
-        let share = (limits.commands_max / self.turns.len().max(1)).max(1);
         // Each tenant has its share; what is left over by some is shared out again.
         while !batch.is_full {
             let before = batch.commands.len();
+            let share = (limits.commands_max - before).div_ceil(self.turns.len().max(1));
             for _ in 0..self.turns.len() {
+                // Whoever found no room begins the next batch.
+                if batch.is_full {
+                    break;
+                }
                 let Some(tenant_id) = self.turns.pop_front() else {
                     break;
                 };

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use daybook_command_svc::mailbox::{Envelope, HandleError, MailboxMetrics, Mailboxes, Outcome};
+use daybook_command_svc::mailbox::{Envelope, HandleError, LoadShares, MailboxMetrics, Mailboxes, Outcome};
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
@@ -66,6 +66,7 @@ impl Sent {
             fingerprints: vec![self.fingerprint()],
             expected_version: self.expected_version,
             metadata: metadata.encode(),
+            request_bytes: 100,
             command: self.command.clone(),
         }
     }
@@ -88,8 +89,8 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
     let (mut processes, mut appending) = (Vec::new(), JoinSet::new());
     for _ in 0..2 + world.below(2) {
         let options = AppenderOptions {
-            commands_max: 64,
-            tenant_commands_max: 64,
+            commands_max: 128,
+            bytes_max: 1 << 20,
             batch: BatchLimits {
                 commands_max: 1 + world.below(6) as usize,
                 ..AppenderOptions::default().batch
@@ -99,7 +100,13 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
         let (appender, task) = Appender::new(world.clone(), 0, options, None);
         appending.spawn(task);
         let streams = Arc::new(world.clone());
-        let partitions: Partitions = [Partition { streams, appender }].into_iter().collect();
+        let partitions: Partitions = [Partition {
+            streams,
+            loads: Arc::new(LoadShares::new(2)),
+            appender,
+        }]
+        .into_iter()
+        .collect();
         let mailboxes = Mailboxes::new(partitions, Arc::new(MailboxMetrics::default()));
         processes.push(Process { mailboxes });
     }
@@ -124,7 +131,13 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
         };
         match process.mailboxes.handle(sent.envelope()).await {
             Ok(outcome) => note(&world, &ledger, sent, outcome),
-            Err(HandleError::NotFound) => {}
+            Err(HandleError::NotFound) => {
+                let id = order.to_string();
+                ensure!(
+                    world.model().page(TENANT, &id, 1, 1).is_empty(),
+                    "{id} is there and was not found"
+                );
+            }
             Err(error) => bail!("after healing, order {order} answers: {error:?}"),
         }
     }

@@ -303,17 +303,16 @@ impl KeyRow {
 
 /// Asks the database, with a deadline on this side. A connection that did not answer is closed: nobody else gets it.
 async fn query_in_time(pool: PgPool, prefixes: Vec<String>) -> Result<Vec<KeyRow>, ApiError> {
-    let found = bounded(&pool, LOOKUP_TIMEOUT, |connection| Box::pin(query(connection, prefixes)));
+    let found = bounded(&pool, LOOKUP_TIMEOUT, |connection| {
+        Box::pin(query(connection, prefixes))
+    });
     match timeout(LOOKUP_TIMEOUT, found).await {
         Ok(found) => found.map_err(database_error),
         Err(elapsed) => Err(ApiError::dependency_unavailable("database", elapsed)),
     }
 }
 
-async fn query(
-    connection: &mut PgConnection,
-    prefixes: Vec<String>,
-) -> Result<Vec<KeyRow>, sqlx::Error> {
+async fn query(connection: &mut PgConnection, prefixes: Vec<String>) -> Result<Vec<KeyRow>, sqlx::Error> {
     sqlx::query_as(
         "SELECT prefix, tenant_id, partition, name, secret_sha256, scopes
            FROM event_store.authenticate_api_keys($1)",
