@@ -1,6 +1,6 @@
 //! The aggregates whose commands this process takes. A new one is one line in [`all`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::aggregates::AGGREGATES;
@@ -10,6 +10,7 @@ use daybook_service::problems::DomainRule;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::fingerprint::Fingerprints;
+use crate::home::{HandleForwarded, Homes};
 use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::metrics;
 use crate::orders;
@@ -32,12 +33,14 @@ pub(crate) fn rules() -> Vec<DomainRule> {
 }
 
 /// What the service of every aggregate is made of.
-#[derive(Debug)]
 pub(crate) struct Core {
     /// The time from a request to the commit of its events.
     pub(crate) received_to_committed: Histogram,
     /// Tell whether a key comes with the same content again.
     pub(crate) fingerprints: Fingerprints,
+    /// The homes of contended aggregates.
+    pub(crate) homes: Arc<Homes>,
+    handlers: Mutex<Vec<Arc<dyn HandleForwarded>>>,
     partitions: Partitions,
     mailbox_metrics: Arc<MailboxMetrics>,
 }
@@ -47,15 +50,34 @@ impl Core {
     pub(crate) fn new(
         partitions: Partitions,
         fingerprints: Fingerprints,
+        homes: Arc<Homes>,
         registry: &Registry,
         moments: &EventMoments,
     ) -> Self {
         Self {
             received_to_committed: moments.latency(Moment::Received, Moment::Committed),
             fingerprints,
+            homes,
+            handlers: Mutex::default(),
             partitions,
             mailbox_metrics: metrics::register_mailboxes(registry),
         }
+    }
+
+    /// Has a handler take its part of what other replicas forward.
+    pub(crate) fn add_handler(&self, handler: Arc<dyn HandleForwarded>) {
+        self.handlers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(handler);
+    }
+
+    /// The handlers of every aggregate.
+    pub(crate) fn handlers(&self) -> Vec<Arc<dyn HandleForwarded>> {
+        self.handlers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The mailboxes of an aggregate.

@@ -53,6 +53,18 @@ pub struct Config {
     )]
     pub fingerprint_keys: Vec<SecretKey>,
 
+    /// The keys under which command services authenticate what they send to each other, 64 hexadecimal digits each, with
+    /// commas between them. The first one is used; messages under the others are understood, too, while a key is
+    /// exchanged. All replicas need the same. Only in development may it be absent.
+    #[arg(
+        long,
+        env = "DAYBOOK_REPLICA_KEY",
+        value_name = "KEYS",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub replica_keys: Vec<SecretKey>,
+
     /// For how many days idempotency keys are kept at least. All replicas need the same.
     #[arg(
         long,

@@ -1,4 +1,5 @@
-//! The path of every command, whichever aggregate it is for: request, envelope, mailbox, receipt.
+//! The path of every command, whichever aggregate it is for: request, envelope, mailbox, receipt. A command for a
+//! contended aggregate is handled at its home.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
+use crate::home::{HandleForwarded, Handled, Homes};
 use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
 use crate::request::{check_key, metadata, validation_error};
 
@@ -29,6 +31,27 @@ const REPLAYED: &str = "idempotency-replayed";
 
 /// When a tenant that has all its commands under way may try again: some of them are answered by then.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How often a command is decided before its aggregate's home is asked, if that is elsewhere.
+const ATTEMPTS_BEFORE_FORWARDING: u32 = 3;
+
+/// Who sent a command, and when it came in.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// Who.
+    pub(crate) principal: Arc<Principal>,
+    /// When.
+    pub(crate) received_at: OffsetDateTime,
+}
+
+/// What the caller of an accepted command is told.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// What was recorded.
+    pub(crate) receipt: common::Receipt,
+    /// Whether it was recorded before, under the same key.
+    pub(crate) is_replay: bool,
+}
 
 /// What an aggregate adds to the path that all commands take.
 pub(crate) trait Served: Aggregate {
@@ -41,11 +64,23 @@ pub(crate) trait Served: Aggregate {
     }
 }
 
-/// Handles the commands of one kind of aggregate.
+/// Handles the commands of one kind of aggregate. Cheap to clone.
 pub(crate) struct Handler<A: Aggregate> {
     mailboxes: Mailboxes<A>,
     fingerprints: Fingerprints,
+    homes: Arc<Homes>,
     received_to_committed: Histogram,
+}
+
+impl<A: Aggregate> Clone for Handler<A> {
+    fn clone(&self) -> Self {
+        Self {
+            mailboxes: self.mailboxes.clone(),
+            fingerprints: self.fingerprints.clone(),
+            homes: Arc::clone(&self.homes),
+            received_to_committed: self.received_to_committed.clone(),
+        }
+    }
 }
 
 impl<A: Aggregate> fmt::Debug for Handler<A> {
@@ -57,33 +92,40 @@ impl<A: Aggregate> fmt::Debug for Handler<A> {
 }
 
 impl<A: Served> Handler<A> {
-    /// A handler with mailboxes of its own.
-    pub(crate) fn new(core: &Core) -> Self {
-        Self {
+    /// A handler with mailboxes of its own, which handles what other replicas forward as well.
+    pub(crate) fn new(core: &Core) -> Self
+    where
+        Self: HandleForwarded + 'static,
+    {
+        let handler = Self {
             mailboxes: core.mailboxes(),
             fingerprints: core.fingerprints.clone(),
+            homes: Arc::clone(&core.homes),
             received_to_committed: core.received_to_committed.clone(),
-        }
+        };
+        core.add_handler(Arc::new(handler.clone()));
+        handler
     }
 
     /// Handles a request: the receipt, or why there is none.
-    pub(crate) async fn handle<R: CommandRequest<Aggregate = A>>(
-        &self,
-        request: Request<R>,
-    ) -> Result<Response<common::Receipt>, Status> {
+    pub(crate) async fn handle<R>(&self, request: Request<R>) -> Result<Response<common::Receipt>, Status>
+    where
+        R: CommandRequest<Aggregate = A> + Clone,
+    {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
         let principal = principal_with(request.extensions(), A::SCOPE)?;
-        let envelope = envelope(request.into_inner(), &principal, &self.fingerprints, received_at)?;
-        let id = Arc::clone(&envelope.stream_id);
-        let handled = self.mailboxes.handle(envelope);
-        let outcome = match deadline() {
+        let caller = Caller {
+            principal,
+            received_at,
+        };
+        let handled = self.handle_anywhere(request.into_inner(), &caller);
+        let Answer { receipt, is_replay } = match deadline() {
             Some(deadline) => tokio::time::timeout_at(deadline, handled)
                 .await
                 .map_err(|_| ApiError::deadline_exceeded())?,
             None => handled.await,
-        };
-        let is_replay = outcome.as_ref().is_ok_and(|outcome| outcome.is_replay);
-        let mut answer = Response::new(receipt::<A>(outcome, &id)?);
+        }?;
+        let mut answer = Response::new(receipt);
         if is_replay {
             let marker = MetadataValue::from_static("true");
             answer.metadata_mut().insert(REPLAYED, marker);
@@ -92,22 +134,94 @@ impl<A: Served> Handler<A> {
             .observe(started.elapsed().as_secs_f64());
         Ok(answer)
     }
+
+    /// Handles a command: here, or, where other replicas write to its aggregate as well, at that aggregate's home.
+    async fn handle_anywhere<R>(&self, request: R, caller: &Caller) -> Result<Answer, Status>
+    where
+        R: CommandRequest<Aggregate = A> + Clone,
+    {
+        if self.homes.is_alone() {
+            return self.handle_here(request, caller).await;
+        }
+        let envelope = envelope(request.clone(), caller, &self.fingerprints)?;
+        let stream = envelope.stream();
+        if !self.mailboxes.contended().contains(&stream) {
+            match self
+                .mailboxes
+                .handle_within(envelope, ATTEMPTS_BEFORE_FORWARDING)
+                .await
+            {
+                // Nothing was recorded; whoever it lost against may be the home.
+                Err(HandleError::Contended) => {}
+                outcome => return Ok(answer::<A>(outcome, &stream.1)?),
+            }
+        }
+        match self.homes.elsewhere(stream.0, &stream.1) {
+            Some(home) => {
+                let forwarded = self.homes.forward(home, R::NAME, request.encode_to_vec(), caller);
+                if let Some(Handled { answer, is_shared }) = forwarded.await {
+                    if is_shared {
+                        self.mailboxes.contended().note(&stream);
+                    }
+                    return answer;
+                }
+            }
+            None => {
+                self.mailboxes.contended().is_shared(&stream, self.homes.own());
+            }
+        }
+        self.handle_here(request, caller).await
+    }
+
+    async fn handle_here<R>(&self, request: R, caller: &Caller) -> Result<Answer, Status>
+    where
+        R: CommandRequest<Aggregate = A>,
+    {
+        let envelope = envelope(request, caller, &self.fingerprints)?;
+        let id = Arc::clone(&envelope.stream_id);
+        Ok(answer::<A>(self.mailboxes.handle(envelope).await, &id)?)
+    }
+
+    /// Handles a command that another replica forwarded, whoever its home is by this replica's own reckoning. `None` when
+    /// it cannot be handled here, and that replica had better do it.
+    pub(crate) async fn handle_for<R>(&self, request: &[u8], caller: &Caller, from: Uuid) -> Option<Handled>
+    where
+        R: CommandRequest<Aggregate = A> + Default,
+    {
+        let request = R::decode(request).ok()?;
+        if !caller.principal.scopes.contains(A::SCOPE) {
+            return None;
+        }
+        let envelope = envelope(request, caller, &self.fingerprints).ok()?;
+        let stream = envelope.stream();
+        self.mailboxes.contended().note(&stream);
+        let is_shared = self.mailboxes.contended().is_shared(&stream, from);
+        let outcome = self.mailboxes.handle(envelope).await;
+        if let Err(HandleError::NoPartition | HandleError::Unanswered(Unanswered::Stopped)) = outcome {
+            return None;
+        }
+        let answer = answer::<A>(outcome, &stream.1).map_err(Status::from);
+        Some(Handled { answer, is_shared })
+    }
 }
 
 /// Checks a request as a whole, so that all that is wrong with it is reported at once.
 fn envelope<R: CommandRequest>(
     mut request: R,
-    principal: &Principal,
+    caller: &Caller,
     fingerprints: &Fingerprints,
-    received_at: OffsetDateTime,
 ) -> Result<Envelope<<R::Aggregate as Aggregate>::Command>, ApiError> {
+    let Caller {
+        principal,
+        received_at,
+    } = caller;
     let mut violations = Violations::default();
     let key = request.take_request_id();
     check_key(&key, &mut violations);
     let request_bytes = request.encoded_len();
     let fingerprints = fingerprints.of(R::NAME, &request);
     let context = request.take_context();
-    let metadata = metadata(context, principal, R::NAME, &key, received_at, &mut violations);
+    let metadata = metadata(context, principal, R::NAME, &key, *received_at, &mut violations);
     let expected_version = request.expected_version();
     let converted = request.into_command(Uuid::now_v7);
     let (id, command) = violations.join(converted).map_err(validation_error)?;
@@ -124,12 +238,13 @@ fn envelope<R: CommandRequest>(
     })
 }
 
-fn receipt<A: Served>(outcome: Result<Outcome, HandleError>, id: &str) -> Result<common::Receipt, ApiError> {
-    let receipt = outcome
-        .map_err(|error| api_error(error, A::CATEGORY, id))?
-        .receipt;
+fn answer<A: Served>(outcome: Result<Outcome, HandleError>, id: &str) -> Result<Answer, ApiError> {
+    let Outcome { receipt, is_replay } = outcome.map_err(|error| api_error(error, A::CATEGORY, id))?;
     match &receipt.rejection {
-        None => Ok(accepted(&receipt)),
+        None => Ok(Answer {
+            receipt: accepted(&receipt),
+            is_replay,
+        }),
         Some(rejection) => Err(refused::<A>(rejection, &receipt.stream_id)),
     }
 }
@@ -203,7 +318,7 @@ fn unanswered(error: Unanswered) -> ApiError {
     }
 }
 
-/// Implements a gRPC service whose methods all do the same, each with another request.
+/// Implements a gRPC service whose methods all do the same, each with another request, for callers and for other replicas.
 macro_rules! command_methods {
     ($service:ident for $aggregate:ty: $($method:ident($request:ident) -> $response:ident;)+) => {
         #[tonic::async_trait]
@@ -217,6 +332,24 @@ macro_rules! command_methods {
                     Ok(answer.map(|receipt| wire::$response { receipt: Some(receipt) }))
                 }
             )+
+        }
+
+        #[tonic::async_trait]
+        impl $crate::home::HandleForwarded for $crate::handler::Handler<$aggregate> {
+            async fn handle_forwarded(
+                &self,
+                name: &str,
+                request: &[u8],
+                caller: &$crate::handler::Caller,
+                from: uuid::Uuid,
+            ) -> Option<$crate::home::Handled> {
+                match name {
+                    $(<wire::$request as daybook_proto::convert::CommandRequest>::NAME => {
+                        self.handle_for::<wire::$request>(request, caller, from).await
+                    })+
+                    _ => None,
+                }
+            }
         }
     };
 }

@@ -5,6 +5,7 @@
 //! | `handler` | the path of every command, from request to receipt |
 //! | `orders`, `stock` | what an aggregate adds to it: the scope, the wording of refusals, the list of methods |
 //! | [`request`] | what every command request goes through before it is decided |
+//! | `home` | forwards commands for contended aggregates to the one replica that decides them |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
 //! | [`partitions`] | the partitions of the log that this process appends to |
 //!
@@ -15,6 +16,7 @@ mod aggregates;
 mod config;
 mod fingerprint;
 mod handler;
+mod home;
 pub mod mailbox;
 mod metrics;
 mod orders;
@@ -46,6 +48,7 @@ pub use config::Config;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
+use crate::home::Homes;
 use crate::mailbox::{LoadShares, ReadStream};
 use crate::partitions::{Partition, Partitions};
 
@@ -88,6 +91,11 @@ pub async fn run(
         "DAYBOOK_FINGERPRINT_KEY",
         config.common.is_development(),
     )?);
+    let replica_keys = SecretKey::given(
+        &config.replica_keys,
+        "DAYBOOK_REPLICA_KEY",
+        config.common.is_development(),
+    )?;
     let registry = Registry::new();
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
@@ -95,10 +103,12 @@ pub async fn run(
     watch_dependencies(&mut tasks, &readiness, readiness_pool);
 
     let moments = EventMoments::new(&registry);
-    let partitions = start_partitions(&config, pool, &mut tasks, &registry, &moments).await?;
+    let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
+    let partitions = start_partitions(&config, pool, &bus, &mut tasks, &registry, &moments).await?;
+    let homes = Homes::new(bus, &replica_keys, metrics::register_homes(&registry));
     let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
     tasks.spawn_companion("key lookups", lookups);
-    let core = Core::new(partitions, fingerprints, &registry, &moments);
+    let core = Core::new(partitions, fingerprints, Arc::new(homes), &registry, &moments);
 
     let (admin_readiness, admin_registry) = (readiness, registry.clone());
     tasks.spawn_companion("admin", async move {
@@ -113,6 +123,11 @@ pub async fn run(
             &shutdown,
         )
         .await?;
+    let handling = Arc::clone(&core.homes).run(core.handlers(), shutdown.clone());
+    tasks.spawn_companion("homes", async move {
+        handling.await;
+        Ok(())
+    });
     let metrics = ServerMetrics::new(&registry);
     let routes = Routes {
         http: problems::router(&aggregates::rules()),
@@ -145,6 +160,7 @@ fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: PgPoo
 async fn start_partitions(
     config: &Config,
     loads: PgPool,
+    bus: &Bus,
     tasks: &mut Supervisor,
     registry: &Registry,
     moments: &EventMoments,
@@ -152,7 +168,6 @@ async fn start_partitions(
     let publisher_url = &config.publisher_database_url;
     let log =
         EventStore::new(database::connect(publisher_url, "daybook-publisher", PUBLISHER_CONNECTIONS).await?);
-    let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
     let url = &config.common.database_url;
     // Pools of their own, so that no crowd of one kind keeps another from its connections.
     let receipts = database::connect(url, "daybook-receipts", RECEIPT_CONNECTIONS).await?;

@@ -12,6 +12,7 @@
 //! goes away stops nothing but its own wait.
 
 mod cache;
+mod contended;
 mod load;
 mod slot;
 
@@ -25,9 +26,10 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use self::cache::Cache;
+use self::cache::{Cache, Stream};
+pub use self::contended::Contended;
 pub use self::load::{LoadError, LoadShares, ReadStream};
-use self::slot::{Mailbox, Waiting};
+use self::slot::{ATTEMPTS_MAX, Mailbox, Waiting};
 use crate::partitions::Partitions;
 
 /// How many bytes of aggregates are kept in memory.
@@ -54,6 +56,13 @@ pub struct Envelope<C> {
     pub request_bytes: usize,
     /// The command.
     pub command: C,
+}
+
+impl<C> Envelope<C> {
+    /// The tenant and the aggregate.
+    pub(crate) fn stream(&self) -> Stream {
+        (self.tenant_id, Arc::clone(&self.stream_id))
+    }
 }
 
 /// What became of a command.
@@ -117,6 +126,7 @@ pub struct MailboxMetrics {
 pub struct Mailboxes<A: Aggregate> {
     partitions: Partitions,
     cache: Arc<Cache<A>>,
+    contended: Arc<Contended>,
     metrics: Arc<MailboxMetrics>,
 }
 
@@ -125,6 +135,7 @@ impl<A: Aggregate> Clone for Mailboxes<A> {
         Self {
             partitions: self.partitions.clone(),
             cache: Arc::clone(&self.cache),
+            contended: Arc::clone(&self.contended),
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -145,8 +156,15 @@ impl<A: Aggregate> Mailboxes<A> {
         Self {
             partitions,
             cache: Arc::new(Cache::new(CACHE_BYTES_MAX, Arc::clone(&metrics))),
+            contended: Arc::default(),
             metrics,
         }
+    }
+
+    /// The aggregates that other replicas write to as well.
+    #[must_use]
+    pub fn contended(&self) -> &Contended {
+        &self.contended
     }
 
     /// Decides a command, appends what it leads to, and waits for the verdict.
@@ -156,6 +174,18 @@ impl<A: Aggregate> Mailboxes<A> {
     /// # Errors
     /// See [`HandleError`].
     pub async fn handle(&self, envelope: Envelope<A::Command>) -> Result<Outcome, HandleError> {
+        self.handle_within(envelope, ATTEMPTS_MAX).await
+    }
+
+    /// As [`Self::handle`], but decides a command at most so many times before [`HandleError::Contended`] gives it back.
+    ///
+    /// # Errors
+    /// See [`HandleError`].
+    pub async fn handle_within(
+        &self,
+        envelope: Envelope<A::Command>,
+        attempts_max: u32,
+    ) -> Result<Outcome, HandleError> {
         let partition = self
             .partitions
             .get(envelope.partition)
@@ -163,17 +193,13 @@ impl<A: Aggregate> Mailboxes<A> {
         let permit = partition
             .appender
             .admit(envelope.tenant_id, envelope.request_bytes)?;
-        let stream = (envelope.tenant_id, Arc::clone(&envelope.stream_id));
+        let stream = envelope.stream();
         let mailbox = self.cache.get_or_insert(&stream, || {
-            Mailbox::new(
-                stream.clone(),
-                partition.clone(),
-                Arc::clone(&self.metrics),
-                &self.cache,
-            )
+            let (contended, metrics) = (Arc::clone(&self.contended), Arc::clone(&self.metrics));
+            Mailbox::new(stream.clone(), partition.clone(), contended, metrics, &self.cache)
         });
         let (reply, outcome) = oneshot::channel();
-        mailbox.accept(Waiting::new(envelope, permit, reply));
+        mailbox.accept(Waiting::new(envelope, permit, reply, attempts_max));
         drop(mailbox);
         outcome.await.unwrap_or(Err(Unanswered::Stopped.into()))
     }

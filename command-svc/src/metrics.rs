@@ -9,6 +9,7 @@ use daybook_event_store::{Appender, AppenderMetrics, RecordedEvent};
 use daybook_service::metrics::{EventMoments, Moment, Reading, Registry};
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::home::HomeMetrics;
 use crate::mailbox::MailboxMetrics;
 
 /// Shows what the appenders do.
@@ -114,6 +115,32 @@ pub(crate) fn register_mailboxes(registry: &Registry) -> Arc<MailboxMetrics> {
         "mailbox_bytes",
         "Bytes of aggregates in memory",
         Reading::gauge(move || bytes.bytes.load(Ordering::Relaxed)),
+    );
+    metrics
+}
+
+/// Shows what replicas do for each other.
+pub(crate) fn register_homes(registry: &Registry) -> Arc<HomeMetrics> {
+    let metrics = Arc::new(HomeMetrics::default());
+    let counter = |name: &str, help: &str, of: fn(&HomeMetrics) -> &AtomicU64| {
+        let metrics = Arc::clone(&metrics);
+        let read = move || of(&metrics).load(Ordering::Relaxed);
+        registry.register(name, help, Reading::counter(read));
+    };
+    counter(
+        "commands_forwarded",
+        "Commands for contended aggregates that the home, another replica, has answered",
+        |one| &one.forwarded,
+    );
+    counter(
+        "commands_handled_for_others",
+        "Commands that other replicas forwarded and that were handled here",
+        |one| &one.handled,
+    );
+    counter(
+        "command_forwards_failed",
+        "Commands handled here because the home of their aggregate did not",
+        |one| &one.failed,
     );
     metrics
 }

@@ -11,7 +11,7 @@ use super::MailboxMetrics;
 use super::slot::Mailbox;
 
 /// A tenant and one of its streams.
-pub(super) type Stream = (Uuid, Arc<str>);
+pub(crate) type Stream = (Uuid, Arc<str>);
 
 /// Mailboxes at work that are passed over in one search for something to evict.
 const PASSED_OVER_MAX: usize = 64;

@@ -18,11 +18,11 @@ use uuid::Uuid;
 
 use super::cache::{Cache, Stream};
 use super::load::{LoadError, load};
-use super::{Envelope, HandleError, MailboxMetrics, Outcome};
+use super::{Contended, Envelope, HandleError, MailboxMetrics, Outcome};
 use crate::partitions::Partition;
 
 /// How often a command is decided again because another process wrote to its aggregate, before the caller is told.
-const ATTEMPTS_MAX: u32 = 64;
+pub(super) const ATTEMPTS_MAX: u32 = 64;
 
 /// How long a mailbox asks for keys before it decides, after a known key has cut a chain. A caller that repeats old keys
 /// would else have everybody's commands behind it decided again.
@@ -42,6 +42,7 @@ pub(super) struct Waiting<A: Aggregate> {
     _permit: Permit,
     reply: oneshot::Sender<Result<Outcome, HandleError>>,
     attempts: u32,
+    attempts_max: u32,
 }
 
 impl<A: Aggregate> Waiting<A> {
@@ -49,12 +50,14 @@ impl<A: Aggregate> Waiting<A> {
         envelope: Envelope<A::Command>,
         permit: Permit,
         reply: oneshot::Sender<Result<Outcome, HandleError>>,
+        attempts_max: u32,
     ) -> Self {
         Self {
             envelope,
             _permit: permit,
             reply,
             attempts: 0,
+            attempts_max,
         }
     }
 }
@@ -170,6 +173,7 @@ struct Slot<A: Aggregate> {
 pub(super) struct Mailbox<A: Aggregate> {
     stream: Stream,
     partition: Partition,
+    contended: Arc<Contended>,
     metrics: Arc<MailboxMetrics>,
     cache: Weak<Cache<A>>,
     slot: Mutex<Slot<A>>,
@@ -179,6 +183,7 @@ impl<A: Aggregate> Mailbox<A> {
     pub(super) fn new(
         stream: Stream,
         partition: Partition,
+        contended: Arc<Contended>,
         metrics: Arc<MailboxMetrics>,
         cache: &Arc<Cache<A>>,
     ) -> Self {
@@ -195,6 +200,7 @@ impl<A: Aggregate> Mailbox<A> {
         Self {
             stream,
             partition,
+            contended,
             metrics,
             cache: Arc::downgrade(cache),
             slot: Mutex::new(slot),
@@ -382,7 +388,10 @@ impl<A: Aggregate> Mailbox<A> {
             Ok(Verdict::Conflict(newest) | Verdict::KeyIsNew(newest)) => {
                 // Was it somebody else who wrote? Otherwise the chain was cut in front of it.
                 let is_ours = matches!(&slot.state, State::Cached(cached) if cached.has(newest.event_id));
-                slot.is_contended |= slot.epoch == epoch && !is_ours;
+                if slot.epoch == epoch && !is_ours {
+                    slot.is_contended = true;
+                    self.contended.note(&self.stream);
+                }
                 slot.forget(epoch);
                 return self.decide_again(slot, waiting);
             }
@@ -437,7 +446,7 @@ impl<A: Aggregate> Mailbox<A> {
     fn decide_again(self: &Arc<Self>, slot: &mut Slot<A>, mut waiting: Waiting<A>) {
         self.metrics.retries.fetch_add(1, Ordering::Relaxed);
         waiting.attempts += 1;
-        if waiting.attempts == ATTEMPTS_MAX {
+        if waiting.attempts == waiting.attempts_max {
             self.reply(slot, waiting, Err(HandleError::Contended));
         } else {
             slot.again.push_back(waiting);

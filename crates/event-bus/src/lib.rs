@@ -9,6 +9,7 @@
 //! - [`consume`] gives events in order without gap or duplicate, from the stream while that is right and from Postgres
 //!   while it is not: gone, behind, damaged or foreign.
 //! - [`signal`] tells on core NATS how far a projection has come. Signals are hints; checkpoints are facts.
+//! - [`replica`] carries what the replicas of a service have to say to each other. It is a hint as well.
 //!
 //! What goes over the wire is described in `proto/asyncapi.yaml`. The crate carries bytes, a type name and metadata; it
 //! knows nothing of the domain.
@@ -17,6 +18,7 @@ pub mod bus;
 pub mod consume;
 pub mod message;
 pub mod publish;
+pub mod replica;
 pub mod signal;
 mod stream;
 

@@ -4,6 +4,7 @@
 mod black_hole;
 mod hot_orders;
 mod nats;
+mod one_home;
 mod postgres;
 mod projector;
 mod publishers;

@@ -1,0 +1,225 @@
+//! What command services send to each other: Protocol Buffers, so that an older and a newer program understand each other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use daybook_proto::common::v1::Receipt;
+use daybook_service::identity::{Principal, Scope, ScopeSet};
+use daybook_service::request::RequestId;
+use daybook_service::telemetry;
+use time::OffsetDateTime;
+use tonic::metadata::{KeyAndValueRef, MetadataKey, MetadataMap};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::handler::{Answer, Caller};
+
+/// A replica that lives.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Announcement {
+    /// The version of the hash by which it chooses homes.
+    #[prost(uint32, tag = "1")]
+    pub(super) hash_version: u32,
+    /// Whether it takes its leave.
+    #[prost(bool, tag = "2")]
+    pub(super) is_stopping: bool,
+}
+
+/// A command, and who sent it. The credential stays where it came in.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ForwardedCommand {
+    /// The command's name, as auditors see it.
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    /// The request as the caller encoded it, idempotency key and context included.
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) request: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    tenant_id: Vec<u8>,
+    #[prost(int32, tag = "4")]
+    tenant_partition: i32,
+    #[prost(string, tag = "5")]
+    key_prefix: String,
+    #[prost(string, tag = "6")]
+    key_name: String,
+    #[prost(string, repeated, tag = "7")]
+    scopes: Vec<String>,
+    /// When the command came in, in microseconds since 1970.
+    #[prost(int64, tag = "8")]
+    received_at_us: i64,
+    /// The `X-Request-Id` that answers and logs name.
+    #[prost(string, tag = "9")]
+    pub(super) request_id: String,
+    /// The trace that it belongs to.
+    #[prost(string, optional, tag = "10")]
+    pub(super) traceparent: Option<String>,
+    /// How long somebody waits for the answer, in microseconds.
+    #[prost(uint64, tag = "11")]
+    pub(super) patience_us: u64,
+}
+
+impl ForwardedCommand {
+    /// A command as a part of the request that is being answered.
+    pub(super) fn new(name: &'static str, request: Vec<u8>, caller: &Caller, patience: Duration) -> Self {
+        let principal = &caller.principal;
+        Self {
+            name: name.to_owned(),
+            request,
+            tenant_id: principal.tenant_id.as_bytes().to_vec(),
+            tenant_partition: principal.tenant_partition,
+            key_prefix: principal.key_prefix.clone(),
+            key_name: principal.name.clone(),
+            scopes: principal
+                .scopes
+                .iter()
+                .map(Scope::as_str)
+                .map(str::to_owned)
+                .collect(),
+            received_at_us: i64::try_from(caller.received_at.unix_timestamp_nanos() / 1_000)
+                .unwrap_or_default(),
+            request_id: RequestId::current()
+                .map(|id| id.as_str().to_owned())
+                .unwrap_or_default(),
+            traceparent: telemetry::current_traceparent(),
+            patience_us: u64::try_from(patience.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Whose command it is; `None` when this program does not understand it.
+    pub(super) fn caller(&self) -> Option<Caller> {
+        let principal = Principal {
+            tenant_id: Uuid::from_slice(&self.tenant_id).ok()?,
+            tenant_partition: self.tenant_partition,
+            key_prefix: self.key_prefix.clone(),
+            name: self.key_name.clone(),
+            scopes: ScopeSet::from_names(self.scopes.iter().map(String::as_str)),
+        };
+        let received_at_ns = i128::from(self.received_at_us) * 1_000;
+        Some(Caller {
+            principal: Arc::new(principal),
+            received_at: OffsetDateTime::from_unix_timestamp_nanos(received_at_ns).ok()?,
+        })
+    }
+}
+
+/// What became of a forwarded command: a receipt, a refusal, or neither where the home does not handle it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ForwardedAnswer {
+    #[prost(message, optional, tag = "1")]
+    receipt: Option<Receipt>,
+    #[prost(bool, tag = "2")]
+    is_replay: bool,
+    #[prost(message, optional, tag = "3")]
+    refusal: Option<Refusal>,
+    /// Whether the home has had commands for this aggregate from elsewhere as well, of late.
+    #[prost(bool, tag = "4")]
+    pub(super) is_shared: bool,
+}
+
+/// A gRPC status, as the home's own caller would have got it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Refusal {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    /// `google.rpc.Status`.
+    #[prost(bytes = "vec", tag = "3")]
+    details: Vec<u8>,
+    #[prost(map = "string, string", tag = "4")]
+    metadata: HashMap<String, String>,
+}
+
+impl ForwardedAnswer {
+    pub(super) fn new(answer: Result<Answer, Status>, is_shared: bool) -> Self {
+        let mut message = Self {
+            is_shared,
+            ..Self::default()
+        };
+        match answer {
+            Ok(answer) => {
+                message.is_replay = answer.is_replay;
+                message.receipt = Some(answer.receipt);
+            }
+            Err(status) => message.refusal = Some(Refusal::from(&status)),
+        }
+        message
+    }
+
+    /// The answer; `None` when the home did not handle the command.
+    pub(super) fn into_answer(self) -> Option<Result<Answer, Status>> {
+        let is_replay = self.is_replay;
+        let accepted = self.receipt.map(|receipt| Ok(Answer { receipt, is_replay }));
+        accepted.or_else(|| self.refusal.map(|refusal| Err(refusal.into())))
+    }
+}
+
+impl From<&Status> for Refusal {
+    fn from(status: &Status) -> Self {
+        let text = |entry| match entry {
+            KeyAndValueRef::Ascii(key, value) => Some((key.to_string(), value.to_str().ok()?.to_owned())),
+            KeyAndValueRef::Binary(..) => None,
+        };
+        Self {
+            code: status.code().into(),
+            message: status.message().to_owned(),
+            details: status.details().to_vec(),
+            metadata: status.metadata().iter().filter_map(text).collect(),
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let mut metadata = MetadataMap::new();
+        for (key, value) in refusal.metadata {
+            if let (Ok(key), Ok(value)) = (MetadataKey::from_bytes(key.as_bytes()), value.parse()) {
+                metadata.insert(key, value);
+            }
+        }
+        let code = Code::from_i32(refusal.code);
+        Self::with_details_and_metadata(code, refusal.message, refusal.details.into(), metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daybook_service::error::ApiError;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_arrives_as_the_homes_own_caller_would_have_got_it() {
+        let status: Status = ApiError::rate_limited("commands under way", Duration::from_secs(1)).into();
+        let message = ForwardedAnswer::new(Err(status.clone()), false);
+        let arrived = message
+            .into_answer()
+            .expect("there is an answer")
+            .expect_err("it is a refusal");
+        assert_eq!(arrived.code(), status.code());
+        assert_eq!(arrived.message(), status.message());
+        assert_eq!(arrived.details(), status.details());
+        let pushback = "grpc-retry-pushback-ms";
+        assert!(arrived.metadata().get(pushback).is_some());
+        assert_eq!(arrived.metadata().get(pushback), status.metadata().get(pushback));
+    }
+
+    #[test]
+    fn a_forwarded_command_brings_its_principal_and_moment_along() {
+        let caller = Caller {
+            principal: Arc::new(Principal {
+                tenant_id: Uuid::from_u128(7),
+                tenant_partition: 3,
+                key_prefix: "ab345678".to_owned(),
+                name: "shop".to_owned(),
+                scopes: [Scope::OrdersWrite, Scope::EventsRead].into_iter().collect(),
+            }),
+            received_at: OffsetDateTime::from_unix_timestamp(1_790_000_000).expect("a moment"),
+        };
+        let arrived = ForwardedCommand::new("PlaceOrder", Vec::new(), &caller, Duration::ZERO).caller();
+        let arrived = arrived.expect("it is understood");
+        assert_eq!(arrived.principal, caller.principal);
+        assert_eq!(arrived.received_at, caller.received_at);
+    }
+}

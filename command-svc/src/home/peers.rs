@@ -1,0 +1,202 @@
+//! Which replicas live, and which of them is an aggregate's home.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// The version of [`weight`]. Replicas that choose by another one are no peers: they would choose otherwise.
+pub(super) const HASH_VERSION: u32 = 1;
+
+/// A replica that announced nothing for this long is no peer any more: two announcements may be lost.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How long a replica that did not answer is left alone.
+const LEFT_ALONE_FOR: Duration = Duration::from_secs(5);
+
+/// How many peers are known at most. More than that are not looked for.
+const PEERS_MAX: usize = 256;
+
+/// The other replicas, as one of them knows them.
+pub(super) struct Peers {
+    own: Uuid,
+    by_id: HashMap<Uuid, Peer>,
+}
+
+struct Peer {
+    heard_at: Instant,
+    left_alone_until: Option<Instant>,
+}
+
+impl Peer {
+    fn is_alive(&self, now: Instant) -> bool {
+        now < self.heard_at + SILENCE_MAX
+    }
+
+    fn is_eligible(&self, now: Instant) -> bool {
+        self.is_alive(now) && self.left_alone_until.is_none_or(|until| until <= now)
+    }
+}
+
+impl Peers {
+    pub(super) fn new(own: Uuid) -> Self {
+        let by_id = HashMap::new();
+        Self { own, by_id }
+    }
+
+    /// Notes that a replica lives.
+    pub(super) fn announced(&mut self, id: Uuid, now: Instant) {
+        if id == self.own {
+            return;
+        }
+        if let Some(peer) = self.by_id.get_mut(&id) {
+            peer.heard_at = now;
+            return;
+        }
+        self.by_id.retain(|_, peer| peer.is_alive(now));
+        if self.by_id.len() < PEERS_MAX {
+            let peer = Peer {
+                heard_at: now,
+                left_alone_until: None,
+            };
+            self.by_id.insert(id, peer);
+        }
+    }
+
+    /// Notes that a replica has taken its leave.
+    pub(super) fn left(&mut self, id: Uuid) {
+        self.by_id.remove(&id);
+    }
+
+    /// Notes that a replica did not answer.
+    pub(super) fn did_not_answer(&mut self, id: Uuid, now: Instant) {
+        if let Some(peer) = self.by_id.get_mut(&id) {
+            peer.left_alone_until = Some(now + LEFT_ALONE_FOR);
+        }
+    }
+
+    /// Whether there is nobody to forward to.
+    pub(super) fn is_alone(&self, now: Instant) -> bool {
+        !self.by_id.values().any(|peer| peer.is_eligible(now))
+    }
+
+    /// The home of an aggregate: the live replica with the greatest weight. When one goes, only what was at home there
+    /// finds another home.
+    pub(super) fn home_of(&self, tenant_id: Uuid, stream_id: &str, now: Instant) -> Uuid {
+        let eligible = self.by_id.iter().filter(|(_, peer)| peer.is_eligible(now));
+        let ids = eligible.map(|(id, _)| *id).chain([self.own]);
+        let home = ids.max_by_key(|id| (weight(tenant_id, stream_id, *id), *id));
+        home.expect("oneself is among them")
+    }
+}
+
+/// How much a replica is the home of an aggregate (rendezvous hashing: Thaler and Ravishankar, 1998).
+fn weight(tenant_id: Uuid, stream_id: &str, replica: Uuid) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(HASH_VERSION.to_be_bytes())
+        .chain_update(tenant_id)
+        .chain_update(replica)
+        .chain_update(stream_id)
+        .finalize()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANT: Uuid = Uuid::from_u128(1);
+
+    fn id(number: u128) -> Uuid {
+        Uuid::from_u128(number << 64)
+    }
+
+    /// The replica `own` among `others`, all of which have just announced themselves.
+    fn replica(own: u128, others: &[u128], now: Instant) -> Peers {
+        let mut peers = Peers::new(id(own));
+        for other in others {
+            peers.announced(id(*other), now);
+        }
+        peers
+    }
+
+    fn orders() -> impl Iterator<Item = String> {
+        (0..300).map(|number| format!("ord_{number}"))
+    }
+
+    #[test]
+    fn every_replica_chooses_the_same_home_and_each_is_the_home_of_its_share() {
+        let now = Instant::now();
+        let replicas = [
+            replica(1, &[2, 3], now),
+            replica(2, &[3, 1], now),
+            replica(3, &[1, 2, 3], now),
+        ];
+        let mut homes = HashMap::new();
+        for order in orders() {
+            let home = replicas[0].home_of(TENANT, &order, now);
+            assert!(
+                replicas
+                    .iter()
+                    .all(|one| one.home_of(TENANT, &order, now) == home)
+            );
+            *homes.entry(home).or_insert(0) += 1;
+        }
+        assert!(
+            homes.len() == 3 && homes.values().all(|orders| *orders > 60),
+            "{homes:?}"
+        );
+    }
+
+    #[test]
+    fn when_a_replica_goes_only_its_own_aggregates_move() {
+        let now = Instant::now();
+        let (mut before, mut after) = (replica(1, &[2, 3], now), replica(1, &[2, 3], now));
+        after.left(id(3));
+        for order in orders() {
+            let home = before.home_of(TENANT, &order, now);
+            assert!(home == id(3) || after.home_of(TENANT, &order, now) == home);
+        }
+        before.left(id(2));
+        before.left(id(3));
+        assert!(before.is_alone(now));
+        assert_eq!(before.home_of(TENANT, "ord_1", now), id(1));
+    }
+
+    #[test]
+    fn a_silent_replica_is_no_peer_after_three_seconds() {
+        let now = Instant::now();
+        let mut peers = replica(1, &[2], now);
+        assert!(!peers.is_alone(now + Duration::from_millis(2_999)));
+        assert!(peers.is_alone(now + Duration::from_secs(3)));
+        peers.announced(id(2), now + Duration::from_secs(4));
+        assert!(!peers.is_alone(now + Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn a_replica_that_does_not_answer_is_left_alone_for_a_while_though_it_announces_itself() {
+        let now = Instant::now();
+        let mut peers = replica(1, &[2], now);
+        peers.did_not_answer(id(2), now);
+        let later = now + Duration::from_secs(4);
+        peers.announced(id(2), later);
+        assert!(peers.is_alone(later));
+        assert!(orders().all(|order| peers.home_of(TENANT, &order, later) == id(1)));
+        assert!(!peers.is_alone(now + Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn no_crowd_of_announcements_takes_more_memory_than_its_share() {
+        let now = Instant::now();
+        let mut peers = Peers::new(id(1));
+        for number in 2..10_000 {
+            peers.announced(id(number), now);
+        }
+        assert_eq!(peers.by_id.len(), PEERS_MAX);
+        let later = now + SILENCE_MAX;
+        peers.announced(id(10_000), later);
+        assert!(!peers.is_alone(later), "the silent ones make room");
+    }
+}

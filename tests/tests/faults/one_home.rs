@@ -1,0 +1,163 @@
+//! One hot order behind two services: they converge on one mailbox, and do without its home when that does not answer.
+
+use std::time::Duration;
+
+use daybook_tests::client::Caller;
+use daybook_tests::command;
+use daybook_tests::ledger::Ledger;
+use daybook_tests::orders::{new_order_id, place};
+use daybook_tests::stack::Backend;
+use daybook_tests::{check, metrics, wait};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Callers of the order, split over the services.
+const CALLERS: usize = 64;
+
+/// Forwarded commands after which the services must have converged.
+const CONVERGED_AFTER: f64 = 500.0;
+
+/// How long they must then stay so: longer than one conflict makes an order contended.
+const STAYS_FOR: Duration = Duration::from_secs(8);
+
+/// Commands that are forwarded in that time, at least.
+const FORWARDED_MIN: f64 = 2_000.0;
+
+/// Commands that callers of the other service get through while the home is stopped.
+const WITHOUT_HOME: usize = 200;
+
+/// Each caller changes a quantity to 1, 2, … up to this, and begins again.
+const QUANTITY_MAX: u32 = 50;
+
+/// What the services count: commands that their home answered, that were handled for others, that were handled here
+/// because their home did not answer, and that were decided on something else than what is recorded.
+const FORWARDED: &str = "daybook_commands_forwarded_total";
+const HANDLED: &str = "daybook_commands_handled_for_others_total";
+const FAILED: &str = "daybook_command_forwards_failed_total";
+const CONFLICTS: &str = "daybook_append_conflicts_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_services_under_one_hot_order_converge_on_one_mailbox_and_refuse_nobody() -> anyhow::Result<()> {
+    let backend = Backend::start(2).await?.with_projector().await?;
+    let order = HotOrder::place(&backend.caller()?).await?;
+    let callers = order.callers(&backend.callers()?, CALLERS);
+    reaches(&backend, FORWARDED, CONVERGED_AFTER).await?;
+
+    let (converged_at, conflicts) = (Instant::now(), sum(&backend, CONFLICTS).await?);
+    let forwarded = sum(&backend, FORWARDED).await?;
+    reaches(&backend, FORWARDED, forwarded + FORWARDED_MIN).await?;
+    wait::until(
+        "an order that nobody shares would be contended no more",
+        async || Ok((converged_at.elapsed() >= STAYS_FOR).then_some(())),
+    )
+    .await?;
+    let conflicts_since = sum(&backend, CONFLICTS).await? - conflicts;
+    callers.stop().await;
+    let (tally, forwarded) = (order.ledger.tally(), sum(&backend, FORWARDED).await?);
+    eprintln!("{forwarded} forwarded, {conflicts} conflicts and then {conflicts_since}, {tally:?}");
+    assert_eq!(
+        conflicts_since, 0.0,
+        "the services still refuse each other's chains"
+    );
+    assert!(sum(&backend, HANDLED).await? >= forwarded);
+    assert_eq!((tally.refused, tally.unknown), (0, 0), "{tally:?}");
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &order.ledger).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_the_other_service_are_answered_while_the_home_of_their_order_is_stopped()
+-> anyhow::Result<()> {
+    let mut backend = Backend::start(2).await?.with_projector().await?;
+    let services = backend.callers()?;
+    let order = HotOrder::place(&services[0]).await?;
+    let callers = order.callers(&services, CALLERS);
+    reaches(&backend, FORWARDED, CONVERGED_AFTER).await?;
+    let handled = metrics::sum(backend.commands[0].admin, HANDLED).await?;
+    let home = usize::from(handled < sum(&backend, HANDLED).await? / 2.0);
+    // The home's own callers would wait for it.
+    callers.stop().await;
+    let callers = order.callers(&services[1 - home..=1 - home], CALLERS);
+    let forwarded = sum(&backend, FORWARDED).await?;
+    reaches(&backend, FORWARDED, forwarded + 1.0).await?;
+
+    backend.commands[home].service.pause();
+    let other = &backend.commands[1 - home];
+    wait::until("a forwarded command is not answered", async || {
+        Ok((metrics::sum(other.admin, FAILED).await? > 0.0).then_some(()))
+    })
+    .await?;
+    let answered = order.ledger.tally().answered();
+    wait::until("callers get on without the home", async || {
+        Ok((order.ledger.tally().answered() >= answered + WITHOUT_HOME).then_some(()))
+    })
+    .await?;
+    callers.stop().await;
+    backend.commands[home].service.resume();
+    let tally = order.ledger.tally();
+    assert_eq!((tally.refused, tally.unknown), (0, 0), "{tally:?}");
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &order.ledger).await
+}
+
+/// An order that all callers change at once.
+struct HotOrder {
+    id: String,
+    ledger: Ledger,
+}
+
+/// Callers that go on until they are told to stop.
+struct Callers {
+    stop: CancellationToken,
+    workers: JoinSet<()>,
+}
+
+impl HotOrder {
+    async fn place(caller: &Caller) -> anyhow::Result<Self> {
+        let (id, ledger) = (new_order_id(), Ledger::default());
+        let request = place(&id, "customer-1");
+        ledger.note(&request, &caller.send(request.clone()).await);
+        Ok(Self { id, ledger })
+    }
+
+    /// Starts this many callers, split over the services. Each sends one command after another.
+    fn callers(&self, services: &[Caller], callers: usize) -> Callers {
+        let (stop, mut workers) = (CancellationToken::new(), JoinSet::new());
+        for number in 0..callers {
+            let service = services[number % services.len()].clone();
+            let (id, ledger, stop) = (self.id.clone(), self.ledger.clone(), stop.clone());
+            workers.spawn(async move {
+                for quantity in (1..=QUANTITY_MAX).cycle() {
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                    let command = command::change_quantity(&id, quantity);
+                    ledger.note(&command, &service.send(command.clone()).await);
+                }
+            });
+        }
+        Callers { stop, workers }
+    }
+}
+
+impl Callers {
+    async fn stop(self) {
+        self.stop.cancel();
+        self.workers.join_all().await;
+    }
+}
+
+/// Waits until a counter, summed over the command services, has come so far.
+async fn reaches(backend: &Backend, name: &str, least: f64) -> anyhow::Result<()> {
+    wait::until(&format!("{name} reaches {least}"), async || {
+        Ok((sum(backend, name).await? >= least).then_some(()))
+    })
+    .await
+}
+
+async fn sum(backend: &Backend, name: &str) -> anyhow::Result<f64> {
+    let mut sum = 0.0;
+    for service in &backend.commands {
+        sum += metrics::sum(service.admin, name).await?;
+    }
+    Ok(sum)
+}
