@@ -10,7 +10,7 @@
 //! | [`partitions`] | the partitions of the log that this process appends to |
 //!
 //! It never sees a read model. A command is acknowledged when its events are committed in Postgres; it never fails
-//! because NATS is down, and never because another process wrote to its aggregate.
+//! because NATS is down.
 
 mod aggregates;
 mod config;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_event_store::{
     AppendError, Appender, AppenderOptions, BatchLimits, Decision, Direction, EventStore, Intent, Judgement,
-    NewCommand, NewEvent, NotAdmitted, PostgresLog, RecordedEvent, Unanswered, Verdict, append, chains,
+    NewCommand, NewEvent, NotAdmitted, PostgresLog, RecordedEvent, Unanswered, Verdict, append, chains, keys,
 };
 use daybook_tests::database::{Database, ROLES};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
@@ -709,6 +709,96 @@ async fn the_position_of_a_moment_is_found_and_recording_times_never_fall() -> a
     log.append(&[command("b", None, 1)]).await?;
     let newest = log.events().await?.pop().expect("there are events");
     assert!(newest.recorded_at > events[59].recorded_at + time::Duration::minutes(59));
+    Ok(())
+}
+
+/// Whether a key is remembered.
+async fn is_known(log: &mut Log, key: &str) -> anyhow::Result<bool> {
+    Ok(log.append(&[question("nobody", key)]).await? == ["known"])
+}
+
+/// What a mark says that so much of the retention time has passed.
+async fn pass(log: &Log, time: &str) -> anyhow::Result<()> {
+    let mark = format!(
+        "INSERT INTO event_store.key_mark (number, counted) SELECT max(number) + 1, '{time}' FROM event_store.key_mark"
+    );
+    sqlx::query(AssertSqlSafe(mark))
+        .execute(&log.database.superuser().await?)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_are_kept_for_the_retention_time_at_least_and_forgotten_after_two_turns() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let pool = log.database.pool("daybook_command").await?;
+    log.append(&[with_key(command("a", None, 1), "first")]).await?;
+    assert!(!keys::tend(&pool, 30).await?, "no time has passed");
+    pass(&log, "30 days").await?;
+    assert!(keys::tend(&pool, 30).await?);
+    assert!(
+        is_known(&mut log, "first").await?,
+        "it may be no older than a moment"
+    );
+    log.append(&[with_key(command("b", None, 1), "second")]).await?;
+    assert!(!keys::tend(&pool, 30).await?, "the count begins anew");
+    pass(&log, "30 days").await?;
+    assert!(keys::tend(&pool, 30).await?);
+    assert!(!is_known(&mut log, "first").await?);
+    assert!(is_known(&mut log, "second").await?);
+    Ok(())
+}
+
+/// Both found that it is time; the one that waited for the other must not turn again.
+#[tokio::test]
+async fn two_who_turn_at_once_turn_once() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    log.append(&[with_key(command("a", None, 1), "young")]).await?;
+    pass(&log, "30 days").await?;
+    let superuser = log.database.superuser().await?;
+    let mut first = superuser.begin().await?;
+    let turn = "SELECT event_store.turn_keys(interval '30 days')";
+    let turned: bool = sqlx::query_scalar(turn).fetch_one(&mut *first).await?;
+    assert!(turned);
+    let pool = superuser.clone();
+    let second = tokio::spawn(async move {
+        sqlx::query_scalar::<_, bool>("SELECT set_config('lock_timeout', '50ms', false) IS NOT NULL AND event_store.turn_keys(interval '30 days')")
+            .fetch_one(&pool)
+            .await
+    });
+    tokio::task::yield_now().await;
+    first.commit().await?;
+    assert!(!second.await??, "whoever came second had nothing to turn");
+    assert!(is_known(&mut log, "young").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_jump_of_the_clock_and_a_retention_that_is_none_empty_nothing() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let pool = log.database.pool("daybook_command").await?;
+    log.append(&[with_key(command("a", None, 1), "k")]).await?;
+    let superuser = log.database.superuser().await?;
+    sqlx::query("UPDATE event_store.key_mark SET marked_at = marked_at - interval '10 years'")
+        .execute(&superuser)
+        .await?;
+    assert!(
+        !keys::tend(&pool, 30).await?,
+        "ten years passed without a mark: two hours count"
+    );
+    assert!(keys::tend(&pool, 0).await.is_err());
+    let nothing = sqlx::query("SELECT event_store.tend_keys(NULL)")
+        .execute(&pool)
+        .await;
+    assert!(nothing.is_err());
+    assert!(
+        sqlx::query("SELECT event_store.turn_keys()")
+            .execute(&pool)
+            .await
+            .is_err(),
+        "not for services"
+    );
+    assert!(is_known(&mut log, "k").await?);
     Ok(())
 }
 

@@ -176,3 +176,131 @@ async fn fold<A: Aggregate>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use daybook_domain::ids::OrderId;
+    use daybook_domain::order::{Command, NewLine, State};
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    const PAGE: u64 = PAGE_EVENTS_MAX as u64;
+
+    /// A primary, and a standby that is promoted after the first page: their histories are the same up to `fork`.
+    struct Failover {
+        primary: Vec<RecordedEvent>,
+        standby: Vec<RecordedEvent>,
+        pages: Mutex<u32>,
+    }
+
+    impl ReadStream for Failover {
+        fn read_page<'a>(
+            &'a self,
+            _tenant_id: Uuid,
+            _partition: i32,
+            _stream_id: &'a str,
+            versions: RangeInclusive<u64>,
+            limit: u32,
+        ) -> BoxFuture<'a, Result<Vec<RecordedEvent>, Box<dyn Error + Send + Sync>>> {
+            let mut pages = self.pages.lock().expect("nothing panics with it");
+            *pages += 1;
+            let log = if *pages == 1 { &self.primary } else { &self.standby };
+            let wanted = log
+                .iter()
+                .filter(|event| versions.contains(&event.stream_version));
+            let page = wanted.take(limit as usize).cloned().collect();
+            async move { Ok(page) }.boxed()
+        }
+    }
+
+    fn text<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a valid text")
+    }
+
+    /// An order whose quantity is changed again and again, from `fork` on to `quantity`.
+    fn history(events: u64, fork: u64, quantity: u32) -> Vec<RecordedEvent> {
+        let place = Command::Place {
+            order_id: OrderId::from_uuid(Uuid::from_u128(7)),
+            reference: None,
+            customer_id: text("ada"),
+            currency: text("EUR"),
+            lines: vec![NewLine {
+                sku: text("PEN"),
+                quantity: 1,
+                unit_price_minor: 100,
+            }],
+            shipping_address: None,
+            expected_total_minor: None,
+        };
+        let (mut state, mut recorded) = (State::default(), Vec::new());
+        for version in 1..=events {
+            let command = match version {
+                1 => place.clone(),
+                _ => Command::ChangeQuantity {
+                    line_number: 1,
+                    quantity: if version < fork {
+                        2 + u32::from(version % 2 == 0)
+                    } else {
+                        quantity + u32::from(version % 2 == 0)
+                    },
+                },
+            };
+            let event = state.decide(command).expect("it is granted").remove(0);
+            state = state.evolve(&event);
+            let of_fork = if version < fork {
+                0
+            } else {
+                u128::from(quantity) << 64
+            };
+            recorded.push(RecordedEvent {
+                partition: 0,
+                position: version,
+                tenant_id: Uuid::nil(),
+                category: State::CATEGORY.to_owned(),
+                stream_id: "ord".to_owned(),
+                stream_version: version,
+                event_id: Uuid::from_u128(of_fork + u128::from(version)),
+                event_type: event.event_type().to_owned(),
+                schema_version: event.schema_version(),
+                payload: event.encode(),
+                metadata: "{}".into(),
+                recorded_at: OffsetDateTime::UNIX_EPOCH,
+            });
+        }
+        recorded
+    }
+
+    async fn loaded(fork: u64) -> (Cached<State>, u32) {
+        let log = Arc::new(Failover {
+            primary: history(2 * PAGE, fork, 5),
+            standby: history(PAGE + 10, fork, 9),
+            pages: Mutex::new(0),
+        });
+        let reading = Arc::clone(&log) as Arc<dyn ReadStream>;
+        let cached = load::<State>(reading, Uuid::nil(), 0, "ord".into()).await;
+        let pages = *log.pages.lock().expect("nothing panics with it");
+        (cached.unwrap_or_else(|error| panic!("{error}")), pages)
+    }
+
+    #[tokio::test]
+    async fn a_load_whose_pages_straddle_a_failover_begins_again() {
+        let (cached, pages) = loaded(PAGE - 5).await;
+        assert_eq!(cached.version(), PAGE + 10);
+        assert_eq!(
+            cached.newest(),
+            Some(Uuid::from_u128((9 << 64) + u128::from(PAGE + 10)))
+        );
+        assert_eq!(
+            pages, 4,
+            "a page of each server, and both of the second one again"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_load_goes_on_where_the_servers_agree() {
+        let (cached, pages) = loaded(PAGE + 5).await;
+        assert_eq!(cached.version(), PAGE + 10);
+        assert_eq!(pages, 2);
+    }
+}

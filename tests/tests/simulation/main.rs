@@ -3,7 +3,6 @@
 //!
 //! A seed that fails is printed; put it into [`FOUND`] once it is mended.
 
-mod model;
 mod run;
 mod world;
 
@@ -12,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::model::JudgedBy;
 use crate::world::Met;
+use daybook_tests::model::JudgedBy;
 
 /// How many seeds are tried.
 const SEEDS: u64 = 100_000;

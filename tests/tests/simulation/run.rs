@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use crate::model::JudgedBy;
 use crate::world::{Met, World};
+use daybook_tests::model::JudgedBy;
 
 const TENANT: Uuid = Uuid::from_u128(1);
 

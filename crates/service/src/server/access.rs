@@ -46,6 +46,8 @@ pub enum Access {
 pub(super) struct Gate {
     pub(super) access: Access,
     pub(super) budget: Arc<BodyBudget>,
+    /// Of requests without an identity where others need one.
+    pub(super) strangers: Arc<BodyBudget>,
     pub(super) transport: Transport,
 }
 
@@ -53,10 +55,18 @@ impl Gate {
     /// The gates of both transports, HTTP first.
     pub(super) fn both(access: &Access, limits: &Limits, metrics: &ServerMetrics) -> [Self; 2] {
         let bytes_in_flight = metrics.body_bytes_in_flight.clone();
-        let budget = Arc::new(BodyBudget::new(limits, bytes_in_flight));
+        let strangers = match access {
+            Access::Anybody => BodyBudget::new(limits, bytes_in_flight.clone()),
+            Access::Identified(_) => BodyBudget::of_strangers(bytes_in_flight.clone()),
+        };
+        let (budget, strangers) = (
+            Arc::new(BodyBudget::new(limits, bytes_in_flight)),
+            Arc::new(strangers),
+        );
         [Transport::Http, Transport::Grpc].map(|transport| Self {
             access: access.clone(),
             budget: Arc::clone(&budget),
+            strangers: Arc::clone(&strangers),
             transport,
         })
     }
@@ -90,15 +100,15 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
 }
 
 async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Response, ApiError> {
-    let (mut tenant_id, mut body_bytes_max) = (None, PUBLIC_BODY_BYTES_MAX);
+    let (mut tenant_id, mut body_bytes_max, mut budget) = (None, PUBLIC_BODY_BYTES_MAX, &gate.strangers);
     if let Some(authenticator) = gate.authenticator(&request) {
         let identity = authenticator.authenticate(request.headers()).await?;
-        (tenant_id, body_bytes_max) = (identity.tenant_id(), usize::MAX);
+        (tenant_id, body_bytes_max, budget) = (identity.tenant_id(), usize::MAX, &gate.budget);
         request.extensions_mut().insert(identity);
     }
     if request.body().is_end_stream() {
         return Ok(next.run(request).await);
     }
-    let (request, admission) = gate.budget.admit(request, tenant_id, body_bytes_max)?;
+    let (request, admission) = budget.admit(request, tenant_id, body_bytes_max)?;
     admission.run(next.run(request)).await
 }

@@ -22,6 +22,9 @@ use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
 /// The name of a tenant's share, as its refusal says it.
 const QUOTA: &str = "request body bytes in flight";
 
+/// Bytes of bodies that requests without an identity may hold together.
+const STRANGERS_BYTES_MAX: usize = 1024 * 1_024;
+
 /// What all requests of the process share.
 #[derive(Debug)]
 pub(super) struct BodyBudget {
@@ -37,7 +40,7 @@ pub(super) struct BodyBudget {
 #[derive(Debug, Default)]
 struct Held {
     bytes: usize,
-    /// Whoever belongs to no tenant has one share together.
+    /// The deployment's operators, who belong to no tenant, have one share together.
     by_tenant: HashMap<Option<Uuid>, usize>,
 }
 
@@ -47,6 +50,18 @@ impl BodyBudget {
             bytes_max: limits.body_bytes_in_flight_max,
             tenant_bytes_max: limits.tenant_body_bytes_in_flight_max,
             declared_bytes_max: limits.body_bytes_max,
+            held: Mutex::default(),
+            gauge,
+        }
+    }
+
+    /// What those who name no key share among themselves, on the routes that need none: little, and nothing for a length that
+    /// they only declare. So they take nothing from those who do.
+    pub(super) fn of_strangers(gauge: Gauge) -> Self {
+        Self {
+            bytes_max: STRANGERS_BYTES_MAX,
+            tenant_bytes_max: STRANGERS_BYTES_MAX,
+            declared_bytes_max: 0,
             held: Mutex::default(),
             gauge,
         }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 /// What a chain is judged by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum JudgedBy {
+pub enum JudgedBy {
     /// The id of the event that it was decided on.
     EventId,
     /// The number of that event in its stream. Two processes that decide ahead reach one number by different events, so
@@ -21,11 +21,13 @@ pub(crate) enum JudgedBy {
 
 type Key = (Uuid, Arc<str>);
 
-/// The log of one partition.
+/// The log of one partition. The simulation checks the write side against it, and it is itself held against Postgres.
 #[derive(Debug)]
-pub(crate) struct Model {
-    pub(crate) generation: Uuid,
-    pub(crate) events: Vec<RecordedEvent>,
+pub struct Model {
+    /// The generation of the log.
+    pub generation: Uuid,
+    /// Everything that is recorded, in order.
+    pub events: Vec<RecordedEvent>,
     judged_by: JudgedBy,
     /// Indexes into `events`.
     streams: HashMap<Key, Vec<usize>>,
@@ -35,7 +37,9 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn new(judged_by: JudgedBy) -> Self {
+    /// An empty log.
+    #[must_use]
+    pub fn new(judged_by: JudgedBy) -> Self {
         Self {
             generation: Uuid::nil(),
             events: Vec::new(),
@@ -47,7 +51,10 @@ impl Model {
     }
 
     /// Appends a batch.
-    pub(crate) fn append(&mut self, commands: &[NewCommand]) -> Judgement {
+    ///
+    /// # Panics
+    /// When a key would be written twice.
+    pub fn append(&mut self, commands: &[NewCommand]) -> Judgement {
         let recorded_at = OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(self.events.len() as i64);
         let is_known = |command: &NewCommand| self.keys.contains_key(&key(command));
         let known: Vec<usize> = (0..commands.len())
@@ -89,25 +96,27 @@ impl Model {
         }
     }
 
-    pub(crate) fn remembered(&self, keys: &[Key]) -> HashMap<usize, Remembered> {
+    /// What is remembered under these keys, by their index.
+    #[must_use]
+    pub fn remembered(&self, keys: &[Key]) -> HashMap<usize, Remembered> {
         let known = keys.iter().enumerate();
         known
             .filter_map(|(index, key)| Some((index, self.keys.get(key)?.clone())))
             .collect()
     }
 
-    pub(crate) fn remembered_under(&self, tenant_id: Uuid, key: &str) -> Option<&Remembered> {
+    /// What is remembered under a key.
+    #[must_use]
+    pub fn remembered_under(&self, tenant_id: Uuid, key: &str) -> Option<&Remembered> {
         self.keys.get(&(tenant_id, key.into()))
     }
 
-    /// The events of a stream from a version on.
-    pub(crate) fn page(
-        &self,
-        tenant_id: Uuid,
-        stream_id: &str,
-        from: u64,
-        limit: usize,
-    ) -> Vec<RecordedEvent> {
+    /// The events of a stream from a version on, at most `limit`.
+    ///
+    /// # Panics
+    /// When the version is more than memory can hold.
+    #[must_use]
+    pub fn page(&self, tenant_id: Uuid, stream_id: &str, from: u64, limit: usize) -> Vec<RecordedEvent> {
         let stream = self.streams.get(&(tenant_id, stream_id.into()));
         let from = usize::try_from(from.saturating_sub(1)).expect("versions are small");
         let events = stream.into_iter().flatten().skip(from).take(limit);
