@@ -177,7 +177,7 @@ impl Homes {
     }
 
     /// Announces this replica, listens to the others, and handles what they forward. It goes on after the stop signal,
-    /// when it announces nothing but its leave: commands that were forwarded before are still handled.
+    /// when it announces only that it stops: commands that were forwarded before are still handled.
     pub(crate) async fn run(
         self: Arc<Self>,
         handlers: Vec<Arc<dyn HandleForwarded>>,

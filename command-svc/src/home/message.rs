@@ -15,13 +15,13 @@ use uuid::Uuid;
 
 use crate::handler::{Answer, Caller};
 
-/// A replica that lives.
+/// A live replica.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Announcement {
     /// The version of the hash by which it chooses homes.
     #[prost(uint32, tag = "1")]
     pub(super) hash_version: u32,
-    /// Whether it takes its leave.
+    /// Whether it is stopping.
     #[prost(bool, tag = "2")]
     pub(super) is_stopping: bool,
 }

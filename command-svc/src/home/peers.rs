@@ -65,7 +65,7 @@ impl Peers {
         }
     }
 
-    /// Notes that a replica has taken its leave.
+    /// Notes that a replica is stopping.
     pub(super) fn left(&mut self, id: Uuid) {
         self.by_id.remove(&id);
     }

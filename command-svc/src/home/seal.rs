@@ -44,13 +44,13 @@ pub(super) struct Opened<M> {
 struct Sealed {
     #[prost(bytes = "vec", tag = "1")]
     mac: Vec<u8>,
-    /// A [`Letter`].
+    /// A [`Body`].
     #[prost(bytes = "vec", tag = "2")]
-    letter: Vec<u8>,
+    body: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Letter {
+struct Body {
     #[prost(bytes = "vec", tag = "1")]
     from: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
@@ -88,17 +88,17 @@ impl Seal {
         content: &impl Message,
         now: OffsetDateTime,
     ) -> Vec<u8> {
-        let letter = Letter {
+        let body = Body {
             from: self.own.into_bytes().to_vec(),
             to: to.into_bytes().to_vec(),
             exchange: exchange.into_bytes().to_vec(),
             sent_at_us: microseconds(now),
             content: content.encode_to_vec(),
         };
-        let letter = letter.encode_to_vec();
+        let body = body.encode_to_vec();
         let key = self.keys.first().expect("there is always a key");
-        let mac = over(key, kind, &letter).finalize().into_bytes().to_vec();
-        Sealed { mac, letter }.encode_to_vec()
+        let mac = over(key, kind, &body).finalize().into_bytes().to_vec();
+        Sealed { mac, body }.encode_to_vec()
     }
 
     /// Opens a message; `None` when it is not of this kind, not for this replica, too old, or not from one that has a key.
@@ -108,31 +108,31 @@ impl Seal {
         message: &[u8],
         now: OffsetDateTime,
     ) -> Option<Opened<M>> {
-        let Sealed { mac, letter } = Sealed::decode(message).ok()?;
+        let Sealed { mac, body } = Sealed::decode(message).ok()?;
         let is_authentic = self
             .keys
             .iter()
-            .any(|key| over(key, kind, &letter).verify_slice(&mac).is_ok());
-        let letter = is_authentic.then(|| Letter::decode(&*letter))?.ok()?;
+            .any(|key| over(key, kind, &body).verify_slice(&mac).is_ok());
+        let body = is_authentic.then(|| Body::decode(&*body))?.ok()?;
         let to = if kind == Kind::Announcement {
             EVERYBODY
         } else {
             self.own
         };
-        let age_us = microseconds(now).abs_diff(letter.sent_at_us);
-        if letter.to != to.as_bytes() || u128::from(age_us) > AGE_MAX.whole_microseconds().unsigned_abs() {
+        let age_us = microseconds(now).abs_diff(body.sent_at_us);
+        if body.to != to.as_bytes() || u128::from(age_us) > AGE_MAX.whole_microseconds().unsigned_abs() {
             return None;
         }
         Some(Opened {
-            from: Uuid::from_slice(&letter.from).ok()?,
-            exchange: Uuid::from_slice(&letter.exchange).ok()?,
-            content: M::decode(&*letter.content).ok()?,
+            from: Uuid::from_slice(&body.from).ok()?,
+            exchange: Uuid::from_slice(&body.exchange).ok()?,
+            content: M::decode(&*body.content).ok()?,
         })
     }
 }
 
-fn over(key: &Hmac<Sha256>, kind: Kind, letter: &[u8]) -> Hmac<Sha256> {
-    key.clone().chain_update([kind as u8]).chain_update(letter)
+fn over(key: &Hmac<Sha256>, kind: Kind, body: &[u8]) -> Hmac<Sha256> {
+    key.clone().chain_update([kind as u8]).chain_update(body)
 }
 
 fn microseconds(moment: OffsetDateTime) -> i64 {
