@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use daybook_event_bus::replica::{self, Incoming, RequestError};
 use daybook_event_bus::{Bus, BusError};
 use daybook_service::key::SecretKey;
 use daybook_service::request::{Context, X_REQUEST_ID};
 use daybook_service::telemetry::{self, TRACEPARENT};
 use futures::StreamExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};

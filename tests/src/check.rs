@@ -9,6 +9,7 @@
 
 mod meaning;
 mod orders;
+mod stock;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -131,11 +131,11 @@ enum State<A> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Question {
     /// Keys are asked for before commands are decided.
-    IsKeyKnown,
+    KeyKnown,
     /// The caller expects another version than the aggregate seems to have.
-    IsVersionStale { expected: u64 },
+    VersionStale { expected: u64 },
     /// The aggregate seems not to exist.
-    IsMissing,
+    Missing,
 }
 
 /// What was submitted for a command.
@@ -225,7 +225,7 @@ impl<A: Aggregate> Mailbox<A> {
         }
         slot.keys.insert(Arc::clone(&waiting.envelope.key), Vec::new());
         if slot.ask_first_until.is_some_and(|until| Instant::now() < until) {
-            self.ask(slot, waiting, Question::IsKeyKnown);
+            self.ask(slot, waiting, Question::KeyKnown);
         } else {
             slot.waiting.push_back(waiting);
         }
@@ -299,7 +299,7 @@ impl<A: Aggregate> Mailbox<A> {
         if let Some(expected) = waiting.envelope.expected_version
             && expected != cached.version
         {
-            return self.ask(slot, waiting, Question::IsVersionStale { expected });
+            return self.ask(slot, waiting, Question::VersionStale { expected });
         }
         match catch_unwind(AssertUnwindSafe(|| decide(cached, &waiting.envelope))) {
             Ok(Some(decision)) => {
@@ -312,7 +312,7 @@ impl<A: Aggregate> Mailbox<A> {
                     Submitted::Decision { has_events },
                 );
             }
-            Ok(None) => self.ask(slot, waiting, Question::IsMissing),
+            Ok(None) => self.ask(slot, waiting, Question::Missing),
             Err(panic) => {
                 // Nothing was submitted, and what is left of the state is not to be believed.
                 slot.forget(slot.epoch);
@@ -424,17 +424,17 @@ impl<A: Aggregate> Mailbox<A> {
             Ok(Verdict::KeyReused) => Err(HandleError::KeyReused),
             Err(unanswered) => Err(unanswered.into()),
             Ok(Verdict::KeyIsNew(newest) | Verdict::Conflict(newest)) => {
-                if question == Question::IsKeyKnown {
+                if question == Question::KeyKnown {
                     return slot.waiting.push_back(waiting);
                 }
                 slot.forget_unless_has(newest, epoch);
                 match question {
-                    Question::IsVersionStale { expected } if newest.version != expected => {
+                    Question::VersionStale { expected } if newest.version != expected => {
                         let actual = newest.version;
                         Err(HandleError::VersionConflict { expected, actual })
                     }
-                    Question::IsMissing if newest.event_id.is_none() => Err(HandleError::NotFound),
-                    Question::IsVersionStale { .. } | Question::IsMissing | Question::IsKeyKnown => {
+                    Question::Missing if newest.event_id.is_none() => Err(HandleError::NotFound),
+                    Question::VersionStale { .. } | Question::Missing | Question::KeyKnown => {
                         return self.decide_again(slot, waiting);
                     }
                 }
@@ -472,7 +472,7 @@ impl<A: Aggregate> Mailbox<A> {
         let mut followers = slot.keys.remove(key).unwrap_or_default().into_iter();
         if let Some(next) = followers.next() {
             slot.keys.insert(Arc::clone(key), followers.collect());
-            self.ask(slot, next, Question::IsKeyKnown);
+            self.ask(slot, next, Question::KeyKnown);
         }
     }
 

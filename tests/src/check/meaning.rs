@@ -11,12 +11,15 @@ use std::fmt::Debug;
 use anyhow::{Context as _, anyhow, ensure};
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::event::Event as _;
-use daybook_domain::order;
+use daybook_domain::{order, stock};
 use daybook_event_store::RecordedEvent;
 use uuid::Uuid;
 
 /// The aggregates that a log may hold, one line each.
-const AGGREGATES: &[fn(&str) -> Option<Box<dyn Stream>>] = &[stream_of::<order::State>];
+const AGGREGATES: &[StreamOf] = &[stream_of::<order::State>, stream_of::<stock::State>];
+
+/// Makes an empty stream, if the category is one aggregate's.
+type StreamOf = fn(category: &str) -> Option<Box<dyn Stream>>;
 
 /// An aggregate whose events say which command would produce them. Each command produces one event.
 pub(super) trait Reproducible: Aggregate<Event: Debug + PartialEq> {
