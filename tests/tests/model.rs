@@ -28,13 +28,13 @@ struct History {
 }
 
 impl History {
-    fn batch(&mut self) -> Vec<NewCommand> {
+    fn batch(&mut self, model: &Model) -> Vec<NewCommand> {
         let mut batch: Vec<NewCommand> = Vec::new();
         for stream in 0..6 {
             match self.random.random_range(0..4) {
                 0 => {}
                 1 => batch.push(self.command(stream, Intent::Ask)),
-                _ => self.chain(stream, &mut batch),
+                _ => self.chain(stream, model, &mut batch),
             }
         }
         // No key comes twice into a batch.
@@ -45,10 +45,14 @@ impl History {
         kept.collect()
     }
 
-    fn chain(&mut self, stream: usize, batch: &mut Vec<NewCommand>) {
+    fn chain(&mut self, stream: usize, model: &Model, batch: &mut Vec<NewCommand>) {
         let known = self.newest.entry(stream).or_insert_with(|| vec![None]);
-        let back = self.random.random_range(0..3_usize.min(known.len()) + 1);
-        let mut decided_on = known[known.len().saturating_sub(1 + back)];
+        let mut decided_on = if self.random.random_ratio(3, 4) {
+            let recorded = model.page(TENANT, &format!("stream-{stream}"), 1, usize::MAX);
+            recorded.last().map(|event| event.event_id)
+        } else {
+            known[self.random.random_range(0..known.len())]
+        };
         for _ in 0..self.random.random_range(1..5) {
             let events = (0..self.random.random_range(0..3)).map(|_| NewEvent {
                 event_id: Uuid::from_u128(self.random.random()),
@@ -123,7 +127,7 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
         };
         let (mut cut, mut written) = (0, 0);
         for number in 0..BATCHES {
-            let batch = history.batch();
+            let batch = history.batch(&model);
             if batch.is_empty() {
                 continue;
             }
