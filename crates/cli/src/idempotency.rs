@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::database;
 use crate::failure::Failure;
-use crate::output::{print, print_raw, table};
+use crate::output::{print, table};
 use crate::settings::Settings;
 
 /// Shows where idempotency keys are remembered, or forgets the older ones.
@@ -59,6 +59,8 @@ fn show(tables: &[KeyTable]) -> Result<(), Failure> {
             one.turned_at.format(&Rfc3339).unwrap_or_default(),
         ]
     });
-    let table = table(["TABLE", "KEYS", "BYTES", "DAYS COUNTED", "TURNED AT"], rows);
-    print_raw(table.to_string().as_bytes())
+    print(&table(
+        ["TABLE", "KEYS", "BYTES", "DAYS COUNTED", "TURNED AT"],
+        rows,
+    ))
 }
