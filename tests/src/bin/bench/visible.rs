@@ -54,7 +54,15 @@ pub(crate) async fn measure(options: &Options, stack: &Stack, report: &mut Repor
         let committed = commands(&callers, options.duration()).await?;
         applied(stack).await?;
         listener.abort();
+        let projections: i64 = sqlx::query_scalar("SELECT count(*) FROM read_model.projection")
+            .fetch_one(&stack.superuser)
+            .await?;
         let signals = signals.lock().expect("nobody panics with it");
+        let count = signals.len();
+        anyhow::ensure!(
+            count as i64 == projections,
+            "{count} of {projections} projections signal"
+        );
         let latencies = latencies(&committed, &signals)?;
         let milliseconds = |quantile| latencies.value_at_quantile(quantile) as f64 / 1_000.0;
         report.note(
@@ -102,7 +110,6 @@ fn latencies(
     committed: &[(u64, OffsetDateTime)],
     signals: &Signals,
 ) -> anyhow::Result<hdrhistogram::Histogram<u64>> {
-    anyhow::ensure!(signals.len() == 3, "signals of {} projections", signals.len());
     let mut latencies = histogram();
     for (position, recorded_at) in committed {
         let visible = signals.values().map(|signals| {
