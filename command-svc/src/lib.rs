@@ -6,7 +6,7 @@
 //! | `orders`, `stock` | what an aggregate adds to it: the scope, the wording of refusals, the list of methods |
 //! | [`request`] | what every command request goes through before it is decided |
 //! | `home` | forwards commands for contended aggregates to the one replica that decides them |
-//! | [`mailbox`] | decides the commands of one aggregate one after another, on a guess that the append makes true |
+//! | [`mailbox`] | decides the commands of one aggregate one after another, on a state in memory that the append judges |
 //! | [`partitions`] | the partitions of the log that this process appends to |
 //!
 //! It never sees a read model. A command is acknowledged when its events are committed in Postgres; it never fails
