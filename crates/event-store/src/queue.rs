@@ -67,32 +67,44 @@ impl Queue {
     /// The next batch, each chain's commands side by side; empty only when nothing waits.
     pub(crate) fn take_batch(&mut self, limits: BatchLimits) -> Vec<Pending> {
         let mut batch = Batch::new(limits);
-        // Each tenant has its share; what is left over by some is shared out again.
-        while !batch.is_full {
-            let before = batch.commands.len();
-            let share = (limits.commands_max - before).div_ceil(self.turns.len().max(1));
-            for _ in 0..self.turns.len() {
-                // Whoever found no room begins the next batch.
-                if batch.is_full {
-                    break;
-                }
-                let Some(tenant_id) = self.turns.pop_front() else {
-                    break;
-                };
+        let mut turns = std::mem::take(&mut self.turns);
+        let mut blocked = VecDeque::new();
+        // Each tenant has its share; what is left over by some is shared out again among those who have more.
+        loop {
+            let mut have_more = VecDeque::new();
+            let share = (limits.commands_max - batch.commands.len()).div_ceil(turns.len().max(1));
+            while !batch.is_full
+                && let Some(tenant_id) = turns.pop_front()
+            {
                 let waiting = self.waiting.get_mut(&tenant_id).expect("who has a turn waits");
-                batch.take_from(waiting, share);
-                if waiting.is_empty() {
-                    self.waiting.remove(&tenant_id);
-                } else {
-                    self.turns.push_back(tenant_id);
+                match batch.take_from(waiting, share) {
+                    Taken::All => drop(self.waiting.remove(&tenant_id)),
+                    Taken::Share => have_more.push_back(tenant_id),
+                    Taken::Blocked => blocked.push_back(tenant_id),
+                    // Whoever found no room begins the next batch.
+                    Taken::NoRoom => turns.push_front(tenant_id),
                 }
             }
-            if batch.commands.len() == before {
-                break;
+            if batch.is_full || have_more.is_empty() {
+                self.turns = turns;
+                self.turns.append(&mut blocked);
+                self.turns.append(&mut have_more);
+                return batch.finish();
             }
+            turns = have_more;
         }
-        batch.finish()
     }
+}
+
+/// What a batch has taken of the commands of one tenant that wait.
+enum Taken {
+    All,
+    /// As many as it may take in this turn.
+    Share,
+    /// What is left, as far as it was looked at, cannot be in one batch with what was taken.
+    Blocked,
+    /// The next one does not fit in.
+    NoRoom,
 }
 
 /// A tenant's stream.
@@ -134,22 +146,38 @@ impl Batch {
         }
     }
 
-    /// Takes up to `share` commands of one tenant, in order, but for those that must stay behind.
-    fn take_from(&mut self, waiting: &mut VecDeque<Pending>, share: usize) {
+    /// Takes up to `share` commands of one tenant, in order, but for those that must stay behind. It looks at no more than
+    /// that, so that a crowd of commands that must stay behind costs other tenants nothing.
+    fn take_from(&mut self, waiting: &mut VecDeque<Pending>, share: usize) -> Taken {
         let mut stay = Vec::new();
         let mut taken = 0;
-        while taken < share && !self.is_full {
-            let Some(pending) = waiting.pop_front() else { break };
+        let mut has_room = true;
+        while taken + stay.len() < share
+            && has_room
+            && !self.is_full
+            && let Some(pending) = waiting.pop_front()
+        {
             match self.chain_for(&pending.command) {
                 Some(chain) if self.has_room_for(&pending.command) => {
                     self.add(chain, pending);
                     taken += 1;
                 }
-                _ => stay.push(pending),
+                Some(_) => {
+                    has_room = false;
+                    stay.push(pending);
+                }
+                None => stay.push(pending),
             }
         }
+        let is_blocked = !stay.is_empty();
         for pending in stay.into_iter().rev() {
             waiting.push_front(pending);
+        }
+        match (waiting.is_empty(), has_room, is_blocked) {
+            (true, ..) => Taken::All,
+            (_, false, _) => Taken::NoRoom,
+            (_, _, true) => Taken::Blocked,
+            (_, _, false) => Taken::Share,
         }
     }
 
