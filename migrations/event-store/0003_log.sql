@@ -36,23 +36,36 @@ CREATE TABLE event_store.event (
     -- json and not jsonb: it keeps the bytes as they were written, and inserts 1.7 times as fast.
     payload        json        NOT NULL,
     metadata       json        NOT NULL,
-    PRIMARY KEY (partition, position),
+    -- Positions only ever grow: room between them would stay empty.
+    PRIMARY KEY (partition, position) WITH (fillfactor = 100),
     CONSTRAINT event_stream_version_key UNIQUE (partition, tenant_id, stream_id, stream_version)
+) WITH (
+    -- A row of up to a page stays in it, and is not compressed while the partition is locked.
+    toast_tuple_target = 8160,
+    -- Rows are inserted and never change: what is vacuumed is frozen at once, and how much of it is due does not grow with
+    -- the table.
+    autovacuum_freeze_min_age = 0,
+    autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_insert_threshold = 2000000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 2000000
 );
 
 -- Idempotency keys: what was answered to each command. A row commits with the events of its command and is kept for at
 -- least the retention time. There are exactly two tables, which take turns (0007); an append looks into both and writes
--- into one. Keys keep the order that callers give them: time-ordered ones (UUIDv7) go to the end of the index.
+-- into one. A key is stored as bytes that sort as its text does: a zero byte and 16 bytes for a UUID in its usual form, a one
+-- and the text for anything else. So keys keep the order that callers give them: time-ordered ones (UUIDv7) go to the end of
+-- the index, and take half of the room.
 CREATE TABLE event_store.command (
     -- The position of the command's first event; of a command without events, the newest event that it was decided on.
     position    bigint   NOT NULL,
+    -- 64 bits of a keyed hash of the command's content: the same key with other content is refused.
+    fingerprint bigint   NOT NULL,
     partition   integer  NOT NULL,
     event_count integer  NOT NULL,
     tenant_id   uuid     NOT NULL,
-    -- 128 bits of a keyed hash of the command's content: the same key with other content is refused.
-    fingerprint uuid     NOT NULL,
     key_table   smallint NOT NULL,
-    key         text     COLLATE "C" NOT NULL,
+    key         bytea    NOT NULL,
     -- The receipt of a command without events, which has no event to read it from: a refusal by the domain that is
     -- remembered like a success, or a command that changed nothing.
     outcome     json,
@@ -65,8 +78,28 @@ CREATE TABLE event_store.current_key_table (
 );
 INSERT INTO event_store.current_key_table (key_table) VALUES (0);
 
-CREATE TABLE event_store.command_0 PARTITION OF event_store.command FOR VALUES IN (0);
-CREATE TABLE event_store.command_1 PARTITION OF event_store.command FOR VALUES IN (1);
+DO $$
+BEGIN
+    FOR key_table IN 0..1 LOOP
+        EXECUTE format(
+            'CREATE TABLE event_store.command_%1$s PARTITION OF event_store.command FOR VALUES IN (%1$s) WITH (
+                 autovacuum_freeze_min_age = 0,
+                 autovacuum_vacuum_insert_scale_factor = 0,
+                 autovacuum_vacuum_insert_threshold = 2000000,
+                 autovacuum_analyze_scale_factor = 0,
+                 autovacuum_analyze_threshold = 2000000)',
+            key_table);
+    END LOOP;
+END
+$$;
+
+-- The text of a stored key, for people who read the table.
+CREATE FUNCTION event_store.key_text(key bytea) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE get_byte(key, 0)
+    WHEN 0 THEN encode(substr(key, 2), 'hex')::uuid::text
+    ELSE convert_from(substr(key, 2), 'UTF8')
+END;
 
 -- Nobody has the privilege to rewrite events; this says so even to those who own the table.
 CREATE FUNCTION event_store.refuse_rewriting() RETURNS trigger

@@ -13,8 +13,7 @@ CREATE TABLE event_store.key_mark (
 );
 INSERT INTO event_store.key_mark (number, counted) VALUES (0, '0');
 
--- To lock the log against appends takes the right to update it.
-GRANT SELECT, UPDATE ON event_store.log, event_store.current_key_table TO daybook_keys;
+GRANT SELECT, UPDATE ON event_store.current_key_table TO daybook_keys;
 GRANT SELECT, INSERT, DELETE ON event_store.key_mark TO daybook_keys;
 GRANT TRUNCATE ON event_store.command_0, event_store.command_1 TO daybook_keys;
 
@@ -55,32 +54,39 @@ $$;
 
 -- Empties the older table and makes it the current one, if it has had no new keys for the retention time: with none, the
 -- keys in it are forgotten whatever their age. False when it is too early, and when a lock was not to be had at once.
+--
+-- Only the older table is locked. An append that has looked for keys holds it until its end, so what it writes goes into the
+-- table that was current when it looked; one that has not yet looked waits, and then sees the turn.
 CREATE FUNCTION event_store.turn_keys(p_retention interval DEFAULT '0') RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
 AS $$
 DECLARE
-    v_current smallint;
-    v_newest  bigint;
+    v_older  smallint;
+    v_newest bigint;
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
     IF event_store.counted_since_turn() < p_retention THEN
         RETURN false;
     END IF;
-    -- No append is under way in any partition from here on, and nobody else turns. Whoever waited for somebody who did finds
-    -- the count at nothing.
-    LOCK TABLE event_store.log IN EXCLUSIVE MODE;
-    IF event_store.counted_since_turn() < p_retention THEN
+    SELECT 1 - t.key_table INTO STRICT v_older FROM event_store.current_key_table AS t;
+    IF v_older = 0 THEN
+        LOCK TABLE event_store.command_0 IN ACCESS EXCLUSIVE MODE;
+    ELSE
+        LOCK TABLE event_store.command_1 IN ACCESS EXCLUSIVE MODE;
+    END IF;
+    -- Whoever waited for somebody who turned them finds the count at nothing, or the other table the older.
+    IF event_store.counted_since_turn() < p_retention
+       OR NOT EXISTS (SELECT FROM event_store.current_key_table AS t WHERE t.key_table = 1 - v_older) THEN
         RETURN false;
     END IF;
-    SELECT t.key_table INTO STRICT v_current FROM event_store.current_key_table AS t;
-    IF v_current = 0 THEN
-        TRUNCATE event_store.command_1;
-    ELSE
+    IF v_older = 0 THEN
         TRUNCATE event_store.command_0;
+    ELSE
+        TRUNCATE event_store.command_1;
     END IF;
-    UPDATE event_store.current_key_table SET key_table = 1 - v_current;
+    UPDATE event_store.current_key_table SET key_table = v_older;
     SELECT max(m.number) INTO STRICT v_newest FROM event_store.key_mark AS m;
     DELETE FROM event_store.key_mark;
     INSERT INTO event_store.key_mark (number, counted) VALUES (v_newest + 1, '0');

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use daybook_event_store::{
-    Decision, Intent, JudgedChain, Judgement, NewCommand, Newest, RecordedEvent, Remembered, chains,
+    Decision, Intent, JudgedChain, Judgement, NewCommand, Newest, Receipt, RecordedEvent, Remembered, chains,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -69,7 +69,7 @@ impl Model {
         let mut judged = Vec::with_capacity(ranges.len());
         for (range, newest) in ranges.into_iter().zip(newest) {
             let first_known = known.iter().copied().find(|index| range.contains(index));
-            let stop = match self.stands(&commands[range.start], newest) {
+            let written_end = match self.stands(&commands[range.start], newest) {
                 true => first_known.unwrap_or(range.end),
                 false => range.start,
             };
@@ -77,13 +77,13 @@ impl Model {
             for (index, command) in commands.iter().enumerate().take(range.end).skip(range.start) {
                 if let Intent::Write(decision) = &command.intent {
                     self.claim(decision);
-                    if index < stop {
+                    if index < written_end {
                         self.write(command, decision, recorded_at);
                     }
                 }
             }
             judged.push(JudgedChain {
-                stop,
+                written_end,
                 newest,
                 first_position,
             });
@@ -188,12 +188,16 @@ impl Model {
         let remembered = Remembered {
             fingerprint: command.fingerprints[0],
             event_id: decision.events.first().map(|event| event.event_id),
-            stream_id: Arc::clone(&command.stream_id),
-            stream_version: newest.version,
-            first_position: newest.position - event_count.saturating_sub(1),
-            event_count: u32::try_from(event_count).expect("a command has few events"),
-            recorded_at,
-            rejection: decision.rejection.clone(),
+            receipt: Receipt {
+                stream_id: Arc::clone(&command.stream_id),
+                stream_version: newest.version,
+                partition: 0,
+                first_position: newest.position - event_count.saturating_sub(1),
+                event_count: u32::try_from(event_count).expect("a command has few events"),
+                generation: self.generation,
+                recorded_at,
+                rejection: decision.rejection.clone(),
+            },
         };
         let earlier = self.keys.insert(key(command), remembered);
         assert!(earlier.is_none(), "a key was written twice: {}", command.key);

@@ -60,7 +60,7 @@ fn command(stream_id: &str, decided_on: Option<Uuid>, events: usize) -> NewComma
     NewCommand {
         tenant_id: TENANT,
         key: Uuid::now_v7().to_string().into(),
-        fingerprints: vec![Uuid::from_u128(7)],
+        fingerprints: vec![7],
         stream_id: stream_id.into(),
         category: "order",
         intent: Intent::Write(Decision {
@@ -122,7 +122,7 @@ fn short(judgement: &Judgement, commands: &[NewCommand]) -> Vec<String> {
         for index in range {
             of_each.push(if judgement.known.contains(&index) {
                 "known".to_owned()
-            } else if index < chain.stop {
+            } else if index < chain.written_end {
                 format!("written@{}", chain.first_position)
             } else {
                 format!("not written, newest v{}", chain.newest.version)
@@ -291,10 +291,10 @@ async fn the_same_key_gives_the_first_receipt_and_with_other_content_it_is_refus
         Verdict::Replayed(receipt)
     );
     let mut other = with_key(after(&first, 1), "k");
-    other.fingerprints = vec![Uuid::from_u128(8)];
+    other.fingerprints = vec![8];
     assert_eq!(appender.append(other.clone()).await?, Verdict::KeyReused);
     // Under a new fingerprint key, what was remembered under the one before is still found.
-    other.fingerprints.push(Uuid::from_u128(7));
+    other.fingerprints.push(7);
     assert!(matches!(appender.append(other).await?, Verdict::Replayed(_)));
     let mut elsewhere = with_key(command("a", None, 2), "k");
     elsewhere.tenant_id = Uuid::from_u128(2);

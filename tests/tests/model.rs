@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use daybook_devstack::testing::test_cluster;
 use daybook_event_store::{
-    Decision, Intent, JudgedChain, Judgement, Log as _, NewCommand, NewEvent, Remembered, chains,
+    Decision, Intent, JudgedChain, Judgement, Log as _, NewCommand, NewEvent, Receipt, Remembered, chains,
 };
 use daybook_tests::database::Database;
 use daybook_tests::model::{JudgedBy, Model};
@@ -88,7 +88,7 @@ impl History {
         NewCommand {
             tenant_id: TENANT,
             key,
-            fingerprints: vec![Uuid::from_u128(stream as u128)],
+            fingerprints: vec![stream as i64],
             stream_id: format!("stream-{stream}").into(),
             category: "order",
             intent,
@@ -105,8 +105,11 @@ fn comparable(judgement: &Judgement) -> (Vec<JudgedChain>, Vec<usize>) {
 
 fn timeless(remembered: HashMap<usize, Remembered>) -> Vec<(usize, Remembered)> {
     let timeless = remembered.into_iter().map(|(index, one)| {
-        let recorded_at = time::OffsetDateTime::UNIX_EPOCH;
-        (index, Remembered { recorded_at, ..one })
+        let receipt = Receipt {
+            recorded_at: time::OffsetDateTime::UNIX_EPOCH,
+            ..one.receipt
+        };
+        (index, Remembered { receipt, ..one })
     });
     let mut timeless: Vec<_> = timeless.collect();
     timeless.sort_by_key(|(index, _)| *index);
@@ -141,7 +144,7 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
                 .iter()
                 .map(|command| (TENANT, Arc::clone(&command.key)))
                 .collect();
-            let remembered = timeless(log.remembered(0, &keys).await?);
+            let remembered = timeless(log.remembered(0, model.generation, &keys).await?);
             assert_eq!(
                 remembered,
                 timeless(model.remembered(&keys)),
@@ -151,7 +154,7 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
             written += chains(&batch)
                 .iter()
                 .zip(&theirs.chains)
-                .filter(|(range, chain)| chain.stop > range.start)
+                .filter(|(range, chain)| chain.written_end > range.start)
                 .count();
         }
         assert!(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use crate::append::{AppendError, JudgedChain, Judgement, chains};
 use crate::appender::{Answer, AppenderMetrics, Committed, Unanswered};
@@ -58,30 +59,43 @@ impl<L: Log> Answers<L> {
         } = batch;
         AppenderMetrics::count(&self.metrics.batches, 1);
         AppenderMetrics::count(&self.metrics.commands, commands.len());
-        let of_chain = chain_of_each(&commands);
         let mut events = Vec::new();
         let mut verdicts = Vec::with_capacity(commands.len());
         let mut known = Vec::new();
         let mut known_indexes = judgement.known.iter().copied().peekable();
-        let mut placing = Placing::default();
-        for (index, (command, answer)) in commands.into_iter().zip(answers).enumerate() {
-            let chain = of_chain[index];
-            let judged = &judgement.chains[chain];
-            if known_indexes.next_if_eq(&index).is_some() {
-                known.push((command, answer));
-            } else if index < judged.stop {
-                let (receipt, recorded) = placing.place(self.partition, &judgement, chain, judged, command);
-                events.extend(recorded);
-                verdicts.push((answer, Verdict::Appended(receipt)));
-            } else if matches!(command.intent, Intent::Ask) {
-                verdicts.push((answer, Verdict::KeyIsNew(judged.newest)));
-            } else {
-                AppenderMetrics::count(&self.metrics.conflicts, 1);
-                verdicts.push((answer, Verdict::Conflict(judged.newest)));
+        let chains = chains(&commands);
+        let mut batch = (0..).zip(commands.into_iter().zip(answers));
+        for (chain, judged) in chains.into_iter().zip(&judgement.chains) {
+            let mut events_before = 0;
+            for (index, (command, answer)) in batch.by_ref().take(chain.len()) {
+                if known_indexes.next_if_eq(&index).is_some() {
+                    known.push((command, answer));
+                    continue;
+                }
+                let verdict = match command.intent {
+                    Intent::Write(decision) if index < judged.written_end => {
+                        let place = Place {
+                            partition: self.partition,
+                            judgement: &judgement,
+                            judged,
+                            events_before,
+                        };
+                        events_before += decision.events.len() as u64;
+                        let receipt = place.receipt(command.stream_id, &decision);
+                        events.extend(recorded(command.tenant_id, command.category, &receipt, decision));
+                        Verdict::Appended(receipt)
+                    }
+                    Intent::Write(_) => {
+                        AppenderMetrics::count(&self.metrics.conflicts, 1);
+                        Verdict::Conflict(judged.newest)
+                    }
+                    Intent::Ask => Verdict::KeyIsNew(judged.newest),
+                };
+                verdicts.push((answer, verdict));
             }
         }
         AppenderMetrics::count(&self.metrics.events, events.len());
-        self.hand_on(&judgement, events, at);
+        self.publish(&judgement, events, at);
         for (answer, verdict) in verdicts {
             answer(Ok(verdict));
         }
@@ -92,7 +106,7 @@ impl<L: Log> Answers<L> {
         }
     }
 
-    fn hand_on(&self, judgement: &Judgement, events: Vec<RecordedEvent>, at: Instant) {
+    fn publish(&self, judgement: &Judgement, events: Vec<RecordedEvent>, at: Instant) {
         let Some(committed) = &self.committed else { return };
         if !events.is_empty() {
             // When the publisher is behind it reads these from the log.
@@ -105,131 +119,86 @@ impl<L: Log> Answers<L> {
     }
 }
 
-/// The index of each command's chain.
-fn chain_of_each(commands: &[NewCommand]) -> Vec<usize> {
-    let mut of_each = Vec::with_capacity(commands.len());
-    for (index, chain) in chains(commands).into_iter().enumerate() {
-        of_each.resize(chain.end, index);
-    }
-    of_each
-}
-
-/// Gives the events of the chains that stand their places, in order.
-#[derive(Default)]
-struct Placing {
-    chain: Option<usize>,
-    /// Events of this chain before the next command.
+/// Where a command of a chain that stands is in the log.
+struct Place<'a> {
+    partition: i32,
+    judgement: &'a Judgement,
+    judged: &'a JudgedChain,
+    /// Events of its chain before it.
     events_before: u64,
 }
 
-impl Placing {
-    fn place(
-        &mut self,
-        partition: i32,
-        judgement: &Judgement,
-        chain: usize,
-        judged: &JudgedChain,
-        command: NewCommand,
-    ) -> (Receipt, Vec<RecordedEvent>) {
-        if self.chain != Some(chain) {
-            *self = Self {
-                chain: Some(chain),
-                events_before: 0,
-            };
-        }
-        let Intent::Write(decision) = command.intent else {
-            unreachable!("a question is never written")
-        };
-        let event_count = decision.events.len() as u64;
-        let next_position = judged.first_position + self.events_before;
-        let receipt = Receipt {
-            stream_id: Arc::clone(&command.stream_id),
-            stream_version: judged.newest.version + self.events_before + event_count,
-            partition,
+impl Place<'_> {
+    fn receipt(&self, stream_id: Arc<str>, decision: &Decision) -> Receipt {
+        let (newest, event_count) = (self.judged.newest, decision.events.len() as u64);
+        let next_position = self.judged.first_position + self.events_before;
+        Receipt {
+            stream_id,
+            stream_version: newest.version + self.events_before + event_count,
+            partition: self.partition,
             first_position: match (event_count, self.events_before) {
-                (0, 0) => judged.newest.position,
+                (0, 0) => newest.position,
                 (0, _) => next_position - 1,
                 _ => next_position,
             },
             event_count: u32::try_from(event_count).expect("a batch is bounded far below"),
-            generation: judgement.generation,
-            recorded_at: judgement.recorded_at,
+            generation: self.judgement.generation,
+            recorded_at: self.judgement.recorded_at,
             rejection: decision.rejection.clone(),
-        };
-        self.events_before += event_count;
-        let place = Place {
-            tenant_id: command.tenant_id,
-            category: command.category,
-            stream_id: &command.stream_id,
-            receipt: &receipt,
-        };
-        let events = record(&place, decision);
-        (receipt, events)
+        }
     }
 }
 
-/// Where the events of a command are.
-struct Place<'a> {
-    tenant_id: uuid::Uuid,
-    category: &'static str,
-    stream_id: &'a str,
-    receipt: &'a Receipt,
-}
-
 /// The events of a command as the log now holds them.
-fn record(place: &Place<'_>, decision: Decision) -> Vec<RecordedEvent> {
-    let receipt = place.receipt;
+fn recorded(
+    tenant_id: Uuid,
+    category: &'static str,
+    receipt: &Receipt,
+    decision: Decision,
+) -> impl Iterator<Item = RecordedEvent> {
     let first_version = receipt.stream_version - u64::from(receipt.event_count) + 1;
-    let events = decision.events.into_iter().zip(0..);
-    events
-        .map(|(event, index)| RecordedEvent {
+    let metadata = decision.metadata;
+    decision
+        .events
+        .into_iter()
+        .zip(0..)
+        .map(move |(event, index)| RecordedEvent {
             partition: receipt.partition,
             position: receipt.first_position + index,
-            tenant_id: place.tenant_id,
-            category: place.category.to_owned(),
-            stream_id: place.stream_id.to_owned(),
+            tenant_id,
+            category: category.to_owned(),
+            stream_id: receipt.stream_id.to_string(),
             stream_version: first_version + index,
             event_id: event.event_id,
             event_type: event.event_type.to_owned(),
             schema_version: event.schema_version,
             payload: event.payload,
-            metadata: Arc::clone(&decision.metadata),
+            metadata: Arc::clone(&metadata),
             recorded_at: receipt.recorded_at,
         })
-        .collect()
 }
 
 /// Reads the receipts of known keys and answers with them.
-async fn answer_known<L: Log>(
-    log: &L,
-    partition: i32,
-    generation: uuid::Uuid,
-    known: Vec<(NewCommand, Answer)>,
-) {
+async fn answer_known<L: Log>(log: &L, partition: i32, generation: Uuid, known: Vec<(NewCommand, Answer)>) {
     let keys: Vec<_> = known
         .iter()
         .map(|(command, _)| (command.tenant_id, Arc::clone(&command.key)))
         .collect();
-    let read = log.remembered(partition, &keys).await;
+    let read = log.remembered(partition, generation, &keys).await;
     let (mut remembered, error) = match read {
-        Ok(remembered) => (remembered, AppendError::TimedOut),
+        Ok(remembered) => (remembered, AppendError::Forgotten),
         Err(error) => (HashMap::new(), error),
     };
     let error = Arc::new(error);
     for (index, (command, answer)) in known.into_iter().enumerate() {
         answer(match remembered.remove(&index) {
-            Some(remembered) => Ok(verdict_of_known(&command, remembered, partition, generation)),
+            Some(remembered) => Ok(verdict_of_known(&command, remembered)),
             None => Err(Unanswered::Unknown(Arc::clone(&error))),
         });
     }
 }
 
-fn verdict_of_known(
-    command: &NewCommand,
-    remembered: Remembered,
-    partition: i32,
-    generation: uuid::Uuid,
-) -> Verdict {
+fn verdict_of_known(command: &NewCommand, remembered: Remembered) -> Verdict {
     if !command.fingerprints.contains(&remembered.fingerprint) {
         return Verdict::KeyReused;
     }
@@ -240,20 +209,10 @@ fn verdict_of_known(
         }
         Intent::Ask => false,
     };
-    let receipt = Receipt {
-        stream_id: remembered.stream_id,
-        stream_version: remembered.stream_version,
-        partition,
-        first_position: remembered.first_position,
-        event_count: remembered.event_count,
-        generation,
-        recorded_at: remembered.recorded_at,
-        rejection: remembered.rejection,
-    };
     // The answer to an earlier attempt got lost.
     if is_this_decision {
-        Verdict::Appended(receipt)
+        Verdict::Appended(remembered.receipt)
     } else {
-        Verdict::Replayed(receipt)
+        Verdict::Replayed(remembered.receipt)
     }
 }

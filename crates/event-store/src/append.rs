@@ -2,6 +2,7 @@
 //!
 //! The rules are written beside the function, in `migrations/event-store/0004_append.sql`.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use sqlx::encode::IsNull;
@@ -15,6 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::command::{Decision, Intent, NewCommand, NewEvent, Newest};
+use crate::stored_key::StoredKey;
 
 /// Why a batch was not appended. When the connection broke, the batch may have been committed all the same; sending it
 /// again is safe, since every command has a key.
@@ -23,12 +25,12 @@ pub enum AppendError {
     /// Postgres cannot store some of this data; nothing was written.
     #[error("the database cannot store the batch")]
     Refused(#[source] sqlx::Error),
-    /// The outcome is unknown.
+    /// The outcome is unknown: the answer was lost, took too long, or never came.
     #[error("the database did not answer the append")]
     Unknown(#[source] sqlx::Error),
-    /// The outcome is unknown: the answer took too long, or never came.
-    #[error("the database did not answer the append in time")]
-    TimedOut,
+    /// A key was known, and is not any more: its time is over.
+    #[error("the key is no longer remembered")]
+    Forgotten,
     /// The batch broke a rule that this program sees to; nothing was written.
     #[error("the batch contradicts the log; this is a fault of the program")]
     Contradiction(#[source] sqlx::Error),
@@ -71,15 +73,15 @@ impl Judgement {
     #[must_use]
     pub fn stands_whole(&self, commands: &[NewCommand]) -> bool {
         let ends = chains(commands).into_iter().map(|chain| chain.end);
-        self.known.is_empty() && self.chains.iter().map(|chain| chain.stop).eq(ends)
+        self.known.is_empty() && self.chains.iter().map(|chain| chain.written_end).eq(ends)
     }
 }
 
 /// What the log says of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JudgedChain {
-    /// Commands of the batch before this index, and in the chain, are written.
-    pub stop: usize,
+    /// The chain's commands before this index of the batch are written.
+    pub written_end: usize,
     /// The newest event of the stream before the batch.
     pub newest: Newest,
     /// The position of the chain's first event.
@@ -87,10 +89,14 @@ pub struct JudgedChain {
 }
 
 pub(crate) const APPEND: &str = "
-    SELECT generation, recorded_at, stop, newest_id, newest_version, newest_position, first_position, known
+    SELECT generation, recorded_at, written_end, newest_id, newest_version, newest_position, first_position, known
     FROM event_store.append(
-        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)
 ";
+
+/// From how many commands of one tenant in a batch on it is cheaper to ask first up to where there is anything of the
+/// tenant's, than to look up each key and each stream.
+const MANY_COMMANDS: usize = 8;
 
 /// Where the chains of a batch are: runs of commands on one stream that write, and each question by itself.
 #[must_use]
@@ -126,17 +132,25 @@ pub async fn append(
     judgement(&row).map_err(AppendError::Unknown)
 }
 
-/// Lays the batch out as the function's arrays: one element per chain, per command and per event.
+/// Lays the batch out as the function's arrays: one element per tenant, chain, command and event.
 fn bind<'q>(
     partition: i32,
     commands: &'q [NewCommand],
     chains: &'q [Range<usize>],
 ) -> Query<'q, Postgres, PgArguments> {
     let heads = || chains.iter().map(|chain| &commands[chain.start]);
+    let tenants = Tenants::of(commands);
     let layout = Layout::of(commands, chains);
     sqlx::query(APPEND)
         .bind(partition)
-        .bind(heads().map(|head| head.tenant_id).collect::<Vec<_>>())
+        .bind(tenants.ids)
+        .bind(tenants.last_keys)
+        .bind(tenants.last_streams)
+        .bind(
+            heads()
+                .map(|head| tenants.ordinals[&head.tenant_id])
+                .collect::<Vec<_>>(),
+        )
         .bind(heads().map(|head| &*head.stream_id).collect::<Vec<_>>())
         .bind(heads().map(|head| head.category).collect::<Vec<_>>())
         .bind(heads().map(decided_on).collect::<Vec<_>>())
@@ -147,7 +161,7 @@ fn bind<'q>(
         }))
         .bind(layout.chain_events)
         .bind(layout.command_chains)
-        .bind(column(commands, |command| &*command.key))
+        .bind(column(commands, |command| StoredKey::new(&command.key)))
         .bind(column(commands, |command| command.fingerprints.first().copied()))
         .bind(column(commands, |command| {
             decision(command).map(|decision| JsonText(&decision.metadata))
@@ -163,6 +177,58 @@ fn bind<'q>(
         .bind(event_column(commands, |event| event.event_type))
         .bind(event_column(commands, |event| event.schema_version.cast_signed()))
         .bind(event_column(commands, |event| JsonText(&event.payload)))
+}
+
+/// What a batch has of one tenant.
+struct OfTenant<'a> {
+    commands: usize,
+    last_key: StoredKey<'a>,
+    last_stream: &'a str,
+}
+
+/// The columns that name the tenants of a batch, those with many commands first.
+struct Tenants<'a> {
+    ids: Vec<Uuid>,
+    /// Of the tenants with many commands.
+    last_keys: Vec<StoredKey<'a>>,
+    last_streams: Vec<&'a str>,
+    /// Which place each tenant has, from 1.
+    ordinals: HashMap<Uuid, i32>,
+}
+
+impl<'a> Tenants<'a> {
+    fn of(commands: &'a [NewCommand]) -> Self {
+        let mut by_id = HashMap::<Uuid, OfTenant<'a>>::new();
+        for command in commands {
+            let (key, stream) = (StoredKey::new(&command.key), &*command.stream_id);
+            let tenant = by_id.entry(command.tenant_id).or_insert(OfTenant {
+                commands: 0,
+                last_key: key,
+                last_stream: stream,
+            });
+            tenant.commands += 1;
+            tenant.last_key = tenant.last_key.max(key);
+            tenant.last_stream = tenant.last_stream.max(stream);
+        }
+        let mut tenants: Vec<_> = by_id.into_iter().collect();
+        tenants.sort_by_key(|(_, tenant)| tenant.commands < MANY_COMMANDS);
+        let many = || {
+            tenants
+                .iter()
+                .map(|(_, tenant)| tenant)
+                .take_while(|tenant| tenant.commands >= MANY_COMMANDS)
+        };
+        Self {
+            last_keys: many().map(|tenant| tenant.last_key).collect(),
+            last_streams: many().map(|tenant| tenant.last_stream).collect(),
+            ids: column(&tenants, |(id, _)| *id),
+            ordinals: tenants
+                .iter()
+                .zip(1..)
+                .map(|((id, _), ordinal)| (*id, ordinal))
+                .collect(),
+        }
+    }
 }
 
 /// The columns that say which command belongs to which chain, and which event to which command.
@@ -249,14 +315,14 @@ impl Encode<'_, Postgres> for JsonText<'_> {
 }
 
 fn judgement(row: &PgRow) -> Result<Judgement, sqlx::Error> {
-    let stops: Vec<i32> = row.try_get("stop")?;
+    let ends: Vec<i32> = row.try_get("written_end")?;
     let ids: Vec<Option<Uuid>> = row.try_get("newest_id")?;
     let versions: Vec<i64> = row.try_get("newest_version")?;
     let positions: Vec<i64> = row.try_get("newest_position")?;
     let first_positions: Vec<i64> = row.try_get("first_position")?;
     let known: Option<Vec<i32>> = row.try_get("known")?;
-    let chains = stops.iter().enumerate().map(|(chain, stop)| JudgedChain {
-        stop: index(*stop),
+    let chains = ends.iter().enumerate().map(|(chain, end)| JudgedChain {
+        written_end: index(*end),
         newest: Newest {
             event_id: ids[chain],
             version: versions[chain].cast_unsigned(),

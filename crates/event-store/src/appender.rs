@@ -419,7 +419,7 @@ impl<L: Log> Task<L> {
         let mut backoff = RETRY_BACKOFF;
         loop {
             let error = match self.log.append(self.shared.partition, commands).await {
-                Err(error @ (AppendError::Unknown(_) | AppendError::TimedOut)) => error,
+                Err(error @ AppendError::Unknown(_)) => error,
                 answered => return answered,
             };
             tracing::warn!(

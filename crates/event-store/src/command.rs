@@ -12,9 +12,9 @@ pub struct NewCommand {
     pub tenant_id: Uuid,
     /// The caller's idempotency key, unique within the tenant.
     pub key: Arc<str>,
-    /// Keyed hashes of the command's content. The first is stored; a stored one that equals any of them is of the same
-    /// content.
-    pub fingerprints: Vec<Uuid>,
+    /// 64 bits each of keyed hashes of the command's content. The first is stored; a stored one that equals any of them is of
+    /// the same content.
+    pub fingerprints: Vec<i64>,
     /// The stream that the events go to.
     pub stream_id: Arc<str>,
     /// The stream's kind ("order").

@@ -16,6 +16,7 @@ pub mod keys;
 mod log;
 mod queue;
 mod read;
+mod stored_key;
 
 pub use append::{AppendError, JudgedChain, Judgement, append, chains};
 pub use appender::{
@@ -48,6 +49,8 @@ pub fn schema_version() -> i64 {
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("append", append::APPEND),
     ("receipts", log::RECEIPTS),
+    ("own_session", log::OWN_SESSION),
+    ("end_session", log::END_SESSION),
     ("tend_keys", keys::TEND),
     ("turn_keys", keys::TURN),
     ("key_tables", keys::TABLES),

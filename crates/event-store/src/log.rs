@@ -1,6 +1,7 @@
 //! The log as an appender sees it: Postgres, through one connection that nothing else waits for.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, bounded, within};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{ConnectOptions as _, PgConnection, PgPool, Row as _};
+use sqlx::{ConnectOptions as _, FromRow, PgConnection, PgPool, Row as _};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::append::{AppendError, Judgement, append};
-use crate::command::NewCommand;
+use crate::command::{NewCommand, Receipt};
+use crate::stored_key::StoredKey;
 
 /// Where an appender sends its batches. Postgres is one; the other is the model of the log that the simulation checks
 /// the write side against.
@@ -27,10 +28,11 @@ pub trait Log: Send + Sync + 'static {
         commands: &[NewCommand],
     ) -> impl Future<Output = Result<Judgement, AppendError>> + Send;
 
-    /// What is remembered under these tenants' keys, by their index.
+    /// What is remembered under these tenants' keys, by their index. The receipts are of this generation of the log.
     fn remembered(
         &self,
         partition: i32,
+        generation: Uuid,
         keys: &[(Uuid, Arc<str>)],
     ) -> impl Future<Output = Result<HashMap<usize, Remembered>, AppendError>> + Send;
 }
@@ -38,34 +40,49 @@ pub trait Log: Send + Sync + 'static {
 /// What is remembered of a command under its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
-    /// The keyed hash of the command's content.
-    pub fingerprint: Uuid,
+    /// 64 bits of a keyed hash of the command's content.
+    pub fingerprint: i64,
     /// The id of its first event; `None` when it has none.
     pub event_id: Option<Uuid>,
-    /// See [`crate::Receipt`].
-    pub stream_id: Arc<str>,
-    /// See [`crate::Receipt`].
-    pub stream_version: u64,
-    /// See [`crate::Receipt`].
-    pub first_position: u64,
-    /// See [`crate::Receipt`].
-    pub event_count: u32,
-    /// See [`crate::Receipt`].
-    pub recorded_at: OffsetDateTime,
-    /// See [`crate::Receipt`].
-    pub rejection: Option<String>,
+    /// What was answered.
+    pub receipt: Receipt,
 }
 
 /// How long one attempt to append may take. A batch takes milliseconds; a checkpoint may hold it up for a second.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the server may take to end a session that did not answer.
+const END_SESSION_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The log in Postgres.
 #[derive(Debug)]
 pub struct PostgresLog {
     options: PgConnectOptions,
-    /// `None` until it is first needed, and after it failed.
-    connection: Mutex<Option<PgConnection>>,
+    sessions: Mutex<Sessions>,
     receipts: PgPool,
+}
+
+/// The appender's session with the server.
+#[derive(Debug, Default)]
+struct Sessions {
+    /// `None` until it is first needed, and after it failed.
+    current: Option<Session>,
+    /// One that has not answered. It is ended before the next one appends: an attempt that was given up must not be
+    /// committed after something was answered on the strength of another.
+    unanswered: Option<SessionId>,
+}
+
+#[derive(Debug)]
+struct Session {
+    connection: PgConnection,
+    id: SessionId,
+}
+
+/// A session by its server process; process ids come round again.
+#[derive(Debug, Clone, Copy, FromRow)]
+struct SessionId {
+    pid: i32,
+    backend_start: OffsetDateTime,
 }
 
 impl PostgresLog {
@@ -74,31 +91,69 @@ impl PostgresLog {
     #[must_use]
     pub fn new(options: PgConnectOptions, receipts: PgPool) -> Self {
         Self {
-            options,
-            connection: Mutex::new(None),
+            // Whatever the role's or the database's default is: the append function takes no other.
+            options: options.options([("default_transaction_isolation", "read\\ committed")]),
+            sessions: Mutex::default(),
             receipts,
         }
     }
 
-    async fn connect(&self) -> Result<PgConnection, AppendError> {
-        within(CONNECT_TIMEOUT, self.options.connect())
-            .await
-            .map_err(AppendError::Unknown)
+    async fn connect(&self, unanswered: &mut Option<SessionId>) -> Result<Session, sqlx::Error> {
+        let mut connection = within(CONNECT_TIMEOUT, self.options.connect()).await?;
+        if let Some(session) = *unanswered {
+            within(LOOKUP_TIMEOUT, end_session(&mut connection, session)).await?;
+            *unanswered = None;
+        }
+        let id = sqlx::query_as(OWN_SESSION);
+        let id = within(LOOKUP_TIMEOUT, id.fetch_one(&mut connection)).await?;
+        Ok(Session { connection, id })
+    }
+}
+
+pub(crate) const OWN_SESSION: &str = "
+    SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()
+";
+
+pub(crate) const END_SESSION: &str = "
+    SELECT pg_catalog.pg_terminate_backend(pid, $3) FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND backend_start = $2
+";
+
+/// Ends another session of this role, and waits until its server process is gone.
+async fn end_session(connection: &mut PgConnection, session: SessionId) -> Result<(), sqlx::Error> {
+    let timeout_ms = i64::try_from(END_SESSION_TIMEOUT.as_millis()).expect("it is short");
+    let ended: Option<bool> = sqlx::query_scalar(END_SESSION)
+        .bind(session.pid)
+        .bind(session.backend_start)
+        .bind(timeout_ms)
+        .fetch_optional(connection)
+        .await?;
+    match ended {
+        None | Some(true) => Ok(()),
+        Some(false) => Err(sqlx::Error::Io(io::Error::other(
+            "the session that was sent the batch before does not end",
+        ))),
     }
 }
 
 impl Log for PostgresLog {
     async fn append(&self, partition: i32, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
-        let mut slot = self.connection.lock().await;
-        // Out of its place while it is used: a connection that did not answer, or was left in the middle, is closed.
-        let mut connection = match slot.take() {
-            Some(connection) => connection,
-            None => self.connect().await?,
+        let mut sessions = self.sessions.lock().await;
+        let mut session = match sessions.current.take() {
+            Some(session) => session,
+            None => self
+                .connect(&mut sessions.unanswered)
+                .await
+                .map_err(AppendError::Unknown)?,
         };
-        let answered = timeout(ATTEMPT_TIMEOUT, append(&mut connection, partition, commands)).await;
-        let answer = answered.unwrap_or(Err(AppendError::TimedOut));
-        if !matches!(answer, Err(AppendError::Unknown(_) | AppendError::TimedOut)) {
-            *slot = Some(connection);
+        sessions.unanswered = Some(session.id);
+        let answer = within(
+            ATTEMPT_TIMEOUT,
+            append(&mut session.connection, partition, commands),
+        )
+        .await;
+        if !matches!(answer, Err(AppendError::Unknown(_))) {
+            sessions.unanswered = None;
+            sessions.current = Some(session);
         }
         answer
     }
@@ -106,12 +161,13 @@ impl Log for PostgresLog {
     async fn remembered(
         &self,
         partition: i32,
+        generation: Uuid,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
         let tenants = keys.iter().map(|(tenant, _)| *tenant).collect();
-        let keys = keys.iter().map(|(_, key)| key.to_string()).collect();
+        let keys = keys.iter().map(|(_, key)| Arc::clone(key)).collect();
         let read = bounded(&self.receipts, LOOKUP_TIMEOUT, move |connection| {
-            Box::pin(read_receipts(connection, partition, tenants, keys))
+            Box::pin(read_receipts(connection, partition, generation, tenants, keys))
         });
         read.await.map_err(AppendError::Unknown)
     }
@@ -125,9 +181,11 @@ pub(crate) const RECEIPTS: &str = "
 async fn read_receipts(
     connection: &mut PgConnection,
     partition: i32,
+    generation: Uuid,
     tenants: Vec<Uuid>,
-    keys: Vec<String>,
+    keys: Vec<Arc<str>>,
 ) -> Result<HashMap<usize, Remembered>, sqlx::Error> {
+    let keys: Vec<_> = keys.iter().map(|key| StoredKey::new(key)).collect();
     let rows = sqlx::query(RECEIPTS)
         .bind(partition)
         .bind(tenants)
@@ -138,38 +196,50 @@ async fn read_receipts(
         .map(|row| {
             let ordinal: i64 = row.try_get("ord")?;
             let index = usize::try_from(ordinal - 1).expect("ordinals start at 1");
-            Ok((index, remembered(row)?))
+            Ok((index, remembered(row, partition, generation)?))
         })
         .collect()
 }
 
-fn remembered(row: &PgRow) -> Result<Remembered, sqlx::Error> {
-    let (fingerprint, first_position) = (row.try_get("fingerprint")?, row.try_get::<i64, _>("position")?);
+fn remembered(row: &PgRow, partition: i32, generation: Uuid) -> Result<Remembered, sqlx::Error> {
     let event_count = row.try_get::<i32, _>("event_count")?.cast_unsigned();
-    if let Some(outcome) = row.try_get::<Option<&str>, _>("outcome")? {
-        let outcome: Outcome<'_> =
-            serde_json::from_str(outcome).map_err(|error| sqlx::Error::Decode(error.into()))?;
-        return Ok(Remembered {
-            fingerprint,
-            event_id: None,
-            stream_id: outcome.stream_id.into(),
-            stream_version: outcome.stream_version,
-            first_position: first_position.cast_unsigned(),
+    let receipt = |stream_id, stream_version, recorded_at, rejection| {
+        Ok::<_, sqlx::Error>(Receipt {
+            stream_id,
+            stream_version,
+            partition,
+            first_position: row.try_get::<i64, _>("position")?.cast_unsigned(),
             event_count,
-            recorded_at: moment(outcome.recorded_at_us),
-            rejection: outcome.rejection.map(|json| json.get().to_owned()),
-        });
-    }
-    let first_version = row.try_get::<i64, _>("stream_version")?.cast_unsigned();
+            generation,
+            recorded_at,
+            rejection,
+        })
+    };
+    let receipt = match row.try_get::<Option<&str>, _>("outcome")? {
+        Some(outcome) => {
+            let outcome: Outcome<'_> =
+                serde_json::from_str(outcome).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            receipt(
+                outcome.stream_id.into(),
+                outcome.stream_version,
+                moment(outcome.recorded_at_us),
+                outcome.rejection.map(|json| json.get().to_owned()),
+            )?
+        }
+        None => {
+            let first_version = row.try_get::<i64, _>("stream_version")?.cast_unsigned();
+            receipt(
+                row.try_get::<&str, _>("stream_id")?.into(),
+                first_version + u64::from(event_count) - 1,
+                row.try_get("recorded_at")?,
+                None,
+            )?
+        }
+    };
     Ok(Remembered {
-        fingerprint,
+        fingerprint: row.try_get("fingerprint")?,
         event_id: row.try_get("event_id")?,
-        stream_id: row.try_get::<&str, _>("stream_id")?.into(),
-        stream_version: first_version + u64::from(event_count) - 1,
-        first_position: first_position.cast_unsigned(),
-        event_count,
-        recorded_at: row.try_get("recorded_at")?,
-        rejection: None,
+        receipt,
     })
 }
 

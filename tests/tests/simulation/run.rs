@@ -43,14 +43,14 @@ struct Sent {
 
 impl Sent {
     /// Other content gives another fingerprint. The order's id is not part of it where the service makes it.
-    fn fingerprint(&self) -> Uuid {
+    fn fingerprint(&self) -> i64 {
         let mut hash = DefaultHasher::new();
         match &self.command {
             Command::Place { lines, .. } => format!("{lines:?}").hash(&mut hash),
             other => format!("{} {other:?}", self.order).hash(&mut hash),
         }
         self.expected_version.hash(&mut hash);
-        Uuid::from_u128(u128::from(hash.finish()) + 1)
+        hash.finish().cast_signed()
     }
 
     fn envelope(&self) -> Envelope<Command> {

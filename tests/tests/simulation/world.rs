@@ -121,6 +121,10 @@ impl World {
     }
 }
 
+fn lost() -> AppendError {
+    AppendError::Unknown(sqlx::Error::PoolTimedOut)
+}
+
 impl Log for World {
     async fn append(&self, _partition: i32, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
         sleep(self.up_to(DELAY_MAX)).await;
@@ -128,19 +132,19 @@ impl Log for World {
         if self.fault_one_in(12) {
             Met::count(&met.lost_before);
             sleep(ATTEMPT_TIMEOUT).await;
-            return Err(AppendError::TimedOut);
+            return Err(lost());
         }
         if self.fault_one_in(12) {
             Met::count(&met.zombies);
             self.apply_later(commands);
             sleep(ATTEMPT_TIMEOUT).await;
-            return Err(AppendError::TimedOut);
+            return Err(lost());
         }
         let judgement = self.apply(commands);
         if self.fault_one_in(12) {
             Met::count(&met.lost_after);
             sleep(ATTEMPT_TIMEOUT).await;
-            return Err(AppendError::TimedOut);
+            return Err(lost());
         }
         if self.fault_one_in(12) {
             Met::count(&met.doubled);
@@ -153,11 +157,12 @@ impl Log for World {
     async fn remembered(
         &self,
         _partition: i32,
+        _generation: Uuid,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
         sleep(self.up_to(DELAY_MAX)).await;
         if self.fault_one_in(12) {
-            return Err(AppendError::TimedOut);
+            return Err(lost());
         }
         Ok(self.model().remembered(keys))
     }

@@ -275,7 +275,7 @@ fn command(number: u64, payloads: Vec<String>) -> NewCommand {
     NewCommand {
         tenant_id: Uuid::from_u128(0xda_1b00c),
         key: format!("key-{number}").into(),
-        fingerprints: vec![Uuid::nil()],
+        fingerprints: vec![0],
         stream_id: format!("ord_{number}").into(),
         category: "order",
         intent: Intent::Write(Decision {

@@ -119,7 +119,7 @@ pub(crate) fn command(tenant_id: Uuid, key: String, events: usize) -> NewCommand
     NewCommand {
         tenant_id,
         key: key.into(),
-        fingerprints: vec![Uuid::nil()],
+        fingerprints: vec![0],
         stream_id: new_order_id().into(),
         category: "order",
         intent: Intent::Write(Decision {

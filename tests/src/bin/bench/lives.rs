@@ -63,7 +63,7 @@ fn command(tenant_id: Uuid, number: u64) -> anyhow::Result<NewCommand> {
     Ok(NewCommand {
         tenant_id,
         key: new_key().into(),
-        fingerprints: vec![Uuid::nil()],
+        fingerprints: vec![0],
         stream_id: order_id.to_string().into(),
         category: State::CATEGORY,
         intent: Intent::Write(Decision {

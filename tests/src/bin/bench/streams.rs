@@ -136,7 +136,7 @@ fn append(tenant_id: Uuid, order_id: OrderId, decision: Decision) -> NewCommand 
     NewCommand {
         tenant_id,
         key: new_key().into(),
-        fingerprints: vec![Uuid::nil()],
+        fingerprints: vec![0],
         stream_id: order_id.to_string().into(),
         category: State::CATEGORY,
         intent: Intent::Write(decision),
