@@ -12,6 +12,7 @@
 //! goes away stops nothing but its own wait.
 
 mod cache;
+mod cached;
 mod contended;
 mod load;
 mod slot;
@@ -29,7 +30,7 @@ use uuid::Uuid;
 use self::cache::{Cache, Stream};
 pub use self::contended::Contended;
 pub use self::load::{LoadError, LoadShares, ReadStream};
-use self::slot::{ATTEMPTS_MAX, Mailbox, Waiting};
+use self::slot::{ATTEMPTS_MAX, Mailbox, Pending};
 use crate::partitions::Partitions;
 
 /// How many bytes of aggregates are kept in memory.
@@ -47,7 +48,7 @@ pub struct Envelope<C> {
     /// The caller's idempotency key.
     pub key: Arc<str>,
     /// Keyed hashes of the command's content; the first is stored.
-    pub fingerprints: Vec<Uuid>,
+    pub fingerprints: Vec<i64>,
     /// The version that the caller expects the aggregate to have.
     pub expected_version: Option<u64>,
     /// [`daybook_event_store::Metadata`] as JSON.
@@ -199,7 +200,7 @@ impl<A: Aggregate> Mailboxes<A> {
             Mailbox::new(stream.clone(), partition.clone(), contended, metrics, &self.cache)
         });
         let (reply, outcome) = oneshot::channel();
-        mailbox.accept(Waiting::new(envelope, permit, reply, attempts_max));
+        mailbox.accept(Pending::new(envelope, permit, reply, attempts_max));
         drop(mailbox);
         outcome.await.unwrap_or(Err(Unanswered::Stopped.into()))
     }

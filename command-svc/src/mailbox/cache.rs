@@ -13,8 +13,8 @@ use super::slot::Mailbox;
 /// A tenant and one of its streams.
 pub(crate) type Stream = (Uuid, Arc<str>);
 
-/// Mailboxes at work that are passed over in one search for something to evict.
-const PASSED_OVER_MAX: usize = 64;
+/// Busy mailboxes that are skipped in one search for something to evict.
+const EVICTION_SKIPS_MAX: usize = 64;
 
 pub(super) struct Cache<A: Aggregate> {
     bytes_max: usize,
@@ -61,16 +61,26 @@ impl<A: Aggregate> Cache<A> {
         mailbox
     }
 
-    /// Notes how many bytes a mailbox holds, now that it has nothing to do, and evicts what is too much.
-    pub(super) fn weigh(&self, stream: &Stream, bytes: usize) {
+    /// Notes how many bytes a mailbox holds that has nothing to do, and evicts what is too much. One that holds nothing is
+    /// not kept.
+    pub(super) fn report(&self, stream: &Stream, bytes: Option<usize>) {
         let mut entries = self.entries();
+        let before = entries.bytes;
         let Some(entry) = entries.by_stream.get_mut(stream) else {
             return;
         };
-        let before = std::mem::replace(&mut entry.bytes, bytes);
-        entries.bytes = entries.bytes - before + bytes;
+        let of_mailbox = std::mem::replace(&mut entry.bytes, bytes.unwrap_or(0));
+        // The map and whoever reports: nobody is about to use it.
+        if bytes.is_none() && Arc::strong_count(&entry.mailbox) <= 2 {
+            entries.by_stream.remove(stream);
+        }
+        entries.bytes = before - of_mailbox + bytes.unwrap_or(0);
         entries.evict(self.bytes_max);
-        self.metrics.bytes.store(entries.bytes as u64, Ordering::Relaxed);
+        let after = entries.bytes as u64;
+        drop(entries);
+        // Wraps where it shrinks, and so does the sum.
+        let difference = after.wrapping_sub(before as u64);
+        self.metrics.bytes.fetch_add(difference, Ordering::Relaxed);
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries<A>> {
@@ -80,15 +90,15 @@ impl<A: Aggregate> Cache<A> {
 
 impl<A: Aggregate> Entries<A> {
     fn evict(&mut self, bytes_max: usize) {
-        let mut passed_over = 0;
-        while self.bytes > bytes_max && passed_over < PASSED_OVER_MAX {
+        let mut skipped = 0;
+        while self.bytes > bytes_max && skipped < EVICTION_SKIPS_MAX {
             let Some((stream, entry)) = self.by_stream.pop_front() else {
                 return;
             };
-            // Whoever is at work on a mailbox holds it, and it cannot be found meanwhile but through this map.
+            // A busy mailbox has another holder; new holders come only through this map, which is locked.
             if Arc::strong_count(&entry.mailbox) > 1 {
                 self.by_stream.insert(stream, entry);
-                passed_over += 1;
+                skipped += 1;
             } else {
                 self.bytes -= entry.bytes;
             }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::slot::Cached;
+use super::cached::Cached;
 
 /// Events in one page of a long stream.
 const PAGE_EVENTS_MAX: u32 = 2_000;
@@ -126,15 +126,18 @@ pub enum LoadError {
     Panicked,
 }
 
-/// Loads an aggregate. The caller spawns it: a read that is under way must not be dropped.
+/// Loads an aggregate, from `base` on if that is still a part of its stream. The caller spawns it: a read that is under
+/// way must not be dropped.
 pub(super) async fn load<A: Aggregate>(
     log: Arc<dyn ReadStream>,
     tenant_id: Uuid,
     partition: i32,
     stream_id: Arc<str>,
+    mut base: Option<Cached<A>>,
 ) -> Result<Cached<A>, LoadError> {
     for _ in 0..RESTARTS_MAX {
-        let fold = fold(&*log, tenant_id, partition, &stream_id);
+        let from = base.take().unwrap_or_else(Cached::new);
+        let fold = fold(&*log, tenant_id, partition, &stream_id, from);
         let folded = AssertUnwindSafe(fold).catch_unwind().await;
         if let Some(cached) = folded.unwrap_or(Err(LoadError::Panicked))? {
             return Ok(cached);
@@ -143,15 +146,15 @@ pub(super) async fn load<A: Aggregate>(
     Err(LoadError::Unstable)
 }
 
-/// Folds the stream. Each page begins with the last event of the page before; `None` when that is another one now, or
-/// gone: a standby was promoted in between, and what was read is not the beginning of what follows.
+/// Folds the stream over a state. Each page begins with the newest event before it; `None` when that is another one now,
+/// or gone: a standby was promoted in between, and what was read is not the beginning of what follows.
 async fn fold<A: Aggregate>(
     log: &dyn ReadStream,
     tenant_id: Uuid,
     partition: i32,
     stream_id: &str,
+    mut cached: Cached<A>,
 ) -> Result<Option<Cached<A>>, LoadError> {
-    let mut cached = Cached::new();
     loop {
         let versions = cached.version().max(1)..=u64::MAX;
         let page = log
@@ -180,10 +183,11 @@ async fn fold<A: Aggregate>(
 #[cfg(test)]
 mod tests {
     use daybook_domain::ids::OrderId;
-    use daybook_domain::order::{Command, NewLine, State};
+    use daybook_domain::order::{Command, Event, NewLine, State};
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::mailbox::cached::Bases;
 
     const PAGE: u64 = PAGE_EVENTS_MAX as u64;
 
@@ -271,26 +275,31 @@ mod tests {
         recorded
     }
 
-    async fn loaded(fork: u64) -> (Cached<State>, u32) {
-        let log = Arc::new(Failover {
+    fn failover(fork: u64, pages: u32) -> Arc<Failover> {
+        Arc::new(Failover {
             primary: history(2 * PAGE, fork, 5),
             standby: history(PAGE + 10, fork, 9),
-            pages: Mutex::new(0),
-        });
-        let reading = Arc::clone(&log) as Arc<dyn ReadStream>;
-        let cached = load::<State>(reading, Uuid::nil(), 0, "ord".into()).await;
-        let pages = *log.pages.lock().expect("nothing panics with it");
-        (cached.unwrap_or_else(|error| panic!("{error}")), pages)
+            pages: Mutex::new(pages),
+        })
     }
+
+    /// Loads from the primary, then from the standby; gives the state, and how many pages were read.
+    async fn loaded(log: &Arc<Failover>, base: Option<Cached<State>>) -> (Cached<State>, u32) {
+        let before = *log.pages.lock().expect("nothing panics with it");
+        let reading = Arc::clone(log) as Arc<dyn ReadStream>;
+        let cached = load::<State>(reading, Uuid::nil(), 0, "ord".into(), base).await;
+        let after = *log.pages.lock().expect("nothing panics with it");
+        (cached.unwrap_or_else(|error| panic!("{error}")), after - before)
+    }
+
+    /// The newest event of the standby, whose history is its own from the fork on.
+    const NEWEST_OF_STANDBY: Uuid = Uuid::from_u128((9 << 64) + PAGE as u128 + 10);
 
     #[tokio::test]
     async fn a_load_whose_pages_straddle_a_failover_begins_again() {
-        let (cached, pages) = loaded(PAGE - 5).await;
+        let (cached, pages) = loaded(&failover(PAGE - 5, 0), None).await;
         assert_eq!(cached.version(), PAGE + 10);
-        assert_eq!(
-            cached.newest(),
-            Some(Uuid::from_u128((9 << 64) + u128::from(PAGE + 10)))
-        );
+        assert_eq!(cached.newest(), Some(NEWEST_OF_STANDBY));
         assert_eq!(
             pages, 4,
             "a page of each server, and both of the second one again"
@@ -299,8 +308,41 @@ mod tests {
 
     #[tokio::test]
     async fn a_load_goes_on_where_the_servers_agree() {
-        let (cached, pages) = loaded(PAGE + 5).await;
+        let (cached, pages) = loaded(&failover(PAGE + 5, 0), None).await;
         assert_eq!(cached.version(), PAGE + 10);
         assert_eq!(pages, 2);
+    }
+
+    #[tokio::test]
+    async fn a_load_goes_on_from_a_state_that_is_still_a_part_of_the_stream() {
+        let log = failover(PAGE + 5, 1);
+        let (all, pages) = loaded(&log, None).await;
+        assert_eq!(pages, 2);
+        let mut base = Cached::new();
+        for recorded in &log.standby[..usize::try_from(PAGE).expect("it is small")] {
+            let event = Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload);
+            base.apply(&event.expect("an event"), recorded.event_id);
+        }
+        let (from_base, pages) = loaded(&log, Bases::loaded(&base).confirmed()).await;
+        assert_eq!(pages, 1, "only what follows the base is read");
+        assert_eq!(from_base.aggregate(), all.aggregate());
+        assert_eq!(
+            (from_base.version(), from_base.newest()),
+            (all.version(), all.newest())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_state_that_the_log_does_not_have_is_not_gone_on_from() {
+        let log = failover(PAGE - 5, 0);
+        let mut base = Cached::new();
+        for recorded in &log.primary {
+            let event = Event::decode(&recorded.event_type, recorded.schema_version, &recorded.payload);
+            base.apply(&event.expect("an event"), recorded.event_id);
+        }
+        *log.pages.lock().expect("nothing panics with it") = 1;
+        let (cached, pages) = loaded(&log, Bases::loaded(&base).confirmed()).await;
+        assert_eq!(cached.newest(), Some(NEWEST_OF_STANDBY));
+        assert_eq!(pages, 3, "a look at the base, and then the whole stream");
     }
 }

@@ -7,16 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use daybook_domain::aggregate::Aggregate;
-use daybook_domain::event::Event as _;
-use daybook_domain::rejection::Rejection as _;
-use daybook_event_store::{
-    Decision, Intent, NewCommand, NewEvent, Newest, Permit, Receipt, Unanswered, Verdict,
-};
+use daybook_event_store::{Intent, NewCommand, Newest, Permit, Receipt, Unanswered, Verdict};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::cache::{Cache, Stream};
+use super::cached::{Bases, Cached};
 use super::load::{LoadError, load};
 use super::{Contended, Envelope, HandleError, MailboxMetrics, Outcome};
 use crate::partitions::Partition;
@@ -24,19 +20,15 @@ use crate::partitions::Partition;
 /// How often a command is decided again because another process wrote to its aggregate, before the caller is told.
 pub(super) const ATTEMPTS_MAX: u32 = 64;
 
-/// How long a mailbox asks for keys before it decides, after a known key has cut a chain. A caller that repeats old keys
-/// would else have everybody's commands behind it decided again.
+/// After a known key has cut a chain, keys are looked up before commands are decided, for this long. Otherwise one caller
+/// that repeats old keys has everybody's commands behind it decided again.
 const ASK_FIRST_FOR: Duration = Duration::from_secs(1);
-
-/// How many events a state remembers by their ids while commands are under way: more than can be in flight. Once there is
-/// nothing to do it remembers the newest alone.
-const RECENT_EVENTS_MAX: usize = 65_536;
 
 /// What a mailbox takes in memory besides its aggregate.
 const MAILBOX_BYTES: usize = 512;
 
-/// A command that the mailbox has, and whom to tell what became of it.
-pub(super) struct Waiting<A: Aggregate> {
+/// A command and the caller that waits for its outcome.
+pub(super) struct Pending<A: Aggregate> {
     envelope: Envelope<A::Command>,
     /// The place in the write path that it takes until it is answered.
     _permit: Permit,
@@ -45,7 +37,7 @@ pub(super) struct Waiting<A: Aggregate> {
     attempts_max: u32,
 }
 
-impl<A: Aggregate> Waiting<A> {
+impl<A: Aggregate> Pending<A> {
     pub(super) fn new(
         envelope: Envelope<A::Command>,
         permit: Permit,
@@ -62,75 +54,29 @@ impl<A: Aggregate> Waiting<A> {
     }
 }
 
-/// An aggregate as it is believed to be.
-pub(super) struct Cached<A> {
-    aggregate: A,
-    version: u64,
-    newest: Option<Uuid>,
-    /// The newest events in it, the newest last.
-    recent: VecDeque<Uuid>,
-}
-
-impl<A: Aggregate> Cached<A> {
-    /// An aggregate without events.
-    pub(super) fn new() -> Self {
-        Self {
-            aggregate: A::default(),
-            version: 0,
-            newest: None,
-            recent: VecDeque::new(),
-        }
-    }
-
-    pub(super) fn version(&self) -> u64 {
-        self.version
-    }
-
-    pub(super) fn newest(&self) -> Option<Uuid> {
-        self.newest
-    }
-
-    pub(super) fn apply(&mut self, event: &A::Event, event_id: Uuid) {
-        self.aggregate = std::mem::take(&mut self.aggregate).evolve(event);
-        self.version += 1;
-        self.newest = Some(event_id);
-        if self.recent.len() == RECENT_EVENTS_MAX {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(event_id);
-    }
-
-    /// Remembers the newest event alone: whatever is answered to a question that was asked after this names it or a later
-    /// one.
-    fn forget_older(&mut self) {
-        self.recent = self.newest.into_iter().collect();
-    }
-
-    /// Whether an event is in this state, in flight or recorded. It may say no of one that is long past.
-    fn has(&self, event_id: Option<Uuid>) -> bool {
-        event_id.is_none_or(|id| self.recent.iter().rev().any(|recent| *recent == id))
-    }
-
-    fn bytes(&self) -> usize {
-        size_of::<Self>() + self.aggregate.heap_bytes() + self.recent.capacity() * size_of::<Uuid>()
-    }
-}
-
 /// What is known of the aggregate.
 enum State<A> {
-    /// Nothing. Before anything was loaded, a command that opens an aggregate is decided on an empty one: the append
-    /// finds out.
-    Cold { may_be_new: bool },
-    /// It is being loaded.
+    /// Nothing, and nobody has looked: a command that opens an aggregate is decided on an empty one, and the append finds
+    /// out.
+    Unknown,
+    /// What was cached turned out to be wrong, or could not be loaded.
+    Dropped,
     Loading,
-    /// All that was recorded when it was loaded, and what was decided since.
     Cached(Cached<A>),
+}
+
+/// How much is sent before what went before it is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Pipelined,
+    /// Another process wrote in between, and no command has been appended since.
+    OneBatchAtATime,
 }
 
 /// Why a question is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Question {
-    /// Keys are asked for before commands are decided.
+    /// Keys are looked up before commands are decided.
     KeyKnown,
     /// The caller expects another version than the aggregate seems to have.
     VersionStale { expected: u64 },
@@ -146,27 +92,27 @@ enum Submitted {
 }
 
 /// A command that is on its way into the log.
-struct Flight<A: Aggregate> {
-    waiting: Waiting<A>,
+struct InFlight<A: Aggregate> {
+    command: Pending<A>,
     submitted: Submitted,
     /// Of the state that it was decided on.
-    epoch: u64,
+    state_number: u64,
 }
 
 struct Slot<A: Aggregate> {
     state: State<A>,
-    /// Counts the states that were forgotten, so that of many commands that were decided on one wrong state only the first
-    /// forgets it.
-    epoch: u64,
+    bases: Bases<A>,
+    /// Incremented when the state is dropped, so that of the commands that were decided on a wrong state only the first
+    /// drops it.
+    state_number: u64,
     /// Commands to be decided, those that are decided again first.
-    again: VecDeque<Waiting<A>>,
-    waiting: VecDeque<Waiting<A>>,
+    retries: VecDeque<Pending<A>>,
+    waiting: VecDeque<Pending<A>>,
     /// The keys under way, each with the commands that were sent with it once more and wait for the first.
-    keys: HashMap<Arc<str>, Vec<Waiting<A>>>,
+    keys: HashMap<Arc<str>, VecDeque<Pending<A>>>,
     /// Decisions that have no verdict yet.
     in_flight: usize,
-    /// Another process wrote in between, and nothing has got through since: one batch at a time.
-    is_contended: bool,
+    mode: Mode,
     ask_first_until: Option<Instant>,
 }
 
@@ -188,13 +134,14 @@ impl<A: Aggregate> Mailbox<A> {
         cache: &Arc<Cache<A>>,
     ) -> Self {
         let slot = Slot {
-            state: State::Cold { may_be_new: true },
-            epoch: 0,
-            again: VecDeque::new(),
+            state: State::Unknown,
+            bases: Bases::default(),
+            state_number: 0,
+            retries: VecDeque::new(),
             waiting: VecDeque::new(),
             keys: HashMap::new(),
             in_flight: 0,
-            is_contended: false,
+            mode: Mode::Pipelined,
             ask_first_until: None,
         };
         Self {
@@ -208,44 +155,46 @@ impl<A: Aggregate> Mailbox<A> {
     }
 
     /// Takes a command in.
-    pub(super) fn accept(self: &Arc<Self>, waiting: Waiting<A>) {
+    pub(super) fn accept(self: &Arc<Self>, command: Pending<A>) {
         let mut slot = self.slot();
-        self.take_in(&mut slot, waiting);
+        self.enqueue(&mut slot, command);
         self.drive(&mut slot);
+        self.report_size(&mut slot);
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot<A>> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_in(self: &Arc<Self>, slot: &mut Slot<A>, waiting: Waiting<A>) {
-        if let Some(followers) = slot.keys.get_mut(&waiting.envelope.key) {
-            followers.push(waiting);
+    fn enqueue(self: &Arc<Self>, slot: &mut Slot<A>, command: Pending<A>) {
+        if let Some(followers) = slot.keys.get_mut(&command.envelope.key) {
+            followers.push_back(command);
             return;
         }
-        slot.keys.insert(Arc::clone(&waiting.envelope.key), Vec::new());
+        slot.keys
+            .insert(Arc::clone(&command.envelope.key), VecDeque::new());
         if slot.ask_first_until.is_some_and(|until| Instant::now() < until) {
-            self.ask(slot, waiting, Question::KeyKnown);
+            self.ask(slot, command, Question::KeyKnown);
         } else {
-            slot.waiting.push_back(waiting);
+            slot.waiting.push_back(command);
         }
     }
 
     /// Decides all that can be decided now.
     fn drive(self: &Arc<Self>, slot: &mut Slot<A>) {
-        if slot.is_contended && slot.in_flight > 0 {
+        if slot.mode == Mode::OneBatchAtATime && slot.in_flight > 0 {
             return;
         }
-        while let Some(next) = slot.again.front().or(slot.waiting.front()) {
+        while let Some(next) = slot.retries.front().or(slot.waiting.front()) {
             match &slot.state {
                 State::Loading => return,
-                State::Cold { may_be_new: true } if A::opens(&next.envelope.command) => {
+                State::Unknown if A::opens(&next.envelope.command) => {
                     slot.state = State::Cached(Cached::new());
                 }
-                State::Cold { .. } => return self.start_load(slot),
+                State::Unknown | State::Dropped => return self.start_load(slot),
                 State::Cached(_) => {
-                    let next = slot.again.pop_front().or_else(|| slot.waiting.pop_front());
-                    self.decide(slot, next.expect("there is a front"));
+                    let next = slot.next().expect("there is a front");
+                    self.decide(slot, next);
                 }
             }
         }
@@ -254,12 +203,12 @@ impl<A: Aggregate> Mailbox<A> {
     fn start_load(self: &Arc<Self>, slot: &mut Slot<A>) {
         slot.state = State::Loading;
         self.metrics.loads.fetch_add(1, Ordering::Relaxed);
-        let mailbox = Arc::clone(self);
+        let (mailbox, base) = (Arc::clone(self), slot.bases.confirmed());
         tokio::spawn(async move {
             let (tenant_id, stream_id) = mailbox.stream.clone();
             let partition = &mailbox.partition;
             let log = Arc::clone(&partition.streams);
-            let load = load(log, tenant_id, partition.appender.partition(), stream_id);
+            let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
             let loaded = partition.loads.load(tenant_id, load).await;
             mailbox.loaded(loaded);
         });
@@ -270,70 +219,68 @@ impl<A: Aggregate> Mailbox<A> {
         match loaded {
             Ok(mut cached) => {
                 cached.forget_older();
+                slot.bases = Bases::loaded(&cached);
                 slot.state = State::Cached(cached);
-                // The load took its time: what cut the chain before it may come again.
+                // Begin the window anew: the load may have outlasted it.
                 if let Some(until) = &mut slot.ask_first_until {
                     *until = Instant::now() + ASK_FIRST_FOR;
                 }
                 self.drive(&mut slot);
             }
             Err(error) => {
-                slot.state = State::Cold { may_be_new: false };
+                slot.state = State::Dropped;
                 let error = Arc::new(error);
-                while let Some(next) = slot.again.pop_front().or_else(|| slot.waiting.pop_front()) {
+                while let Some(next) = slot.next() {
                     self.reply(&mut slot, next, Err(HandleError::Load(Arc::clone(&error))));
                 }
             }
         }
-        self.weigh(&mut slot);
+        self.report_size(&mut slot);
     }
 
     /// Decides a command on the state that is there, and submits what it leads to.
-    fn decide(self: &Arc<Self>, slot: &mut Slot<A>, waiting: Waiting<A>) {
-        if waiting.reply.is_closed() {
-            return self.release_key(slot, &waiting.envelope.key);
+    fn decide(self: &Arc<Self>, slot: &mut Slot<A>, command: Pending<A>) {
+        if command.reply.is_closed() {
+            return self.release_key(slot, &command.envelope.key);
         }
         let State::Cached(cached) = &mut slot.state else {
             unreachable!("commands are decided on a state")
         };
-        if let Some(expected) = waiting.envelope.expected_version
-            && expected != cached.version
+        if let Some(expected) = command.envelope.expected_version
+            && expected != cached.version()
         {
-            return self.ask(slot, waiting, Question::VersionStale { expected });
+            return self.ask(slot, command, Question::VersionStale { expected });
         }
-        match catch_unwind(AssertUnwindSafe(|| decide(cached, &waiting.envelope))) {
+        match catch_unwind(AssertUnwindSafe(|| cached.decide(&command.envelope))) {
             Ok(Some(decision)) => {
-                let has_events = !decision.events.is_empty();
+                slot.bases.decided(cached);
                 slot.in_flight += 1;
-                self.submit(
-                    slot,
-                    waiting,
-                    Intent::Write(decision),
-                    Submitted::Decision { has_events },
-                );
+                let has_events = !decision.events.is_empty();
+                let submitted = Submitted::Decision { has_events };
+                self.submit(slot, command, Intent::Write(decision), submitted);
             }
-            Ok(None) => self.ask(slot, waiting, Question::Missing),
+            Ok(None) => self.ask(slot, command, Question::Missing),
             Err(panic) => {
                 // Nothing was submitted, and what is left of the state is not to be believed.
-                slot.forget(slot.epoch);
-                self.reply(slot, waiting, Err(HandleError::Panicked(message(&*panic))));
+                slot.drop_state(slot.state_number);
+                self.reply(slot, command, Err(HandleError::Panicked(message(&*panic))));
             }
         }
     }
 
-    fn ask(self: &Arc<Self>, slot: &mut Slot<A>, waiting: Waiting<A>, question: Question) {
-        self.submit(slot, waiting, Intent::Ask, Submitted::Question(question));
+    fn ask(self: &Arc<Self>, slot: &mut Slot<A>, command: Pending<A>, question: Question) {
+        self.submit(slot, command, Intent::Ask, Submitted::Question(question));
     }
 
     fn submit(
         self: &Arc<Self>,
         slot: &mut Slot<A>,
-        waiting: Waiting<A>,
+        command: Pending<A>,
         intent: Intent,
         submitted: Submitted,
     ) {
-        let envelope = &waiting.envelope;
-        let command = NewCommand {
+        let envelope = &command.envelope;
+        let new = NewCommand {
             tenant_id: envelope.tenant_id,
             key: Arc::clone(&envelope.key),
             fingerprints: envelope.fingerprints.clone(),
@@ -341,93 +288,99 @@ impl<A: Aggregate> Mailbox<A> {
             category: A::CATEGORY,
             intent,
         };
-        let flight = Flight {
-            waiting,
+        let in_flight = InFlight {
+            command,
             submitted,
-            epoch: slot.epoch,
+            state_number: slot.state_number,
         };
         let mailbox = Arc::clone(self);
-        let answer = move |verdict| mailbox.answered(flight, verdict);
-        self.partition.appender.submit(command, Box::new(answer));
+        let answer = move |verdict| mailbox.answered(in_flight, verdict);
+        self.partition.appender.submit(new, Box::new(answer));
     }
 
     /// Takes in what became of a command, and goes on.
-    fn answered(self: &Arc<Self>, flight: Flight<A>, verdict: Result<Verdict, Unanswered>) {
+    fn answered(self: &Arc<Self>, in_flight: InFlight<A>, verdict: Result<Verdict, Unanswered>) {
         let mut slot = self.slot();
-        let Flight {
-            waiting,
-            submitted,
-            epoch,
-        } = flight;
-        match submitted {
+        match in_flight.submitted {
             Submitted::Decision { has_events } => {
                 slot.in_flight -= 1;
-                self.decision_answered(&mut slot, waiting, has_events, epoch, verdict);
+                self.decision_answered(&mut slot, in_flight, has_events, verdict);
             }
             Submitted::Question(question) => {
-                self.question_answered(&mut slot, waiting, question, epoch, verdict);
+                self.question_answered(&mut slot, in_flight, question, verdict);
             }
         }
         self.drive(&mut slot);
-        self.weigh(&mut slot);
+        self.report_size(&mut slot);
     }
 
     fn decision_answered(
         self: &Arc<Self>,
         slot: &mut Slot<A>,
-        waiting: Waiting<A>,
+        in_flight: InFlight<A>,
         has_events: bool,
-        epoch: u64,
         verdict: Result<Verdict, Unanswered>,
     ) {
+        let InFlight {
+            command,
+            state_number,
+            ..
+        } = in_flight;
         let answer = match verdict {
             Ok(Verdict::Appended(receipt)) => {
-                slot.is_contended &= slot.epoch != epoch;
+                if slot.state_number == state_number {
+                    slot.mode = Mode::Pipelined;
+                    slot.bases.recorded(receipt.stream_version);
+                }
                 Ok(outcome(receipt, false))
             }
             Ok(Verdict::Conflict(newest) | Verdict::KeyIsNew(newest)) => {
-                // Was it somebody else who wrote? Otherwise the chain was cut in front of it.
+                // If the newest event is ours, our own chain was cut before this command; if not, another replica wrote.
                 let is_ours = matches!(&slot.state, State::Cached(cached) if cached.has(newest.event_id));
-                if slot.epoch == epoch && !is_ours {
-                    slot.is_contended = true;
+                if slot.state_number == state_number && !is_ours {
+                    slot.mode = Mode::OneBatchAtATime;
                     self.contended.note(&self.stream);
                 }
-                slot.forget(epoch);
-                return self.decide_again(slot, waiting);
+                slot.drop_state(state_number);
+                return self.decide_again(slot, command);
             }
             Ok(Verdict::Replayed(receipt)) => {
-                slot.was_known(has_events, epoch);
+                slot.key_was_known(has_events, state_number);
                 Ok(outcome(receipt, true))
             }
             Ok(Verdict::KeyReused) => {
-                slot.was_known(has_events, epoch);
+                slot.key_was_known(has_events, state_number);
                 Err(HandleError::KeyReused)
             }
             Err(unanswered) => {
-                slot.forget(epoch);
+                slot.drop_state(state_number);
                 Err(unanswered.into())
             }
         };
-        self.reply(slot, waiting, answer);
+        self.reply(slot, command, answer);
     }
 
     fn question_answered(
         self: &Arc<Self>,
         slot: &mut Slot<A>,
-        waiting: Waiting<A>,
+        in_flight: InFlight<A>,
         question: Question,
-        epoch: u64,
         verdict: Result<Verdict, Unanswered>,
     ) {
+        let InFlight {
+            command,
+            state_number,
+            ..
+        } = in_flight;
         let answer = match verdict {
             Ok(Verdict::Replayed(receipt) | Verdict::Appended(receipt)) => Ok(outcome(receipt, true)),
             Ok(Verdict::KeyReused) => Err(HandleError::KeyReused),
             Err(unanswered) => Err(unanswered.into()),
             Ok(Verdict::KeyIsNew(newest) | Verdict::Conflict(newest)) => {
                 if question == Question::KeyKnown {
-                    return slot.waiting.push_back(waiting);
+                    return slot.waiting.push_back(command);
                 }
-                slot.forget_unless_has(newest, epoch);
+                slot.drop_state_unless_it_has(newest, state_number);
                 match question {
                     Question::VersionStale { expected } if newest.version != expected => {
                         let actual = newest.version;
@@ -435,141 +388,125 @@ impl<A: Aggregate> Mailbox<A> {
                     }
                     Question::Missing if newest.event_id.is_none() => Err(HandleError::NotFound),
                     Question::VersionStale { .. } | Question::Missing | Question::KeyKnown => {
-                        return self.decide_again(slot, waiting);
+                        return self.decide_again(slot, command);
                     }
                 }
             }
         };
-        self.reply(slot, waiting, answer);
+        self.reply(slot, command, answer);
     }
 
-    fn decide_again(self: &Arc<Self>, slot: &mut Slot<A>, mut waiting: Waiting<A>) {
+    fn decide_again(self: &Arc<Self>, slot: &mut Slot<A>, mut command: Pending<A>) {
         self.metrics.retries.fetch_add(1, Ordering::Relaxed);
-        waiting.attempts += 1;
-        if waiting.attempts == waiting.attempts_max {
-            self.reply(slot, waiting, Err(HandleError::Contended));
+        command.attempts += 1;
+        if command.attempts == command.attempts_max {
+            self.reply(slot, command, Err(HandleError::Contended));
         } else {
-            slot.again.push_back(waiting);
+            slot.retries.push_back(command);
         }
     }
 
     fn reply(
         self: &Arc<Self>,
         slot: &mut Slot<A>,
-        waiting: Waiting<A>,
+        command: Pending<A>,
         answer: Result<Outcome, HandleError>,
     ) {
         if let Ok(outcome) = &answer {
-            slot.answer_followers(&waiting.envelope, outcome);
+            slot.answer_followers(&command.envelope, outcome);
         }
-        self.release_key(slot, &waiting.envelope.key);
+        self.release_key(slot, &command.envelope.key);
         // Whoever no longer waits for the answer finds it under the key.
-        let _ = waiting.reply.send(answer);
+        let _ = command.reply.send(answer);
     }
 
-    /// The commands that waited with the same key ask what became of the first.
+    /// The next of the commands that waited with the same key asks what became of the first.
     fn release_key(self: &Arc<Self>, slot: &mut Slot<A>, key: &Arc<str>) {
-        let mut followers = slot.keys.remove(key).unwrap_or_default().into_iter();
-        if let Some(next) = followers.next() {
-            slot.keys.insert(Arc::clone(key), followers.collect());
+        let mut followers = slot.keys.remove(key).unwrap_or_default();
+        if let Some(next) = followers.pop_front() {
+            slot.keys.insert(Arc::clone(key), followers);
             self.ask(slot, next, Question::KeyKnown);
         }
     }
 
-    fn weigh(&self, slot: &mut Slot<A>) {
-        let is_idle = slot.keys.is_empty();
-        if let (true, Some(cache)) = (is_idle, self.cache.upgrade()) {
-            let state = match &mut slot.state {
-                State::Cached(cached) => {
-                    cached.forget_older();
-                    cached.bytes()
-                }
-                State::Cold { .. } | State::Loading => 0,
-            };
-            slot.shrink();
-            cache.weigh(&self.stream, MAILBOX_BYTES + self.stream.1.len() + state);
+    /// Tells the cache how much is held here, once there is nothing to do. What does not exist is not kept.
+    fn report_size(&self, slot: &mut Slot<A>) {
+        if !slot.keys.is_empty() {
+            return;
+        }
+        let state_bytes = match &mut slot.state {
+            State::Cached(cached) if cached.version() > 0 => {
+                cached.forget_older();
+                Some(cached.bytes())
+            }
+            State::Dropped => Some(0),
+            State::Cached(_) | State::Unknown => None,
+            State::Loading => return,
+        };
+        slot.shrink();
+        let bytes = state_bytes.map(|state| MAILBOX_BYTES + self.stream.1.len() + state + slot.bases.bytes());
+        if let Some(cache) = self.cache.upgrade() {
+            cache.report(&self.stream, bytes);
         }
     }
 }
 
 impl<A: Aggregate> Slot<A> {
-    /// Commands that were sent with the same key and content while the first was under way get its receipt.
+    /// The next command to be decided.
+    fn next(&mut self) -> Option<Pending<A>> {
+        self.retries.pop_front().or_else(|| self.waiting.pop_front())
+    }
+
+    /// Commands that were sent with the same key while the first was under way: with the same content they get its
+    /// receipt.
     fn answer_followers(&mut self, first: &Envelope<A::Command>, outcome: &Outcome) {
-        let Some(followers) = self.keys.get_mut(&first.key) else {
-            return;
-        };
-        for follower in followers.extract_if(.., |one| one.envelope.fingerprints == first.fingerprints) {
-            let replay = Outcome {
-                is_replay: true,
-                ..outcome.clone()
+        let followers = self.keys.get_mut(&first.key).map(std::mem::take);
+        for follower in followers.unwrap_or_default() {
+            let has_same_content = follower.envelope.fingerprints == first.fingerprints;
+            let answer = match has_same_content {
+                true => Ok(Outcome {
+                    is_replay: true,
+                    ..outcome.clone()
+                }),
+                false => Err(HandleError::KeyReused),
             };
-            let _ = follower.reply.send(Ok(replay));
+            let _ = follower.reply.send(answer);
         }
     }
 
     /// Gives back what a burst of commands took.
     fn shrink(&mut self) {
         self.keys = HashMap::new();
-        self.again = VecDeque::new();
+        self.retries = VecDeque::new();
         self.waiting = VecDeque::new();
     }
 
-    /// Forgets the state of an epoch, unless that was done already.
-    fn forget(&mut self, epoch: u64) {
-        if self.epoch == epoch {
-            self.epoch += 1;
+    /// Drops the state of this number, unless that was done already.
+    fn drop_state(&mut self, state_number: u64) {
+        if self.state_number == state_number {
+            self.state_number += 1;
+            self.bases.dropped();
             if matches!(self.state, State::Cached(_)) {
-                self.state = State::Cold { may_be_new: false };
+                self.state = State::Dropped;
             }
         }
     }
 
-    /// Forgets the state when somebody else wrote: the newest event of the log is not in it.
-    fn forget_unless_has(&mut self, newest: Newest, epoch: u64) {
+    /// Drops the state when somebody else wrote: the newest event of the log is not in it.
+    fn drop_state_unless_it_has(&mut self, newest: Newest, state_number: u64) {
         if matches!(&self.state, State::Cached(cached) if !cached.has(newest.event_id)) {
-            self.forget(epoch);
+            self.drop_state(state_number);
         }
     }
 
     /// The key of a decision was known: its events, which the state has taken in, are not recorded, and all behind it in
     /// its chain is decided again.
-    fn was_known(&mut self, has_events: bool, epoch: u64) {
+    fn key_was_known(&mut self, has_events: bool, state_number: u64) {
         self.ask_first_until = Some(Instant::now() + ASK_FIRST_FOR);
         if has_events {
-            self.forget(epoch);
+            self.drop_state(state_number);
         }
     }
-}
-
-/// Decides a command, and takes its events into the state; `None` where there is no such aggregate, which is not a rule
-/// and may be true no longer when the key comes again.
-fn decide<A: Aggregate>(cached: &mut Cached<A>, envelope: &Envelope<A::Command>) -> Option<Decision> {
-    let mut decision = Decision {
-        decided_on: cached.newest,
-        metadata: Arc::clone(&envelope.metadata),
-        events: Vec::new(),
-        rejection: None,
-    };
-    match cached.aggregate.decide(envelope.command.clone()) {
-        Ok(events) => {
-            for event in &events {
-                let new = NewEvent {
-                    event_id: Uuid::from_u128(rand::random()),
-                    event_type: event.event_type(),
-                    schema_version: event.schema_version(),
-                    payload: event.encode(),
-                };
-                cached.apply(event, new.event_id);
-                decision.events.push(new);
-            }
-        }
-        Err(rejection) if rejection.is_not_found() => return None,
-        Err(rejection) => {
-            let remembered = serde_json::to_string(&rejection);
-            decision.rejection = Some(remembered.expect("a rejection has string keys and plain values"));
-        }
-    }
-    Some(decision)
 }
 
 fn outcome(receipt: Receipt, is_replay: bool) -> Outcome {

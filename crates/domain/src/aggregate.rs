@@ -11,7 +11,7 @@ use crate::rejection::Rejection;
 
 /// An aggregate: the consistency boundary of its rules, with one stream of events. The default is an aggregate
 /// without events.
-pub trait Aggregate: Default + Send + Sync + 'static {
+pub trait Aggregate: Clone + Default + Send + Sync + 'static {
     /// The category of its streams, in `snake_case` ("order"). Its event types begin with it.
     const CATEGORY: &'static str;
 
