@@ -92,7 +92,7 @@ impl PostgresLog {
     pub fn new(options: PgConnectOptions, receipts: PgPool) -> Self {
         Self {
             // Whatever the role's or the database's default is: the append function takes no other.
-            options: options.options([("default_transaction_isolation", "read\\ committed")]),
+            options: options.options([("default_transaction_isolation", "read committed")]),
             sessions: Mutex::default(),
             receipts,
         }
