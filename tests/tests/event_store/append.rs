@@ -1,0 +1,209 @@
+//! Appends and reads, each as one call of a function of the schema.
+
+use daybook_event_store::{AppendError, Direction, EventStore, append};
+use sqlx::{AssertSqlSafe, Executor as _};
+use uuid::Uuid;
+
+use super::{Log, TENANT, after, assert_dense, command, decision, leads_to, question, with_key};
+
+#[tokio::test]
+async fn events_get_consecutive_positions_and_come_back_byte_for_byte() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let first = command("a", None, 2);
+    let batch = [first.clone(), after(&first, 1), command("b", None, 1)];
+    assert_eq!(log.append(&batch).await?, ["written@1", "written@1", "written@4"]);
+    let events = log.events().await?;
+    assert_dense(&events);
+    assert_eq!(events.len(), 4);
+    assert_eq!(events[1].payload, r#"{"index":  1, "index": 1}"#);
+    assert_eq!(Some(events[1].event_id), leads_to(&batch[0]));
+    assert_eq!(Some(events[2].event_id), leads_to(&batch[1]));
+    assert_eq!(&*events[1].metadata, r#"{"command":"Test"}"#);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_decided_on_another_event_is_not_written_and_fails_nobody_else() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let first = command("a", None, 3);
+    let on_nothing_known = command("b", Some(Uuid::from_u128(9)), 1);
+    let written = log
+        .append(&[first.clone(), on_nothing_known, command("c", None, 1)])
+        .await?;
+    assert_eq!(written, ["written@1", "not written, newest v0", "written@4"]);
+    // The whole chain falls with its root, also where the versions would fit.
+    let on_the_second = command("a", Some(decision(&first).events[1].event_id), 1);
+    let behind = after(&on_the_second, 1);
+    assert_eq!(
+        log.append(&[on_the_second, behind]).await?,
+        ["not written, newest v3"; 2]
+    );
+    assert_eq!(log.append(&[after(&first, 1)]).await?, ["written@5"]);
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
+/// Two that decide ahead reach one version by different events: a count would let both in.
+#[tokio::test]
+async fn two_chains_of_one_length_on_one_stream_do_not_mix() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let (ours, theirs) = (command("a", None, 1), command("a", None, 1));
+    assert_eq!(log.append(&[ours]).await?, ["written@1"]);
+    assert_eq!(
+        log.append(&[after(&theirs, 1)]).await?,
+        ["not written, newest v1"]
+    );
+    assert_eq!(log.events().await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_chain_stands_up_to_its_first_known_key() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    assert_eq!(
+        log.append(&[with_key(command("other", None, 2), "k")]).await?,
+        ["written@1"]
+    );
+    let first = command("a", None, 1);
+    let refusal = after(&first, 0);
+    let known = with_key(after(&refusal, 1), "k");
+    let behind = after(&known, 1);
+    let elsewhere = command("b", None, 1);
+    let verdicts = log
+        .append(&[first.clone(), refusal, known, behind, elsewhere])
+        .await?;
+    assert_eq!(
+        verdicts,
+        [
+            "written@3",
+            "written@3",
+            "known",
+            "not written, newest v0",
+            "written@4"
+        ]
+    );
+    assert_eq!(log.append(&[after(&first, 1)]).await?, ["written@5"]);
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_question_writes_nothing_and_holds_nobody_up() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let first = with_key(command("a", None, 1), "k");
+    let batch = [question("a", "x"), first.clone(), question("a", "y")];
+    assert_eq!(
+        log.append(&batch).await?,
+        ["not written, newest v0", "written@1", "not written, newest v0"]
+    );
+    let batch = [question("a", "x"), question("b", "k"), after(&first, 1)];
+    assert_eq!(
+        log.append(&batch).await?,
+        ["not written, newest v1", "known", "written@2"]
+    );
+    assert_eq!(log.events().await?.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_append_under_another_isolation_is_refused() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
+        log.connection
+            .execute(AssertSqlSafe(format!("BEGIN ISOLATION LEVEL {isolation}")))
+            .await?;
+        let refused = append(&mut log.connection, 0, &[command("a", None, 1)]).await;
+        assert!(matches!(refused, Err(AppendError::Unknown(_))), "{refused:?}");
+        log.connection.execute("ROLLBACK").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_commit_is_flushed_whatever_the_database_has_for_a_default() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    log.connection.execute("SET synchronous_commit = off").await?;
+    log.connection.execute("BEGIN").await?;
+    log.append(&[command("a", None, 1)]).await?;
+    let setting: String = sqlx::query_scalar("SHOW synchronous_commit")
+        .fetch_one(&mut log.connection)
+        .await?;
+    assert_eq!(setting, "on");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_is_read_both_ways_in_pages_and_by_its_tenant_alone() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    log.append(&[command("a", None, 25), command("b", None, 5)])
+        .await?;
+    let store = EventStore::new(log.database.pool("daybook_query").await?);
+    let read = async |tenant, from, limit, direction| -> anyhow::Result<Vec<u64>> {
+        let events = store.read_stream(tenant, 0, "a", from, limit, direction).await?;
+        Ok(events.iter().map(|event| event.stream_version).collect())
+    };
+    assert_eq!(
+        read(TENANT, 1..=u64::MAX, 10, Direction::Forward).await?,
+        (1..=10).collect::<Vec<_>>()
+    );
+    assert_eq!(read(TENANT, 11..=12, 10, Direction::Forward).await?, [11, 12]);
+    assert_eq!(read(TENANT, 1..=20, 3, Direction::Backward).await?, [20, 19, 18]);
+    assert_eq!(
+        read(Uuid::from_u128(2), 1..=u64::MAX, 10, Direction::Forward).await?,
+        [0_u64; 0]
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_position_of_a_moment_is_found_and_recording_times_never_fall() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let store = EventStore::new(log.database.pool("daybook_query").await?);
+    assert_eq!(store.head(0).await?.recorded_at, None);
+    for round in 0..20 {
+        log.append(&[command(&format!("a-{round}"), None, 3)]).await?;
+    }
+    let events = log.events().await?;
+    assert!(events.is_sorted_by_key(|event| event.recorded_at));
+    for event in &events {
+        let last_of_its_moment = events
+            .iter()
+            .rposition(|other| other.recorded_at == event.recorded_at)
+            .expect("itself") as u64
+            + 1;
+        assert_eq!(store.position_at(0, event.recorded_at).await?, last_of_its_moment);
+    }
+    let before = events[0].recorded_at - time::Duration::HOUR;
+    assert_eq!(store.position_at(0, before).await?, 0);
+    // A clock that went back: the next event is recorded no earlier than the one before.
+    let superuser = log.database.superuser().await?;
+    sqlx::raw_sql(
+        "ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable;
+         UPDATE event_store.event SET recorded_at = now() + interval '1 hour' WHERE position = 60",
+    )
+    .execute(&superuser)
+    .await?;
+    log.append(&[command("b", None, 1)]).await?;
+    let newest = log.events().await?.pop().expect("there are events");
+    assert!(newest.recorded_at > events[59].recorded_at + time::Duration::minutes(59));
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_statement_can_be_prepared_against_the_migrated_schema() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let superuser = log.database.superuser().await?;
+    let prepare = async |name: &str, statement: String| -> anyhow::Result<()> {
+        let prepare = format!("PREPARE \"{name}\" AS {statement}");
+        sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&superuser).await?;
+        Ok(())
+    };
+    for (name, statement) in daybook_event_store::STATEMENTS {
+        prepare(name, (*statement).to_owned()).await?;
+    }
+    for (name, statement) in daybook_read_model::statements() {
+        use sqlx::SqlSafeStr as _;
+        prepare(&name, statement.into_sql_str().as_str().to_owned()).await?;
+    }
+    Ok(())
+}

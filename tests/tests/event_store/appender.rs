@@ -1,0 +1,330 @@
+//! The appender: many commands in few batches, sent again, divided and cut, fair between tenants.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use daybook_event_store::{
+    Appender, AppenderOptions, BatchLimits, NewCommand, NotAdmitted, PostgresLog, Unanswered, Verdict,
+};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::{Log, TENANT, after, assert_dense, command, decision_mut, leads_to};
+
+/// The answer to a batch got lost, and it is sent again unchanged.
+#[tokio::test]
+async fn a_batch_that_was_committed_and_is_sent_again_is_recognised_by_its_events() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let first = command("a", None, 2);
+    let batch = [first.clone(), after(&first, 1), command("b", None, 1)];
+    log.append(&batch).await?;
+    assert_eq!(log.append(&batch).await?, ["known"; 3]);
+    let appender = log.appender(AppenderOptions::default()).await?;
+    for (again, versions) in batch.into_iter().zip([2, 3, 1]) {
+        let Verdict::Appended(receipt) = appender.append(again).await? else {
+            panic!("it is this very decision that was recorded")
+        };
+        assert_eq!(receipt.stream_version, versions);
+    }
+    assert_eq!(log.events().await?.len(), 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_64_writers_who_race_on_20_streams_through_two_appenders_one_wins_each_version()
+-> anyhow::Result<()> {
+    const ROUNDS: usize = 40;
+    let log = Log::new().await?;
+    let appenders = [
+        log.appender(AppenderOptions::default()).await?,
+        log.appender(AppenderOptions::default()).await?,
+    ];
+    let mut writers = JoinSet::new();
+    for writer in 0..64_usize {
+        let appender = appenders[writer % 2].clone();
+        writers.spawn(async move {
+            let (mut won, mut lost) = (Vec::new(), 0_u32);
+            let mut newest = HashMap::<String, Option<Uuid>>::new();
+            for round in 0..ROUNDS {
+                let stream = format!("stream-{}", (writer + round) % 20);
+                let decided_on = newest.get(&stream).copied().flatten();
+                let command = command(&stream, decided_on, 1);
+                let leads_to = leads_to(&command);
+                match appender.append(command).await.expect("the database answers") {
+                    Verdict::Appended(receipt) => {
+                        newest.insert(stream, leads_to);
+                        won.push((
+                            receipt.stream_id.to_string(),
+                            receipt.stream_version,
+                            receipt.first_position,
+                        ));
+                    }
+                    Verdict::Conflict(actual) => {
+                        assert_ne!(
+                            actual.event_id, decided_on,
+                            "a conflict is between different events"
+                        );
+                        newest.insert(stream, actual.event_id);
+                        lost += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            (won, lost)
+        });
+    }
+    let (mut won, mut lost) = (Vec::new(), 0);
+    while let Some(writer) = writers.join_next().await {
+        let (wins, losses) = writer?;
+        won.extend(wins);
+        lost += losses;
+    }
+    assert!(lost > 100, "the writers hardly raced: {lost} conflicts");
+    let events = log.events().await?;
+    assert_dense(&events);
+    assert_eq!(events.len(), won.len());
+    let recorded: HashSet<_> = events
+        .into_iter()
+        .map(|event| (event.stream_id, event.stream_version, event.position))
+        .collect();
+    assert_eq!(
+        recorded,
+        won.into_iter().collect(),
+        "what the writers were told is not what is in the log"
+    );
+    Ok(())
+}
+
+/// Submits all of them before the appender starts, so that they wait side by side; then what became of each.
+async fn append_together(
+    log: PostgresLog,
+    options: AppenderOptions,
+    commands: Vec<NewCommand>,
+) -> Vec<Result<Verdict, Unanswered>> {
+    let (appender, appending) = Appender::new(log, 0, options, None);
+    let (sender, mut verdicts) = tokio::sync::mpsc::unbounded_channel();
+    let count = commands.len();
+    for (index, command) in commands.into_iter().enumerate() {
+        let sender = sender.clone();
+        appender.submit(
+            command,
+            Box::new(move |verdict| drop(sender.send((index, verdict)))),
+        );
+    }
+    tokio::spawn(appending);
+    let mut in_order = HashMap::new();
+    while in_order.len() < count {
+        let (index, verdict) = verdicts.recv().await.expect("the appender runs");
+        in_order.insert(index, verdict);
+    }
+    (0..count).filter_map(|index| in_order.remove(&index)).collect()
+}
+
+/// The verdicts in short.
+fn names(verdicts: &[Result<Verdict, Unanswered>]) -> Vec<&'static str> {
+    let name = |verdict: &Result<Verdict, Unanswered>| match verdict {
+        Ok(Verdict::Appended(_)) => "appended",
+        Ok(Verdict::Conflict(_)) => "conflict",
+        Ok(Verdict::Replayed(_)) => "replayed",
+        Ok(Verdict::KeyReused) => "reused",
+        Ok(Verdict::KeyIsNew(_)) => "new",
+        Err(Unanswered::Refused(_)) => "refused",
+        Err(Unanswered::Unknown(_) | Unanswered::Stopped) => "unknown",
+    };
+    verdicts.iter().map(name).collect()
+}
+
+fn spoil(command: &mut NewCommand) {
+    decision_mut(command).events[0].payload = "{not json".to_owned();
+}
+
+#[tokio::test]
+async fn data_that_postgres_cannot_store_spoils_its_own_command_only() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let mut bad = command("bad", None, 1);
+    spoil(&mut bad);
+    let commands = vec![command("a", None, 1), bad, command("b", None, 1)];
+    let verdicts = append_together(log.database.log().await?, AppenderOptions::default(), commands).await;
+    assert_eq!(names(&verdicts), ["appended", "refused", "appended"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_a_chain_that_cannot_be_stored_only_the_culprit_is_refused_and_all_behind_it_is_in_conflict()
+-> anyhow::Result<()> {
+    for culprit in 0..5 {
+        let log = Log::new().await?;
+        let mut chain = vec![command("a", None, 1)];
+        while chain.len() < 5 {
+            let next = after(chain.last().expect("there is one"), 1);
+            chain.push(next);
+        }
+        spoil(&mut chain[culprit]);
+        let verdicts = append_together(log.database.log().await?, AppenderOptions::default(), chain).await;
+        let expected: Vec<_> = (0..5_usize)
+            .map(|index| match index.cmp(&culprit) {
+                std::cmp::Ordering::Less => "appended",
+                std::cmp::Ordering::Equal => "refused",
+                std::cmp::Ordering::Greater => "conflict",
+            })
+            .collect();
+        assert_eq!(names(&verdicts), expected);
+        assert_eq!(log.events().await?.len(), culprit);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_chain_that_a_batch_cannot_hold_is_cut_at_its_tail_and_goes_on_in_the_next() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let mut chain = vec![command("a", None, 2)];
+    while chain.len() < 7 {
+        let next = after(chain.last().expect("there is one"), 2);
+        chain.push(next);
+    }
+    let options = AppenderOptions {
+        batch: BatchLimits {
+            events_max: 5,
+            ..AppenderOptions::default().batch
+        },
+        ..AppenderOptions::default()
+    };
+    let verdicts = append_together(log.database.log().await?, options, chain).await;
+    assert_eq!(names(&verdicts), ["appended"; 7]);
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
+/// Two decisions that open one stream wait side by side: a second chain of a stream is for the next batch.
+#[tokio::test]
+async fn of_two_that_open_one_stream_at_once_one_is_in_conflict_and_nothing_else_is_harmed()
+-> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let (one, other) = (command("a", None, 1), command("a", None, 1));
+    let commands = vec![
+        one.clone(),
+        other.clone(),
+        command("b", None, 1),
+        after(&one, 1),
+        after(&other, 1),
+    ];
+    let verdicts = append_together(log.database.log().await?, AppenderOptions::default(), commands).await;
+    // Behind the one that stays for the next batch all of its stream stays; by then the first is recorded.
+    assert_eq!(
+        names(&verdicts),
+        ["appended", "conflict", "appended", "appended", "conflict"]
+    );
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tenant_has_at_most_half_of_what_the_others_leave_and_is_refused_at_once() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let options = AppenderOptions {
+        commands_max: 8,
+        bytes_max: 1_000,
+        ..AppenderOptions::default()
+    };
+    let appender = log.appender(options).await?;
+    let (other, third) = (Uuid::from_u128(2), Uuid::from_u128(3));
+    let refused = |tenant, bytes| appender.admit(tenant, bytes).err();
+    let mut permits = Vec::new();
+    for _ in 0..4 {
+        permits.push(appender.admit(TENANT, 10)?);
+    }
+    assert_eq!(refused(TENANT, 10), Some(NotAdmitted::TenantShareFull));
+    for _ in 0..2 {
+        permits.push(appender.admit(other, 10)?);
+    }
+    assert_eq!(refused(other, 10), Some(NotAdmitted::TenantShareFull));
+    permits.push(appender.admit(third, 10)?);
+    assert_eq!(refused(third, 10), Some(NotAdmitted::TenantShareFull));
+    permits.push(appender.admit(Uuid::from_u128(4), 10)?);
+    assert_eq!(refused(Uuid::from_u128(5), 10), Some(NotAdmitted::Full));
+    permits.clear();
+    permits.push(appender.admit(TENANT, 450)?);
+    assert_eq!(refused(TENANT, 100), Some(NotAdmitted::TenantShareFull));
+    assert_eq!(refused(other, 600), Some(NotAdmitted::Full));
+    permits.push(appender.admit(other, 270)?);
+    Ok(())
+}
+
+/// A tenant whose commands fill each batch by their bytes keeps nobody else out.
+#[tokio::test]
+async fn a_tenant_that_fills_every_batch_lets_the_next_one_begin_with_another() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let quiet = Uuid::from_u128(2);
+    let mut commands: Vec<_> = (0..12)
+        .map(|number| command(&format!("loud-{number}"), None, 1))
+        .collect();
+    let mut last = command("quiet", None, 1);
+    last.tenant_id = quiet;
+    commands.push(last);
+    let options = AppenderOptions {
+        batch: BatchLimits {
+            payload_bytes_max: 3 * 26,
+            ..AppenderOptions::default().batch
+        },
+        ..AppenderOptions::default()
+    };
+    append_together(log.database.log().await?, options, commands).await;
+    let events = log.events().await?;
+    let of_quiet = events
+        .iter()
+        .find(|event| event.tenant_id == quiet)
+        .expect("it was appended");
+    assert!(
+        of_quiet.position <= 6,
+        "it waited behind {} others",
+        of_quiet.position - 1
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_batch_takes_from_each_tenant_in_turn() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let quiet = Uuid::from_u128(2);
+    let mut commands: Vec<_> = (0..20)
+        .map(|number| command(&format!("loud-{number}"), None, 1))
+        .collect();
+    for number in 0..2 {
+        let mut command = command(&format!("quiet-{number}"), None, 1);
+        command.tenant_id = quiet;
+        commands.push(command);
+    }
+    let options = AppenderOptions {
+        batch: BatchLimits {
+            commands_max: 4,
+            ..AppenderOptions::default().batch
+        },
+        ..AppenderOptions::default()
+    };
+    append_together(log.database.log().await?, options, commands).await;
+    let events = log.events().await?;
+    let of_quiet: Vec<_> = events.iter().filter(|event| event.tenant_id == quiet).collect();
+    assert!(
+        of_quiet.iter().all(|event| event.position <= 4),
+        "the quiet tenant waited for the loud one"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn committed_events_are_handed_on_as_the_log_holds_them() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let (committed, mut handed_on) = tokio::sync::mpsc::channel(16);
+    let options = AppenderOptions::default();
+    let (appender, appending) = Appender::new(log.database.log().await?, 0, options, Some(committed));
+    tokio::spawn(appending);
+    let appender = Arc::new(appender);
+    appender.append(command("a", None, 2)).await?;
+    appender.append(command("b", None, 1)).await?;
+    let mut events = Vec::new();
+    while events.len() < 3 {
+        events.extend(handed_on.recv().await.expect("the appender runs").events);
+    }
+    assert_eq!(events, log.events().await?);
+    Ok(())
+}

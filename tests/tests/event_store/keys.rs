@@ -1,0 +1,183 @@
+//! Idempotency keys: what is remembered under them, and for how long.
+
+use std::collections::HashSet;
+
+use daybook_event_store::{AppenderOptions, Verdict, keys};
+use sqlx::AssertSqlSafe;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::{Log, after, command, decision_mut, question, with_key};
+
+#[tokio::test]
+async fn the_same_key_gives_the_first_receipt_and_with_other_content_it_is_refused() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    let first = with_key(command("a", None, 2), "k");
+    let Verdict::Appended(receipt) = appender.append(first.clone()).await? else {
+        panic!("it is new")
+    };
+    let again = appender.append(with_key(command("b", None, 1), "k")).await?;
+    assert_eq!(
+        again,
+        Verdict::Replayed(receipt.clone()),
+        "the receipt is that of the first command"
+    );
+    assert_eq!(
+        appender.append(question("b", "k")).await?,
+        Verdict::Replayed(receipt)
+    );
+    let mut other = with_key(after(&first, 1), "k");
+    other.fingerprints = vec![8];
+    assert_eq!(appender.append(other.clone()).await?, Verdict::KeyReused);
+    // Under a new fingerprint key, what was remembered under the one before is still found.
+    other.fingerprints.push(7);
+    assert!(matches!(appender.append(other).await?, Verdict::Replayed(_)));
+    let mut elsewhere = with_key(command("a", None, 2), "k");
+    elsewhere.tenant_id = Uuid::from_u128(2);
+    let elsewhere = appender.append(elsewhere).await?;
+    assert!(
+        matches!(elsewhere, Verdict::Appended(_)),
+        "keys belong to a tenant: {elsewhere:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refusal_by_the_domain_is_remembered_with_the_position_that_it_was_decided_on() -> anyhow::Result<()>
+{
+    let log = Log::new().await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    appender.append(command("first", None, 3)).await?;
+    let placed = command("a", None, 2);
+    appender.append(placed.clone()).await?;
+    let mut refusal = after(&placed, 0);
+    decision_mut(&mut refusal).rejection = Some(r#"{"code":  "NO"}"#.to_owned());
+    let Verdict::Appended(receipt) = appender.append(refusal.clone()).await? else {
+        panic!("it is new")
+    };
+    appender.append(after(&placed, 1)).await?;
+    assert_eq!(receipt.rejection.as_deref(), Some(r#"{"code":  "NO"}"#));
+    assert_eq!((receipt.event_count, receipt.stream_version), (0, 2));
+    assert_eq!(receipt.last_position(), Some(5));
+    assert_eq!(appender.append(refusal).await?, Verdict::Replayed(receipt));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hundred_sends_of_one_command_at_once_append_it_once() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let appenders = [
+        log.appender(AppenderOptions::default()).await?,
+        log.appender(AppenderOptions::default()).await?,
+    ];
+    let mut sends = JoinSet::new();
+    for send in 0..100_usize {
+        let appender = appenders[send % 2].clone();
+        // Each sender made an id of its own for the new stream: only the first one's counts.
+        let command = with_key(command(&format!("stream-{send}"), None, 1), "the key");
+        sends.spawn(async move { appender.append(command).await });
+    }
+    let mut receipts = HashSet::new();
+    while let Some(send) = sends.join_next().await {
+        match send?? {
+            Verdict::Appended(receipt) | Verdict::Replayed(receipt) => {
+                receipts.insert((receipt.stream_id, receipt.first_position, receipt.recorded_at));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(receipts.len(), 1);
+    assert_eq!(log.events().await?.len(), 1);
+    Ok(())
+}
+
+/// Whether a key is remembered.
+async fn is_known(log: &mut Log, key: &str) -> anyhow::Result<bool> {
+    Ok(log.append(&[question("nobody", key)]).await? == ["known"])
+}
+
+/// What a mark says that so much of the retention time has passed.
+async fn pass(log: &Log, time: &str) -> anyhow::Result<()> {
+    let mark = format!(
+        "INSERT INTO event_store.key_mark (number, counted) SELECT max(number) + 1, '{time}' FROM event_store.key_mark"
+    );
+    sqlx::query(AssertSqlSafe(mark))
+        .execute(&log.database.superuser().await?)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_are_kept_for_the_retention_time_at_least_and_forgotten_after_two_turns() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let pool = log.database.pool("daybook_command").await?;
+    log.append(&[with_key(command("a", None, 1), "first")]).await?;
+    assert!(!keys::tend(&pool, 30).await?, "no time has passed");
+    pass(&log, "30 days").await?;
+    assert!(keys::tend(&pool, 30).await?);
+    assert!(
+        is_known(&mut log, "first").await?,
+        "it may be no older than a moment"
+    );
+    log.append(&[with_key(command("b", None, 1), "second")]).await?;
+    assert!(!keys::tend(&pool, 30).await?, "the count begins anew");
+    pass(&log, "30 days").await?;
+    assert!(keys::tend(&pool, 30).await?);
+    assert!(!is_known(&mut log, "first").await?);
+    assert!(is_known(&mut log, "second").await?);
+    Ok(())
+}
+
+/// Both found that it is time; the one that waited for the other must not turn again.
+#[tokio::test]
+async fn two_who_turn_at_once_turn_once() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    log.append(&[with_key(command("a", None, 1), "young")]).await?;
+    pass(&log, "30 days").await?;
+    let superuser = log.database.superuser().await?;
+    let mut first = superuser.begin().await?;
+    let turn = "SELECT event_store.turn_keys(interval '30 days')";
+    let turned: bool = sqlx::query_scalar(turn).fetch_one(&mut *first).await?;
+    assert!(turned);
+    let pool = superuser.clone();
+    let second = tokio::spawn(async move {
+        sqlx::query_scalar::<_, bool>("SELECT set_config('lock_timeout', '50ms', false) IS NOT NULL AND event_store.turn_keys(interval '30 days')")
+            .fetch_one(&pool)
+            .await
+    });
+    tokio::task::yield_now().await;
+    first.commit().await?;
+    assert!(!second.await??, "whoever came second had nothing to turn");
+    assert!(is_known(&mut log, "young").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_jump_of_the_clock_and_a_retention_that_is_none_empty_nothing() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let pool = log.database.pool("daybook_command").await?;
+    log.append(&[with_key(command("a", None, 1), "k")]).await?;
+    let superuser = log.database.superuser().await?;
+    sqlx::query("UPDATE event_store.key_mark SET marked_at = marked_at - interval '10 years'")
+        .execute(&superuser)
+        .await?;
+    assert!(
+        !keys::tend(&pool, 30).await?,
+        "ten years passed without a mark: two hours count"
+    );
+    assert!(keys::tend(&pool, 0).await.is_err());
+    let nothing = sqlx::query("SELECT event_store.tend_keys(NULL)")
+        .execute(&pool)
+        .await;
+    assert!(nothing.is_err());
+    assert!(
+        sqlx::query("SELECT event_store.turn_keys()")
+            .execute(&pool)
+            .await
+            .is_err(),
+        "not for services"
+    );
+    assert!(is_known(&mut log, "k").await?);
+    Ok(())
+}
