@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use daybook_devstack::Cluster;
 use daybook_event_store::PostgresLog;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection as _, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
 
 /// The login roles of the services.
@@ -50,6 +50,33 @@ impl Database {
             cluster: cluster.clone(),
             name,
         })
+    }
+
+    /// Makes a database that sorts texts as a language does, without the template; `None` where the server was built
+    /// without ICU.
+    ///
+    /// # Errors
+    /// When the server does not answer or a migration fails.
+    pub async fn create_sorted(cluster: &Cluster, locale: &str) -> anyhow::Result<Option<Self>> {
+        let name = format!("daybook_{}", Uuid::now_v7().simple());
+        let mut administrator = PgConnection::connect(&cluster.superuser_url("postgres")).await?;
+        let create = format!(
+            "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE '{locale}'"
+        );
+        let created = sqlx::raw_sql(AssertSqlSafe(create))
+            .execute(&mut administrator)
+            .await;
+        if created.is_err_and(|error| error.to_string().contains("ICU is not supported")) {
+            return Ok(None);
+        }
+        let database = Self {
+            cluster: cluster.clone(),
+            name,
+        };
+        let mut connection = PgConnection::connect(&database.superuser_url()).await?;
+        daybook_event_store::migrator().run(&mut connection).await?;
+        cluster.enable_login(&ROLES).await?;
+        Ok(Some(database))
     }
 
     /// The address for a login role.

@@ -81,8 +81,8 @@ impl Queue {
                     Taken::All => drop(self.waiting.remove(&tenant_id)),
                     Taken::Share => have_more.push_back(tenant_id),
                     Taken::Blocked => blocked.push_back(tenant_id),
-                    // Whoever found no room begins the next batch.
-                    Taken::NoRoom => turns.push_front(tenant_id),
+                    // Whoever got nothing begins the next batch.
+                    Taken::Nothing => turns.push_front(tenant_id),
                 }
             }
             if batch.is_full || have_more.is_empty() {
@@ -99,12 +99,12 @@ impl Queue {
 /// What a batch has taken of the commands of one tenant that wait.
 enum Taken {
     All,
-    /// As many as it may take in this turn.
+    /// As many as there may be in this turn, or as there is room for.
     Share,
     /// What is left, as far as it was looked at, cannot be in one batch with what was taken.
     Blocked,
-    /// The next one does not fit in.
-    NoRoom,
+    /// The first one does not fit in, and there is none of this tenant in the batch.
+    Nothing,
 }
 
 /// A tenant's stream.
@@ -126,6 +126,7 @@ struct Batch {
     /// Streams of which a command stays behind, so that those after it do, too.
     held_back: HashSet<Stream>,
     keys: HashSet<(Uuid, Arc<str>)>,
+    tenants: HashSet<Uuid>,
     events: usize,
     payload_bytes: usize,
     is_full: bool,
@@ -140,6 +141,7 @@ impl Batch {
             by_stream: HashMap::new(),
             held_back: HashSet::new(),
             keys: HashSet::new(),
+            tenants: HashSet::new(),
             events: 0,
             payload_bytes: 0,
             is_full: false,
@@ -173,11 +175,13 @@ impl Batch {
         for pending in stay.into_iter().rev() {
             waiting.push_front(pending);
         }
-        match (waiting.is_empty(), has_room, is_blocked) {
-            (true, ..) => Taken::All,
-            (_, false, _) => Taken::NoRoom,
-            (_, _, true) => Taken::Blocked,
-            (_, _, false) => Taken::Share,
+        let Some(next) = waiting.front() else {
+            return Taken::All;
+        };
+        match (has_room, is_blocked) {
+            (false, _) if self.tenants.insert(next.command.tenant_id) => Taken::Nothing,
+            (true, true) => Taken::Blocked,
+            _ => Taken::Share,
         }
     }
 
@@ -211,6 +215,7 @@ impl Batch {
     fn add(&mut self, chain: usize, pending: Pending) {
         let command = &pending.command;
         self.keys.insert((command.tenant_id, Arc::clone(&command.key)));
+        self.tenants.insert(command.tenant_id);
         self.events += events(command).len();
         self.payload_bytes += payload_bytes(command);
         if let Intent::Write(decision) = &command.intent {
@@ -239,4 +244,102 @@ impl Batch {
 
 fn payload_bytes(command: &NewCommand) -> usize {
     events(command).iter().map(|event| event.payload.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::command::{Decision, NewEvent};
+
+    use super::*;
+
+    const LIMITS: BatchLimits = BatchLimits {
+        commands_max: 4,
+        events_max: 100,
+        payload_bytes_max: 100,
+    };
+
+    /// A queue of commands that open streams of their own: whose, under which key, and with how many bytes.
+    fn queue(commands: &[(u128, &str, usize)]) -> Queue {
+        let mut queue = Queue::default();
+        for (number, (tenant, key, payload_bytes)) in commands.iter().enumerate() {
+            let event = NewEvent {
+                event_id: Uuid::nil(),
+                event_type: "test.happened",
+                schema_version: 1,
+                payload: "1".repeat(*payload_bytes),
+            };
+            let command = NewCommand {
+                tenant_id: Uuid::from_u128(*tenant),
+                key: (*key).into(),
+                fingerprints: vec![0],
+                stream_id: format!("stream-{number}").into(),
+                category: "test",
+                intent: Intent::Write(Decision {
+                    decided_on: None,
+                    metadata: "{}".into(),
+                    events: vec![event],
+                    rejection: None,
+                }),
+            };
+            let answer: Answer = Box::new(|_| {});
+            queue.push(Pending { command, answer });
+        }
+        queue
+    }
+
+    /// The next batch, by tenants and keys.
+    fn batch(queue: &mut Queue) -> Vec<(u128, String)> {
+        let batch = queue.take_batch(LIMITS).into_iter();
+        batch
+            .map(|pending| {
+                (
+                    pending.command.tenant_id.as_u128(),
+                    pending.command.key.to_string(),
+                )
+            })
+            .collect()
+    }
+
+    fn keys(queue: &mut Queue) -> Vec<String> {
+        batch(queue).into_iter().map(|(_, key)| key).collect()
+    }
+
+    #[test]
+    fn a_crowd_of_commands_that_must_stay_behind_is_not_looked_through_for_each_batch() {
+        let mut commands = vec![(1, "same", 1); 9];
+        commands.extend([(1, "other", 1), (2, "of another tenant", 1)]);
+        let mut queue = queue(&commands);
+        assert_eq!(
+            batch(&mut queue),
+            [(1, "same".to_owned()), (2, "of another tenant".to_owned())],
+            "the crowd costs its own tenant the rest of the batch, and nobody else"
+        );
+        for _ in 0..5 {
+            assert_eq!(keys(&mut queue), ["same"]);
+        }
+        assert_eq!(keys(&mut queue), ["same", "other"]);
+        assert_eq!(keys(&mut queue), ["same"]);
+        assert_eq!(keys(&mut queue), ["same"]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn whoever_finds_no_room_begins_the_next_batch_however_many_others_wait() {
+        let mut commands = Vec::new();
+        for round in ["1", "2", "3"] {
+            commands.extend([(1, round, 20), (2, round, 20), (3, round, 20)]);
+        }
+        commands.push((4, "large", 90));
+        let mut queue = queue(&commands);
+        assert_eq!(batch(&mut queue).len(), 3);
+        assert_eq!(keys(&mut queue), ["large"]);
+    }
+
+    #[test]
+    fn what_some_tenants_leave_of_a_batch_is_shared_out_among_the_others() {
+        let mut queue = queue(&[(1, "1", 1), (1, "2", 1), (1, "3", 1), (1, "4", 1), (2, "5", 1)]);
+        assert_eq!(keys(&mut queue), ["1", "2", "5", "3"]);
+        assert_eq!(keys(&mut queue), ["4"]);
+        assert!(queue.is_empty());
+    }
 }

@@ -1,7 +1,9 @@
 //! Appends and reads, each as one call of a function of the schema.
 
+use daybook_devstack::testing::test_cluster;
 use daybook_event_store::{AppendError, Direction, EventStore, append};
-use sqlx::{AssertSqlSafe, Executor as _};
+use daybook_tests::database::Database;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
 
 use super::{Log, TENANT, after, assert_dense, command, decision, leads_to, question, with_key};
@@ -204,6 +206,81 @@ async fn every_statement_can_be_prepared_against_the_migrated_schema() -> anyhow
     for (name, statement) in daybook_read_model::statements() {
         use sqlx::SqlSafeStr as _;
         prepare(&name, statement.into_sql_str().as_str().to_owned()).await?;
+    }
+    Ok(())
+}
+
+/// Ids that sort behind everything that a tenant has are not looked up; those before it must be, wherever they are.
+#[tokio::test]
+async fn in_a_large_batch_every_known_key_and_every_stream_is_found_wherever_it_sorts() -> anyhow::Result<()>
+{
+    let mut log = Log::new().await?;
+    let uuid = |number: u128| Uuid::from_u128(number << 64).to_string();
+    let known = [uuid(3), uuid(7), "order-5".to_owned(), "order-9".to_owned()];
+    for (number, key) in known.iter().enumerate() {
+        log.append(&[with_key(command(&format!("s{number}"), None, 1), key)])
+            .await?;
+    }
+    for last in &known {
+        let mut batch: Vec<_> = (10..30)
+            .map(|number| command(&format!("n{number}-{last}"), None, 1))
+            .collect();
+        for (one, key) in batch.iter_mut().zip(["1", "4", "6", "order-1", "order-7"]) {
+            one.key = format!("{key}-{last}").into();
+        }
+        batch.push(with_key(command("t", None, 1), last));
+        // Of these streams there are events.
+        batch.extend(["s0", "s1", "s2", "s3"].map(|stream| command(stream, None, 1)));
+        let became = log.append(&batch).await?;
+        let written = became.iter().filter(|one| one.starts_with("written")).count();
+        assert_eq!(written, 20, "{became:?}");
+        assert_eq!(became[20], "known", "{last}");
+        assert_eq!(became[21..], ["not written, newest v1"; 4], "{last}");
+    }
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
+/// Stream ids are compared as bytes, whatever a database sorts texts by.
+#[tokio::test]
+async fn a_database_that_sorts_as_a_language_does_judges_alike() -> anyhow::Result<()> {
+    let cluster = test_cluster().await?;
+    let Some(database) = Database::create_sorted(&cluster, "en-US").await? else {
+        eprintln!("SKIPPED: this Postgres has no ICU");
+        return Ok(());
+    };
+    let mut connection = PgConnection::connect(&database.url("daybook_command")).await?;
+    let upper = command("B", None, 1);
+    append(&mut connection, 0, &[upper.clone(), command("a9", None, 1)]).await?;
+    let mut batch: Vec<_> = (0..9)
+        .map(|number| command(&format!("b{number}"), None, 1))
+        .collect();
+    batch.push(after(&upper, 1));
+    let judgement = append(&mut connection, 0, &batch).await?;
+    assert!(judgement.stands_whole(&batch), "{judgement:?}");
+    Ok(())
+}
+
+/// Positions and versions without holes are the log's own rule, not its callers' promise.
+#[tokio::test]
+async fn a_batch_whose_events_would_leave_a_hole_is_refused_as_a_whole() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    log.append(&[command("a", None, 1)]).await?;
+    for indexes in ["1, 5", "1, -1000000", "0, 0"] {
+        let append = format!(
+            "SELECT event_store.append(
+                 0, ARRAY[gen_random_uuid()], '{{}}', '{{}}', '{{1}}', '{{b}}', '{{order}}', '{{NULL}}', '{{1}}', '{{2}}',
+                 '{{2}}', '{{1}}', ARRAY['\\x0161'::bytea], '{{7}}', ARRAY['{{}}'::json], '{{2}}', '{{0}}', '{{NULL}}',
+                 '{{1, 1}}', '{{{indexes}}}', ARRAY[gen_random_uuid(), gen_random_uuid()], '{{t, t}}', '{{1, 1}}',
+                 ARRAY['{{}}'::json, '{{}}'])"
+        );
+        let refused = log.connection.execute(AssertSqlSafe(append.clone())).await;
+        assert!(refused.is_err(), "indexes {indexes} are taken");
+        let whole = append
+            .replace(indexes, "0, 1")
+            .replace("\\x0161", &format!("\\x01{:02x}", indexes.len()));
+        log.connection.execute(AssertSqlSafe(whole)).await?;
+        assert_dense(&log.events().await?);
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use daybook_event_store::{
     Appender, AppenderOptions, BatchLimits, NewCommand, NotAdmitted, PostgresLog, Unanswered, Verdict,
 };
+use daybook_tests::wait;
+use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -326,5 +328,66 @@ async fn committed_events_are_handed_on_as_the_log_holds_them() -> anyhow::Resul
         events.extend(handed_on.recv().await.expect("the appender runs").events);
     }
     assert_eq!(events, log.events().await?);
+    Ok(())
+}
+
+/// An attempt that was given up must not be committed after something was answered on the strength of another one.
+#[tokio::test]
+async fn before_a_batch_is_sent_again_the_session_that_had_it_is_ended() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let superuser = log.database.superuser().await?;
+    let mut holder = superuser.begin().await?;
+    sqlx::raw_sql(
+        "SET LOCAL idle_in_transaction_session_timeout = 0; SELECT FROM event_store.log FOR UPDATE",
+    )
+    .execute(&mut *holder)
+    .await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    let appending = tokio::spawn({
+        let appender = appender.clone();
+        async move { appender.append(command("a", None, 1)).await }
+    });
+    let waiting = || {
+        sqlx::query_scalar::<_, time::OffsetDateTime>(
+            "SELECT backend_start FROM pg_stat_activity
+             WHERE usename = 'daybook_command' AND wait_event_type = 'Lock' AND datname = current_database()",
+        )
+        .fetch_all(&superuser)
+    };
+    let first = wait::until("the batch waits for the lock", async || {
+        Ok(waiting().await?.pop())
+    })
+    .await?;
+    wait::until("it is sent again, and nobody else has it", async || {
+        let sessions = waiting().await?;
+        anyhow::ensure!(sessions.len() <= 1, "two sessions have it: {sessions:?}");
+        Ok(sessions
+            .first()
+            .is_some_and(|session| *session != first)
+            .then_some(()))
+    })
+    .await?;
+    holder.rollback().await?;
+    assert!(matches!(appending.await??, Verdict::Appended(_)));
+    assert_eq!(log.events().await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn appends_succeed_whatever_isolation_a_database_has_as_its_default() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let pin = "DO $$ BEGIN EXECUTE format(
+        'ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', current_database()); END $$";
+    sqlx::raw_sql(pin)
+        .execute(&log.database.superuser().await?)
+        .await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    assert!(matches!(
+        appender.append(command("a", None, 1)).await?,
+        Verdict::Appended(_)
+    ));
+    // Where nobody pins it the function refuses: it would judge by a snapshot from before it had the lock.
+    log.connection = PgConnection::connect(&log.database.url("daybook_command")).await?;
+    assert!(log.append(&[command("b", None, 1)]).await.is_err());
     Ok(())
 }

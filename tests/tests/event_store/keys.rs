@@ -1,13 +1,17 @@
 //! Idempotency keys: what is remembered under them, and for how long.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
 
 use daybook_event_store::{AppenderOptions, Verdict, keys};
+use daybook_tests::wait;
 use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Log, after, command, decision_mut, question, with_key};
+use super::{Log, after, assert_dense, command, decision_mut, question, with_key};
 
 #[tokio::test]
 async fn the_same_key_gives_the_first_receipt_and_with_other_content_it_is_refused() -> anyhow::Result<()> {
@@ -179,5 +183,59 @@ async fn a_jump_of_the_clock_and_a_retention_that_is_none_empty_nothing() -> any
         "not for services"
     );
     assert!(is_known(&mut log, "k").await?);
+    Ok(())
+}
+
+/// Appends go on while the tables take turns, and each key is in the table that was current when it was written.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_take_turns_under_load_and_no_key_since_the_turn_before_is_lost() -> anyhow::Result<()> {
+    const TURNS: usize = 12;
+    let log = Log::new().await?;
+    let stop = CancellationToken::new();
+    let mut writers = JoinSet::new();
+    for _ in 0..2 {
+        let appender = log.appender(AppenderOptions::default()).await?;
+        for writer in 0..8 {
+            let (appender, stop) = (appender.clone(), stop.clone());
+            writers.spawn(async move {
+                let mut keys = Vec::new();
+                while !stop.is_cancelled() {
+                    let command = command(&format!("{writer}-{}", Uuid::now_v7()), None, 1);
+                    keys.push((Instant::now(), Arc::clone(&command.key)));
+                    appender.append(command).await?;
+                }
+                anyhow::Ok(keys)
+            });
+        }
+    }
+    let pool = log.database.pool("daybook_command").await?;
+    let mut turned_at = Vec::new();
+    wait::until("the tables take turns under load", async || {
+        pass(&log, "30 days").await?;
+        if keys::tend(&pool, 30).await? {
+            turned_at.push(Instant::now());
+        }
+        Ok((turned_at.len() == TURNS).then_some(()))
+    })
+    .await?;
+    // The last turn emptied the table that had no new keys since the one before.
+    let kept_since = turned_at[TURNS - 2];
+    stop.cancel();
+    let mut log = log;
+    let mut young = 0;
+    for written in writers.join_all().await {
+        for (_, key) in written?.into_iter().filter(|(at, _)| *at >= kept_since) {
+            assert!(is_known(&mut log, &key).await?, "{key} is forgotten");
+            young += 1;
+        }
+    }
+    assert!(young > 0, "nothing was written between the last two turns");
+    let in_both: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM event_store.command_0 JOIN event_store.command_1 USING (partition, tenant_id, key)",
+    )
+    .fetch_one(&log.database.superuser().await?)
+    .await?;
+    assert_eq!(in_both, 0);
+    assert_dense(&log.events().await?);
     Ok(())
 }
