@@ -26,8 +26,8 @@ CREATE TABLE event_store.event (
     -- Never decreases along the positions, whatever the clock does, so that time can be searched by position.
     recorded_at    timestamptz NOT NULL,
     partition      integer     NOT NULL,
+    tenant_number  integer     NOT NULL,
     schema_version integer     NOT NULL,
-    tenant_id      uuid        NOT NULL,
     -- Drawn at random for each decision: two decisions of one command on two states do not look alike.
     event_id       uuid        NOT NULL,
     category       text        COLLATE "C" NOT NULL,
@@ -38,7 +38,7 @@ CREATE TABLE event_store.event (
     metadata       json        NOT NULL,
     -- Positions only ever grow: room between them would stay empty.
     PRIMARY KEY (partition, position) WITH (fillfactor = 100),
-    CONSTRAINT event_stream_version_key UNIQUE (partition, tenant_id, stream_id, stream_version)
+    CONSTRAINT event_stream_version_key UNIQUE (partition, tenant_number, stream_id, stream_version)
 ) WITH (
     -- A row of up to a page stays in it, and is not compressed while the partition is locked.
     toast_tuple_target = 8160,
@@ -58,18 +58,18 @@ CREATE TABLE event_store.event (
 -- the index, and take half of the room.
 CREATE TABLE event_store.command (
     -- The position of the command's first event; of a command without events, the newest event that it was decided on.
-    position    bigint   NOT NULL,
+    position      bigint   NOT NULL,
     -- 64 bits of a keyed hash of the command's content: the same key with other content is refused.
-    fingerprint bigint   NOT NULL,
-    partition   integer  NOT NULL,
-    event_count integer  NOT NULL,
-    tenant_id   uuid     NOT NULL,
-    key_table   smallint NOT NULL,
-    key         bytea    NOT NULL,
+    fingerprint   bigint   NOT NULL,
+    partition     integer  NOT NULL,
+    tenant_number integer  NOT NULL,
+    event_count   integer  NOT NULL,
+    key_table     smallint NOT NULL,
+    key           bytea    NOT NULL,
     -- The receipt of a command without events, which has no event to read it from: a refusal by the domain that is
     -- remembered like a success, or a command that changed nothing.
-    outcome     json,
-    PRIMARY KEY (partition, tenant_id, key, key_table)
+    outcome       json,
+    PRIMARY KEY (partition, tenant_number, key, key_table)
 ) PARTITION BY LIST (key_table);
 -- Which of the two takes new keys.
 CREATE TABLE event_store.current_key_table (
@@ -122,8 +122,8 @@ ALTER TABLE event_store.command_0 FORCE ROW LEVEL SECURITY;
 ALTER TABLE event_store.command_1 ENABLE ROW LEVEL SECURITY;
 ALTER TABLE event_store.command_1 FORCE ROW LEVEL SECURITY;
 
-CREATE POLICY own_tenant ON event_store.event USING (tenant_id = event_store.current_tenant());
-CREATE POLICY own_tenant ON event_store.command USING (tenant_id = event_store.current_tenant());
+CREATE POLICY own_tenant ON event_store.event USING (tenant_number = (SELECT event_store.current_tenant_number()));
+CREATE POLICY own_tenant ON event_store.command USING (tenant_number = (SELECT event_store.current_tenant_number()));
 CREATE POLICY every_tenant ON event_store.event TO daybook_append, daybook_publisher, daybook_projector USING (true);
 CREATE POLICY every_tenant ON event_store.command TO daybook_append USING (true);
 

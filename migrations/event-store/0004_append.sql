@@ -65,6 +65,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_tenant        integer[];
     v_head          bigint;
     v_known_until   bytea[];
     v_streams_until text[];
@@ -78,6 +79,10 @@ BEGIN
     END IF;
     -- Whatever the database's default is: what is acknowledged is on disk.
     PERFORM set_config('synchronous_commit', 'on', true);
+
+    SELECT array_agg(t.number) INTO v_tenant
+    FROM (SELECT unnest(tenant) AS tenant_id) AS k
+    LEFT JOIN LATERAL (SELECT t.number FROM event_store.tenant AS t WHERE t.tenant_id = k.tenant_id) AS t ON true;
 
     -- Lock.
     SELECT l.generation INTO STRICT generation
@@ -96,17 +101,17 @@ BEGIN
         SELECT array_agg(k.key), array_agg(s.stream_id)
         INTO v_known_until, v_streams_until
         FROM (
-            SELECT unnest(tenant[:cardinality(tenant_last_key)]) AS tenant_id, unnest(tenant_last_key) AS last_key,
+            SELECT unnest(v_tenant[:cardinality(tenant_last_key)]) AS tenant, unnest(tenant_last_key) AS last_key,
                    unnest(tenant_last_stream) AS last_stream
         ) AS t
         LEFT JOIN LATERAL (
             SELECT c.key FROM event_store.command AS c
-            WHERE c.partition = p_partition AND c.tenant_id = t.tenant_id AND c.key <= t.last_key
+            WHERE c.partition = p_partition AND c.tenant_number = t.tenant AND c.key <= t.last_key
             ORDER BY c.key DESC LIMIT 1
         ) AS k ON true
         LEFT JOIN LATERAL (
             SELECT e.stream_id FROM event_store.event AS e
-            WHERE e.partition = p_partition AND e.tenant_id = t.tenant_id AND e.stream_id <= t.last_stream
+            WHERE e.partition = p_partition AND e.tenant_number = t.tenant AND e.stream_id <= t.last_stream
             ORDER BY e.stream_id DESC LIMIT 1
         ) AS s ON true;
     END IF;
@@ -122,7 +127,7 @@ BEGIN
     LEFT JOIN LATERAL (
         SELECT e.event_id, e.stream_version, e.position
         FROM event_store.event AS e
-        WHERE e.partition = p_partition AND e.tenant_id = append.tenant[c.tenant] AND e.stream_id = c.stream_id
+        WHERE e.partition = p_partition AND e.tenant_number = v_tenant[c.tenant] AND e.stream_id = c.stream_id
           AND coalesce(c.stream_id COLLATE "C" <= v_streams_until[c.tenant], true)
         ORDER BY e.stream_version DESC LIMIT 1
     ) AS n ON true;
@@ -136,7 +141,7 @@ BEGIN
         ) AS k
         CROSS JOIN LATERAL (
             SELECT FROM event_store.command AS c
-            WHERE c.partition = p_partition AND c.tenant_id = append.tenant[k.tenant] AND c.key = k.key
+            WHERE c.partition = p_partition AND c.tenant_number = v_tenant[k.tenant] AND c.key = k.key
               AND coalesce(k.key <= v_known_until[k.tenant], true)
             LIMIT 1
         ) AS is_known
@@ -160,10 +165,10 @@ BEGIN
 
     -- Write.
     INSERT INTO event_store.event (
-        position, stream_version, recorded_at, partition, schema_version, tenant_id, event_id, category, stream_id,
+        position, stream_version, recorded_at, partition, tenant_number, schema_version, event_id, category, stream_id,
         event_type, payload, metadata)
     SELECT append.first_position[e.chain] + e.index, append.newest_version[e.chain] + 1 + e.index, append.recorded_at,
-           p_partition, e.schema_version, append.tenant[chain_tenant[e.chain]], e.id, chain_category[e.chain],
+           p_partition, v_tenant[chain_tenant[e.chain]], e.schema_version, e.id, chain_category[e.chain],
            chain_stream[e.chain], e.type, e.payload, command_metadata[e.command]
     FROM (
         SELECT e.command, command_chain[e.command] AS chain, e.index, e.id, e.type, e.schema_version, e.payload
@@ -188,13 +193,13 @@ BEGIN
 
     -- Whoever has looked for keys holds both tables until it commits, so that they do not take turns meanwhile.
     INSERT INTO event_store.command (
-        position, fingerprint, partition, event_count, tenant_id, key_table, key, outcome)
+        position, fingerprint, partition, tenant_number, event_count, key_table, key, outcome)
     SELECT CASE
                WHEN k.events > 0 THEN append.first_position[k.chain] + k.events_before
                WHEN k.events_before > 0 THEN append.first_position[k.chain] + k.events_before - 1
                ELSE append.newest_position[k.chain]
            END,
-           k.fingerprint, p_partition, k.events, append.tenant[chain_tenant[k.chain]],
+           k.fingerprint, p_partition, v_tenant[chain_tenant[k.chain]], k.events,
            (SELECT t.key_table FROM event_store.current_key_table AS t WHERE t.is_only_row), k.key,
            CASE WHEN k.events = 0 THEN json_build_object(
                'stream_id', chain_stream[k.chain],
@@ -242,9 +247,10 @@ BEGIN
         SELECT k.ord, c.fingerprint, c.position, c.event_count, c.outcome, e.event_id, e.stream_id, e.stream_version,
                e.recorded_at
         FROM unnest(p_tenant, p_key) WITH ORDINALITY AS k(tenant_id, key, ord)
+        JOIN event_store.tenant AS t ON t.tenant_id = k.tenant_id
         CROSS JOIN LATERAL (
             SELECT c.* FROM event_store.command AS c
-            WHERE c.partition = p_partition AND c.tenant_id = k.tenant_id AND c.key = k.key
+            WHERE c.partition = p_partition AND c.tenant_number = t.number AND c.key = k.key
             LIMIT 1
         ) AS c
         LEFT JOIN event_store.event AS e

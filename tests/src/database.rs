@@ -91,6 +91,17 @@ impl Database {
         self.cluster.superuser_url(&self.name)
     }
 
+    /// Makes tenants of the first partition, named after their ids, without keys: for tests that use the log itself.
+    ///
+    /// # Errors
+    /// When one is there already.
+    pub async fn add_tenants(&self, ids: &[Uuid]) -> anyhow::Result<()> {
+        let add = "INSERT INTO event_store.tenant (tenant_id, name, partition) SELECT id, id::text, 0 FROM unnest($1) AS id";
+        let mut connection = PgConnection::connect(&self.superuser_url()).await?;
+        sqlx::query(add).bind(ids).execute(&mut connection).await?;
+        Ok(())
+    }
+
     /// The log, for an appender.
     ///
     /// # Errors

@@ -121,6 +121,7 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
     let cluster = test_cluster().await?;
     for seed in 0..4 {
         let database = Database::create(&cluster).await?;
+        database.add_tenants(&[TENANT]).await?;
         let log = database.log().await?;
         let mut model = Model::new(JudgedBy::EventId);
         let mut history = History {

@@ -38,7 +38,7 @@ pub struct RecordedEvent {
 }
 
 impl RecordedEvent {
-    /// Reads a row with the columns of `event_store.event`.
+    /// Reads a row with the columns of `event_store.event`, but for the tenant's id in place of its number.
     pub(crate) fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             partition: row.try_get("partition")?,
@@ -72,7 +72,7 @@ pub struct Metadata {
     /// The event or command that caused this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<String>,
-    /// The credential that was used ("key:dbk_live_ab12cd34").
+    /// The credential that was used ("key:ab12cd34").
     #[serde(skip_serializing_if = "String::is_empty")]
     pub principal: String,
     /// Who asked, as the caller said.

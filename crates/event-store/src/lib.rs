@@ -58,6 +58,5 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("read_log", read::READ_LOG),
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),
-    ("position_at", read::POSITION_AT),
     ("check_append", read::CHECK_APPEND),
 ];

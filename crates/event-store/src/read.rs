@@ -1,4 +1,4 @@
-//! Reads of the log: one stream, a range of positions, a moment.
+//! Reads of the log: one stream, a range of positions.
 
 use std::time::Duration;
 
@@ -52,17 +52,18 @@ pub struct LogHead {
 }
 
 pub(crate) const READ_STREAM: &str = "
-    SELECT partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type, schema_version,
-           payload::text AS payload, metadata::text AS metadata, recorded_at
+    SELECT $2 AS partition, position, $1 AS tenant_id, category, stream_id, stream_version, event_id, event_type,
+           schema_version, payload::text AS payload, metadata::text AS metadata, recorded_at
     FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7)
 ";
 
 pub(crate) const READ_LOG: &str = "
-    SELECT partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type, schema_version,
-           payload::text AS payload, metadata::text AS metadata, recorded_at
-    FROM event_store.event
-    WHERE partition = $1 AND position > $2
-    ORDER BY position
+    SELECT e.partition, e.position, t.tenant_id, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type,
+           e.schema_version, e.payload::text AS payload, e.metadata::text AS metadata, e.recorded_at
+    FROM event_store.event AS e
+    JOIN event_store.tenant AS t ON t.number = e.tenant_number
+    WHERE e.partition = $1 AND e.position > $2
+    ORDER BY e.position
     LIMIT $3
 ";
 
@@ -73,8 +74,6 @@ pub(crate) const HEAD: &str = "
 pub(crate) const PARTITIONS: &str = "
     SELECT partition FROM event_store.log ORDER BY partition
 ";
-
-pub(crate) const POSITION_AT: &str = "SELECT event_store.position_at($1, $2)";
 
 /// How much longer a read may take for each event that it asks for, beside [`LOOKUP_TIMEOUT`].
 const EVENT_TIMEOUT: Duration = Duration::from_millis(1);
@@ -179,19 +178,6 @@ impl EventStore {
             .await
             .map_err(ReadError::while_doing("check whether an append could succeed"))?;
         refusal.map_or(Ok(()), |reason| Err(NotAppendable::Refused(reason)))
-    }
-
-    /// The position of the newest event recorded at or before `moment`, 0 when there is none.
-    pub async fn position_at(&self, partition: i32, moment: OffsetDateTime) -> Result<u64, ReadError> {
-        let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
-            let position = sqlx::query_scalar::<_, i64>(POSITION_AT)
-                .bind(partition)
-                .bind(moment);
-            Box::pin(position.fetch_one(connection))
-        });
-        read.await
-            .map(i64::cast_unsigned)
-            .map_err(ReadError::while_doing("find the position of a moment"))
     }
 }
 

@@ -58,6 +58,13 @@ impl Setup {
             let mut connection = PgConnection::connect(&url).await?;
             daybook_event_store::migrator().run(&mut connection).await?;
             daybook_read_model::migrator().run(&mut connection).await?;
+            // The tenants of `Orders` and of `unknown_event`.
+            sqlx::raw_sql(
+                "INSERT INTO event_store.tenant (tenant_id, name, partition)
+                 SELECT lpad(to_hex(number), 32, '0')::uuid, 't-' || number, 0 FROM generate_series(1, 100) AS number",
+            )
+            .execute(&mut connection)
+            .await?;
             connection.close().await?;
             cluster.enable_login(&ROLES).await?;
             Ok(())
@@ -361,7 +368,7 @@ impl Orders {
         Some(NewCommand {
             tenant_id: self.tenant_id,
             key: Uuid::from_u128(self.random.random()).to_string().into(),
-            fingerprints: vec![Uuid::nil()],
+            fingerprints: vec![0],
             stream_id: order_id.to_string().into(),
             category: State::CATEGORY,
             intent: Intent::Write(decision),
@@ -387,7 +394,7 @@ pub(crate) fn unknown_event() -> NewCommand {
     NewCommand {
         tenant_id: Uuid::from_u128(99),
         key: Uuid::now_v7().to_string().into(),
-        fingerprints: vec![Uuid::nil()],
+        fingerprints: vec![0],
         stream_id: "ord_unknown".into(),
         category: State::CATEGORY,
         intent: Intent::Write(Decision {

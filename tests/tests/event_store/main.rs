@@ -30,6 +30,8 @@ impl Log {
         use sqlx::Connection as _;
         let cluster = test_cluster().await?;
         let database = Database::create(&cluster).await?;
+        let tenants: Vec<Uuid> = (1..6).map(Uuid::from_u128).collect();
+        database.add_tenants(&tenants).await?;
         let connection = PgConnection::connect(&database.url("daybook_command")).await?;
         Ok(Self {
             database,

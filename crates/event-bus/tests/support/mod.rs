@@ -271,9 +271,12 @@ pub(crate) async fn eventually(
     Ok(())
 }
 
+/// Whose events they are.
+const TENANT: Uuid = Uuid::from_u128(0xda_1b00c);
+
 fn command(number: u64, payloads: Vec<String>) -> NewCommand {
     NewCommand {
-        tenant_id: Uuid::from_u128(0xda_1b00c),
+        tenant_id: TENANT,
         key: format!("key-{number}").into(),
         fingerprints: vec![0],
         stream_id: format!("ord_{number}").into(),
@@ -308,6 +311,10 @@ async fn database(cluster: &TestCluster) -> anyhow::Result<String> {
         .ensure_template(&template, async |url| -> anyhow::Result<()> {
             let mut connection = PgConnection::connect(&url).await?;
             daybook_event_store::migrator().run(&mut connection).await?;
+            sqlx::query("INSERT INTO event_store.tenant (tenant_id, name, partition) VALUES ($1, 'test', 0)")
+                .bind(TENANT)
+                .execute(&mut connection)
+                .await?;
             Ok(connection.close().await?)
         })
         .await?;

@@ -53,14 +53,14 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
             Appender::new(servers.database.log().await?, 0, AppenderOptions::default(), None);
         let task = tokio::spawn(appending);
         let appender = Arc::new(appender);
-        let lone = run(&LONE, options, &appender).await?;
+        let lone = run(&LONE, options, servers, &appender).await?;
         report.note(
             "append: one writer, p50",
             lone.quantile_ms(0.5),
             "ms",
             Goal::AtMost(0.3),
         );
-        let crowd = run(&CROWD, options, &appender).await?;
+        let crowd = run(&CROWD, options, servers, &appender).await?;
         report.note(
             "append: 64 in flight, p99",
             crowd.quantile_ms(0.99),
@@ -68,9 +68,9 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
             Goal::AtMost(12.0),
         );
         report.note("append: 64 in flight", crowd.rate(), "appends/s", Goal::None);
-        let one = run(&ONE, options, &appender).await?.rate();
+        let one = run(&ONE, options, servers, &appender).await?.rate();
         report.note(ONE.name, one, "appends/s", Goal::AtLeast(75_000.0));
-        let ten = run(&TEN, options, &appender).await?.rate() * 10.0;
+        let ten = run(&TEN, options, servers, &appender).await?.rate() * 10.0;
         report.note(TEN.name, ten, "events/s", Goal::AtLeast(60_000.0));
         if let Some(copy) = report.median(raw::COPY) {
             report.note(
@@ -92,8 +92,14 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
     Ok(())
 }
 
-async fn run(shape: &Shape, options: &Options, appender: &Arc<Appender>) -> anyhow::Result<Load> {
+async fn run(
+    shape: &Shape,
+    options: &Options,
+    servers: &Servers,
+    appender: &Arc<Appender>,
+) -> anyhow::Result<Load> {
     let (tenant_id, events) = (Uuid::now_v7(), shape.events_each);
+    servers.database.add_tenants(&[tenant_id]).await?;
     let append = move |appender: Arc<Appender>| async move {
         let verdict = appender.append(command(tenant_id, new_key(), events)).await?;
         anyhow::ensure!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");

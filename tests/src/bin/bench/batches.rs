@@ -38,9 +38,11 @@ pub(crate) struct Batches {
 
 impl Batches {
     pub(crate) async fn connect(servers: &Servers) -> anyhow::Result<Self> {
+        let tenant_id = Uuid::now_v7();
+        servers.database.add_tenants(&[tenant_id]).await?;
         Ok(Self {
             connection: PgConnection::connect(&servers.database.url("daybook_command")).await?,
-            tenant_id: Uuid::now_v7(),
+            tenant_id,
         })
     }
 

@@ -85,12 +85,9 @@ pub(crate) async fn fill_segments(superuser: &PgPool) -> anyhow::Result<()> {
 
 async fn copy(superuser: &PgPool) -> anyhow::Result<f64> {
     fresh_table(superuser).await?;
-    let tenant = Uuid::now_v7();
-    let rows: Vec<String> = (0..COPY_ROWS / COPY_CHUNK_ROWS)
-        .map(|chunk| rows(tenant, chunk))
-        .collect();
+    let rows: Vec<String> = (0..COPY_ROWS / COPY_CHUNK_ROWS).map(rows).collect();
     let started = Instant::now();
-    let mut copy = superuser.copy_in_raw("COPY raw_event (partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type, schema_version, payload, metadata, recorded_at) FROM STDIN").await?;
+    let mut copy = superuser.copy_in_raw("COPY raw_event (partition, position, tenant_number, category, stream_id, stream_version, event_id, event_type, schema_version, payload, metadata, recorded_at) FROM STDIN").await?;
     for chunk in rows {
         copy.send(chunk.into_bytes()).await?;
     }
@@ -98,13 +95,13 @@ async fn copy(superuser: &PgPool) -> anyhow::Result<f64> {
     Ok(COPY_ROWS as f64 / started.elapsed().as_secs_f64())
 }
 
-fn rows(tenant: Uuid, chunk: usize) -> String {
+fn rows(chunk: usize) -> String {
     let mut text = String::new();
     for row in 1..=COPY_CHUNK_ROWS {
         let position = chunk * COPY_CHUNK_ROWS + row;
         writeln!(
             text,
-            "0\t{position}\t{tenant}\torder\t{}\t1\t{}\torder.placed\t2\t{PAYLOAD}\t{METADATA}\t2026-11-01T00:00:00Z",
+            "0\t{position}\t1\torder\t{}\t1\t{}\torder.placed\t2\t{PAYLOAD}\t{METADATA}\t2026-11-01T00:00:00Z",
             daybook_tests::orders::new_order_id(),
             Uuid::now_v7(),
         )
@@ -124,14 +121,12 @@ async fn inserts(options: &Options, servers: &Servers, superuser: &PgPool) -> an
         .test_before_acquire(false)
         .connect(&servers.database.superuser_url())
         .await?;
-    let tenant = Uuid::now_v7();
     let insert = move |pool: PgPool| async move {
         sqlx::query(
-            "INSERT INTO raw_event (partition, position, tenant_id, category, stream_id, stream_version, event_id, event_type,
-                                    schema_version, payload, metadata, recorded_at)
-             VALUES (0, nextval('raw_position'), $1, 'order', $2, 1, $3, 'order.placed', 2, $4::json, $5::json, now())",
+            "INSERT INTO raw_event (partition, position, tenant_number, category, stream_id, stream_version, event_id,
+                                    event_type, schema_version, payload, metadata, recorded_at)
+             VALUES (0, nextval('raw_position'), 1, 'order', $1, 1, $2, 'order.placed', 2, $3::json, $4::json, now())",
         )
-        .bind(tenant)
         .bind(daybook_tests::orders::new_order_id())
         .bind(Uuid::now_v7())
         .bind(PAYLOAD)
