@@ -231,7 +231,7 @@ async fn tables_take_turns_under_load_and_no_key_since_the_turn_before_is_lost()
     }
     assert!(young > 0, "nothing was written between the last two turns");
     let in_both: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM event_store.command_0 JOIN event_store.command_1 USING (partition, tenant_id, key)",
+        "SELECT count(*) FROM event_store.command_0 JOIN event_store.command_1 USING (partition, tenant_number, key)",
     )
     .fetch_one(&log.database.superuser().await?)
     .await?;
