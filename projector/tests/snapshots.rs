@@ -5,21 +5,16 @@ mod support;
 
 use daybook_projector::batch::Decoded;
 use daybook_projector::runner::Runner;
-use daybook_read_model::{CustomerTotals, ReadModel};
+use daybook_read_model::{CustomerTotals, ReadModel, StockLevels};
+use uuid::Uuid;
 
-use support::{Orders, Setup, eventually, hold};
+use support::{Orders, Setup, append_stock, eventually, hold};
 
 /// Batches that are counted, before and after.
 const COUNTED: usize = 100;
 
 /// Batches between.
 const BATCHES: usize = 3_000;
-
-/// What reads ask, of the tenant of `Orders::of(1, 41)`. Each is a probe for a row that thousands of dead ones lie behind.
-const READS: [&str; 2] = [
-    "SELECT position FROM read_model.checkpoint WHERE projection = 'customer_totals'",
-    "SELECT * FROM read_model.find_customer_totals('00000000-0000-0000-0000-00000000002a', 'customer-0')",
-];
 
 /// Applies a batch for each event, and counts the blocks that a batch touches.
 async fn blocks_per_batch<M: ReadModel>(setup: &Setup, events: &[Decoded]) -> i64 {
@@ -65,17 +60,13 @@ async fn blocks_of(setup: &Setup, statement: &str) -> i64 {
     touched
 }
 
-#[tokio::test]
-async fn thousands_of_batches_under_a_held_snapshot_make_neither_batches_nor_reads_dearer() {
-    let setup = Setup::new().await;
+/// Applies batches to a read model before, during and after thousands under a held snapshot, and compares. Each of `reads` is
+/// a probe for a row that thousands of dead ones lie behind.
+async fn assert_no_dearer<M: ReadModel>(setup: &Setup, reads: &[&str]) {
     // Nothing but batches is to be counted.
-    for table in ["customer_totals_g1", "checkpoint_step", "fence", "lease"] {
+    for table in [&format!("{}_g1", M::NAME), "checkpoint_step", "fence", "lease"] {
         let alter = format!("ALTER TABLE read_model.{table} SET (autovacuum_enabled = off)");
         setup.execute(&alter).await;
-    }
-    let mut orders = Orders::of(1, 41);
-    while (setup.head().await as usize) < BATCHES + 2 * COUNTED {
-        orders.append(&setup, 500).await;
     }
     let log: Vec<_> = setup.log().await.iter().map(Decoded::new).collect();
     let (first, rest) = log.split_at(COUNTED);
@@ -90,27 +81,54 @@ async fn thousands_of_batches_under_a_held_snapshot_make_neither_batches_nor_rea
         .await
         .expect("a snapshot");
 
-    let batch_before = blocks_per_batch::<CustomerTotals>(&setup, first).await;
+    let batch_before = blocks_per_batch::<M>(setup, first).await;
     let mut reads_before = Vec::new();
-    for read in READS {
-        reads_before.push(blocks_of(&setup, read).await);
+    for read in reads {
+        reads_before.push(blocks_of(setup, read).await);
     }
-    blocks_per_batch::<CustomerTotals>(&setup, many).await;
+    blocks_per_batch::<M>(setup, many).await;
     // Statistics count one live row, which makes reading the whole table look cheap.
     setup.execute("ANALYZE").await;
 
-    let batch = blocks_per_batch::<CustomerTotals>(&setup, &rest[..COUNTED]).await;
+    let batch = blocks_per_batch::<M>(setup, &rest[..COUNTED]).await;
     // An index of thousands of entries is a level higher than one of a hundred.
     assert!(
         batch <= batch_before * 3 / 2,
         "a batch touches {batch} blocks, before it were {batch_before}"
     );
-    for (read, before) in READS.into_iter().zip(reads_before) {
-        let now = blocks_of(&setup, read).await;
+    for (read, before) in reads.iter().zip(reads_before) {
+        let now = blocks_of(setup, read).await;
         assert!(
             now <= before + 4,
             "{read} touches {now} blocks, before it were {before}"
         );
     }
     holder.rollback().await.expect("it was only held");
+}
+
+#[tokio::test]
+async fn thousands_of_batches_under_a_held_snapshot_make_neither_batches_nor_reads_of_totals_dearer() {
+    let setup = Setup::new().await;
+    let mut orders = Orders::of(1, 41);
+    while (setup.head().await as usize) < BATCHES + 2 * COUNTED {
+        orders.append(&setup, 500).await;
+    }
+    let reads = [
+        "SELECT position FROM read_model.checkpoint WHERE projection = 'customer_totals'",
+        "SELECT * FROM read_model.find_customer_totals('00000000-0000-0000-0000-00000000002a', 'customer-0')",
+    ];
+    assert_no_dearer::<CustomerTotals>(&setup, &reads).await;
+}
+
+#[tokio::test]
+async fn a_busy_stock_item_under_a_held_snapshot_makes_neither_batches_nor_reads_of_levels_dearer() {
+    let setup = Setup::new().await;
+    append_stock(&setup, Uuid::from_u128(42), BATCHES + 2 * COUNTED).await;
+    let reads = [
+        "SELECT l.* FROM event_store.event AS e,
+                read_model.find_stock_level('00000000-0000-0000-0000-00000000002a', e.stream_id) AS l
+         WHERE e.partition = 0 AND e.position = 1",
+        "SELECT * FROM read_model.list_stock_levels('00000000-0000-0000-0000-00000000002a', '', 10)",
+    ];
+    assert_no_dearer::<StockLevels>(&setup, &reads).await;
 }

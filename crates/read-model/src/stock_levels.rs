@@ -97,8 +97,25 @@ pub async fn list(
 const LOAD: &str = "
     SELECT s.tenant_id, s.stock_item_id, s.sku, s.version, s.position, s.on_hand, s.reserved, s.updated_at
     FROM unnest($1::uuid[], $2::text[]) AS k (tenant_id, stock_item_id)
-    JOIN read_model.stock_levels_g{generation} AS s
-         ON s.tenant_id = k.tenant_id AND s.stock_item_id = k.stock_item_id
+    CROSS JOIN LATERAL (
+        SELECT * FROM read_model.stock_levels_g{generation} AS r
+        WHERE r.tenant_id = k.tenant_id AND r.stock_item_id = k.stock_item_id
+        ORDER BY r.position DESC LIMIT 1
+    ) AS s
+";
+
+/// What the rows to be inserted replace, found as in `customer_totals`.
+const REPLACE: &str = "
+    WITH replaced AS (
+        DELETE FROM read_model.stock_levels_g{generation} AS t
+        USING unnest($1::uuid[], $2::text[], $5::bigint[]) AS k (tenant_id, stock_item_id, position)
+        CROSS JOIN LATERAL (
+            SELECT r.ctid FROM read_model.stock_levels_g{generation} AS r
+            WHERE r.tenant_id = k.tenant_id AND r.stock_item_id = k.stock_item_id AND r.position < k.position
+            ORDER BY r.position DESC LIMIT 1
+        ) AS newest
+        WHERE t.ctid = newest.ctid
+    )
 ";
 
 const INSERT: &str = "
@@ -108,12 +125,8 @@ const INSERT: &str = "
            unnest($6::bigint[]), unnest($7::bigint[]), unnest($8::timestamptz[])
 ";
 
-const OVERWRITE: &str = "
-    ON CONFLICT (tenant_id, stock_item_id) DO UPDATE
-    SET sku = excluded.sku, version = excluded.version, position = excluded.position, on_hand = excluded.on_hand,
-        reserved = excluded.reserved, updated_at = excluded.updated_at
-    WHERE s.position < excluded.position
-";
+/// A row of the same position is the same row.
+const OVERWRITE: &str = "ON CONFLICT DO NOTHING";
 
 const DELETE: &str = "
     DELETE FROM read_model.stock_levels_g{generation} AS s
@@ -127,6 +140,7 @@ impl ReadModel for StockLevels {
     type Key = StreamKey;
     type Row = Row;
     const INSERT: &'static str = INSERT;
+    const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
     const STATEMENTS: &'static [(&'static str, &'static str)] = &[
         ("stock_levels.find", FIND),
@@ -139,8 +153,9 @@ impl ReadModel for StockLevels {
         matches!(event.body, Body::Stock(_)).then(|| StreamKey::of(event))
     }
 
-    fn opens(event: &Event) -> bool {
-        event.stream_version == 1
+    /// Positions end the key, so a row of an event that is delivered again would not be refused but stand beside the newer one.
+    fn opens(_: &Event) -> bool {
+        false
     }
 
     fn key(row: &Row) -> StreamKey {

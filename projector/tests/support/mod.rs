@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::event::Event as _;
-use daybook_domain::ids::{OrderId, Reason};
+use daybook_domain::event;
+use daybook_domain::ids::{OrderId, Reason, Sku, StockItemId};
 use daybook_domain::money::{Currency, Money};
-use daybook_domain::order::{self, Command, NewLine, State};
+use daybook_domain::order::{Command, NewLine, State};
+use daybook_domain::stock;
 use daybook_event_bus::Bus;
 use daybook_event_store::{Decision, EventStore, Intent, Metadata, NewCommand, NewEvent, RecordedEvent};
 use daybook_projector::checkpoint::{self, Claim, Key, Lease};
@@ -376,12 +377,52 @@ impl Orders {
     }
 }
 
-fn event(random: &mut StdRng, event: &order::Event) -> NewEvent {
+fn event(random: &mut StdRng, event: &impl event::Event) -> NewEvent {
     NewEvent {
         event_id: Uuid::from_u128(random.random()),
         event_type: event.event_type(),
         schema_version: event.schema_version(),
         payload: event.encode(),
+    }
+}
+
+/// A stock item that is registered and then receives goods, one at a time: so many events, appended in batches.
+pub(crate) async fn append_stock(setup: &Setup, tenant_id: Uuid, events: usize) {
+    let mut random = StdRng::seed_from_u64(17);
+    let sku: Sku = text("PEN-FINE");
+    let stream_id: Arc<str> = StockItemId::of(&sku).to_string().into();
+    let (mut state, mut newest) = (stock::State::default(), None);
+    let mut left = std::iter::once(stock::Command::Register { sku }).chain(std::iter::repeat_with(|| {
+        stock::Command::Receive {
+            quantity: 1,
+            reference: None,
+        }
+    }));
+    for batch in (0..events).collect::<Vec<_>>().chunks(500) {
+        let mut commands = Vec::new();
+        for command in left.by_ref().take(batch.len()) {
+            let decided = state.decide(command).expect("it is granted");
+            state = decided.iter().fold(state, stock::State::evolve);
+            let decision = Decision {
+                decided_on: newest,
+                metadata: Metadata::default().encode(),
+                events: decided
+                    .iter()
+                    .map(|decided| event(&mut random, decided))
+                    .collect(),
+                rejection: None,
+            };
+            newest = decision.leads_to();
+            commands.push(NewCommand {
+                tenant_id,
+                key: Uuid::from_u128(random.random()).to_string().into(),
+                fingerprints: vec![0],
+                stream_id: Arc::clone(&stream_id),
+                category: stock::State::CATEGORY,
+                intent: Intent::Write(decision),
+            });
+        }
+        setup.append(commands).await;
     }
 }
 
