@@ -7,10 +7,6 @@
 //! 3. The JetStream stream agrees with the log event by event ([`bus`]).
 //! 4. Every read model equals a fresh fold of the log, row by row ([`read_models`]).
 
-mod meaning;
-mod orders;
-mod stock;
-
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, ensure};
@@ -20,6 +16,7 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use daybook_event_bus::message;
 use daybook_event_store::{EventStore, RecordedEvent};
 use daybook_read_model::{Change, Event, Generation, ReadModel, checkpoint, each_read_model};
+pub use daybook_simulation::meaning::log;
 use futures::StreamExt as _;
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -54,47 +51,6 @@ pub async fn caught_up(superuser: &PgPool) -> anyhow::Result<u64> {
     })
     .await?;
     Ok(head)
-}
-
-/// Positions and versions have no holes, times do not go back, and each event follows from those before it in its stream.
-///
-/// # Errors
-/// The first place where they do.
-pub fn log(events: &[RecordedEvent]) -> anyhow::Result<()> {
-    let mut versions = HashMap::new();
-    let mut ids = HashMap::new();
-    let mut newest = None;
-    let mut streams = meaning::Streams::default();
-    for (index, event) in events.iter().enumerate() {
-        ensure!(
-            event.position == index as u64 + 1,
-            "position {} comes at place {}",
-            event.position,
-            index + 1
-        );
-        let version: &mut u64 = versions
-            .entry((event.tenant_id, event.stream_id.as_str()))
-            .or_default();
-        *version += 1;
-        ensure!(
-            event.stream_version == *version,
-            "version {} of {} comes where {version} is next",
-            event.stream_version,
-            event.stream_id
-        );
-        ensure!(
-            newest.is_none_or(|newest| event.recorded_at >= newest),
-            "time goes back at position {}",
-            event.position
-        );
-        newest = Some(event.recorded_at);
-        ensure!(
-            ids.insert(event.event_id, event.position).is_none(),
-            "an event's id is used twice"
-        );
-        streams.take(event)?;
-    }
-    Ok(())
 }
 
 /// What callers were told is what is in the log.

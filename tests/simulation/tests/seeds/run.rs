@@ -16,13 +16,13 @@ use daybook_domain::order::{self, Command, NewLine};
 use daybook_event_store::{
     Appender, AppenderOptions, BatchLimits, Metadata, NotAdmitted, Receipt, RecordedEvent,
 };
-use daybook_tests::check;
+use daybook_simulation::meaning;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::world::{Met, World};
-use daybook_tests::model::JudgedBy;
+use daybook_simulation::model::JudgedBy;
 
 const TENANT: Uuid = Uuid::from_u128(1);
 
@@ -306,7 +306,7 @@ fn command(world: &World, order_id: OrderId, number: u32) -> Command {
 /// The log means something, and everybody was told the truth about it.
 fn check(world: &World, ledger: &Ledger) -> anyhow::Result<()> {
     let model = world.model();
-    check::log(&model.events)?;
+    meaning::log(&model.events)?;
     let mut by_key = HashMap::<String, Vec<&RecordedEvent>>::new();
     for event in &model.events {
         by_key

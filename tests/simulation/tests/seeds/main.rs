@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::world::Met;
-use daybook_tests::model::JudgedBy;
+use daybook_simulation::model::JudgedBy;
 
 /// How many seeds are tried.
 const SEEDS: u64 = 100_000;

@@ -16,7 +16,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use daybook_tests::model::{JudgedBy, Model};
+use daybook_simulation::model::{JudgedBy, Model};
 
 /// The longest way to the log and back, each.
 const DELAY_MAX: Duration = Duration::from_millis(8);
