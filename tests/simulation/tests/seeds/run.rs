@@ -1,49 +1,51 @@
-//! One seed: several processes, their callers, and what must be true of the log afterwards.
+//! One seed: several processes, their callers, and what each of them was told.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::ensure;
 use daybook_command_svc::mailbox::{Envelope, HandleError, LoadShares, MailboxMetrics, Mailboxes, Outcome};
 use daybook_command_svc::partitions::{Partition, Partitions};
-use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, Reason, Sku};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{self, Command, NewLine};
-use daybook_event_store::{
-    Appender, AppenderOptions, BatchLimits, Metadata, NotAdmitted, Receipt, RecordedEvent,
-};
-use daybook_simulation::meaning;
+use daybook_event_store::{Appender, AppenderOptions, BatchLimits, Metadata};
+use daybook_simulation::model::JudgedBy;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
+use crate::judge;
 use crate::world::{Met, World};
-use daybook_simulation::model::JudgedBy;
 
-const TENANT: Uuid = Uuid::from_u128(1);
+pub(crate) const TENANT: Uuid = Uuid::from_u128(1);
 
 /// Within this time callers begin.
 const BEGIN_WITHIN: Duration = Duration::from_millis(60);
 
+/// How often a caller sends a command, at the most.
+const SENDS_MAX: u32 = 4;
+
 /// An answer that takes longer never comes.
 const ANSWER_WITHIN: Duration = Duration::from_secs(600);
 
+/// How long after the last fault nothing of it is left.
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
+
 /// A command as a caller sends it, again and again under one key.
 #[derive(Debug, Clone)]
-struct Sent {
-    key: Arc<str>,
-    order: OrderId,
-    command: Command,
-    expected_version: Option<u64>,
+pub(crate) struct Sent {
+    pub(crate) key: Arc<str>,
+    pub(crate) order: OrderId,
+    pub(crate) command: Command,
+    pub(crate) expected_version: Option<u64>,
 }
 
 impl Sent {
     /// Other content gives another fingerprint. The order's id is not part of it where the service makes it.
-    fn fingerprint(&self) -> i64 {
+    pub(crate) fn fingerprint(&self) -> i64 {
         let mut hash = DefaultHasher::new();
         match &self.command {
             Command::Place { lines, .. } => format!("{lines:?}").hash(&mut hash),
@@ -72,113 +74,195 @@ impl Sent {
     }
 }
 
-/// What callers were told.
-#[derive(Default)]
-struct Ledger(Mutex<Vec<(Sent, Receipt)>>);
-
-struct Process {
-    mailboxes: Mailboxes<order::State>,
+/// What came of one send.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) sent: Sent,
+    /// `None` when the caller went away.
+    pub(crate) answer: Option<Result<Outcome, HandleError>>,
+    /// The newest position when it was sent and when it was answered.
+    pub(crate) head: RangeInclusive<u64>,
 }
 
-/// Runs one seed and checks the log that it leaves.
+impl Told {
+    /// Whether the caller was told that nothing was recorded.
+    pub(crate) fn is_refused(&self) -> bool {
+        use HandleError::{Contended, KeyReused, NotAdmitted, NotFound, VersionConflict};
+        matches!(
+            self.answer,
+            Some(Err(VersionConflict { .. }
+                | KeyReused
+                | NotFound
+                | NotAdmitted(_)
+                | Contended))
+        )
+    }
+
+    fn is_known(&self) -> bool {
+        matches!(self.answer, Some(Ok(_))) || self.is_refused()
+    }
+
+    fn count(&self, met: &Met) {
+        match &self.answer {
+            None => Met::count(&met.cancelled),
+            Some(Ok(outcome)) => {
+                if outcome.is_replay {
+                    Met::count(&met.replays);
+                }
+                if outcome.receipt.rejection.is_some() {
+                    Met::count(&met.refusals);
+                }
+            }
+            Some(Err(_)) if self.is_refused() => Met::count(&met.not_recorded),
+            Some(Err(_)) => Met::count(&met.unknown),
+        }
+    }
+}
+
+/// Those who send commands.
+#[derive(Clone)]
+struct Callers {
+    world: World,
+    processes: Arc<[Mailboxes<order::State>]>,
+    told: Arc<Mutex<Vec<Told>>>,
+}
+
+/// Runs one seed and judges what it leaves.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyhow::Result<()> {
+pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyhow::Result<judge::Digest> {
     let world = World::new(seed, judged_by, Arc::clone(met));
-    let (mut processes, mut appending) = (Vec::new(), JoinSet::new());
-    for _ in 0..2 + world.below(2) {
-        let options = AppenderOptions {
-            commands_max: 128,
-            bytes_max: 1 << 20,
-            batch: BatchLimits {
-                commands_max: 1 + world.below(6) as usize,
-                ..AppenderOptions::default().batch
-            },
-            retry_for: Duration::from_millis(u64::from(world.below(300))),
-        };
-        let (appender, task) = Appender::new(world.clone(), 0, options, None);
-        appending.spawn(task);
-        let streams = Arc::new(world.clone());
-        let partitions: Partitions = [Partition {
-            streams,
-            loads: Arc::new(LoadShares::new(2)),
-            appender,
-        }]
-        .into_iter()
-        .collect();
-        let mailboxes = Mailboxes::new(partitions, Arc::new(MailboxMetrics::default()));
-        processes.push(Process { mailboxes });
-    }
-    let ledger = Arc::new(Ledger::default());
+    let mut appending = JoinSet::new();
+    let processes = (0..2 + world.below(2)).map(|_| process(&world, &mut appending));
+    let callers = Callers {
+        processes: processes.collect(),
+        world: world.clone(),
+        told: Arc::default(),
+    };
     let orders: Vec<OrderId> = (1..=1 + u128::from(world.below(2)))
         .map(|number| OrderId::from_uuid(Uuid::from_u128(number)))
         .collect();
-    call(&world, &processes, &ledger, &orders).await?;
+    let unknown = callers.call(&orders).await?;
 
-    // Whatever happened, each process goes on once its answers come.
+    // Whatever happened, everybody who asks is answered once answers come, and each process goes on.
     world.heal();
-    sleep(Duration::from_secs(5)).await;
-    for (process, order) in processes
-        .iter()
-        .flat_map(|one| orders.iter().map(move |order| (one, *order)))
+    sleep(HEALED_WITHIN).await;
+    for sent in unknown {
+        let is_known = callers.send(callers.any(), &sent, None).await?;
+        ensure!(is_known, "what became of {} is not known after healing", sent.key);
+    }
+    for (process, order) in
+        (0..callers.processes.len()).flat_map(|one| orders.iter().map(move |id| (one, *id)))
     {
         let sent = Sent {
-            key: Uuid::from_u128(rand::random()).to_string().into(),
+            key: format!("confirm-{process}-{order}").into(),
             order,
             command: Command::Confirm,
             expected_version: None,
         };
-        match process.mailboxes.handle(sent.envelope()).await {
-            Ok(outcome) => note(&world, &ledger, sent, outcome),
-            Err(HandleError::NotFound) => {
-                let id = order.to_string();
-                ensure!(
-                    world.model().page(TENANT, &id, 1, 1).is_empty(),
-                    "{id} is there and was not found"
-                );
-            }
-            Err(error) => bail!("after healing, order {order} answers: {error:?}"),
-        }
+        let is_known = callers.send(process, &sent, None).await?;
+        ensure!(is_known, "process {process} does not go on after healing");
     }
+    let Callers { processes, told, .. } = callers;
     drop(processes);
     while let Some(ended) = appending.join_next().await {
         ended?;
     }
-    check(&world, &ledger)
+    let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+    judge::judge(&world.model(), &told)
 }
 
-/// Has callers send commands to whichever process they like, go away, and send again.
-async fn call(
-    world: &World,
-    processes: &[Process],
-    ledger: &Arc<Ledger>,
-    orders: &[OrderId],
-) -> anyhow::Result<()> {
-    let mut sent_before: Vec<Sent> = Vec::new();
-    let mut callers = JoinSet::new();
-    for number in 0..8 + world.below(16) {
-        let sent = match world.below(6) {
-            0 if !sent_before.is_empty() => again(world, &sent_before, orders),
-            _ => new(world, orders, number),
+fn process(world: &World, appending: &mut JoinSet<()>) -> Mailboxes<order::State> {
+    let options = AppenderOptions {
+        commands_max: 128,
+        bytes_max: 1 << 20,
+        batch: BatchLimits {
+            commands_max: 1 + world.below(6) as usize,
+            ..AppenderOptions::default().batch
+        },
+        retry_for: Duration::from_millis(u64::from(world.below(300))),
+    };
+    let (appender, task) = Appender::new(world.session(), 0, options, None);
+    appending.spawn(task);
+    let partition = Partition {
+        streams: Arc::new(world.clone()),
+        loads: Arc::new(LoadShares::new(2)),
+        appender,
+    };
+    let partitions: Partitions = [partition].into_iter().collect();
+    Mailboxes::new(partitions, Arc::new(MailboxMetrics::default()))
+}
+
+impl Callers {
+    /// Has callers send commands to whichever process they like, go away, and send again. What is left are commands whose
+    /// callers gave up without knowing what became of them.
+    async fn call(&self, orders: &[OrderId]) -> anyhow::Result<Vec<Sent>> {
+        let world = &self.world;
+        let mut sent_before: Vec<Sent> = Vec::new();
+        let mut calls = JoinSet::new();
+        for number in 0..8 + world.below(16) {
+            let sent = match world.below(6) {
+                0 if !sent_before.is_empty() => again(world, &sent_before, orders),
+                _ => new(world, orders, number),
+            };
+            sent_before.push(sent.clone());
+            let begin = world.up_to(BEGIN_WITHIN);
+            calls.spawn(self.clone().send_until_known(sent, begin));
+        }
+        let mut unknown = Vec::new();
+        while let Some(called) = calls.join_next().await {
+            unknown.extend(called??);
+        }
+        Ok(unknown)
+    }
+
+    /// Sends a command until there is an answer, or gives up.
+    async fn send_until_known(self, sent: Sent, begin: Duration) -> anyhow::Result<Option<Sent>> {
+        sleep(begin).await;
+        for _ in 0..SENDS_MAX {
+            let patience = self
+                .world
+                .one_in(4)
+                .then(|| self.world.up_to(Duration::from_millis(40)));
+            if self.send(self.any(), &sent, patience).await? {
+                return Ok(None);
+            }
+            if patience.is_some() && self.world.one_in(2) {
+                break;
+            }
+        }
+        Ok(Some(sent))
+    }
+
+    fn any(&self) -> usize {
+        let processes = u32::try_from(self.processes.len()).expect("there are few");
+        self.world.below(processes) as usize
+    }
+
+    /// Sends a command to a process and notes what it is told; whether that tells what became of it.
+    async fn send(&self, process: usize, sent: &Sent, patience: Option<Duration>) -> anyhow::Result<bool> {
+        let asked_at = self.world.head();
+        let handled = self.processes[process].handle(sent.envelope());
+        let answer = timeout(patience.unwrap_or(ANSWER_WITHIN), handled).await.ok();
+        ensure!(
+            answer.is_some() || patience.is_some(),
+            "{} was never answered",
+            sent.key
+        );
+        let told = Told {
+            sent: sent.clone(),
+            answer,
+            head: asked_at..=self.world.head(),
         };
-        sent_before.push(sent.clone());
-        let (world, ledger, begin) = (world.clone(), Arc::clone(ledger), world.up_to(BEGIN_WITHIN));
-        let mailboxes: Vec<_> = processes
-            .iter()
-            .map(|process| process.mailboxes.clone())
-            .collect();
-        callers.spawn(async move {
-            sleep(begin).await;
-            timeout(ANSWER_WITHIN, caller(&world, &mailboxes, &ledger, sent))
-                .await
-                .context("a caller was never answered")?
-        });
+        told.count(self.world.met());
+        let is_known = told.is_known();
+        self.told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(told);
+        Ok(is_known)
     }
-    while let Some(caller) = callers.join_next().await {
-        caller??;
-    }
-    Ok(())
 }
 
 fn new(world: &World, orders: &[OrderId], number: u32) -> Sent {
@@ -202,60 +286,6 @@ fn again(world: &World, sent_before: &[Sent], orders: &[OrderId]) -> Sent {
         sent.expected_version = Some(77);
     }
     sent
-}
-
-/// Sends until there is an answer, or gives up.
-async fn caller(
-    world: &World,
-    mailboxes: &[Mailboxes<order::State>],
-    ledger: &Ledger,
-    sent: Sent,
-) -> anyhow::Result<()> {
-    for _ in 0..4 {
-        let process = world.below(u32::try_from(mailboxes.len())?) as usize;
-        let handled = mailboxes[process].handle(sent.envelope());
-        let handled = if world.one_in(4) {
-            timeout(world.up_to(Duration::from_millis(40)), handled).await
-        } else {
-            Ok(handled.await)
-        };
-        match handled {
-            Ok(Ok(outcome)) => {
-                note(world, ledger, sent, outcome);
-                return Ok(());
-            }
-            Ok(Err(
-                HandleError::VersionConflict { .. }
-                | HandleError::KeyReused
-                | HandleError::NotFound
-                | HandleError::NotAdmitted(NotAdmitted::Full | NotAdmitted::TenantShareFull),
-            )) => return Ok(()),
-            Ok(Err(HandleError::Load(_) | HandleError::Unanswered(_) | HandleError::Contended)) => {
-                Met::count(&world.met().unknown);
-            }
-            Ok(Err(error @ (HandleError::NoPartition | HandleError::Panicked(_)))) => {
-                return Err(error.into());
-            }
-            Err(_elapsed) => {
-                Met::count(&world.met().cancelled);
-                if world.one_in(2) {
-                    return Ok(());
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn note(world: &World, ledger: &Ledger, sent: Sent, outcome: Outcome) {
-    if outcome.is_replay {
-        Met::count(&world.met().replays);
-    }
-    if outcome.receipt.rejection.is_some() {
-        Met::count(&world.met().refusals);
-    }
-    let mut ledger = ledger.0.lock().expect("no test panics with it");
-    ledger.push((sent, outcome.receipt));
 }
 
 fn text<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
@@ -301,77 +331,4 @@ fn command(world: &World, order_id: OrderId, number: u32) -> Command {
             amount: Money::new(1 + i64::from(world.below(200)), text::<Currency>("EUR")),
         },
     }
-}
-
-/// The log means something, and everybody was told the truth about it.
-fn check(world: &World, ledger: &Ledger) -> anyhow::Result<()> {
-    let model = world.model();
-    meaning::log(&model.events)?;
-    let mut by_key = HashMap::<String, Vec<&RecordedEvent>>::new();
-    for event in &model.events {
-        by_key
-            .entry(event.decoded_metadata().idempotency_key)
-            .or_default()
-            .push(event);
-    }
-    let ledger = ledger.0.lock().expect("no test panics with it");
-    let mut first_answers = HashMap::<&str, &Receipt>::new();
-    for (sent, receipt) in ledger.iter() {
-        let first = *first_answers.entry(&sent.key).or_insert(receipt);
-        ensure!(
-            first == receipt,
-            "{} was answered {first:?} and {receipt:?}",
-            sent.key
-        );
-        let events = by_key.get(&*sent.key).map_or(&[][..], Vec::as_slice);
-        ensure!(
-            events.len() == receipt.event_count as usize,
-            "{} was told {} events and has {}",
-            sent.key,
-            receipt.event_count,
-            events.len()
-        );
-        for (event, position) in events.iter().zip(receipt.first_position..) {
-            ensure!(
-                event.position == position,
-                "{} was told another position",
-                sent.key
-            );
-        }
-        if let Some(rejection) = &receipt.rejection {
-            refused_rightly(&model.events, sent, receipt, rejection)?;
-        }
-        ensure!(
-            model.remembered_under(TENANT, &sent.key).is_some(),
-            "{} is not remembered",
-            sent.key
-        );
-    }
-    Ok(())
-}
-
-/// A remembered refusal is what the domain says of the command in the state that the receipt names.
-fn refused_rightly(
-    events: &[RecordedEvent],
-    sent: &Sent,
-    receipt: &Receipt,
-    rejection: &str,
-) -> anyhow::Result<()> {
-    let before = events.iter().filter(|event| {
-        *event.stream_id == *receipt.stream_id && event.stream_version <= receipt.stream_version
-    });
-    let mut state = order::State::default();
-    for event in before {
-        let event = order::Event::decode(&event.event_type, event.schema_version, &event.payload)?;
-        state = state.evolve(&event);
-    }
-    let decided = state.decide(sent.command.clone());
-    let refused = decided.err().context("the domain grants what was refused")?;
-    let refused = serde_json::to_string(&refused)?;
-    ensure!(
-        refused == rejection,
-        "{} was refused with {rejection}, not with {refused}",
-        sent.key
-    );
-    Ok(())
 }
