@@ -8,6 +8,7 @@
 mod orders;
 mod stock;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 
@@ -78,14 +79,14 @@ trait Reproducible: Aggregate<Event: Debug + PartialEq> {
 
 /// The streams of a log, each folded as far as it was read.
 #[derive(Default)]
-struct Streams(HashMap<(Uuid, String), (String, Box<dyn Stream>)>);
+pub struct Streams(HashMap<(Uuid, String), (String, Box<dyn Stream>)>);
 
 impl Streams {
     /// Takes the next event of the log.
     ///
     /// # Errors
     /// When it does not follow from the events of its stream before it, with what the domain says instead.
-    fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()> {
+    pub fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()> {
         let key = (recorded.tenant_id, recorded.stream_id.clone());
         let (category, stream) = match self.0.entry(key) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
@@ -111,11 +112,40 @@ impl Streams {
             )
         })
     }
+
+    /// Checks that a command leads to the next event of the log.
+    ///
+    /// # Errors
+    /// When the domain decides something else on the events of its stream before it.
+    pub fn leads_to<A: Aggregate>(
+        &self,
+        command: A::Command,
+        recorded: &RecordedEvent,
+    ) -> anyhow::Result<()> {
+        let stream = self.0.get(&(recorded.tenant_id, recorded.stream_id.clone()));
+        let decided = match stream.map(|(_, stream)| stream.state().downcast_ref::<A>()) {
+            None => A::default().decide(command),
+            Some(state) => state
+                .context("the stream is another aggregate's")?
+                .decide(command),
+        };
+        let decided = decided.map_err(|rejection| anyhow!("the domain refuses the command: {rejection}"))?;
+        let written = decided.iter().map(|event| (event.event_type(), event.encode()));
+        let written: Vec<_> = written.collect();
+        ensure!(
+            written == [(recorded.event_type.as_str(), recorded.payload.clone())],
+            "the domain decides {written:?}, but recorded is {recorded:?}"
+        );
+        Ok(())
+    }
 }
 
 /// One stream, folded as far as it was read.
 trait Stream {
     fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()>;
+
+    /// What it folds to.
+    fn state(&self) -> &dyn Any;
 }
 
 /// An empty stream, if the category is this aggregate's.
@@ -141,5 +171,9 @@ impl<A: Reproducible> Stream for Folded<A> {
         let state = std::mem::take(&mut self.0);
         self.0 = decided.iter().fold(state, A::evolve);
         Ok(())
+    }
+
+    fn state(&self) -> &dyn Any {
+        &self.0
     }
 }
