@@ -1,15 +1,11 @@
 //! The check that every fault test ends with, once everything has healed.
 //!
 //! 1. Every accepted command has exactly its events, no command has events twice, a refused one has none, and an unknown
-//!    one has all or none ([`ledger`]).
+//!    one has all or none; and these are the events that the domain makes of what was sent ([`ledger`]).
 //! 2. Positions are 1..head without holes, stream versions are 1..n without holes, and each event follows from the state
 //!    before it by the rules of its own domain ([`log`]).
 //! 3. The JetStream stream agrees with the log event by event ([`bus`]).
 //! 4. Every read model equals a fresh fold of the log, row by row ([`read_models`]).
-
-mod meaning;
-mod orders;
-mod stock;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,6 +16,8 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use daybook_event_bus::message;
 use daybook_event_store::{EventStore, RecordedEvent};
 use daybook_read_model::{Change, Event, Generation, ReadModel, checkpoint, each_read_model};
+use daybook_simulation::meaning::Streams;
+pub use daybook_simulation::meaning::log;
 use futures::StreamExt as _;
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -33,12 +31,21 @@ use crate::wait;
 /// What is wrong, when anything is.
 pub async fn everything(superuser: &PgPool, nats_url: &str, ledger: &Ledger) -> anyhow::Result<()> {
     // First what does not wait for anything: a log that contradicts itself would stop the read models.
-    let events = event_log::events(superuser).await?;
-    log(&events)?;
-    self::ledger(ledger, &events)?;
+    let events = recorded(superuser, ledger).await?;
     caught_up(superuser).await?;
     bus(superuser, nats_url, &events).await?;
     read_models(superuser, &events).await
+}
+
+/// The log, which means something and is what callers were told.
+///
+/// # Errors
+/// What is wrong, when anything is.
+pub async fn recorded(superuser: &PgPool, ledger: &Ledger) -> anyhow::Result<Vec<RecordedEvent>> {
+    let events = event_log::events(superuser).await?;
+    log(&events)?;
+    self::ledger(ledger, &events)?;
+    Ok(events)
 }
 
 /// Waits until every read model has everything that is in the log now.
@@ -56,67 +63,22 @@ pub async fn caught_up(superuser: &PgPool) -> anyhow::Result<u64> {
     Ok(head)
 }
 
-/// Positions and versions have no holes, times do not go back, and each event follows from those before it in its stream.
-///
-/// # Errors
-/// The first place where they do.
-pub fn log(events: &[RecordedEvent]) -> anyhow::Result<()> {
-    let mut versions = HashMap::new();
-    let mut ids = HashMap::new();
-    let mut newest = None;
-    let mut streams = meaning::Streams::default();
-    for (index, event) in events.iter().enumerate() {
-        ensure!(
-            event.position == index as u64 + 1,
-            "position {} comes at place {}",
-            event.position,
-            index + 1
-        );
-        let version: &mut u64 = versions
-            .entry((event.tenant_id, event.stream_id.as_str()))
-            .or_default();
-        *version += 1;
-        ensure!(
-            event.stream_version == *version,
-            "version {} of {} comes where {version} is next",
-            event.stream_version,
-            event.stream_id
-        );
-        ensure!(
-            newest.is_none_or(|newest| event.recorded_at >= newest),
-            "time goes back at position {}",
-            event.position
-        );
-        newest = Some(event.recorded_at);
-        ensure!(
-            ids.insert(event.event_id, event.position).is_none(),
-            "an event's id is used twice"
-        );
-        streams.take(event)?;
-    }
-    Ok(())
-}
-
-/// What callers were told is what is in the log.
+/// What callers sent, and what they were told, is what is in the log.
 ///
 /// # Errors
 /// The first command of which that is not true.
 pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let entries = ledger.entries();
     let mut by_key = HashMap::<String, Vec<&RecordedEvent>>::new();
+    let mut streams = Streams::default();
     for event in events {
         let key = event.decoded_metadata().idempotency_key;
+        let entry = entries.get(&key).with_context(|| format!("nobody sent {key}"))?;
+        entry
+            .leads_to(&streams, event)
+            .with_context(|| format!("the event of {key} at {} is not what was sent", event.position))?;
+        streams.take(event)?;
         by_key.entry(key).or_default().push(event);
-    }
-    let entries = ledger.entries();
-    for (key, events) in &by_key {
-        ensure!(entries.contains_key(key), "nobody sent {key}");
-        // The events of one command were appended at once: none came a second time, and none is missing between two.
-        for pair in events.windows(2) {
-            ensure!(
-                pair[1].position == pair[0].position + 1 && pair[0].stream_id == pair[1].stream_id,
-                "the events of {key} are not together"
-            );
-        }
     }
     for (key, entry) in entries.iter() {
         let events = by_key.get(key).map_or(&[][..], Vec::as_slice);
@@ -141,7 +103,7 @@ pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
             Outcome::Refused(code) => {
                 ensure!(events.is_empty(), "{key} was refused with {code} but has events");
             }
-            // Every command of an order makes one event, so "all" is one.
+            // Every command makes one event, so "all" is one.
             Outcome::Unknown => ensure!(events.len() <= 1, "{key} has its events more than once"),
         }
     }

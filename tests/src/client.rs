@@ -10,7 +10,6 @@ use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
 use daybook_proto::orders::v1::{CancelOrderRequest, ChangeLineQuantityRequest, PlaceOrderRequest};
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
 use daybook_proto::stock::v1::stock_query_service_client::StockQueryServiceClient;
-use daybook_proto::stock::v1::stock_service_client::StockServiceClient;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
@@ -128,12 +127,6 @@ impl Caller {
     #[must_use]
     pub fn orders(&self) -> OrderServiceClient<Authenticated> {
         OrderServiceClient::new(self.commands())
-    }
-
-    /// Commands on stock items.
-    #[must_use]
-    pub fn stock(&self) -> StockServiceClient<Authenticated> {
-        StockServiceClient::new(self.commands())
     }
 
     /// Queries of stock levels over gRPC.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use daybook_proto::common::v1::{Money, Receipt};
+use daybook_proto::convert::CommandRequest;
 use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
 use daybook_proto::orders::v1::{
     AddOrderLineRequest, Address, CancelOrderRequest, ChangeLineQuantityRequest,
@@ -12,7 +13,8 @@ use daybook_proto::orders::v1::{
 };
 use daybook_proto::stock::v1::stock_service_client::StockServiceClient;
 use daybook_proto::stock::v1::{
-    AdjustStockRequest, DispatchStockRequest, ReceiveStockRequest, ReleaseStockRequest, ReserveStockRequest,
+    AdjustStockRequest, DispatchStockRequest, ReceiveStockRequest, RegisterStockItemRequest,
+    ReleaseStockRequest, ReserveStockRequest,
 };
 use tonic::{Request, Status};
 
@@ -20,14 +22,7 @@ use crate::client::Authenticated;
 use crate::orders::new_key;
 
 /// A request that carries a command. What the requests have in common is in `CommandRequest`, which services use too.
-pub trait Command: daybook_proto::convert::CommandRequest + Clone + Default + 'static {
-    /// The aggregate that it is for.
-    fn stream_id(&self) -> &str;
-
-    /// The same command for another aggregate.
-    #[must_use]
-    fn for_stream(self, stream_id: &str) -> Self;
-
+pub trait Command: CommandRequest + Clone + Default + 'static {
     /// The same command under another idempotency key.
     #[must_use]
     fn with_key(self, key: &str) -> Self;
@@ -47,10 +42,22 @@ pub trait Command: daybook_proto::convert::CommandRequest + Clone + Default + 's
     ) -> impl Future<Output = Result<Receipt, Status>> + Send;
 }
 
+/// A command that names its aggregate.
+pub trait Addressed: Command {
+    /// The aggregate that it is for.
+    fn stream_id(&self) -> &str;
+
+    /// The same command for another aggregate.
+    #[must_use]
+    fn for_stream(self, stream_id: &str) -> Self;
+}
+
 macro_rules! commands {
     ($client:ident, $id:ident: $($request:ident by $method:ident;)+) => {
+        commands! { $client: $($request by $method;)+ }
+
         $(
-            impl Command for $request {
+            impl Addressed for $request {
                 fn stream_id(&self) -> &str {
                     &self.$id
                 }
@@ -59,7 +66,12 @@ macro_rules! commands {
                     stream_id.clone_into(&mut self.$id);
                     self
                 }
-
+            }
+        )+
+    };
+    ($client:ident: $($request:ident by $method:ident;)+) => {
+        $(
+            impl Command for $request {
                 fn with_key(mut self, key: &str) -> Self {
                     key.clone_into(&mut self.request_id);
                     self
@@ -101,6 +113,11 @@ commands! {
     RequestReturnRequest by request_return;
     ReceiveReturnRequest by receive_return;
     RefundOrderRequest by refund_order;
+}
+
+commands! {
+    StockServiceClient:
+    RegisterStockItemRequest by register_stock_item;
 }
 
 commands! {

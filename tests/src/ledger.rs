@@ -7,9 +7,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::{anyhow, ensure};
+use daybook_event_store::RecordedEvent;
 use daybook_proto::common::v1::Receipt;
+use daybook_simulation::meaning::Streams;
 use tonic::Status;
+use uuid::Uuid;
 
+use crate::client::Caller;
 use crate::command::Command;
 use crate::refusal;
 
@@ -25,12 +30,42 @@ pub enum Outcome {
 }
 
 /// A command and its outcome.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Entry {
-    /// The aggregate that it was for.
-    pub stream_id: String,
     /// What became of it.
     pub outcome: Outcome,
+    /// The request as it goes over the wire: a long run has a million of them.
+    request: Box<[u8]>,
+    leads_to: fn(&[u8], &Streams, &RecordedEvent) -> anyhow::Result<()>,
+}
+
+impl Entry {
+    fn new<C: Command>(command: &C, outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            request: command.encode_to_vec().into(),
+            leads_to: leads_to::<C>,
+        }
+    }
+
+    /// Checks that the command leads to an event, the next one of a log that was read so far.
+    ///
+    /// # Errors
+    /// When it leads to something else.
+    pub fn leads_to(&self, streams: &Streams, recorded: &RecordedEvent) -> anyhow::Result<()> {
+        (self.leads_to)(&self.request, streams, recorded)
+    }
+}
+
+fn leads_to<C: Command>(request: &[u8], streams: &Streams, recorded: &RecordedEvent) -> anyhow::Result<()> {
+    let addressed = C::decode(request)?.into_command(Uuid::now_v7);
+    let (id, command) = addressed.map_err(|violations| anyhow!("it is not valid: {violations:?}"))?;
+    ensure!(
+        id.to_string() == recorded.stream_id,
+        "it is for {id}, and its event is in {}",
+        recorded.stream_id
+    );
+    streams.leads_to::<C::Aggregate>(command, recorded)
 }
 
 /// How many commands there are of each outcome.
@@ -69,6 +104,16 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Sends a command, and notes the answer.
+    ///
+    /// # Errors
+    /// The status of the refusal.
+    pub async fn send(&self, caller: &Caller, command: impl Command) -> Result<Receipt, Status> {
+        let answer = caller.send(command.clone()).await;
+        self.note(&command, &answer);
+        answer
+    }
+
     /// Notes the answer to a command, and returns what this answer alone says. What was once known stays so; a command that is sent again after it was accepted
     /// must be answered with an equal receipt. A refusal that no key remembers (a version conflict, say) is about this
     /// send only: what became of an earlier one stays unknown.
@@ -94,10 +139,7 @@ impl Ledger {
         match entries.entry(command.request_id().to_owned()) {
             Vacant(place) => {
                 *tally.of(&outcome) += 1;
-                place.insert(Entry {
-                    stream_id: command.stream_id().to_owned(),
-                    outcome,
-                });
+                place.insert(Entry::new(command, outcome));
             }
             Occupied(mut place) => match (&place.get().outcome, outcome) {
                 (_, Outcome::Unknown) => {}

@@ -15,7 +15,6 @@
 //! | [`probe`] | callers with a deadline, and how long their answers took |
 //! | [`ledger`] | what every caller was told |
 //! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
-//! | [`model`] | the log as the simulation has it |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
 
@@ -28,7 +27,6 @@ pub mod ledger;
 pub mod load;
 pub mod log;
 pub mod metrics;
-pub mod model;
 pub mod network;
 pub mod orders;
 pub mod probe;

@@ -1,6 +1,6 @@
 //! Callers that send commands until they are told to stop, and keep a ledger of what they were told.
 //!
-//! Each caller places an order, changes it, and confirms or cancels it, over and over; or all of them meet on a few hot
+//! Each caller takes one aggregate after another, of every kind in turn, through its life; or all of them meet on a few hot
 //! orders ([`hot`]). Half of the callers send a command again, under the same key, until they know what became of it, as
 //! a careful service does; the other half go on, so that unknown outcomes stay in the ledger. Which command comes when
 //! does not depend on chance.
@@ -10,14 +10,17 @@ pub mod hot;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::client::Caller;
 use crate::command::{self, Command};
 use crate::ledger::{Ledger, Outcome, Tally};
 use crate::orders::{new_order_id, place};
-use crate::wait;
+use crate::{stock, wait};
 
 /// How long a caller waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,6 +31,59 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How many customers there are: few, so that their totals are written all the time.
 const CUSTOMERS: usize = 20;
 
+/// What aggregates go through, a line for each kind. The round makes one differ from another.
+const LIVES: &[fn(round: usize) -> Life] = &[an_order, a_stock_item];
+
+/// The commands on one aggregate, one after another.
+type Life = Vec<Box<dyn Step>>;
+
+/// A command of any kind.
+trait Step: Send + Sync {
+    fn sent_by<'a>(&'a self, worker: &'a Worker) -> BoxFuture<'a, Outcome>;
+}
+
+impl<C: Command> Step for C {
+    fn sent_by<'a>(&'a self, worker: &'a Worker) -> BoxFuture<'a, Outcome> {
+        worker.send(self).boxed()
+    }
+}
+
+fn an_order(round: usize) -> Life {
+    let id = &new_order_id();
+    let end: Box<dyn Step> = if round.is_multiple_of(3) {
+        Box::new(command::cancel(id))
+    } else {
+        Box::new(command::confirm(id))
+    };
+    vec![
+        Box::new(place(id, &format!("customer-{}", round % CUSTOMERS))),
+        Box::new(command::change_quantity(id, 3)),
+        Box::new(command::add_line(id, "MC", 1, 500)),
+        end,
+        // A refusal that is remembered: lines are fixed now, or the order is closed.
+        Box::new(command::remove_line(id, 1)),
+    ]
+}
+
+fn a_stock_item(round: usize) -> Life {
+    let sku = format!("SKU-{:X}", Uuid::now_v7().simple());
+    let (id, orders) = (&stock::stock_item_id(&sku), [new_order_id(), new_order_id()]);
+    let end: Box<dyn Step> = if round.is_multiple_of(3) {
+        Box::new(stock::release(id, &orders[0], Some(1)))
+    } else {
+        Box::new(stock::dispatch(id, &orders[0], None))
+    };
+    vec![
+        Box::new(stock::register(&sku)),
+        Box::new(stock::receive(id, 10)),
+        Box::new(stock::reserve(id, &orders[0], 4)),
+        // A refusal that is remembered: there are six left.
+        Box::new(stock::reserve(id, &orders[1], 7)),
+        end,
+        Box::new(stock::adjust(id, -1)),
+    ]
+}
+
 /// Load that is running.
 #[derive(Debug)]
 pub struct Load {
@@ -37,7 +93,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `workers` workers on each caller, each with orders of its own.
+    /// Starts `workers` workers on each caller, each with aggregates of its own.
     #[must_use]
     pub fn start(callers: &[Caller], workers: usize) -> Self {
         Self::spawn(callers, workers, Worker::run)
@@ -113,35 +169,21 @@ struct Worker {
 
 impl Worker {
     async fn run(self, number: usize) {
-        let mut round = number;
-        while !self.stop.is_cancelled() {
-            self.live_of_an_order(round).await;
-            round += 1;
+        for round in number.. {
+            for step in LIVES[round % LIVES.len()](round / LIVES.len()) {
+                if self.stop.is_cancelled() {
+                    return;
+                }
+                step.sent_by(&self).await;
+            }
         }
-    }
-
-    async fn live_of_an_order(&self, round: usize) {
-        let order_id = new_order_id();
-        let customer = format!("customer-{}", round % CUSTOMERS);
-        let placed = self.send(place(&order_id, &customer)).await;
-        if placed != Outcome::Unknown {
-            self.send(command::change_quantity(&order_id, 3)).await;
-            self.send(command::add_line(&order_id, "MC", 1, 500)).await;
-        }
-        if round.is_multiple_of(3) {
-            self.send(command::cancel(&order_id)).await;
-        } else {
-            self.send(command::confirm(&order_id)).await;
-        }
-        // A refusal that is remembered: lines are fixed now, or the order is closed.
-        self.send(command::remove_line(&order_id, 1)).await;
     }
 
     /// Sends a command until its outcome is known, or once.
-    async fn send<C: Command>(&self, command: C) -> Outcome {
+    async fn send(&self, command: &impl Command) -> Outcome {
         loop {
             let answer = command.clone().send(self.caller.commands(), PATIENCE).await;
-            let outcome = self.ledger.note(&command, &answer);
+            let outcome = self.ledger.note(command, &answer);
             if outcome != Outcome::Unknown {
                 return outcome;
             }

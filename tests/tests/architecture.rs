@@ -59,6 +59,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "daybook-service",
         ],
     ),
+    ("daybook-simulation", &["daybook-domain", "daybook-event-store"]),
     ("xtask", &["daybook-devstack"]),
 ];
 

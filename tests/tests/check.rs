@@ -18,10 +18,8 @@ async fn some_orders(caller: &Caller) -> anyhow::Result<Ledger> {
     let ledger = Ledger::default();
     for _ in 0..ORDERS {
         let id = new_order_id();
-        let placed = place(&id, "customer-1");
-        ledger.note(&placed, &caller.send(placed.clone()).await);
-        let confirmed = command::confirm(&id);
-        ledger.note(&confirmed, &caller.send(confirmed.clone()).await);
+        ledger.send(caller, place(&id, "customer-1")).await?;
+        ledger.send(caller, command::confirm(&id)).await?;
     }
     Ok(ledger)
 }
@@ -85,6 +83,15 @@ async fn holes_inversions_and_lost_or_doubled_events_are_found() -> anyhow::Resu
     assert!(
         check::ledger(&refused, &events[..1]).is_err(),
         "a refused command that has an event"
+    );
+    let other = Ledger::default();
+    other.note(
+        &place(&id, "customer-2").with_key(&key),
+        &Err::<Receipt, _>(Status::unavailable("no answer")),
+    );
+    assert!(
+        check::ledger(&other, &events[..1]).is_err(),
+        "an event that is not of the command that was sent"
     );
     Ok(())
 }

@@ -7,8 +7,8 @@ use daybook_devstack::testing::test_cluster;
 use daybook_event_store::{
     Decision, Intent, JudgedChain, Judgement, Log as _, NewCommand, NewEvent, Receipt, Remembered, chains,
 };
+use daybook_simulation::model::{JudgedBy, Model};
 use daybook_tests::database::Database;
-use daybook_tests::model::{JudgedBy, Model};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;

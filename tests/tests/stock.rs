@@ -3,6 +3,7 @@
 use daybook_proto::history::v1::ListStreamEventsRequest;
 use daybook_proto::stock::v1::{GetStockItemRequest, ListStockItemsRequest};
 use daybook_tests::client::Caller;
+use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::refusal::{code, value};
 use daybook_tests::stack::Stack;
@@ -11,8 +12,7 @@ use serde_json::json;
 
 /// Registers an article of which so many come in; gives the stock item's id.
 async fn stocked(caller: &Caller, sku: &str, quantity: u32) -> anyhow::Result<String> {
-    let registered = caller.stock().register_stock_item(stock::register(sku)).await?;
-    let receipt = registered.into_inner().receipt.expect("it is accepted");
+    let receipt = caller.send(stock::register(sku)).await?;
     caller.send(stock::receive(&receipt.stream_id, quantity)).await?;
     Ok(receipt.stream_id)
 }
@@ -66,10 +66,7 @@ async fn what_a_rule_refuses_is_said_with_its_code_and_values() -> anyhow::Resul
     let order = new_order_id();
     let id = stocked(&caller, "PEN-FINE", 10).await?;
 
-    let twice = caller
-        .stock()
-        .register_stock_item(stock::register("PEN-FINE"))
-        .await;
+    let twice = caller.send(stock::register("PEN-FINE")).await;
     assert_eq!(code(&twice.expect_err("it is registered")), "ALREADY_EXISTS");
 
     let too_many = caller.send(stock::reserve(&id, &order, 11)).await;
@@ -105,15 +102,17 @@ async fn of_many_orders_that_reserve_at_once_only_as_many_succeed_as_there_are_a
 {
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
-    let id = stocked(&caller, "PEN-FINE", 25).await?;
-    let attempts = (0..64).map(|_| caller.send(stock::reserve(&id, &new_order_id(), 1)));
+    let (id, ledger) = (stock::stock_item_id("PEN-FINE"), Ledger::default());
+    ledger.send(&caller, stock::register("PEN-FINE")).await?;
+    ledger.send(&caller, stock::receive(&id, 25)).await?;
+    let attempts = (0..64).map(|_| ledger.send(&caller, stock::reserve(&id, &new_order_id(), 1)));
     let outcomes = futures::future::join_all(attempts).await;
     let granted = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     assert_eq!(granted, 25);
     for refused in outcomes.into_iter().filter_map(Result::err) {
         assert_eq!(code(&refused), "INSUFFICIENT_STOCK");
     }
-    Ok(())
+    check::everything(&stack.superuser, &stack.servers.nats.url(), &ledger).await
 }
 
 #[tokio::test]

@@ -301,12 +301,12 @@ impl Worker {
                 tokio::time::timeout(moment, call).await.unwrap_or_else(gone)
             }
             _ => {
-                self.send(command).await;
+                self.send(&command).await;
                 return;
             }
         };
         if self.ledger.note(&command, &answer) == Outcome::Unknown && self.is_careful {
-            self.send(command).await;
+            self.send(&command).await;
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Retries that are safe: one key, one command, one answer.
 
 use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
-use daybook_tests::client::Bearer;
-use daybook_tests::command::{self, Command};
+use daybook_tests::client::{Bearer, Caller};
+use daybook_tests::command::{self, Addressed as _, Command};
+use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_key, new_order_id, place};
 use daybook_tests::refusal::{code, value};
 use daybook_tests::stack::Backend;
 use daybook_tests::tenant::Tenant;
-use daybook_tests::{client, log, metrics};
+use daybook_tests::{check, client, log, metrics};
 use futures::future::{join_all, try_join_all};
 use prost::Message as _;
 
@@ -18,29 +19,27 @@ const SENDS: usize = 100;
 async fn a_command_sent_a_hundred_times_at_once_through_two_services_is_recorded_once() -> anyhow::Result<()>
 {
     let backend = Backend::start(2).await?;
-    let callers = backend.callers()?;
+    let (callers, ledger) = (backend.callers()?, Ledger::default());
     let order_id = new_order_id();
-    let send_all = async |command: daybook_proto::orders::v1::PlaceOrderRequest| {
-        let sends = (0..SENDS).map(|number| callers[number % 2].send(command.clone()));
-        try_join_all(sends).await
-    };
-    let receipts = send_all(place(&order_id, "customer-1")).await?;
-    let first = receipts[0].encode_to_vec();
-    assert!(receipts.iter().all(|receipt| receipt.encode_to_vec() == first));
+    send_all(&callers, &ledger, place(&order_id, "customer-1")).await?;
     assert_eq!(log::head(&backend.superuser).await?, 1);
-
-    let confirm = command::confirm(&order_id);
-    let sends = (0..SENDS).map(|number| callers[number % 2].send(confirm.clone()));
-    let receipts = try_join_all(sends).await?;
-    let first = receipts[0].encode_to_vec();
-    assert!(receipts.iter().all(|receipt| receipt.encode_to_vec() == first));
-    assert_eq!(log::head(&backend.superuser).await?, 2);
+    send_all(&callers, &ledger, command::confirm(&order_id)).await?;
+    assert_eq!(check::recorded(&backend.superuser, &ledger).await?.len(), 2);
 
     let mut replays = 0.0;
     for command in &backend.commands {
         replays += metrics::sum(command.admin, "daybook_append_replays_total").await?;
     }
     assert!(replays > 0.0, "no send was answered from memory of the first");
+    Ok(())
+}
+
+/// Sends the same command through all services at once; all get the same receipt.
+async fn send_all(callers: &[Caller], ledger: &Ledger, command: impl Command) -> anyhow::Result<()> {
+    let sends = (0..SENDS).map(|number| ledger.send(&callers[number % callers.len()], command.clone()));
+    let receipts = try_join_all(sends).await?;
+    let first = receipts[0].encode_to_vec();
+    assert!(receipts.iter().all(|receipt| receipt.encode_to_vec() == first));
     Ok(())
 }
 
@@ -83,8 +82,9 @@ async fn a_key_that_was_used_for_something_else_is_refused() -> anyhow::Result<(
     for status in answers.into_iter().filter_map(Result::err) {
         assert_eq!(code(&status), "IDEMPOTENCY_KEY_REUSED");
     }
-    assert_eq!(log::head(&backend.superuser).await?, 2);
-    Ok(())
+    let events = log::events(&backend.superuser).await?;
+    assert_eq!(events.len(), 2);
+    check::log(&events)
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, ensure};
 use daybook_tests::client::Caller;
 use daybook_tests::command::{self, Command};
+use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::refusal::{code, value};
 use daybook_tests::stack::Backend;
-use daybook_tests::{check, log, metrics};
+use daybook_tests::{check, metrics};
 use futures::future::try_join_all;
 use tokio::task::JoinSet;
 
@@ -30,14 +31,14 @@ const WINS_EACH: usize = 10;
 async fn sixty_four_callers_of_one_order_see_no_conflict_whichever_service_they_ask() -> anyhow::Result<()> {
     let backend = Backend::start(2).await?;
     let order_id = new_order_id();
-    backend.caller()?.send(place(&order_id, "customer-1")).await?;
+    let ledger = Ledger::default();
     // All through one service, and then through both.
     let callers = backend.callers()?;
-    hammer(&callers[..1], &order_id).await?;
-    hammer(&callers, &order_id).await?;
+    ledger.send(&callers[0], place(&order_id, "customer-1")).await?;
+    hammer(&callers[..1], &ledger, &order_id).await?;
+    hammer(&callers, &ledger, &order_id).await?;
 
-    let events = log::events(&backend.superuser).await?;
-    check::log(&events)?;
+    let events = check::recorded(&backend.superuser, &ledger).await?;
     assert_eq!(events.len(), 1 + 2 * CALLERS * COMMANDS_EACH as usize);
     let mut retries = 0.0;
     for service in &backend.commands {
@@ -51,12 +52,13 @@ async fn sixty_four_callers_of_one_order_see_no_conflict_whichever_service_they_
 }
 
 /// Every caller changes the quantity, one command after another; each receipt is newer than the one before.
-async fn hammer(services: &[Caller], order_id: &str) -> anyhow::Result<()> {
+async fn hammer(services: &[Caller], ledger: &Ledger, order_id: &str) -> anyhow::Result<()> {
     let calls = (0..CALLERS).map(async |number| {
         let caller = &services[number % services.len()];
         let mut newest = 0;
         for quantity in 1..=COMMANDS_EACH {
-            let receipt = caller.send(command::change_quantity(order_id, quantity)).await?;
+            let change = command::change_quantity(order_id, quantity);
+            let receipt = ledger.send(caller, change).await?;
             ensure!(
                 receipt.stream_version > newest,
                 "version {} came after {newest}",
@@ -75,14 +77,16 @@ async fn of_sixty_four_writers_who_expect_the_same_version_one_wins_through_eith
     let backend = Backend::start(2).await?;
     let callers = backend.callers()?;
     let order_ids: Arc<[String]> = (0..STREAMS).map(|_| new_order_id()).collect();
+    let ledger = Ledger::default();
     for order_id in order_ids.iter() {
-        callers[0].send(place(order_id, "customer-1")).await?;
+        ledger.send(&callers[0], place(order_id, "customer-1")).await?;
     }
     let conflicts = Arc::new(AtomicUsize::new(0));
     let mut writers = JoinSet::new();
     for number in 0..CALLERS {
         let writer = Writer {
             caller: callers[number % 2].clone(),
+            ledger: ledger.clone(),
             order_ids: Arc::clone(&order_ids),
             conflicts: Arc::clone(&conflicts),
         };
@@ -97,8 +101,7 @@ async fn of_sixty_four_writers_who_expect_the_same_version_one_wins_through_eith
         }
     }
 
-    let events = log::events(&backend.superuser).await?;
-    check::log(&events)?;
+    let events = check::recorded(&backend.superuser, &ledger).await?;
     assert_eq!(events.len(), STREAMS + CALLERS * WINS_EACH);
     assert_eq!(wins.len(), CALLERS * WINS_EACH);
     for event in events.iter().filter(|event| event.stream_version > 1) {
@@ -113,6 +116,7 @@ async fn of_sixty_four_writers_who_expect_the_same_version_one_wins_through_eith
 
 struct Writer {
     caller: Caller,
+    ledger: Ledger,
     order_ids: Arc<[String]>,
     conflicts: Arc<AtomicUsize>,
 }
@@ -129,7 +133,7 @@ impl Writer {
             let (order_id, expected) = (&self.order_ids[turn % STREAMS], &mut believed[turn % STREAMS]);
             let quantity = u32::try_from(turn % 100 + 1)?;
             let change = command::change_quantity(order_id, quantity).expecting(*expected);
-            match self.caller.send(change).await {
+            match self.ledger.send(&self.caller, change).await {
                 Ok(receipt) => {
                     ensure!(
                         receipt.stream_version == *expected + 1,

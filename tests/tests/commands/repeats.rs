@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daybook_proto::common::v1::Receipt;
 use daybook_proto::orders::v1::ChangeLineQuantityRequest;
 use daybook_tests::client::Caller;
 use daybook_tests::command;
+use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::Backend;
-use daybook_tests::{check, log, metrics};
+use daybook_tests::{check, metrics};
 use tokio::task::JoinSet;
 use tonic::Status;
 
@@ -22,24 +22,30 @@ const COMMANDS_EACH: u32 = 50;
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_repeat_old_keys_of_an_order_keep_nobody_from_sending_new_ones() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?;
-    let caller = backend.caller()?;
+    let (caller, ledger) = (backend.caller()?, Ledger::default());
     let order_id = new_order_id();
-    caller.send(place(&order_id, "customer-1")).await?;
+    ledger.send(&caller, place(&order_id, "customer-1")).await?;
     let mut old = Vec::new();
     for number in 0..CALLERS {
         let quantity = u32::try_from(number + 1)?;
         let change = command::change_quantity(&order_id, quantity);
-        old.push((change.clone(), caller.send(change).await?));
+        ledger.send(&caller, change.clone()).await?;
+        old.push(change);
     }
 
     let is_over = Arc::new(AtomicBool::new(false));
     let mut repeats = JoinSet::new();
-    for (change, receipt) in old {
-        repeats.spawn(repeat(caller.clone(), change, receipt, Arc::clone(&is_over)));
+    for change in old {
+        repeats.spawn(repeat(
+            caller.clone(),
+            ledger.clone(),
+            change,
+            Arc::clone(&is_over),
+        ));
     }
     let mut changes = JoinSet::new();
     for _ in 0..CALLERS {
-        changes.spawn(change(caller.clone(), order_id.clone()));
+        changes.spawn(change(caller.clone(), ledger.clone(), order_id.clone()));
     }
     while let Some(changed) = changes.join_next().await {
         changed??;
@@ -50,8 +56,7 @@ async fn callers_that_repeat_old_keys_of_an_order_keep_nobody_from_sending_new_o
         repeated += repeats??;
     }
 
-    let events = log::events(&backend.superuser).await?;
-    check::log(&events)?;
+    let events = check::recorded(&backend.superuser, &ledger).await?;
     let sent = CALLERS * COMMANDS_EACH as usize;
     assert_eq!(events.len(), 1 + CALLERS + sent);
     assert!(repeated >= CALLERS, "nobody repeated anything");
@@ -65,24 +70,24 @@ async fn callers_that_repeat_old_keys_of_an_order_keep_nobody_from_sending_new_o
     Ok(())
 }
 
-async fn change(caller: Caller, order_id: String) -> Result<(), Status> {
+async fn change(caller: Caller, ledger: Ledger, order_id: String) -> Result<(), Status> {
     for quantity in 1..=COMMANDS_EACH {
-        caller.send(command::change_quantity(&order_id, quantity)).await?;
+        let change = command::change_quantity(&order_id, quantity);
+        ledger.send(&caller, change).await?;
     }
     Ok(())
 }
 
-/// Sends a command again and again, and counts how often it was answered as the first time.
+/// Sends a command again and again, and counts how often. The ledger sees to it that each answer is as the first one.
 async fn repeat(
     caller: Caller,
+    ledger: Ledger,
     change: ChangeLineQuantityRequest,
-    receipt: Receipt,
     is_over: Arc<AtomicBool>,
-) -> anyhow::Result<usize> {
+) -> Result<usize, Status> {
     let mut repeats = 0;
     while !is_over.load(Ordering::Relaxed) {
-        let again = caller.send(change.clone()).await?;
-        anyhow::ensure!(again == receipt, "another answer to the same command: {again:?}");
+        ledger.send(&caller, change.clone()).await?;
         repeats += 1;
     }
     Ok(repeats)

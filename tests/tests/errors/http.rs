@@ -180,10 +180,7 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
     let stack = Stack::start().await?;
     let owner = stack.caller()?;
     let order_id = new_order_id();
-    owner
-        .stock()
-        .register_stock_item(stock::register(ARTICLE))
-        .await?;
+    owner.send(stock::register(ARTICLE)).await?;
     let receipt = owner.place(&order_id, "customer-1").await?;
     let token = receipt.consistency_token.as_str();
     for (route, _) in ROUTES {

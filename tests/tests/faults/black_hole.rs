@@ -5,15 +5,17 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use daybook_devstack::proxy::Direction;
 use daybook_postgres::{ACQUIRE_TIMEOUT, QUERY_TIMEOUT};
-use daybook_proto::orders::v1::ConfirmOrderRequest;
 use daybook_tests::client::Caller;
+use daybook_tests::command;
+use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
 use daybook_tests::network::Network;
-use daybook_tests::orders::{new_key, new_order_id};
+use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::probe::Probe;
 use daybook_tests::stack::{Backend, Role, Servers};
 use daybook_tests::tenant::Tenant;
 use daybook_tests::{check, log, wait};
+use futures::future::join_all;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -104,9 +106,9 @@ async fn commands_are_answered_in_time_and_go_on_when_the_network_to_postgres_is
     ensure!(network.postgres.swallowed() > 0, "the network did not fail");
     let slowest = probe.slowest();
     ensure!(slowest < DEADLINE + SLACK, "a call took {slowest:?}");
-    unknown_orders_are_looked_for(&caller).await?;
-    no_session_is_left_in_a_transaction(&backend.superuser).await?;
     let ledger = probe.stop().await;
+    unknown_orders_are_looked_for(&caller, &ledger).await?;
+    no_session_is_left_in_a_transaction(&backend.superuser).await?;
     check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
 }
 
@@ -119,21 +121,10 @@ async fn accepted(probe: &Probe, more: usize) -> anyhow::Result<()> {
 }
 
 /// Each loads an aggregate through a connection of the pool: all of them together take all that there are.
-async fn unknown_orders_are_looked_for(caller: &Caller) -> anyhow::Result<()> {
-    let mut calls = JoinSet::new();
-    for _ in 0..READERS {
-        let (mut orders, order_id) = (caller.orders(), new_order_id());
-        calls.spawn(async move {
-            let confirm = ConfirmOrderRequest {
-                request_id: new_key(),
-                order_id,
-                ..ConfirmOrderRequest::default()
-            };
-            orders.confirm_order(confirm).await
-        });
-    }
-    while let Some(answer) = calls.join_next().await {
-        let refused = answer?.err().context("there is no such order")?;
+async fn unknown_orders_are_looked_for(caller: &Caller, ledger: &Ledger) -> anyhow::Result<()> {
+    let calls = (0..READERS).map(|_| ledger.send(caller, command::confirm(&new_order_id())));
+    for answer in join_all(calls).await {
+        let refused = answer.err().context("there is no such order")?;
         ensure!(refused.code() == tonic::Code::NotFound, "{refused:?}");
     }
     Ok(())
@@ -146,8 +137,8 @@ async fn reads_end_in_time_and_go_on_when_the_network_to_postgres_is_back() -> a
     let query = backend.servers.run(Role::Query, &network.environment()).await?;
     let command = backend.commands[0].url();
     let caller = Caller::new(&command, &query.url(), &command, backend.tenant.clone())?;
-    let order_id = new_order_id();
-    let token = caller.place(&order_id, "ada").await?.consistency_token;
+    let (order_id, ledger) = (new_order_id(), Ledger::default());
+    let placed = ledger.send(&caller, place(&order_id, "ada")).await?;
     let paths = [
         format!("/v1/orders/{order_id}"),
         "/v1/orders".to_owned(),
@@ -155,7 +146,7 @@ async fn reads_end_in_time_and_go_on_when_the_network_to_postgres_is_back() -> a
         "/v1/customers/ada/totals".to_owned(),
     ];
     for path in &paths {
-        let read = caller.get_after(&token, path).await?;
+        let read = caller.get_after(&placed.consistency_token, path).await?;
         ensure!(read.status == 200, "{} {}", read.status, read.json());
     }
     network.postgres.black_hole(Direction::Both);
@@ -188,7 +179,8 @@ async fn reads_end_in_time_and_go_on_when_the_network_to_postgres_is_back() -> a
         healed.elapsed()
     );
     ensure!(network.postgres.swallowed() > 0, "the network did not fail");
-    no_session_is_left_in_a_transaction(&backend.superuser).await
+    no_session_is_left_in_a_transaction(&backend.superuser).await?;
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
 }
 
 /// What many who read at once are answered.

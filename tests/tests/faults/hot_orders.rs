@@ -2,7 +2,7 @@
 
 use daybook_proto::orders::v1::PlaceOrderRequest;
 use daybook_tests::client::Caller;
-use daybook_tests::command::{self, Command};
+use daybook_tests::command;
 use daybook_tests::ledger::Ledger;
 use daybook_tests::load::hot;
 use daybook_tests::orders::{new_order_id, place};
@@ -71,7 +71,7 @@ async fn placing_an_order_that_exists_spoils_nothing_for_those_who_change_it_at_
         join_all(
             orders
                 .iter()
-                .map(|id| send(&caller, &ledger, place(id, "customer-1"))),
+                .map(|id| ledger.send(&caller, place(id, "customer-1"))),
         )
         .await;
         // Nothing is in memory any more: who places takes the order for a new one.
@@ -100,11 +100,6 @@ async fn place_and_change(caller: &Caller, ledger: &Ledger, id: &str) {
     let mut other: PlaceOrderRequest = place(id, "customer-2");
     other.lines.truncate(1);
     other.expected_total_minor = None;
-    let changes = (0..COMMANDS_EACH).map(|_| send(caller, ledger, command::add_line(id, "MC", 1, 500)));
-    futures::join!(send(caller, ledger, other), join_all(changes));
-}
-
-async fn send(caller: &Caller, ledger: &Ledger, command: impl Command) {
-    let answer = caller.send(command.clone()).await;
-    ledger.note(&command, &answer);
+    let changes = (0..COMMANDS_EACH).map(|_| ledger.send(caller, command::add_line(id, "MC", 1, 500)));
+    let (_, _) = futures::join!(ledger.send(caller, other), join_all(changes));
 }

@@ -5,24 +5,71 @@
 //! prices, totals, amounts, ids that are used once and the order of statuses are judged by the rules themselves, and
 //! nothing is said twice. The recorded amounts enter the state only after they were found to be right.
 
+mod orders;
+mod stock;
+
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 
 use anyhow::{Context as _, anyhow, ensure};
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::event::Event as _;
-use daybook_domain::{order, stock};
 use daybook_event_store::RecordedEvent;
 use uuid::Uuid;
 
 /// The aggregates that a log may hold, one line each.
-const AGGREGATES: &[StreamOf] = &[stream_of::<order::State>, stream_of::<stock::State>];
+const AGGREGATES: &[StreamOf] = &[
+    stream_of::<daybook_domain::order::State>,
+    stream_of::<daybook_domain::stock::State>,
+];
 
 /// Makes an empty stream, if the category is one aggregate's.
 type StreamOf = fn(category: &str) -> Option<Box<dyn Stream>>;
 
+/// Positions and versions have no holes, times do not go back, and each event follows from those before it in its stream.
+///
+/// # Errors
+/// The first place where they do.
+pub fn log(events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let mut versions = HashMap::new();
+    let mut ids = HashMap::new();
+    let mut newest = None;
+    let mut streams = Streams::default();
+    for (index, event) in events.iter().enumerate() {
+        ensure!(
+            event.position == index as u64 + 1,
+            "position {} comes at place {}",
+            event.position,
+            index + 1
+        );
+        let version: &mut u64 = versions
+            .entry((event.tenant_id, event.stream_id.as_str()))
+            .or_default();
+        *version += 1;
+        ensure!(
+            event.stream_version == *version,
+            "version {} of {} comes where {version} is next",
+            event.stream_version,
+            event.stream_id
+        );
+        ensure!(
+            newest.is_none_or(|newest| event.recorded_at >= newest),
+            "time goes back at position {}",
+            event.position
+        );
+        newest = Some(event.recorded_at);
+        ensure!(
+            ids.insert(event.event_id, event.position).is_none(),
+            "an event's id is used twice"
+        );
+        streams.take(event)?;
+    }
+    Ok(())
+}
+
 /// An aggregate whose events say which command would produce them. Each command produces one event.
-pub(super) trait Reproducible: Aggregate<Event: Debug + PartialEq> {
+trait Reproducible: Aggregate<Event: Debug + PartialEq> {
     /// The command that would produce this event in a stream of this name.
     ///
     /// # Errors
@@ -32,14 +79,14 @@ pub(super) trait Reproducible: Aggregate<Event: Debug + PartialEq> {
 
 /// The streams of a log, each folded as far as it was read.
 #[derive(Default)]
-pub(super) struct Streams(HashMap<(Uuid, String), (String, Box<dyn Stream>)>);
+pub struct Streams(HashMap<(Uuid, String), (String, Box<dyn Stream>)>);
 
 impl Streams {
     /// Takes the next event of the log.
     ///
     /// # Errors
     /// When it does not follow from the events of its stream before it, with what the domain says instead.
-    pub(super) fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()> {
+    pub fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()> {
         let key = (recorded.tenant_id, recorded.stream_id.clone());
         let (category, stream) = match self.0.entry(key) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
@@ -65,11 +112,40 @@ impl Streams {
             )
         })
     }
+
+    /// Checks that a command leads to the next event of the log.
+    ///
+    /// # Errors
+    /// When the domain decides something else on the events of its stream before it.
+    pub fn leads_to<A: Aggregate>(
+        &self,
+        command: A::Command,
+        recorded: &RecordedEvent,
+    ) -> anyhow::Result<()> {
+        let stream = self.0.get(&(recorded.tenant_id, recorded.stream_id.clone()));
+        let decided = match stream.map(|(_, stream)| stream.state().downcast_ref::<A>()) {
+            None => A::default().decide(command),
+            Some(state) => state
+                .context("the stream is another aggregate's")?
+                .decide(command),
+        };
+        let decided = decided.map_err(|rejection| anyhow!("the domain refuses the command: {rejection}"))?;
+        let written = decided.iter().map(|event| (event.event_type(), event.encode()));
+        let written: Vec<_> = written.collect();
+        ensure!(
+            written == [(recorded.event_type.as_str(), recorded.payload.clone())],
+            "the domain decides {written:?}, but recorded is {recorded:?}"
+        );
+        Ok(())
+    }
 }
 
 /// One stream, folded as far as it was read.
 trait Stream {
     fn take(&mut self, recorded: &RecordedEvent) -> anyhow::Result<()>;
+
+    /// What it folds to.
+    fn state(&self) -> &dyn Any;
 }
 
 /// An empty stream, if the category is this aggregate's.
@@ -95,5 +171,9 @@ impl<A: Reproducible> Stream for Folded<A> {
         let state = std::mem::take(&mut self.0);
         self.0 = decided.iter().fold(state, A::evolve);
         Ok(())
+    }
+
+    fn state(&self) -> &dyn Any {
+        &self.0
     }
 }

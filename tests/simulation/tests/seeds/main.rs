@@ -1,10 +1,12 @@
 //! The write side against a model of the log, in one thread on paused time: several processes' mailboxes and appenders, every
-//! answer delayed, lost or doubled, every caller free to go away. It tries orders of events that no kill hits.
+//! answer delayed, lost or doubled, every caller free to go away. It tries orders of events that no kill hits. In the end
+//! the faults stop, and the log and every answer that was given are judged.
 //!
 //! A seed that fails is printed; put it into [`FOUND`] once it is mended.
 
 #![expect(clippy::print_stdout, reason = "what a run met is for people to read")]
 
+mod judge;
 mod run;
 mod world;
 
@@ -14,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::world::Met;
-use daybook_tests::model::JudgedBy;
+use daybook_simulation::model::JudgedBy;
 
 /// How many seeds are tried.
 const SEEDS: u64 = 100_000;
@@ -66,25 +68,27 @@ fn what_is_recorded_was_decided_on_what_is_recorded_whatever_gets_lost() {
     let Met {
         lost_before,
         lost_after,
-        zombies,
+        late,
         doubled,
         known_in_chains,
         failed_loads,
         cancelled,
         refusals,
         replays,
+        not_recorded,
         unknown,
     } = &*met;
     for (what, counter) in [
         ("requests lost", lost_before),
         ("answers lost", lost_after),
-        ("commits after the client gave up", zombies),
+        ("attempts given up that went on", late),
         ("requests doubled", doubled),
         ("known keys in batches", known_in_chains),
         ("failed loads", failed_loads),
         ("callers gone", cancelled),
         ("refusals", refusals),
         ("replays", replays),
+        ("refusals that no key remembers", not_recorded),
         ("unknown outcomes", unknown),
     ] {
         let count = counter.load(Ordering::Relaxed);
@@ -99,4 +103,16 @@ fn an_append_that_compares_versions_is_found_out_within_a_thousand_seeds() {
     let found = first_failure(0..1_000, JudgedBy::Version, &Arc::default());
     let (seed, wrong) = found.expect("an append that compares versions contradicts itself");
     println!("seed {seed}: {wrong}");
+}
+
+/// Otherwise a seed that fails would be of no use.
+#[test]
+fn a_seed_leaves_the_same_log_whatever_ran_before_it() {
+    let (shared, met) = (runtime(), Arc::default());
+    for seed in 0..100 {
+        let logs =
+            [&shared, &runtime()].map(|runtime| runtime.block_on(run::seed(seed, JudgedBy::EventId, &met)));
+        let [after_others, alone] = logs.map(|log| log.expect("a log that means something"));
+        assert_eq!(after_others, alone, "seed {seed}");
+    }
 }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::*;
-use crate::check;
+use crate::meaning;
 
 const TENANT: Uuid = Uuid::from_u128(1);
 
@@ -149,7 +149,7 @@ fn recorded(order_id: OrderId, events: &[Event]) -> Vec<RecordedEvent> {
 }
 
 fn accepted((order_id, events): &(OrderId, Vec<Event>)) {
-    check::log(&recorded(*order_id, events)).expect("it follows");
+    meaning::log(&recorded(*order_id, events)).expect("it follows");
 }
 
 /// What the check says to a history whose event at this place is another one.
@@ -157,7 +157,7 @@ fn refused(of: &(OrderId, Vec<Event>), place: usize, change: impl FnOnce(&mut Ev
     accepted(of);
     let (order_id, mut events) = of.clone();
     change(&mut events[place]);
-    let error = check::log(&recorded(order_id, &events)).expect_err("it does not follow");
+    let error = meaning::log(&recorded(order_id, &events)).expect_err("it does not follow");
     format!("{error:#}")
 }
 
@@ -166,7 +166,7 @@ fn refused_after(of: &(OrderId, Vec<Event>), event: Event) -> String {
     accepted(of);
     let (order_id, mut events) = of.clone();
     events.push(event);
-    let error = check::log(&recorded(order_id, &events)).expect_err("it does not follow");
+    let error = meaning::log(&recorded(order_id, &events)).expect_err("it does not follow");
     format!("{error:#}")
 }
 
@@ -348,10 +348,10 @@ fn streams_of_one_name_are_told_apart_by_tenant_and_a_stream_has_one_category() 
         event.event_id = Uuid::from_u128(position.into());
     }
     log.extend(others);
-    check::log(&log).expect("each follows in its own stream");
+    meaning::log(&log).expect("each follows in its own stream");
     log[3].category = "invoice".to_owned();
-    assert!(check::log(&log).is_err(), "a stream of two categories");
+    assert!(meaning::log(&log).is_err(), "a stream of two categories");
     log[2].category = "invoice".to_owned();
-    let said = format!("{:#}", check::log(&log).expect_err("nobody folds invoices"));
+    let said = format!("{:#}", meaning::log(&log).expect_err("nobody folds invoices"));
     assert!(said.contains("no aggregate"), "{said}");
 }

@@ -5,7 +5,7 @@ use daybook_domain::stock::{
     Adjusted, Command, Dispatched, Event, Received, Registered, Released, Reserved, State,
 };
 
-use super::meaning::Reproducible;
+use super::Reproducible;
 
 impl Reproducible for State {
     fn command(stream_id: &str, event: &Event) -> anyhow::Result<Command> {

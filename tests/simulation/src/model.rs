@@ -28,10 +28,11 @@ pub struct Model {
     pub generation: Uuid,
     /// Everything that is recorded, in order.
     pub events: Vec<RecordedEvent>,
+    /// What is remembered, by tenant and key.
+    pub keys: HashMap<Key, Remembered>,
     judged_by: JudgedBy,
     /// Indexes into `events`.
     streams: HashMap<Key, Vec<usize>>,
-    keys: HashMap<Key, Remembered>,
     /// The version that each event would have had, also of those that were never recorded.
     claimed: HashMap<Uuid, u64>,
 }
@@ -43,9 +44,9 @@ impl Model {
         Self {
             generation: Uuid::nil(),
             events: Vec::new(),
+            keys: HashMap::new(),
             judged_by,
             streams: HashMap::new(),
-            keys: HashMap::new(),
             claimed: HashMap::new(),
         }
     }
@@ -103,12 +104,6 @@ impl Model {
         known
             .filter_map(|(index, key)| Some((index, self.keys.get(key)?.clone())))
             .collect()
-    }
-
-    /// What is remembered under a key.
-    #[must_use]
-    pub fn remembered_under(&self, tenant_id: Uuid, key: &str) -> Option<&Remembered> {
-        self.keys.get(&(tenant_id, key.into()))
     }
 
     /// The events of a stream from a version on, at most `limit`.

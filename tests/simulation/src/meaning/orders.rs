@@ -7,7 +7,7 @@ use daybook_domain::order::{
     ReturnRequested, Shipped, State,
 };
 
-use super::meaning::Reproducible;
+use super::Reproducible;
 
 impl Reproducible for State {
     fn command(stream_id: &str, event: &Event) -> anyhow::Result<Command> {

@@ -1,4 +1,7 @@
-//! The log and its network as the seed would have them: every answer may be delayed, lost or doubled.
+//! The log and its network as the seed would have them: every request and answer may be delayed, lost or doubled.
+//!
+//! What holds of them is what `PostgresLog` sees to: an attempt that was given up may be committed late, but only before
+//! the same process begins the next one.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,7 +19,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use daybook_tests::model::{JudgedBy, Model};
+use daybook_simulation::model::{JudgedBy, Model};
 
 /// The longest way to the log and back, each.
 const DELAY_MAX: Duration = Duration::from_millis(8);
@@ -25,20 +28,21 @@ const DELAY_MAX: Duration = Duration::from_millis(8);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(30);
 
 /// How long a server may still work on an attempt that was given up.
-const ZOMBIE_MAX: Duration = Duration::from_millis(200);
+const LATE_MAX: Duration = Duration::from_millis(200);
 
 /// What happened in all worlds: a run proves nothing about what it never met.
 #[derive(Debug, Default)]
 pub(crate) struct Met {
     pub(crate) lost_before: AtomicU64,
     pub(crate) lost_after: AtomicU64,
-    pub(crate) zombies: AtomicU64,
+    pub(crate) late: AtomicU64,
     pub(crate) doubled: AtomicU64,
     pub(crate) known_in_chains: AtomicU64,
     pub(crate) failed_loads: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) refusals: AtomicU64,
     pub(crate) replays: AtomicU64,
+    pub(crate) not_recorded: AtomicU64,
     pub(crate) unknown: AtomicU64,
 }
 
@@ -67,6 +71,19 @@ impl World {
             has_faults: AtomicBool::new(true),
             met,
         }))
+    }
+
+    /// A process's session with the log.
+    pub(crate) fn session(&self) -> Session {
+        Session {
+            world: self.clone(),
+            late: Arc::default(),
+        }
+    }
+
+    /// The position of the newest event.
+    pub(crate) fn head(&self) -> u64 {
+        self.model().events.len() as u64
     }
 
     pub(crate) fn model(&self) -> MutexGuard<'_, Model> {
@@ -110,14 +127,39 @@ impl World {
         }
         judgement
     }
+}
 
-    /// A server that works on an attempt long after its client gave it up.
+/// One process's session with the log.
+pub(crate) struct Session {
+    world: World,
+    /// An attempt that the server still works on, until it is committed or ended.
+    late: Arc<Mutex<Option<Vec<NewCommand>>>>,
+}
+
+impl Session {
+    /// Lets the server work on an attempt for some time more.
     fn apply_later(&self, commands: &[NewCommand]) {
-        let (world, commands, delay) = (self.clone(), commands.to_vec(), self.up_to(ZOMBIE_MAX));
+        *self.late.lock().expect("no test panics with it") = Some(commands.to_vec());
+        let (world, late, delay) = (
+            self.world.clone(),
+            Arc::clone(&self.late),
+            self.world.up_to(LATE_MAX),
+        );
         tokio::spawn(async move {
             sleep(delay).await;
-            world.apply(&commands);
+            let late = late.lock().expect("no test panics with it").take();
+            late.map(|commands| world.apply(&commands));
         });
+    }
+
+    /// Ends what is late: it is committed by now, or never.
+    fn end_late(&self) {
+        let late = self.late.lock().expect("no test panics with it").take();
+        if let Some(commands) = late
+            && self.world.one_in(2)
+        {
+            self.world.apply(&commands);
+        }
     }
 }
 
@@ -125,32 +167,33 @@ fn lost() -> AppendError {
     AppendError::Unknown(sqlx::Error::PoolTimedOut)
 }
 
-impl Log for World {
+impl Log for Session {
     async fn append(&self, _partition: i32, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
-        sleep(self.up_to(DELAY_MAX)).await;
-        let met = self.met();
-        if self.fault_one_in(12) {
+        let (world, met) = (&self.world, self.world.met());
+        sleep(world.up_to(DELAY_MAX)).await;
+        if world.fault_one_in(12) {
             Met::count(&met.lost_before);
             sleep(ATTEMPT_TIMEOUT).await;
             return Err(lost());
         }
-        if self.fault_one_in(12) {
-            Met::count(&met.zombies);
+        self.end_late();
+        if world.fault_one_in(12) {
+            Met::count(&met.late);
             self.apply_later(commands);
             sleep(ATTEMPT_TIMEOUT).await;
             return Err(lost());
         }
-        let judgement = self.apply(commands);
-        if self.fault_one_in(12) {
+        let judgement = world.apply(commands);
+        if world.fault_one_in(12) {
             Met::count(&met.lost_after);
             sleep(ATTEMPT_TIMEOUT).await;
             return Err(lost());
         }
-        if self.fault_one_in(12) {
+        if world.fault_one_in(12) {
             Met::count(&met.doubled);
             self.apply_later(commands);
         }
-        sleep(self.up_to(DELAY_MAX)).await;
+        sleep(world.up_to(DELAY_MAX)).await;
         Ok(judgement)
     }
 
@@ -160,11 +203,11 @@ impl Log for World {
         _generation: Uuid,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
-        sleep(self.up_to(DELAY_MAX)).await;
-        if self.fault_one_in(12) {
+        sleep(self.world.up_to(DELAY_MAX)).await;
+        if self.world.fault_one_in(12) {
             return Err(lost());
         }
-        Ok(self.model().remembered(keys))
+        Ok(self.world.model().remembered(keys))
     }
 }
 
