@@ -7,6 +7,7 @@
 //! Nothing depends on any of it. Whoever has no answer from a home handles the command itself, under the same key; and
 //! two replicas that name different homes are only slow.
 
+mod exchanges;
 mod message;
 mod peers;
 mod seal;
@@ -31,8 +32,9 @@ use tonic::Status;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::exchanges::{Exchanges, Noted};
 use self::message::{Announcement, ForwardedAnswer, ForwardedCommand};
-use self::peers::{HASH_VERSION, PATIENCE, Peers};
+use self::peers::{PATIENCE, Peers};
 use self::seal::{Kind, Opened, Seal};
 use crate::handler::{Answer, Caller};
 use crate::mailbox::Stream;
@@ -102,6 +104,7 @@ pub(crate) struct Homes {
     peers: Mutex<Peers>,
     forwarding: Semaphore,
     handling: Arc<Semaphore>,
+    exchanges: Mutex<Exchanges>,
     metrics: Arc<HomeMetrics>,
 }
 
@@ -120,10 +123,11 @@ impl Homes {
         Self {
             own,
             bus,
-            seal: Seal::new(own, keys),
+            seal: Seal::new(own, keys, &message::contract()),
             peers: Mutex::new(Peers::new(own)),
             forwarding: Semaphore::new(FORWARDED_MAX),
             handling: Arc::new(Semaphore::new(HANDLED_MAX)),
+            exchanges: Mutex::default(),
             metrics,
         }
     }
@@ -235,10 +239,7 @@ impl Homes {
     }
 
     async fn announce(&self, is_stopping: bool) {
-        let announcement = Announcement {
-            hash_version: HASH_VERSION,
-            is_stopping,
-        };
+        let announcement = Announcement { is_stopping };
         let message = self.seal.announcement(&announcement, OffsetDateTime::now_utc());
         replica::announce(&self.bus, message).await;
     }
@@ -253,12 +254,12 @@ impl Homes {
         };
         if content.is_stopping {
             self.peers().left(from);
-        } else if content.hash_version == HASH_VERSION {
+        } else {
             self.peers().announced(from, Instant::now());
         }
     }
 
-    /// Handles a command in a task of its own. One that is not authentic is not answered.
+    /// Handles a command in a task of its own. One that is not authentic, or was here before, is not answered.
     fn accept(self: &Arc<Self>, incoming: Incoming, handlers: &Arc<[Arc<dyn HandleForwarded>]>) {
         let now = OffsetDateTime::now_utc();
         let Some(Opened {
@@ -272,7 +273,14 @@ impl Homes {
             tracing::debug!("a forwarded command is not one of a replica, or too old");
             return;
         };
-        let permit = Arc::clone(&self.handling).try_acquire_owned().ok();
+        let permit = match self.exchanges().note(exchange, Instant::now()) {
+            Noted::New => Arc::clone(&self.handling).try_acquire_owned().ok(),
+            Noted::Full => None,
+            Noted::Again => {
+                tracing::debug!(replica.id = %from, "a forwarded command arrived twice");
+                return;
+            }
+        };
         let (homes, handlers) = (Arc::clone(self), Arc::clone(handlers));
         tokio::spawn(async move {
             let Some(forwarded) = handle_within(permit, &handlers, content, from).await else {
@@ -285,6 +293,10 @@ impl Homes {
             let message = homes.seal.seal(Kind::Answer, from, exchange, &answer, now);
             incoming.answer(message).await;
         });
+    }
+
+    fn exchanges(&self) -> MutexGuard<'_, Exchanges> {
+        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {

@@ -1,13 +1,15 @@
-//! What command services send to each other: Protocol Buffers, so that an older and a newer program understand each other.
+//! What command services send to each other, as Protocol Buffers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::common::v1::Receipt;
 use daybook_service::identity::{Principal, Scope, ScopeSet};
 use daybook_service::request::RequestId;
 use daybook_service::telemetry;
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tonic::metadata::{KeyAndValueRef, MetadataKey, MetadataMap};
 use tonic::{Code, Status};
@@ -16,12 +18,23 @@ use uuid::Uuid;
 use super::{Forwarded, Request};
 use crate::handler::{Answer, Caller};
 
+/// Raised when something changes that replicas must agree on: the messages of this file, the hash that names homes, or what
+/// a command's request means. Its form counts by itself.
+const CONTRACT_VERSION: u32 = 2;
+
+/// What replicas must agree on, so that none is ever sent what it does not understand. It is a part of every seal: while an
+/// older and a newer program run side by side, they are strangers to each other.
+pub(super) fn contract() -> [u8; 32] {
+    Sha256::new()
+        .chain_update(CONTRACT_VERSION.to_be_bytes())
+        .chain_update(FILE_DESCRIPTOR_SET)
+        .finalize()
+        .into()
+}
+
 /// A live replica.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Announcement {
-    /// The version of the hash by which it chooses homes.
-    #[prost(uint32, tag = "1")]
-    pub(super) hash_version: u32,
     /// Whether it is stopping.
     #[prost(bool, tag = "2")]
     pub(super) is_stopping: bool,

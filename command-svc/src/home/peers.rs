@@ -8,9 +8,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The version of [`weight`]. Replicas that choose by another one are no peers: they would choose otherwise.
-pub(super) const HASH_VERSION: u32 = 2;
-
 /// How long a replica may take to answer a command.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -136,7 +133,6 @@ impl Peers {
 /// How much a replica is the home of an aggregate (rendezvous hashing: Thaler and Ravishankar, 1998).
 fn weight(tenant_id: Uuid, stream_id: &str, replica: Uuid) -> [u8; 32] {
     Sha256::new()
-        .chain_update(HASH_VERSION.to_be_bytes())
         .chain_update(tenant_id)
         .chain_update(replica)
         .chain_update(stream_id)
