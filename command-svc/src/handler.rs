@@ -16,13 +16,14 @@ use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::request::deadline;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
+use tokio::time::timeout_at;
 use tonic::metadata::MetadataValue;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
-use crate::home::{HandleForwarded, Handled, Homes};
+use crate::home::{Forwarded, HandleForwarded, Homes, Request as ForwardedRequest};
 use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
 use crate::request::{check_key, metadata, validation_error};
 
@@ -32,8 +33,12 @@ const REPLAYED: &str = "idempotency-replayed";
 /// When a tenant that has all its commands under way may try again: some of them are answered by then.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How often a command is decided before its aggregate's home is asked, if that is elsewhere.
+/// How often a command is decided here before its aggregate's home is asked, if that is elsewhere.
 const ATTEMPTS_BEFORE_FORWARDING: u32 = 3;
+
+/// How long a command may lose against other replicas, here and at its aggregate's home in turn, before its caller is told.
+/// Replicas that have just started, or left each other alone for a while, know each other again by then.
+const CONTENDED_MAX: Duration = Duration::from_secs(10);
 
 /// Who sent a command, and when it came in.
 #[derive(Debug, Clone)]
@@ -64,23 +69,12 @@ pub(crate) trait Served: Aggregate {
     }
 }
 
-/// Handles the commands of one kind of aggregate. Cheap to clone.
+/// Handles the commands of one kind of aggregate.
 pub(crate) struct Handler<A: Aggregate> {
     mailboxes: Mailboxes<A>,
     fingerprints: Fingerprints,
     homes: Arc<Homes>,
     received_to_committed: Histogram,
-}
-
-impl<A: Aggregate> Clone for Handler<A> {
-    fn clone(&self) -> Self {
-        Self {
-            mailboxes: self.mailboxes.clone(),
-            fingerprints: self.fingerprints.clone(),
-            homes: Arc::clone(&self.homes),
-            received_to_committed: self.received_to_committed.clone(),
-        }
-    }
 }
 
 impl<A: Aggregate> fmt::Debug for Handler<A> {
@@ -93,24 +87,24 @@ impl<A: Aggregate> fmt::Debug for Handler<A> {
 
 impl<A: Served> Handler<A> {
     /// A handler with mailboxes of its own, which handles what other replicas forward as well.
-    pub(crate) fn new(core: &Core) -> Self
+    pub(crate) fn new(core: &Core) -> Arc<Self>
     where
         Self: HandleForwarded + 'static,
     {
-        let handler = Self {
+        let handler = Arc::new(Self {
             mailboxes: core.mailboxes(),
             fingerprints: core.fingerprints.clone(),
             homes: Arc::clone(&core.homes),
             received_to_committed: core.received_to_committed.clone(),
-        };
-        core.add_handler(Arc::new(handler.clone()));
+        });
+        core.add_handler(Arc::clone(&handler) as _);
         handler
     }
 
     /// Handles a request: the receipt, or why there is none.
     pub(crate) async fn handle<R>(&self, request: Request<R>) -> Result<Response<common::Receipt>, Status>
     where
-        R: CommandRequest<Aggregate = A> + Clone,
+        R: CommandRequest<Aggregate = A>,
     {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
         let principal = principal_with(request.extensions(), A::SCOPE)?;
@@ -120,7 +114,7 @@ impl<A: Served> Handler<A> {
         };
         let handled = self.handle_anywhere(request.into_inner(), &caller);
         let Answer { receipt, is_replay } = match deadline() {
-            Some(deadline) => tokio::time::timeout_at(deadline, handled)
+            Some(deadline) => timeout_at(deadline, handled)
                 .await
                 .map_err(|_| ApiError::deadline_exceeded())?,
             None => handled.await,
@@ -136,78 +130,95 @@ impl<A: Served> Handler<A> {
     }
 
     /// Handles a command: here, or, where other replicas write to its aggregate as well, at that aggregate's home.
-    async fn handle_anywhere<R>(&self, request: R, caller: &Caller) -> Result<Answer, Status>
-    where
-        R: CommandRequest<Aggregate = A> + Clone,
-    {
-        if self.homes.is_alone() {
-            return self.handle_here(request, caller).await;
-        }
-        let envelope = envelope(request.clone(), caller, &self.fingerprints)?;
-        let stream = envelope.stream();
-        if !self.mailboxes.contended().contains(&stream) {
-            match self
-                .mailboxes
-                .handle_within(envelope, ATTEMPTS_BEFORE_FORWARDING)
-                .await
-            {
-                // Nothing was recorded; whoever it lost against may be the home.
-                Err(HandleError::Contended) => {}
-                outcome => return Ok(answer::<A>(outcome, &stream.1)?),
-            }
-        }
-        match self.homes.elsewhere(stream.0, &stream.1) {
-            Some(home) => {
-                let forwarded = self.homes.forward(home, R::NAME, request.encode_to_vec(), caller);
-                if let Some(Handled { answer, is_shared }) = forwarded.await {
-                    if is_shared {
-                        self.mailboxes.contended().note(&stream);
-                    }
-                    return answer;
-                }
-            }
-            None => {
-                self.mailboxes.contended().is_shared(&stream, self.homes.own());
-            }
-        }
-        self.handle_here(request, caller).await
-    }
-
-    async fn handle_here<R>(&self, request: R, caller: &Caller) -> Result<Answer, Status>
+    async fn handle_anywhere<R>(&self, mut request: R, caller: &Caller) -> Result<Answer, Status>
     where
         R: CommandRequest<Aggregate = A>,
     {
-        let envelope = envelope(request, caller, &self.fingerprints)?;
-        let id = Arc::clone(&envelope.stream_id);
-        Ok(answer::<A>(self.mailboxes.handle(envelope).await, &id)?)
+        let key = request.take_request_id();
+        let content = request.encode_to_vec();
+        let envelope = Arc::new(envelope(request, &key, &content, caller, &self.fingerprints)?);
+        let (stream, contended) = (envelope.stream(), self.mailboxes.contended());
+        let give_up_at = Instant::now() + CONTENDED_MAX;
+        let mut may_be_recorded = false;
+        let mut is_contended = contended.contains(&stream);
+        loop {
+            let home = match is_contended {
+                true => self.homes.elsewhere(&stream),
+                false => None,
+            };
+            if let Some(home) = home {
+                let request = ForwardedRequest {
+                    name: R::NAME,
+                    key: &key,
+                    content: &content,
+                };
+                match self.homes.forward(home, request, caller).await {
+                    Forwarded::Answered {
+                        answer: Err(refusal), ..
+                    } if may_be_recorded && is_of_the_moment(&refusal) => {}
+                    Forwarded::Answered { answer, is_shared } => {
+                        if is_shared {
+                            contended.note(&stream);
+                        }
+                        return answer;
+                    }
+                    Forwarded::NotHandled => {}
+                    Forwarded::Unknown => may_be_recorded = true,
+                }
+            } else if is_contended {
+                contended.is_shared(&stream, self.homes.own());
+            }
+            let attempts = ATTEMPTS_BEFORE_FORWARDING;
+            let outcome = self
+                .mailboxes
+                .handle_within(Arc::clone(&envelope), attempts)
+                .await;
+            match outcome {
+                // Nothing was recorded. Whoever it lost against may be the home, or may be known by now.
+                Err(HandleError::Contended) if Instant::now() < give_up_at => is_contended = true,
+                Err(error) if may_be_recorded && says_that_nothing_is_recorded(&error) => {
+                    return Err(ApiError::dependency_unavailable("replica", error).into());
+                }
+                outcome => return Ok(answer::<A>(outcome, &stream.1)?),
+            }
+        }
     }
 
-    /// Handles a command that another replica forwarded, whoever its home is by this replica's own reckoning. `None` when
-    /// it cannot be handled here, and that replica had better do it.
-    pub(crate) async fn handle_for<R>(&self, request: &[u8], caller: &Caller, from: Uuid) -> Option<Handled>
+    /// Handles a command that another replica forwarded, whoever its home is by this replica's own reckoning.
+    pub(crate) async fn handle_for<R>(
+        &self,
+        key: &str,
+        content: &[u8],
+        caller: &Caller,
+        from: Uuid,
+    ) -> Forwarded
     where
         R: CommandRequest<Aggregate = A> + Default,
     {
-        let request = R::decode(request).ok()?;
-        if !caller.principal.scopes.contains(A::SCOPE) {
-            return None;
-        }
-        let envelope = envelope(request, caller, &self.fingerprints).ok()?;
+        let request = R::decode(content).ok();
+        let request = request.filter(|_| caller.principal.scopes.contains(A::SCOPE));
+        let envelope = request.map(|request| envelope(request, key, content, caller, &self.fingerprints));
+        let Some(Ok(envelope)) = envelope else {
+            return Forwarded::NotHandled;
+        };
         let stream = envelope.stream();
-        self.mailboxes.contended().note(&stream);
-        let is_shared = self.mailboxes.contended().is_shared(&stream, from);
+        let is_shared = self.mailboxes.contended().forwarded(&stream, from);
         let outcome = self.mailboxes.handle(envelope).await;
-        if let Err(HandleError::NoPartition | HandleError::Unanswered(Unanswered::Stopped)) = outcome {
-            return None;
+        if let Some(forwarded) = without_answer(&outcome) {
+            return forwarded;
         }
-        let answer = answer::<A>(outcome, &stream.1).map_err(Status::from);
-        Some(Handled { answer, is_shared })
+        Forwarded::Answered {
+            answer: answer::<A>(outcome, &stream.1).map_err(Status::from),
+            is_shared,
+        }
     }
 }
 
-/// Checks a request as a whole, so that all that is wrong with it is reported at once.
+/// Checks a request without its key as a whole, so that all that is wrong with it is reported at once.
 fn envelope<R: CommandRequest>(
     mut request: R,
+    key: &str,
+    content: &[u8],
     caller: &Caller,
     fingerprints: &Fingerprints,
 ) -> Result<Envelope<<R::Aggregate as Aggregate>::Command>, ApiError> {
@@ -216,12 +227,9 @@ fn envelope<R: CommandRequest>(
         received_at,
     } = caller;
     let mut violations = Violations::default();
-    let key = request.take_request_id();
-    check_key(&key, &mut violations);
-    let request_bytes = request.encoded_len();
-    let fingerprints = fingerprints.of(R::NAME, &request);
+    check_key(key, &mut violations);
     let context = request.take_context();
-    let metadata = metadata(context, principal, R::NAME, &key, *received_at, &mut violations);
+    let metadata = metadata(context, principal, R::NAME, key, *received_at, &mut violations);
     let expected_version = request.expected_version();
     let converted = request.into_command(Uuid::now_v7);
     let (id, command) = violations.join(converted).map_err(validation_error)?;
@@ -230,12 +238,49 @@ fn envelope<R: CommandRequest>(
         tenant_id: principal.tenant_id,
         stream_id: id.to_string().into(),
         key: key.into(),
-        fingerprints,
+        fingerprints: fingerprints.of(R::NAME, content),
         expected_version,
         metadata: metadata.encode(),
-        request_bytes,
+        request_bytes: content.len(),
         command,
     })
+}
+
+/// What a replica that forwarded a command is told when this one cannot answer it. The trouble of this replica is not its
+/// caller's: that replica may have none.
+fn without_answer(outcome: &Result<Outcome, HandleError>) -> Option<Forwarded> {
+    match outcome.as_ref().err()? {
+        // The log says so. And a tenant's share of this replica is not made up for by its share of the other.
+        HandleError::VersionConflict { .. }
+        | HandleError::KeyReused
+        | HandleError::NotFound
+        | HandleError::NotAdmitted(NotAdmitted::TenantShareFull) => None,
+        HandleError::Unanswered(Unanswered::Unknown(_) | Unanswered::Stopped) => Some(Forwarded::Unknown),
+        HandleError::NotAdmitted(NotAdmitted::Full)
+        | HandleError::NoPartition
+        | HandleError::Contended
+        | HandleError::Load(_)
+        | HandleError::Panicked(_)
+        | HandleError::Unanswered(Unanswered::Refused(_)) => Some(Forwarded::NotHandled),
+    }
+}
+
+/// Whether an error means that nothing was recorded. That may not be said of a command that a home may have recorded, or
+/// may record yet.
+fn says_that_nothing_is_recorded(error: &HandleError) -> bool {
+    matches!(
+        error,
+        HandleError::NotFound
+            | HandleError::NoPartition
+            | HandleError::NotAdmitted(_)
+            | HandleError::Contended
+            | HandleError::Unanswered(Unanswered::Stopped)
+    )
+}
+
+/// Whether a home's refusal says that nothing was recorded.
+fn is_of_the_moment(refusal: &Status) -> bool {
+    matches!(refusal.code(), Code::NotFound | Code::ResourceExhausted)
 }
 
 fn answer<A: Served>(outcome: Result<Outcome, HandleError>, id: &str) -> Result<Answer, ApiError> {
@@ -338,14 +383,14 @@ macro_rules! command_methods {
         impl $crate::home::HandleForwarded for $crate::handler::Handler<$aggregate> {
             async fn handle_forwarded(
                 &self,
-                name: &str,
-                request: &[u8],
+                request: $crate::home::Request<'_>,
                 caller: &$crate::handler::Caller,
                 from: uuid::Uuid,
-            ) -> Option<$crate::home::Handled> {
+            ) -> Option<$crate::home::Forwarded> {
+                let $crate::home::Request { name, key, content } = request;
                 match name {
                     $(<wire::$request as daybook_proto::convert::CommandRequest>::NAME => {
-                        self.handle_for::<wire::$request>(request, caller, from).await
+                        Some(self.handle_for::<wire::$request>(key, content, caller, from).await)
                     })+
                     _ => None,
                 }
@@ -355,3 +400,36 @@ macro_rules! command_methods {
 }
 
 pub(crate) use command_methods;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trouble_of_a_home_is_not_its_callers() {
+        let told = |error| without_answer(&Err(error));
+        for error in [
+            HandleError::NotAdmitted(NotAdmitted::Full),
+            HandleError::NoPartition,
+            HandleError::Contended,
+            HandleError::Load(Arc::new(LoadError::Unstable)),
+        ] {
+            assert!(matches!(told(error), Some(Forwarded::NotHandled)));
+        }
+        let stopped = HandleError::Unanswered(Unanswered::Stopped);
+        assert!(matches!(told(stopped), Some(Forwarded::Unknown)));
+    }
+
+    #[test]
+    fn what_the_log_says_and_a_tenants_full_share_at_the_home_are_answers() {
+        let (expected, actual) = (1, 2);
+        for error in [
+            HandleError::VersionConflict { expected, actual },
+            HandleError::KeyReused,
+            HandleError::NotFound,
+            HandleError::NotAdmitted(NotAdmitted::TenantShareFull),
+        ] {
+            assert!(without_answer(&Err(error)).is_none());
+        }
+    }
+}

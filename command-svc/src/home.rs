@@ -7,6 +7,7 @@
 //! Nothing depends on any of it. Whoever has no answer from a home handles the command itself, under the same key; and
 //! two replicas that name different homes are only slow.
 
+mod exchanges;
 mod message;
 mod peers;
 mod seal;
@@ -19,28 +20,27 @@ use std::time::Duration;
 use daybook_event_bus::replica::{self, Incoming, RequestError};
 use daybook_event_bus::{Bus, BusError};
 use daybook_service::key::SecretKey;
-use daybook_service::request::{Context, X_REQUEST_ID};
+use daybook_service::request::{Context, X_REQUEST_ID, deadline};
 use daybook_service::telemetry::{self, TRACEPARENT};
 use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::exchanges::{Exchanges, Noted};
 use self::message::{Announcement, ForwardedAnswer, ForwardedCommand};
-use self::peers::{HASH_VERSION, Peers};
+use self::peers::{PATIENCE, Peers};
 use self::seal::{Kind, Opened, Seal};
 use crate::handler::{Answer, Caller};
+use crate::mailbox::Stream;
 
 /// How often a replica announces itself.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a home may take to answer before the command is handled here.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Commands that may wait for their homes at once. What comes above that is handled here.
 const FORWARDED_MAX: usize = 1_024;
@@ -65,23 +65,35 @@ pub(crate) struct HomeMetrics {
 /// Handles what other replicas forward: what an aggregate's handler is to the commands of callers.
 #[tonic::async_trait]
 pub(crate) trait HandleForwarded: Send + Sync {
-    /// Handles a command; `None` when it is none of its own, or cannot be handled here.
-    async fn handle_forwarded(
-        &self,
-        name: &str,
-        request: &[u8],
-        caller: &Caller,
-        from: Uuid,
-    ) -> Option<Handled>;
+    /// Handles a command; `None` when it is none of its own.
+    async fn handle_forwarded(&self, request: Request<'_>, caller: &Caller, from: Uuid) -> Option<Forwarded>;
 }
 
-/// The answer to a forwarded command.
+/// A command's request, as it is forwarded.
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'a> {
+    /// The command's name, as auditors see it.
+    pub(crate) name: &'a str,
+    /// The caller's idempotency key.
+    pub(crate) key: &'a str,
+    /// All else of the request, context included, as Protocol Buffers.
+    pub(crate) content: &'a [u8],
+}
+
+/// What became of a forwarded command.
 #[derive(Debug)]
-pub(crate) struct Handled {
-    /// The receipt, or the refusal.
-    pub(crate) answer: Result<Answer, Status>,
-    /// Whether commands for the aggregate have come from elsewhere as well, of late.
-    pub(crate) is_shared: bool,
+pub(crate) enum Forwarded {
+    /// Its home has answered it.
+    Answered {
+        /// The receipt, or the refusal.
+        answer: Result<Answer, Status>,
+        /// Whether commands for the aggregate have come from elsewhere as well, of late.
+        is_shared: bool,
+    },
+    /// It certainly was not recorded there: it was not sent, or its home cannot handle it.
+    NotHandled,
+    /// It was sent, and there is no answer: it may have been recorded there, or may be yet.
+    Unknown,
 }
 
 /// The homes of aggregates, as this replica sees them.
@@ -92,6 +104,7 @@ pub(crate) struct Homes {
     peers: Mutex<Peers>,
     forwarding: Semaphore,
     handling: Arc<Semaphore>,
+    exchanges: Mutex<Exchanges>,
     metrics: Arc<HomeMetrics>,
 }
 
@@ -110,10 +123,11 @@ impl Homes {
         Self {
             own,
             bus,
-            seal: Seal::new(own, keys),
+            seal: Seal::new(own, keys, &message::contract()),
             peers: Mutex::new(Peers::new(own)),
             forwarding: Semaphore::new(FORWARDED_MAX),
             handling: Arc::new(Semaphore::new(HANDLED_MAX)),
+            exchanges: Mutex::default(),
             metrics,
         }
     }
@@ -123,57 +137,64 @@ impl Homes {
         self.own
     }
 
-    /// Whether there is no other replica to forward to.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.peers().is_alone(Instant::now())
-    }
-
     /// The replica that is an aggregate's home, unless it is this one.
-    pub(crate) fn elsewhere(&self, tenant_id: Uuid, stream_id: &str) -> Option<Uuid> {
-        let home = self.peers().home_of(tenant_id, stream_id, Instant::now());
+    pub(crate) fn elsewhere(&self, (tenant_id, stream_id): &Stream) -> Option<Uuid> {
+        let home = self.peers().home_of(*tenant_id, stream_id, Instant::now());
         (home != self.own).then_some(home)
     }
 
-    /// Has a home handle a command; `None` when it does not, and the command is to be handled here.
-    pub(crate) async fn forward(
-        &self,
-        home: Uuid,
-        name: &'static str,
-        request: Vec<u8>,
-        caller: &Caller,
-    ) -> Option<Handled> {
-        let handled = self
-            .ask(home, ForwardedCommand::new(name, request, caller, PATIENCE))
-            .await;
-        let counter = match handled {
-            Some(_) => &self.metrics.forwarded,
-            None => &self.metrics.failed,
+    /// Has a home handle a command. It may take half of the time that the caller still waits: the other half is for
+    /// handling the command here.
+    pub(crate) async fn forward(&self, home: Uuid, request: Request<'_>, caller: &Caller) -> Forwarded {
+        let forwarded = self.ask(home, request, caller).await;
+        let counter = match forwarded {
+            Forwarded::Answered { .. } => &self.metrics.forwarded,
+            Forwarded::NotHandled | Forwarded::Unknown => &self.metrics.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        handled
+        forwarded
     }
 
-    async fn ask(&self, home: Uuid, command: ForwardedCommand) -> Option<Handled> {
-        let _permit = self.forwarding.try_acquire().ok()?;
+    async fn ask(&self, home: Uuid, request: Request<'_>, caller: &Caller) -> Forwarded {
+        let (Ok(_permit), Some(silent)) = (
+            self.forwarding.try_acquire(),
+            self.peers().asked(home, Instant::now()),
+        ) else {
+            return Forwarded::NotHandled;
+        };
+        let patience = deadline().map_or(PATIENCE, |deadline| PATIENCE.min((deadline - Instant::now()) / 2));
+        let command = ForwardedCommand::new(request, caller, patience);
         let exchange = Uuid::from_u128(rand::random());
         let message = self
             .seal
             .seal(Kind::Command, home, exchange, &command, OffsetDateTime::now_utc());
-        let answer = match replica::request(&self.bus, home, message, PATIENCE).await {
+        let answer = tokio::select! {
+            answer = replica::request(&self.bus, home, message, patience) => answer,
+            () = silent.cancelled() => Err(RequestError::NoAnswer),
+        };
+        let answer = match answer {
             Ok(answer) => self
                 .seal
                 .open::<ForwardedAnswer>(Kind::Answer, &answer, OffsetDateTime::now_utc()),
-            Err(RequestError::NotSent) => return None,
             Err(RequestError::NoAnswer) => None,
+            Err(RequestError::NotSent) => return Forwarded::NotHandled,
+            Err(RequestError::NobodyListens) => {
+                self.peers().gone(home);
+                return Forwarded::NotHandled;
+            }
         };
-        let Some(answer) = answer.filter(|answer| (answer.from, answer.exchange) == (home, exchange)) else {
-            tracing::warn!(replica.id = %home, "the home of a contended aggregate does not answer");
-            self.peers().did_not_answer(home, Instant::now());
-            return None;
-        };
-        let is_shared = answer.content.is_shared;
-        let answer = answer.content.into_answer()?;
-        Some(Handled { answer, is_shared })
+        match answer.filter(|answer| (answer.from, answer.exchange) == (home, exchange)) {
+            Some(answer) => {
+                self.peers().answered(home);
+                answer.content.into()
+            }
+            None => {
+                if self.peers().did_not_answer(home, Instant::now()) {
+                    tracing::warn!(replica.id = %home, "the home of contended aggregates does not answer");
+                }
+                Forwarded::Unknown
+            }
+        }
     }
 
     /// Announces this replica, listens to the others, and handles what they forward. It goes on after the stop signal,
@@ -218,10 +239,7 @@ impl Homes {
     }
 
     async fn announce(&self, is_stopping: bool) {
-        let announcement = Announcement {
-            hash_version: HASH_VERSION,
-            is_stopping,
-        };
+        let announcement = Announcement { is_stopping };
         let message = self.seal.announcement(&announcement, OffsetDateTime::now_utc());
         replica::announce(&self.bus, message).await;
     }
@@ -236,50 +254,49 @@ impl Homes {
         };
         if content.is_stopping {
             self.peers().left(from);
-        } else if content.hash_version == HASH_VERSION {
+        } else {
             self.peers().announced(from, Instant::now());
         }
     }
 
-    /// Handles a command in a task of its own. One that is not authentic is not answered.
+    /// Handles a command in a task of its own. One that is not authentic, or was here before, is not answered.
     fn accept(self: &Arc<Self>, incoming: Incoming, handlers: &Arc<[Arc<dyn HandleForwarded>]>) {
         let now = OffsetDateTime::now_utc();
-        let Some(opened) = self
+        let Some(Opened {
+            from,
+            exchange,
+            content,
+        }) = self
             .seal
             .open::<ForwardedCommand>(Kind::Command, &incoming.payload, now)
         else {
             tracing::debug!("a forwarded command is not one of a replica, or too old");
             return;
         };
+        let permit = match self.exchanges().note(exchange, Instant::now()) {
+            Noted::New => Arc::clone(&self.handling).try_acquire_owned().ok(),
+            Noted::Full => None,
+            Noted::Again => {
+                tracing::debug!(replica.id = %from, "a forwarded command arrived twice");
+                return;
+            }
+        };
         let (homes, handlers) = (Arc::clone(self), Arc::clone(handlers));
-        let permit = Arc::clone(&self.handling).try_acquire_owned();
         tokio::spawn(async move {
-            let Opened {
-                from,
-                exchange,
-                content,
-            } = opened;
-            let handled = match permit {
-                Ok(_permit) => {
-                    let patience = Duration::from_micros(content.patience_us);
-                    match timeout(patience, handle(&handlers, content, from)).await {
-                        Ok(handled) => handled,
-                        // Nobody waits for an answer any more.
-                        Err(_elapsed) => return,
-                    }
-                }
-                Err(_) => None,
+            let Some(forwarded) = handle_within(permit, &handlers, content, from).await else {
+                return;
             };
-            if handled.is_some() {
+            if let Forwarded::Answered { .. } = forwarded {
                 homes.metrics.handled.fetch_add(1, Ordering::Relaxed);
             }
-            let answer = handled.map(|Handled { answer, is_shared }| ForwardedAnswer::new(answer, is_shared));
-            let now = OffsetDateTime::now_utc();
-            let message = homes
-                .seal
-                .seal(Kind::Answer, from, exchange, &answer.unwrap_or_default(), now);
+            let (answer, now) = (ForwardedAnswer::from(forwarded), OffsetDateTime::now_utc());
+            let message = homes.seal.seal(Kind::Answer, from, exchange, &answer, now);
             incoming.answer(message).await;
         });
+    }
+
+    fn exchanges(&self) -> MutexGuard<'_, Exchanges> {
+        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
@@ -287,13 +304,25 @@ impl Homes {
     }
 }
 
-/// Handles a forwarded command as a part of the request that it came with.
-async fn handle(
+/// Handles a forwarded command while somebody waits for it; `None` when nobody does any more.
+async fn handle_within(
+    permit: Option<OwnedSemaphorePermit>,
     handlers: &[Arc<dyn HandleForwarded>],
     command: ForwardedCommand,
     from: Uuid,
-) -> Option<Handled> {
-    let caller = command.caller()?;
+) -> Option<Forwarded> {
+    let Some(_permit) = permit else {
+        return Some(Forwarded::NotHandled);
+    };
+    let patience = Duration::from_micros(command.patience_us);
+    timeout(patience, handle(handlers, command, from)).await.ok()
+}
+
+/// Handles a forwarded command as a part of the request that it came with.
+async fn handle(handlers: &[Arc<dyn HandleForwarded>], command: ForwardedCommand, from: Uuid) -> Forwarded {
+    let Some(caller) = command.caller() else {
+        return Forwarded::NotHandled;
+    };
     let span = tracing::debug_span!("forwarded command", command.name = command.name);
     let mut headers = HeaderMap::new();
     if let Ok(request_id) = HeaderValue::from_str(&command.request_id) {
@@ -309,12 +338,12 @@ async fn handle(
     }
     let handled = async {
         for handler in handlers {
-            let handled = handler.handle_forwarded(&command.name, &command.request, &caller, from);
-            if let Some(handled) = handled.await {
-                return Some(handled);
+            let handled = handler.handle_forwarded(command.request(), &caller, from);
+            if let Some(forwarded) = handled.await {
+                return forwarded;
             }
         }
-        None
+        Forwarded::NotHandled
     };
     Context::from_headers(&headers)
         .scope(handled.instrument(span))

@@ -27,7 +27,8 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use self::cache::{Cache, Stream};
+use self::cache::Cache;
+pub(crate) use self::cache::Stream;
 pub use self::contended::Contended;
 pub use self::load::{LoadError, LoadShares, ReadStream};
 use self::slot::{ATTEMPTS_MAX, Mailbox, Pending};
@@ -174,17 +175,20 @@ impl<A: Aggregate> Mailboxes<A> {
     ///
     /// # Errors
     /// See [`HandleError`].
-    pub async fn handle(&self, envelope: Envelope<A::Command>) -> Result<Outcome, HandleError> {
-        self.handle_within(envelope, ATTEMPTS_MAX).await
+    pub async fn handle(
+        &self,
+        envelope: impl Into<Arc<Envelope<A::Command>>>,
+    ) -> Result<Outcome, HandleError> {
+        self.handle_within(envelope.into(), ATTEMPTS_MAX).await
     }
 
-    /// As [`Self::handle`], but decides a command at most so many times before [`HandleError::Contended`] gives it back.
+    /// As [`Self::handle`], but decides a command at most so many times before it is [`HandleError::Contended`].
     ///
     /// # Errors
     /// See [`HandleError`].
     pub async fn handle_within(
         &self,
-        envelope: Envelope<A::Command>,
+        envelope: Arc<Envelope<A::Command>>,
         attempts_max: u32,
     ) -> Result<Outcome, HandleError> {
         let partition = self

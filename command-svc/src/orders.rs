@@ -11,7 +11,7 @@ use crate::handler::{Handler, Served, command_methods};
 
 /// `daybook.orders.v1.OrderService`, as it is served.
 pub(crate) fn service(core: &Core) -> OrderServiceServer<Handler<State>> {
-    OrderServiceServer::new(Handler::new(core))
+    OrderServiceServer::from_arc(Handler::new(core))
         .max_decoding_message_size(COMMAND_BYTES_MAX)
         .max_encoding_message_size(COMMAND_BYTES_MAX)
 }

@@ -11,7 +11,7 @@ use crate::handler::{Handler, Served, command_methods};
 
 /// `daybook.stock.v1.StockService`, as it is served.
 pub(crate) fn service(core: &Core) -> StockServiceServer<Handler<State>> {
-    StockServiceServer::new(Handler::new(core))
+    StockServiceServer::from_arc(Handler::new(core))
         .max_decoding_message_size(COMMAND_BYTES_MAX)
         .max_encoding_message_size(COMMAND_BYTES_MAX)
 }

@@ -1,26 +1,40 @@
-//! What command services send to each other: Protocol Buffers, so that an older and a newer program understand each other.
+//! What command services send to each other, as Protocol Buffers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::common::v1::Receipt;
 use daybook_service::identity::{Principal, Scope, ScopeSet};
 use daybook_service::request::RequestId;
 use daybook_service::telemetry;
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tonic::metadata::{KeyAndValueRef, MetadataKey, MetadataMap};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::{Forwarded, Request};
 use crate::handler::{Answer, Caller};
+
+/// Raised when something changes that replicas must agree on: the messages of this file, the hash that names homes, or what
+/// a command's request means. Its form counts by itself.
+const CONTRACT_VERSION: u32 = 2;
+
+/// What replicas must agree on, so that none is ever sent what it does not understand. It is a part of every seal: while an
+/// older and a newer program run side by side, they are strangers to each other.
+pub(super) fn contract() -> [u8; 32] {
+    Sha256::new()
+        .chain_update(CONTRACT_VERSION.to_be_bytes())
+        .chain_update(FILE_DESCRIPTOR_SET)
+        .finalize()
+        .into()
+}
 
 /// A live replica.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Announcement {
-    /// The version of the hash by which it chooses homes.
-    #[prost(uint32, tag = "1")]
-    pub(super) hash_version: u32,
     /// Whether it is stopping.
     #[prost(bool, tag = "2")]
     pub(super) is_stopping: bool,
@@ -32,9 +46,9 @@ pub(super) struct ForwardedCommand {
     /// The command's name, as auditors see it.
     #[prost(string, tag = "1")]
     pub(super) name: String,
-    /// The request as the caller encoded it, idempotency key and context included.
+    /// The request without its key, context included.
     #[prost(bytes = "vec", tag = "2")]
-    pub(super) request: Vec<u8>,
+    content: Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
     tenant_id: Vec<u8>,
     #[prost(int32, tag = "4")]
@@ -57,15 +71,19 @@ pub(super) struct ForwardedCommand {
     /// How long somebody waits for the answer, in microseconds.
     #[prost(uint64, tag = "11")]
     pub(super) patience_us: u64,
+    /// The caller's idempotency key.
+    #[prost(string, tag = "12")]
+    key: String,
 }
 
 impl ForwardedCommand {
     /// A command as a part of the request that is being answered.
-    pub(super) fn new(name: &'static str, request: Vec<u8>, caller: &Caller, patience: Duration) -> Self {
+    pub(super) fn new(request: Request<'_>, caller: &Caller, patience: Duration) -> Self {
         let principal = &caller.principal;
         Self {
-            name: name.to_owned(),
-            request,
+            name: request.name.to_owned(),
+            key: request.key.to_owned(),
+            content: request.content.to_vec(),
             tenant_id: principal.tenant_id.as_bytes().to_vec(),
             tenant_partition: principal.tenant_partition,
             key_prefix: principal.key_prefix.clone(),
@@ -86,6 +104,15 @@ impl ForwardedCommand {
         }
     }
 
+    /// The request.
+    pub(super) fn request(&self) -> Request<'_> {
+        Request {
+            name: &self.name,
+            key: &self.key,
+            content: &self.content,
+        }
+    }
+
     /// Whose command it is; `None` when this program does not understand it.
     pub(super) fn caller(&self) -> Option<Caller> {
         let principal = Principal {
@@ -103,7 +130,7 @@ impl ForwardedCommand {
     }
 }
 
-/// What became of a forwarded command: a receipt, a refusal, or neither where the home does not handle it.
+/// What became of a forwarded command: a receipt, a refusal, or neither. Without a word on that it is unknown.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ForwardedAnswer {
     #[prost(message, optional, tag = "1")]
@@ -114,7 +141,10 @@ pub(super) struct ForwardedAnswer {
     refusal: Option<Refusal>,
     /// Whether the home has had commands for this aggregate from elsewhere as well, of late.
     #[prost(bool, tag = "4")]
-    pub(super) is_shared: bool,
+    is_shared: bool,
+    /// Whether the home certainly has not recorded the command, and does not.
+    #[prost(bool, tag = "5")]
+    is_not_handled: bool,
 }
 
 /// A gRPC status, as the home's own caller would have got it.
@@ -131,27 +161,37 @@ struct Refusal {
     metadata: HashMap<String, String>,
 }
 
-impl ForwardedAnswer {
-    pub(super) fn new(answer: Result<Answer, Status>, is_shared: bool) -> Self {
-        let mut message = Self {
-            is_shared,
-            ..Self::default()
-        };
-        match answer {
-            Ok(answer) => {
-                message.is_replay = answer.is_replay;
-                message.receipt = Some(answer.receipt);
+impl From<Forwarded> for ForwardedAnswer {
+    fn from(forwarded: Forwarded) -> Self {
+        let mut message = Self::default();
+        match forwarded {
+            Forwarded::Answered { answer, is_shared } => {
+                message.is_shared = is_shared;
+                match answer {
+                    Ok(answer) => {
+                        message.is_replay = answer.is_replay;
+                        message.receipt = Some(answer.receipt);
+                    }
+                    Err(status) => message.refusal = Some(Refusal::from(&status)),
+                }
             }
-            Err(status) => message.refusal = Some(Refusal::from(&status)),
+            Forwarded::NotHandled => message.is_not_handled = true,
+            Forwarded::Unknown => {}
         }
         message
     }
+}
 
-    /// The answer; `None` when the home did not handle the command.
-    pub(super) fn into_answer(self) -> Option<Result<Answer, Status>> {
-        let is_replay = self.is_replay;
-        let accepted = self.receipt.map(|receipt| Ok(Answer { receipt, is_replay }));
-        accepted.or_else(|| self.refusal.map(|refusal| Err(refusal.into())))
+impl From<ForwardedAnswer> for Forwarded {
+    fn from(message: ForwardedAnswer) -> Self {
+        let (is_replay, is_shared) = (message.is_replay, message.is_shared);
+        let answer = match (message.receipt, message.refusal) {
+            (Some(receipt), _) => Ok(Answer { receipt, is_replay }),
+            (None, Some(refusal)) => Err(refusal.into()),
+            (None, None) if message.is_not_handled => return Self::NotHandled,
+            (None, None) => return Self::Unknown,
+        };
+        Self::Answered { answer, is_shared }
     }
 }
 
@@ -192,17 +232,30 @@ mod tests {
     #[test]
     fn a_refusal_arrives_as_the_homes_own_caller_would_have_got_it() {
         let status: Status = ApiError::rate_limited("commands under way", Duration::from_secs(1)).into();
-        let message = ForwardedAnswer::new(Err(status.clone()), false);
-        let arrived = message
-            .into_answer()
-            .expect("there is an answer")
-            .expect_err("it is a refusal");
+        let message = ForwardedAnswer::from(Forwarded::Answered {
+            answer: Err(status.clone()),
+            is_shared: true,
+        });
+        let Forwarded::Answered {
+            answer: Err(arrived),
+            is_shared: true,
+        } = message.into()
+        else {
+            panic!("it is a refusal");
+        };
         assert_eq!(arrived.code(), status.code());
         assert_eq!(arrived.message(), status.message());
         assert_eq!(arrived.details(), status.details());
         let pushback = "grpc-retry-pushback-ms";
         assert!(arrived.metadata().get(pushback).is_some());
         assert_eq!(arrived.metadata().get(pushback), status.metadata().get(pushback));
+    }
+
+    #[test]
+    fn a_home_that_does_not_say_that_it_did_not_handle_a_command_may_have_recorded_it() {
+        let arrives = |forwarded: Forwarded| Forwarded::from(ForwardedAnswer::from(forwarded));
+        assert!(matches!(arrives(Forwarded::NotHandled), Forwarded::NotHandled));
+        assert!(matches!(arrives(Forwarded::Unknown), Forwarded::Unknown));
     }
 
     #[test]
@@ -217,7 +270,12 @@ mod tests {
             }),
             received_at: OffsetDateTime::from_unix_timestamp(1_790_000_000).expect("a moment"),
         };
-        let arrived = ForwardedCommand::new("PlaceOrder", Vec::new(), &caller, Duration::ZERO).caller();
+        let request = Request {
+            name: "PlaceOrder",
+            key: "key-1",
+            content: b"content",
+        };
+        let arrived = ForwardedCommand::new(request, &caller, Duration::ZERO).caller();
         let arrived = arrived.expect("it is understood");
         assert_eq!(arrived.principal, caller.principal);
         assert_eq!(arrived.received_at, caller.received_at);

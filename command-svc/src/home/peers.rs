@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The version of [`weight`]. Replicas that choose by another one are no peers: they would choose otherwise.
-pub(super) const HASH_VERSION: u32 = 1;
+/// How long a replica may take to answer a command.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A replica that announced nothing for this long is no peer any more: two announcements may be lost.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -28,6 +29,10 @@ pub(super) struct Peers {
 struct Peer {
     heard_at: Instant,
     left_alone_until: Option<Instant>,
+    /// When it was asked first after its last answer.
+    asked_at: Option<Instant>,
+    /// Cancelled when it is found silent, so that nobody waits for it any longer.
+    silent: CancellationToken,
 }
 
 impl Peer {
@@ -60,26 +65,59 @@ impl Peers {
             let peer = Peer {
                 heard_at: now,
                 left_alone_until: None,
+                asked_at: None,
+                silent: CancellationToken::new(),
             };
             self.by_id.insert(id, peer);
         }
     }
 
-    /// Notes that a replica is stopping.
+    /// Notes that a replica is stopping. What it was asked before it still answers.
     pub(super) fn left(&mut self, id: Uuid) {
         self.by_id.remove(&id);
     }
 
-    /// Notes that a replica did not answer.
-    pub(super) fn did_not_answer(&mut self, id: Uuid, now: Instant) {
-        if let Some(peer) = self.by_id.get_mut(&id) {
-            peer.left_alone_until = Some(now + LEFT_ALONE_FOR);
+    /// Notes that a replica is gone.
+    pub(super) fn gone(&mut self, id: Uuid) {
+        if let Some(peer) = self.by_id.remove(&id) {
+            peer.silent.cancel();
         }
     }
 
-    /// Whether there is nobody to forward to.
-    pub(super) fn is_alone(&self, now: Instant) -> bool {
-        !self.by_id.values().any(|peer| peer.is_eligible(now))
+    /// Notes that a replica is asked; the token is cancelled when nobody should wait for it any longer. `None` when it is
+    /// not known.
+    pub(super) fn asked(&mut self, id: Uuid, now: Instant) -> Option<CancellationToken> {
+        let peer = self.by_id.get_mut(&id)?;
+        peer.asked_at.get_or_insert(now);
+        // One that was left alone is asked by one caller first.
+        if let Some(until) = &mut peer.left_alone_until {
+            *until = now + PATIENCE;
+        }
+        Some(peer.silent.clone())
+    }
+
+    /// Notes that a replica answered.
+    pub(super) fn answered(&mut self, id: Uuid) {
+        if let Some(peer) = self.by_id.get_mut(&id) {
+            peer.asked_at = None;
+            peer.left_alone_until = None;
+        }
+    }
+
+    /// Notes that a replica did not answer in the time that somebody had. It is left alone when it has answered nobody for
+    /// as long as it may take, which is then returned: one slow command says nothing about the replica, and neither does a
+    /// caller in a hurry.
+    pub(super) fn did_not_answer(&mut self, id: Uuid, now: Instant) -> bool {
+        let Some(peer) = self.by_id.get_mut(&id) else {
+            return false;
+        };
+        let is_silent = peer.asked_at.is_some_and(|asked_at| asked_at + PATIENCE <= now);
+        if is_silent {
+            peer.left_alone_until = Some(now + LEFT_ALONE_FOR);
+            peer.asked_at = None;
+            std::mem::take(&mut peer.silent).cancel();
+        }
+        is_silent
     }
 
     /// The home of an aggregate: the live replica with the greatest weight. When one goes, only what was at home there
@@ -95,7 +133,6 @@ impl Peers {
 /// How much a replica is the home of an aggregate (rendezvous hashing: Thaler and Ravishankar, 1998).
 fn weight(tenant_id: Uuid, stream_id: &str, replica: Uuid) -> [u8; 32] {
     Sha256::new()
-        .chain_update(HASH_VERSION.to_be_bytes())
         .chain_update(tenant_id)
         .chain_update(replica)
         .chain_update(stream_id)
@@ -120,6 +157,11 @@ mod tests {
             peers.announced(id(*other), now);
         }
         peers
+    }
+
+    /// Whether a replica is the home of everything itself.
+    fn is_alone(peers: &Peers, now: Instant) -> bool {
+        orders().all(|order| peers.home_of(TENANT, &order, now) == peers.own)
     }
 
     fn orders() -> impl Iterator<Item = String> {
@@ -161,30 +203,63 @@ mod tests {
         }
         before.left(id(2));
         before.left(id(3));
-        assert!(before.is_alone(now));
-        assert_eq!(before.home_of(TENANT, "ord_1", now), id(1));
+        assert!(is_alone(&before, now));
     }
 
     #[test]
     fn a_silent_replica_is_no_peer_after_three_seconds() {
         let now = Instant::now();
         let mut peers = replica(1, &[2], now);
-        assert!(!peers.is_alone(now + Duration::from_millis(2_999)));
-        assert!(peers.is_alone(now + Duration::from_secs(3)));
+        assert!(!is_alone(&peers, now + Duration::from_millis(2_999)));
+        assert!(is_alone(&peers, now + Duration::from_secs(3)));
         peers.announced(id(2), now + Duration::from_secs(4));
-        assert!(!peers.is_alone(now + Duration::from_secs(4)));
+        assert!(!is_alone(&peers, now + Duration::from_secs(4)));
     }
 
     #[test]
-    fn a_replica_that_does_not_answer_is_left_alone_for_a_while_though_it_announces_itself() {
+    fn a_replica_that_answers_nobody_is_left_alone_for_a_while_though_it_announces_itself() {
         let now = Instant::now();
         let mut peers = replica(1, &[2], now);
-        peers.did_not_answer(id(2), now);
+        let others_wait = peers.asked(id(2), now).expect("it is known");
+        assert!(peers.did_not_answer(id(2), now + PATIENCE));
+        assert!(others_wait.is_cancelled());
         let later = now + Duration::from_secs(4);
         peers.announced(id(2), later);
-        assert!(peers.is_alone(later));
-        assert!(orders().all(|order| peers.home_of(TENANT, &order, later) == id(1)));
-        assert!(!peers.is_alone(now + Duration::from_secs(5)));
+        assert!(is_alone(&peers, later));
+        assert!(!is_alone(&peers, now + PATIENCE + LEFT_ALONE_FOR));
+    }
+
+    #[test]
+    fn a_replica_that_was_left_alone_is_asked_by_one_caller_until_it_answers() {
+        let now = Instant::now();
+        let mut peers = replica(1, &[2], now);
+        peers.asked(id(2), now);
+        peers.did_not_answer(id(2), now + PATIENCE);
+        let later = now + PATIENCE + LEFT_ALONE_FOR;
+        peers.announced(id(2), later);
+        let waits = peers.asked(id(2), later).expect("it is known");
+        assert!(is_alone(&peers, later) && !waits.is_cancelled());
+        peers.answered(id(2));
+        assert!(!is_alone(&peers, later));
+    }
+
+    #[test]
+    fn a_slow_command_and_a_caller_in_a_hurry_say_nothing_about_a_replica() {
+        let now = Instant::now();
+        let mut peers = replica(1, &[2], now);
+        peers.asked(id(2), now);
+        assert!(
+            !peers.did_not_answer(id(2), now + Duration::from_millis(25)),
+            "the caller was in a hurry"
+        );
+        peers.asked(id(2), now + Duration::from_millis(900));
+        peers.answered(id(2));
+        peers.asked(id(2), now + Duration::from_millis(950));
+        assert!(
+            !peers.did_not_answer(id(2), now + PATIENCE),
+            "another one was answered meanwhile"
+        );
+        assert!(peers.did_not_answer(id(2), now + Duration::from_millis(950) + PATIENCE));
     }
 
     #[test]
@@ -197,6 +272,6 @@ mod tests {
         assert_eq!(peers.by_id.len(), PEERS_MAX);
         let later = now + SILENCE_MAX;
         peers.announced(id(10_000), later);
-        assert!(!peers.is_alone(later), "the silent ones make room");
+        assert!(!is_alone(&peers, later), "the silent ones make room");
     }
 }

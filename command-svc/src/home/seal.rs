@@ -1,7 +1,7 @@
 //! Messages between replicas are authenticated: HMAC-SHA256 under a key that only command services have.
 //!
 //! The seal covers what kind of message it is, who sent it, whom it is for, when, and in which exchange. So a message is
-//! good for one receiver and a few seconds, and an answer for one question.
+//! good for one receiver and a moment, and an answer for one question.
 
 use daybook_service::key::SecretKey;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -10,8 +10,15 @@ use sha2::Sha256;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-/// How far the clocks of two replicas may differ, the way of the message included.
-const AGE_MAX: Duration = Duration::seconds(5);
+/// How far the clocks of two replicas may differ.
+const SKEW_MAX: Duration = Duration::milliseconds(500);
+
+/// How old a message may be, beside that: nobody waits for the answer to an older one.
+const AGE_MAX: Duration = Duration::seconds(1);
+
+/// For how long a message is good, on the clock of its receiver.
+pub(super) const GOOD_FOR: std::time::Duration =
+    SKEW_MAX.saturating_mul(2).saturating_add(AGE_MAX).unsigned_abs();
 
 /// The receiver of what is for everybody.
 const EVERYBODY: Uuid = Uuid::nil();
@@ -28,11 +35,11 @@ pub(super) enum Kind {
 /// Seals what one replica sends, and opens what it gets.
 pub(super) struct Seal {
     own: Uuid,
-    /// The first one seals; each of them opens.
+    /// Over the contract between the replicas. The first one seals; each of them opens.
     keys: Vec<Hmac<Sha256>>,
 }
 
-/// A message that a replica with the shared key sent to this one a moment ago.
+/// A message that a replica with the shared key and the same contract sent to this one a moment ago.
 #[derive(Debug, PartialEq)]
 pub(super) struct Opened<M> {
     pub(super) from: Uuid,
@@ -65,9 +72,11 @@ struct Body {
 }
 
 impl Seal {
-    pub(super) fn new(own: Uuid, keys: &[SecretKey]) -> Self {
-        let mac =
-            |key: &SecretKey| Hmac::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+    pub(super) fn new(own: Uuid, keys: &[SecretKey], contract: &[u8; 32]) -> Self {
+        let mac = |key: &SecretKey| {
+            let mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+            mac.chain_update(contract)
+        };
         Self {
             own,
             keys: keys.iter().map(mac).collect(),
@@ -101,7 +110,7 @@ impl Seal {
         Sealed { mac, body }.encode_to_vec()
     }
 
-    /// Opens a message; `None` when it is not of this kind, not for this replica, too old, or not from one that has a key.
+    /// Opens a message; `None` when it is not of this kind, not for this replica, too old, or not from such a replica.
     pub(super) fn open<M: Message + Default>(
         &self,
         kind: Kind,
@@ -119,8 +128,8 @@ impl Seal {
         } else {
             self.own
         };
-        let age_us = microseconds(now).abs_diff(body.sent_at_us);
-        if body.to != to.as_bytes() || u128::from(age_us) > AGE_MAX.whole_microseconds().unsigned_abs() {
+        let age = Duration::microseconds(microseconds(now).saturating_sub(body.sent_at_us));
+        if body.to != to.as_bytes() || age < -SKEW_MAX || age > AGE_MAX + SKEW_MAX {
             return None;
         }
         Some(Opened {
@@ -149,7 +158,7 @@ mod tests {
     const EXCHANGE: Uuid = Uuid::from_u128(99);
 
     fn replica(number: u128, keys: &[SecretKey]) -> Seal {
-        Seal::new(Uuid::from_u128(number), keys)
+        Seal::new(Uuid::from_u128(number), keys, &[1; 32])
     }
 
     fn command() -> Vec<u8> {
@@ -191,18 +200,22 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_good_for_a_few_seconds_whichever_clock_is_ahead() {
+    fn a_message_is_good_for_a_moment_whichever_clock_is_ahead() {
         let receiver = replica(2, &[KEY]);
-        for seconds in [-5, 5] {
-            let now = NOW + Duration::seconds(seconds);
+        for milliseconds in [-500, 0, 1_500] {
+            let now = NOW + Duration::milliseconds(milliseconds);
             assert!(
                 open(&receiver, Kind::Command, &command(), now).is_some(),
-                "{seconds}"
+                "{milliseconds}"
             );
         }
-        for seconds in [-6, 6, 3_600] {
-            let now = NOW + Duration::seconds(seconds);
-            assert_eq!(open(&receiver, Kind::Command, &command(), now), None, "{seconds}");
+        for milliseconds in [-501, 1_501, 3_600_000] {
+            let now = NOW + Duration::milliseconds(milliseconds);
+            assert_eq!(
+                open(&receiver, Kind::Command, &command(), now),
+                None,
+                "{milliseconds}"
+            );
         }
     }
 
@@ -220,6 +233,12 @@ mod tests {
         }
         assert_eq!(open(&replica(2, &[OLD_KEY]), Kind::Command, &message, NOW), None);
         assert_eq!(open(&replica(2, &[KEY]), Kind::Command, &[], NOW), None);
+    }
+
+    #[test]
+    fn a_replica_with_another_contract_is_a_stranger() {
+        let newer = Seal::new(Uuid::from_u128(2), &[KEY], &[2; 32]);
+        assert_eq!(open(&newer, Kind::Command, &command(), NOW), None);
     }
 
     #[test]

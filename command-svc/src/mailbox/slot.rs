@@ -29,7 +29,7 @@ const MAILBOX_BYTES: usize = 512;
 
 /// A command and the caller that waits for its outcome.
 pub(super) struct Pending<A: Aggregate> {
-    envelope: Envelope<A::Command>,
+    envelope: Arc<Envelope<A::Command>>,
     /// The place in the write path that it takes until it is answered.
     _permit: Permit,
     reply: oneshot::Sender<Result<Outcome, HandleError>>,
@@ -39,7 +39,7 @@ pub(super) struct Pending<A: Aggregate> {
 
 impl<A: Aggregate> Pending<A> {
     pub(super) fn new(
-        envelope: Envelope<A::Command>,
+        envelope: Arc<Envelope<A::Command>>,
         permit: Permit,
         reply: oneshot::Sender<Result<Outcome, HandleError>>,
         attempts_max: u32,

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use async_nats::RequestErrorKind;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use thiserror::Error;
@@ -23,7 +24,10 @@ pub enum RequestError {
     /// Nothing was sent: there is no connection, or the message is larger than the server takes.
     #[error("the command was not sent")]
     NotSent,
-    /// Nobody listens there, or no answer came in time.
+    /// Nobody listens there.
+    #[error("the replica is gone")]
+    NobodyListens,
+    /// No answer came in time.
     #[error("the replica did not answer")]
     NoAnswer,
 }
@@ -89,10 +93,12 @@ pub async fn request(
     // The client's own timeout begins when it has taken the request.
     match tokio::time::timeout(patience, sent).await {
         Ok(Ok(answer)) => Ok(answer.payload),
-        Ok(Err(error)) if error.kind() == async_nats::RequestErrorKind::MaxPayloadExceeded => {
-            Err(RequestError::NotSent)
-        }
-        Ok(Err(_)) | Err(_) => Err(RequestError::NoAnswer),
+        Ok(Err(error)) => Err(match error.kind() {
+            RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => RequestError::NotSent,
+            RequestErrorKind::NoResponders => RequestError::NobodyListens,
+            RequestErrorKind::TimedOut | RequestErrorKind::Other => RequestError::NoAnswer,
+        }),
+        Err(_elapsed) => Err(RequestError::NoAnswer),
     }
 }
 

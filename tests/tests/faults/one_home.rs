@@ -1,12 +1,13 @@
-//! One hot order behind two services: they converge on one mailbox, and do without its home when that does not answer.
+//! One hot order behind two services: they converge on one mailbox, however late they find each other, and do without its
+//! home when that does not answer.
 
 use std::time::Duration;
 
 use daybook_tests::client::Caller;
-use daybook_tests::command;
+use daybook_tests::command::{self, Command as _};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_order_id, place};
-use daybook_tests::stack::Backend;
+use daybook_tests::stack::{Backend, Servers};
 use daybook_tests::{check, metrics, wait};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -26,6 +27,13 @@ const FORWARDED_MIN: f64 = 2_000.0;
 
 /// Commands that callers of the other service get through while the home is stopped.
 const WITHOUT_HOME: usize = 200;
+
+/// How long services that do not know each other write against each other.
+const APART_FOR: Duration = Duration::from_secs(2);
+
+/// Callers in a hurry, and what each of them has: no more than a home may take.
+const HURRIED: u32 = 8;
+const HURRY: Duration = Duration::from_secs(1);
 
 /// Each caller changes a quantity to 1, 2, … up to this, and begins again.
 const QUANTITY_MAX: u32 = 50;
@@ -66,6 +74,26 @@ async fn two_services_under_one_hot_order_converge_on_one_mailbox_and_refuse_nob
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn services_that_find_each_other_late_refuse_nobody_meanwhile() -> anyhow::Result<()> {
+    let mut servers = Servers::start().await?;
+    servers.nats.stop().await?;
+    let mut backend = Backend::on(servers, 2).await?;
+    let order = HotOrder::place(&backend.caller()?).await?;
+    let (callers, apart_since) = (order.callers(&backend.callers()?, CALLERS), Instant::now());
+    wait::until("the services have written against each other", async || {
+        Ok((apart_since.elapsed() >= APART_FOR).then_some(()))
+    })
+    .await?;
+    backend.servers.nats.restart().await?;
+    reaches(&backend, FORWARDED, CONVERGED_AFTER).await?;
+    callers.stop().await;
+    let tally = order.ledger.tally();
+    assert_eq!((tally.refused, tally.unknown), (0, 0), "{tally:?}");
+    let backend = backend.with_projector().await?;
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &order.ledger).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn callers_of_the_other_service_are_answered_while_the_home_of_their_order_is_stopped()
 -> anyhow::Result<()> {
     let mut backend = Backend::start(2).await?.with_projector().await?;
@@ -82,6 +110,8 @@ async fn callers_of_the_other_service_are_answered_while_the_home_of_their_order
     reaches(&backend, FORWARDED, forwarded + 1.0).await?;
 
     backend.commands[home].service.pause();
+    let in_time = order.hurry(&services[1 - home]).await;
+    assert!(in_time > 0, "the home took all the time of who is in a hurry");
     let other = &backend.commands[1 - home];
     wait::until("a forwarded command is not answered", async || {
         Ok((metrics::sum(other.admin, FAILED).await? > 0.0).then_some(()))
@@ -136,6 +166,22 @@ impl HotOrder {
             });
         }
         Callers { stop, workers }
+    }
+
+    /// Sends commands in a hurry, all at once. Returns how many were answered in time, and sends the others again.
+    async fn hurry(&self, service: &Caller) -> usize {
+        let mut sent = JoinSet::new();
+        for quantity in 1..=HURRIED {
+            let command = command::change_quantity(&self.id, quantity);
+            let connection = service.commands();
+            sent.spawn(async move { (command.clone().send(connection, HURRY).await, command) });
+        }
+        let mut in_time = 0;
+        for (answer, command) in sent.join_all().await {
+            in_time += usize::from(answer.is_ok());
+            self.ledger.note(&command, &service.send(command.clone()).await);
+        }
+        in_time
     }
 }
 
