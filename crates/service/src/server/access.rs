@@ -9,11 +9,10 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use hyper::body::Body as _;
 use tonic::Status;
 
 use super::Limits;
-use super::budget::BodyBudget;
+use super::budget::Budget;
 use crate::error::ApiError;
 use crate::identity::Authenticator;
 use crate::metrics::{ServerMetrics, Transport};
@@ -45,22 +44,22 @@ pub enum Access {
 #[derive(Clone, Debug)]
 pub(super) struct Gate {
     pub(super) access: Access,
-    pub(super) budget: Arc<BodyBudget>,
+    pub(super) budget: Arc<Budget>,
     /// Of requests without an identity where others need one.
-    pub(super) strangers: Arc<BodyBudget>,
+    pub(super) strangers: Arc<Budget>,
     pub(super) transport: Transport,
 }
 
 impl Gate {
     /// The gates of both transports, HTTP first.
     pub(super) fn both(access: &Access, limits: &Limits, metrics: &ServerMetrics) -> [Self; 2] {
-        let bytes_in_flight = metrics.body_bytes_in_flight.clone();
+        let bytes_in_flight = metrics.request_bytes_in_flight.clone();
         let strangers = match access {
-            Access::Anybody => BodyBudget::new(limits, bytes_in_flight.clone()),
-            Access::Identified(_) => BodyBudget::of_strangers(bytes_in_flight.clone()),
+            Access::Anybody => Budget::new(limits, bytes_in_flight.clone()),
+            Access::Identified(_) => Budget::of_strangers(bytes_in_flight.clone()),
         };
         let (budget, strangers) = (
-            Arc::new(BodyBudget::new(limits, bytes_in_flight)),
+            Arc::new(Budget::new(limits, bytes_in_flight)),
             Arc::new(strangers),
         );
         [Transport::Http, Transport::Grpc].map(|transport| Self {
@@ -106,9 +105,6 @@ async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Respo
         (tenant_id, body_bytes_max, budget) = (identity.tenant_id(), usize::MAX, &gate.budget);
         request.extensions_mut().insert(identity);
     }
-    if request.body().is_end_stream() {
-        return Ok(next.run(request).await);
-    }
-    let (request, admission) = budget.admit(request, tenant_id, body_bytes_max)?;
+    let (request, admission) = budget.admit(request, tenant_id, gate.transport, body_bytes_max)?;
     admission.run(next.run(request)).await
 }

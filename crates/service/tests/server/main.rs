@@ -152,6 +152,7 @@ fn http_routes() -> Router {
         .route("/v1/slow", get(std::future::pending::<()>))
         .route("/v1/collect", post(collect))
         .route("/problems", get(async || "public"))
+        .route("/v1/large", get(async || large()))
         .route("/v1/stream", get(async || Body::from_stream(endless())))
 }
 
@@ -161,6 +162,16 @@ async fn collect(body: Body) -> String {
         Ok(collected) => collected.to_bytes().len().to_string(),
         Err(error) => format!("the body broke off: {error}"),
     }
+}
+
+/// The size of the large answer.
+const LARGE_BYTES: usize = 1_024 * 1_024;
+
+/// An answer that no caller's window takes at once.
+fn large() -> Vec<u8> {
+    let mut answer = vec![b'x'; LARGE_BYTES];
+    answer[LARGE_BYTES - 1] = b'y';
+    answer
 }
 
 /// A handler with a bug.
