@@ -19,6 +19,7 @@ mod access;
 mod answer;
 mod budget;
 mod connection;
+mod routes;
 mod stall;
 mod unread;
 
@@ -35,10 +36,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::access::Gate;
-pub use self::access::{Access, PUBLIC_BODY_BYTES_MAX};
+pub use self::access::Access;
 use self::budget::STRANGERS_BYTES_MAX;
-use crate::grpc::GrpcRouter;
+pub use self::routes::{Declared, Needs};
 use crate::identity::LOOKUPS_WAITING_MAX;
 use crate::metrics::ServerMetrics;
 
@@ -144,9 +144,9 @@ impl Limits {
 #[derive(Debug)]
 pub struct Routes {
     /// Everything but gRPC.
-    pub http: Router,
+    pub http: Declared,
     /// The RPCs.
-    pub grpc: GrpcRouter,
+    pub grpc: Declared,
     /// Who may call.
     pub access: Access,
 }
@@ -154,7 +154,7 @@ pub struct Routes {
 /// What all connections share.
 struct Shared {
     http: Router,
-    grpc: GrpcRouter,
+    grpc: Declared,
     limits: Limits,
     metrics: ServerMetrics,
     http1: hyper::server::conn::http1::Builder,
@@ -170,18 +170,20 @@ struct Shared {
 /// `/healthz` besides its own routes.
 pub async fn serve(
     listener: TcpListener,
-    routes: Routes,
+    mut routes: Routes,
     limits: Limits,
     metrics: ServerMetrics,
     shutdown: CancellationToken,
 ) {
-    let Routes { http, grpc, access } = routes;
-    let http = http.route("/healthz", get(async || "ok\n"));
-    let [http_gate, grpc_gate] = Gate::both(&access, &limits, &metrics);
-    let http = answer::note_routes(http_gate.before(http));
+    let health = Router::new().route("/healthz", get(async || "ok\n"));
+    routes.http = routes
+        .http
+        .merge(Declared::new(health, [("/healthz", Needs::nothing())]));
+    let (http, grpc) = access::guard(routes, &limits, &metrics);
+    let http = answer::note_routes(http.router);
     let shared = Arc::new(Shared {
         http: http.layer(DefaultBodyLimit::max(limits.body_bytes_max)),
-        grpc: grpc.map_router(|router| grpc_gate.before(router)),
+        grpc,
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,

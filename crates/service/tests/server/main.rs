@@ -13,10 +13,9 @@ use axum::extract::Path;
 use axum::routing::{get, post};
 use daybook_service::error::{ApiError, Code, FieldViolation};
 use daybook_service::extract::Json;
-use daybook_service::grpc::GrpcRouter;
-use daybook_service::identity::{Authenticator, KeyAges};
+use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{Access, Limits, Routes, serve};
+use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
@@ -61,15 +60,22 @@ impl Server {
         let address = listener.local_addr().expect("a bound socket has an address");
         let (shutdown, registry) = (CancellationToken::new(), Registry::new());
         let metrics = ServerMetrics::new(&registry);
+        let orders = Needs::scope(Scope::OrdersRead);
+        let http = [
+            ("/problems", Needs::nothing()),
+            ("/v1/stream", Needs::nothing()),
+            ("/v1/collect", Needs::scope(Scope::OrdersWrite)),
+            ("/v1/orders/{id}", orders),
+        ];
         let grpc = [
-            "/t.v1.T/Refuse",
-            "/t.v1.T/Garbled",
-            "/t.v1.T/Slow",
-            "/t.v1.T/Collect",
+            ("/t.v1.T/Refuse", orders),
+            ("/t.v1.T/Garbled", orders),
+            ("/t.v1.T/Slow", orders),
+            ("/t.v1.T/Collect", Needs::scope(Scope::OrdersWrite)),
         ];
         let routes = Routes {
-            http: http_routes(),
-            grpc: GrpcRouter::new(grpc_routes(), grpc.map(Into::into)),
+            http: Declared::new(http_routes(), http),
+            grpc: Declared::new(grpc_routes(), grpc),
             access,
         };
         let serving = serve(listener, routes, limits, metrics, shutdown.clone());
