@@ -125,11 +125,13 @@ fn methods(
         for service in &file.service {
             let name = format!("{}.{}", file.package(), service.name());
             if let Some((_, needs)) = services.iter().find(|(served, _)| *served == name) {
-                let paths = service
-                    .method
-                    .iter()
-                    .map(|method| format!("/{name}/{}", method.name()));
-                methods.extend(paths.map(|path| (Arc::from(path), *needs)));
+                methods.extend(service.method.iter().map(|method| {
+                    let needs = match method.client_streaming() || method.server_streaming() {
+                        true => needs.streaming(),
+                        false => *needs,
+                    };
+                    (Arc::from(format!("/{name}/{}", method.name())), needs)
+                }));
             }
         }
     }

@@ -125,7 +125,7 @@ impl Limits {
     ///
     /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
     /// - the heads of requests that wait for their key to be looked up (their bodies are in the windows above);
-    /// - the budget of callers who are known, and that of callers who are not.
+    /// - the budget of callers who are known, and the two of callers who are not.
     ///
     /// Compressed requests are not taken, so nothing grows after it has arrived. An answer counts against the budget from
     /// the moment when it is made. It is not refused for its size, so what is made at the same time comes on top: as much as
@@ -135,7 +135,7 @@ impl Limits {
         let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;
         let connections = u64::from(self.connections_max) * u64::from(connection);
         let lookups = LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
-        let budgets = self.bytes_in_flight_max + STRANGERS_BYTES_MAX;
+        let budgets = self.bytes_in_flight_max + 2 * STRANGERS_BYTES_MAX;
         connections + lookups + budgets as u64
     }
 }

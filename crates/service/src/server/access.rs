@@ -10,14 +10,41 @@ use std::sync::Arc;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-use super::budget::Budget;
+use super::budget::{Budget, Terms};
 use super::routes::{Declared, Needs};
 use super::{Limits, Routes};
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
 use crate::metrics::{ServerMetrics, Transport};
+
+/// The name of a connection's share, as its refusal says it.
+const QUOTA: &str = "requests without a key on one connection";
+
+/// How many requests without an identity one connection may have open.
+const STRANGERS_PER_CONNECTION: usize = 16;
+
+/// The places of one connection for requests without an identity, in the extensions of each of its requests.
+#[derive(Clone, Debug)]
+pub(super) struct StrangerPlaces(Arc<Semaphore>);
+
+impl Default for StrangerPlaces {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)))
+    }
+}
+
+impl StrangerPlaces {
+    /// Takes one, until the answer has been taken.
+    fn take(request: &Request) -> Result<OwnedSemaphorePermit, ApiError> {
+        let places: Option<&Self> = request.extensions().get();
+        places
+            .and_then(|places| Arc::clone(&places.0).try_acquire_owned().ok())
+            .ok_or_else(|| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
+    }
+}
 
 /// Who may call.
 #[derive(Clone, Debug)]
@@ -36,6 +63,8 @@ struct Gate {
     budget: Arc<Budget>,
     /// Of requests without an identity where others need one.
     strangers: Arc<Budget>,
+    /// Of those that may go on for ever, so that they leave room for the others.
+    strangers_streams: Arc<Budget>,
     transport: Transport,
 }
 
@@ -43,13 +72,14 @@ struct Gate {
 pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) -> (Declared, Declared) {
     let gauge = &metrics.request_bytes_in_flight;
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
-    let strangers = Arc::new(Budget::of_strangers(gauge.clone()));
+    let [strangers, strangers_streams] = [(); 2].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
             access: routes.access.clone(),
             needs: Arc::clone(&declared.needs),
             budget: Arc::clone(&budget),
             strangers: Arc::clone(&strangers),
+            strangers_streams: Arc::clone(&strangers_streams),
             transport,
         };
         declared.map_router(|router| router.layer(from_fn_with_state(gate, pass)))
@@ -89,29 +119,36 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
 }
 
 async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Response, ApiError> {
-    let (budget, tenant_id, body_bytes_max) = match (&gate.access, gate.needs(&request)) {
-        (Access::Anybody, needs) => {
-            let needs = needs.unwrap_or(Needs::nothing());
-            (&gate.budget, None, needs.body_bytes_max)
+    let needs = gate.needs(&request);
+    let (budget, terms) = match (&gate.access, needs) {
+        (Access::Anybody, _) => {
+            let body_bytes_max = needs.unwrap_or(Needs::nothing()).body_bytes_max;
+            (&gate.budget, Terms::new(body_bytes_max))
         }
-        (
-            Access::Identified(_),
-            Some(Needs {
-                scope: None,
-                body_bytes_max,
-            }),
-        ) => (&gate.strangers, None, body_bytes_max),
-        (Access::Identified(authenticator), needs) => {
+        (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
+            let terms = Terms {
+                place: Some(StrangerPlaces::take(&request)?),
+                ..Terms::new(needs.body_bytes_max)
+            };
+            match needs.is_stream {
+                true => (&gate.strangers_streams, terms),
+                false => (&gate.strangers, terms),
+            }
+        }
+        (Access::Identified(authenticator), _) => {
             let identity = authenticator.authenticate(request.headers()).await?;
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
             if let Some(scope) = needs.scope {
                 identity.require(scope)?;
             }
-            let tenant_id = identity.tenant_id();
+            let terms = Terms {
+                tenant_id: identity.tenant_id(),
+                ..Terms::new(needs.body_bytes_max)
+            };
             request.extensions_mut().insert(identity);
-            (&gate.budget, tenant_id, needs.body_bytes_max)
+            (&gate.budget, terms)
         }
     };
-    let (request, admission) = budget.admit(request, tenant_id, gate.transport, body_bytes_max)?;
+    let (request, admission) = budget.admit(request, gate.transport, terms)?;
     admission.run(next.run(request)).await
 }

@@ -17,7 +17,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
 use super::Limits;
@@ -58,6 +58,26 @@ struct Held {
     by_tenant: HashMap<Option<Uuid>, usize>,
 }
 
+/// On what terms a request is let in.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// Whose share it is.
+    pub(super) tenant_id: Option<Uuid>,
+    pub(super) body_bytes_max: usize,
+    /// What it keeps until its answer has been taken.
+    pub(super) place: Option<OwnedSemaphorePermit>,
+}
+
+impl Terms {
+    pub(super) fn new(body_bytes_max: usize) -> Self {
+        Self {
+            tenant_id: None,
+            body_bytes_max,
+            place: None,
+        }
+    }
+}
+
 impl Budget {
     pub(super) fn new(limits: &Limits, gauge: Gauge) -> Self {
         Self {
@@ -81,16 +101,19 @@ impl Budget {
         }
     }
 
-    /// Counts a request, whose body may have at most `body_bytes_max` bytes, for as long as the claim lives. A length that is
-    /// declared is counted now, other bytes as they arrive; if they are too many, the receiver says so and the body ends with
-    /// an error.
+    /// Counts a request for as long as the claim lives. A length that is declared is counted now, other bytes as they arrive; if
+    /// they are too many, the receiver says so and the body ends with an error.
     pub(super) fn admit(
         self: &Arc<Self>,
         request: Request,
-        tenant_id: Option<Uuid>,
         transport: Transport,
-        body_bytes_max: usize,
+        terms: Terms,
     ) -> Result<(Request, Admission), ApiError> {
+        let Terms {
+            tenant_id,
+            body_bytes_max,
+            place,
+        } = terms;
         let declared = HttpBody::size_hint(request.body()).exact().unwrap_or(0);
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         if declared > body_bytes_max {
@@ -101,6 +124,7 @@ impl Budget {
             tenant_id,
             fixed: REQUEST_BYTES + head_bytes(&request),
             held: Mutex::new(0),
+            _place: place,
         });
         claim.grow_to(declared.min(self.declared_bytes_max))?;
         let (refusal, refused) = oneshot::channel();
@@ -188,6 +212,7 @@ pub(super) struct Claim {
     /// What it costs with an empty body.
     fixed: usize,
     held: Mutex<usize>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Claim {

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
+use super::access::StrangerPlaces;
 use super::answer::answer;
 use super::stall::{Opening, Protocol, Stream, Turns};
 use super::unread::{AnswerBody, Unread};
@@ -47,6 +48,7 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
             let service = Service {
                 shared: Arc::clone(shared),
                 turns: Some(turns),
+                places: StrangerPlaces::default(),
                 unread: Arc::clone(&unread),
             };
             let connection = shared.http1.serve_connection(TokioIo::new(stream), service);
@@ -57,6 +59,7 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
             let service = Service {
                 shared: Arc::clone(shared),
                 turns: None,
+                places: StrangerPlaces::default(),
                 unread: Arc::clone(&unread),
             };
             let connection = shared.http2.serve_connection(TokioIo::new(stream), service);
@@ -102,6 +105,7 @@ fn spread(duration: Duration) -> Duration {
 struct Service {
     shared: Arc<Shared>,
     turns: Option<Turns>,
+    places: StrangerPlaces,
     unread: Arc<Unread>,
 }
 
@@ -110,7 +114,8 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.places.clone());
         let shared = Arc::clone(&self.shared);
         let (turns, unread) = (self.turns.clone(), Arc::clone(&self.unread));
         if let Some(turns) = &turns {

@@ -18,6 +18,8 @@ pub struct Needs {
     /// None where everybody may call.
     pub(super) scope: Option<Scope>,
     pub(super) body_bytes_max: usize,
+    /// Whether its requests or its answers may go on for ever.
+    pub(super) is_stream: bool,
 }
 
 impl Needs {
@@ -27,6 +29,7 @@ impl Needs {
         Self {
             scope: None,
             body_bytes_max: BODY_BYTES_MAX,
+            is_stream: false,
         }
     }
 
@@ -36,6 +39,7 @@ impl Needs {
         Self {
             scope: Some(scope),
             body_bytes_max: BODY_BYTES_MAX,
+            is_stream: false,
         }
     }
 
@@ -44,6 +48,15 @@ impl Needs {
     pub const fn with_message(self, bytes_max: usize) -> Self {
         Self {
             body_bytes_max: bytes_max + MESSAGE_PREFIX_BYTES,
+            ..self
+        }
+    }
+
+    /// The same, of a call that may go on for as long as its connection.
+    #[must_use]
+    pub const fn streaming(self) -> Self {
+        Self {
+            is_stream: true,
             ..self
         }
     }

@@ -128,6 +128,51 @@ async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
     }
 }
 
+/// Opens streams that need no key on a connection of their own; the answers, which live as long as they are kept.
+async fn watch(server: &Server, count: usize) -> Vec<Response<hyper::body::Incoming>> {
+    let client = client_of(http::Version::HTTP_2);
+    let calls = (0..count).map(|_| {
+        let request = Request::post(server.url("/t.v1.T/Watch")).header("content-type", "application/grpc");
+        let request = request.body(UnsyncBoxBody::new(Full::default()));
+        client.request(request.expect("a valid request"))
+    });
+    let answers = futures::future::join_all(calls).await.into_iter();
+    answers.map(|answer| answer.expect("an answer")).collect()
+}
+
+fn is_refused(answer: &Response<hyper::body::Incoming>) -> bool {
+    Status::from_header_map(answer.headers()).is_some()
+}
+
+#[tokio::test]
+async fn a_connection_has_few_streams_without_a_key_and_another_one_has_its_own() {
+    let server = Server::start_closed().await;
+    let mut watched = watch(&server, 17).await;
+    let refused = watched.iter().position(is_refused).expect("one too many");
+    let refused = watched.swap_remove(refused);
+    assert_eq!(code_of(refused).await, "RATE_LIMITED");
+    assert!(!watched.iter().any(is_refused));
+    assert!(!watch(&server, 16).await.iter().any(is_refused));
+}
+
+#[tokio::test]
+async fn streams_without_a_key_are_bounded_in_all_and_leave_room_for_questions() {
+    let server = Server::start_closed().await;
+    let mut watched = Vec::new();
+    for _ in 0..70 {
+        watched.extend(watch(&server, 16).await);
+    }
+    let open = watched.iter().filter(|answer| !is_refused(answer)).count();
+    assert!(
+        (500..1_024).contains(&open),
+        "{open} of {} are open",
+        watched.len()
+    );
+    let refused = watched.into_iter().find(is_refused).expect("too many");
+    assert_eq!(code_of(refused).await, "OVERLOADED");
+    assert_eq!(server.get("/problems").await.status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_are_done() {
     let limits = Limits {

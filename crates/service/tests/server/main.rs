@@ -72,6 +72,7 @@ impl Server {
             ("/t.v1.T/Garbled", orders),
             ("/t.v1.T/Slow", orders),
             ("/t.v1.T/Collect", Needs::scope(Scope::OrdersWrite)),
+            ("/t.v1.T/Watch", Needs::nothing().streaming()),
         ];
         let routes = Routes {
             http: Declared::new(http_routes(), http),
@@ -205,6 +206,7 @@ fn grpc_routes() -> Router {
         )
         .route("/t.v1.T/Slow", post(std::future::pending::<()>))
         .route("/t.v1.T/Collect", post(collect))
+        .route("/t.v1.T/Watch", post(async || Body::from_stream(endless())))
         .route(
             "/t.v1.Other/{*method}",
             post(async || Status::from(refusal()).into_http::<Body>()),
