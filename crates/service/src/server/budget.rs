@@ -4,6 +4,9 @@
 //! what its body has or promises, and what its answer has ready. What would go over the limit is refused at once, with a
 //! hint when to try again, so that memory is bounded by a number and not by how many callers there are.
 //!
+//! A handler whose caller goes away leaves work behind: what it spawned goes on, and may be waiting for a connection of a pool.
+//! So its request counts for as long as that may last, and nobody piles up work by cancelling.
+//!
 //! A length is believed where somebody makes room for it: a gRPC message says in its first five bytes how long it is, and
 //! tonic reserves that much before it arrives.
 
@@ -11,13 +14,17 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use daybook_postgres::ACQUIRE_TIMEOUT;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::Limits;
@@ -46,6 +53,8 @@ pub(super) struct Budget {
     tenant_bytes_max: usize,
     /// The largest length that is believed before the bytes are there.
     declared_bytes_max: usize,
+    /// For how long a request counts whose caller has gone away.
+    abandoned_for: Duration,
     held: Mutex<Held>,
     /// Shows the bytes that are held.
     gauge: Gauge,
@@ -84,6 +93,7 @@ impl Budget {
             bytes_max: limits.bytes_in_flight_max,
             tenant_bytes_max: limits.tenant_bytes_in_flight_max,
             declared_bytes_max: limits.body_bytes_max,
+            abandoned_for: ACQUIRE_TIMEOUT,
             held: Mutex::default(),
             gauge,
         }
@@ -96,6 +106,7 @@ impl Budget {
             bytes_max: STRANGERS_BYTES_MAX,
             tenant_bytes_max: STRANGERS_BYTES_MAX,
             declared_bytes_max: 0,
+            abandoned_for: Duration::ZERO,
             held: Mutex::default(),
             gauge,
         }
@@ -143,6 +154,7 @@ impl Budget {
                 })
             })
         };
+        let claim = Abandonable(Some(claim));
         Ok((request, Admission { refused, claim }))
     }
 
@@ -247,11 +259,31 @@ impl Drop for Claim {
     }
 }
 
+/// A claim that outlives a handler which is dropped.
+#[derive(Debug)]
+struct Abandonable(Option<Arc<Claim>>);
+
+impl Drop for Abandonable {
+    fn drop(&mut self) {
+        let Some(claim) = self.0.take() else { return };
+        let left = claim.budget.abandoned_for;
+        // Without a runtime there is no work either.
+        if let Ok(runtime) = Handle::try_current()
+            && !left.is_zero()
+        {
+            runtime.spawn(async move {
+                sleep(left).await;
+                drop(claim);
+            });
+        }
+    }
+}
+
 /// The claim of a request that is being answered.
 #[derive(Debug)]
 pub(super) struct Admission {
     refused: oneshot::Receiver<ApiError>,
-    claim: Arc<Claim>,
+    claim: Abandonable,
 }
 
 impl Admission {
@@ -259,14 +291,19 @@ impl Admission {
     pub(super) async fn run(mut self, handler: impl Future<Output = Response>) -> Result<Response, ApiError> {
         let mut answer = tokio::select! {
             biased;
-            Ok(error) = &mut self.refused => return Err(error),
+            Ok(error) = &mut self.refused => {
+                // Without its body the handler has begun nothing.
+                self.claim.0.take();
+                return Err(error);
+            }
             answer = handler => answer,
         };
+        let claim = self.claim.0.take();
         // A handler whose body broke off may have said so already, in its own words.
         if let Ok(error) = self.refused.try_recv() {
             return Err(error);
         }
-        answer.extensions_mut().insert(self.claim);
+        answer.extensions_mut().insert(claim);
         Ok(answer)
     }
 }

@@ -293,6 +293,40 @@ async fn requests_without_a_body_are_bounded_too() {
 }
 
 #[tokio::test]
+async fn a_request_whose_caller_goes_away_counts_until_its_work_must_have_ended() {
+    let limits = Limits {
+        bytes_in_flight_max: 100 * KIB,
+        tenant_bytes_in_flight_max: 100 * KIB,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let client = client_of(http::Version::HTTP_2);
+    let request = |path: &str| {
+        let request = Request::get(server.url(path)).body(UnsyncBoxBody::new(Full::default()));
+        client.request(request.expect("a valid request"))
+    };
+    request("/v1/orders/7").await.expect("an answer");
+    let mut cancelled = 0;
+    let refused = loop {
+        let before = held(&server);
+        let call = tokio::spawn(request("/v1/slow"));
+        until(|| held(&server) > before || call.is_finished()).await;
+        if call.is_finished() {
+            break call.await.expect("no panic").expect("an answer");
+        }
+        call.abort();
+        cancelled += 1;
+        assert!(cancelled < 100, "work piles up");
+    };
+    assert_eq!(code_of(refused).await, "OVERLOADED");
+    until(|| held(&server) == 0).await;
+    assert_eq!(
+        request("/v1/orders/7").await.expect("an answer").status(),
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
 async fn one_tenant_cannot_take_the_whole_budget() {
     let limits = Limits {
         bytes_in_flight_max: 100 * KIB,
