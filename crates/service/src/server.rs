@@ -53,8 +53,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// no more than this.
 const STREAM_WINDOW_BYTES: u32 = 32 * 1_024;
 
-/// The same for all requests of one HTTP/2 connection.
-const CONNECTION_WINDOW_BYTES: u32 = 128 * 1_024;
+/// The same for all requests of one HTTP/2 connection. h2 lets half as many bytes of overhead wait in small frames, 256 for
+/// each, and closes the connection after that: this is enough for one in each of [`Limits::streams_max`] requests.
+const CONNECTION_WINDOW_BYTES: u32 = 512 * 1_024;
 
 /// How many bytes of one answer may wait for an HTTP/2 connection. The rest waits in the answer's body.
 const STREAM_SEND_BYTES: usize = 32 * 1_024;
@@ -102,7 +103,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 4_096,
+            connections_max: 1_536,
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_stall_timeout: Duration::from_secs(30),

@@ -10,9 +10,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
+use hyper::client::conn::http2;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -109,6 +110,33 @@ async fn a_stranger_is_refused_however_large_or_endless_the_body() {
             let response = client_of(version).request(request).await;
             let code = code_of(response.expect("an answer, and no broken connection")).await;
             assert_eq!(code, "UNAUTHENTICATED", "{version:?} {content_type}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_outlives_thousands_of_refusals_that_did_not_wait_for_small_bodies() {
+    let server = Server::start_closed().await;
+    let stream = TokioIo::new(server.connect().await);
+    let handshake = http2::handshake(TokioExecutor::new(), stream).await;
+    let (sender, connection) = handshake.expect("HTTP/2");
+    tokio::spawn(connection);
+    for _ in 0..8 {
+        let calls = (0..500).map(|_| {
+            let piece = || Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 5])));
+            let pieces = futures::stream::repeat_with(piece).take(1);
+            let request =
+                Request::post(server.url("/t.v1.T/Collect")).header("content-type", "application/grpc");
+            let request = request.body(UnsyncBoxBody::new(StreamBody::new(pieces)));
+            let mut sender = sender.clone();
+            async move {
+                sender.ready().await?;
+                sender.send_request(request.expect("a valid request")).await
+            }
+        });
+        for answer in futures::future::join_all(calls).await {
+            let answer = answer.expect("the connection is there");
+            assert_eq!(code_of(answer).await, "UNAUTHENTICATED");
         }
     }
 }
