@@ -4,24 +4,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::aggregates::AGGREGATES;
+use daybook_domain::{order, stock};
 use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
+use daybook_service::server::Needs;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::COMMAND_BYTES_MAX;
 use crate::fingerprint::Fingerprints;
+use crate::handler::Served;
 use crate::home::{HandleForwarded, Homes};
 use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::metrics;
-use crate::orders;
 use crate::partitions::Partitions;
-use crate::stock;
 
 /// Every aggregate's service.
 pub(crate) fn all(core: &Core) -> GrpcServices {
     GrpcServices::default()
-        .with(orders::service(core))
-        .with(stock::service(core))
+        .with(crate::orders::service(core), commands::<order::State>())
+        .with(crate::stock::service(core), commands::<stock::State>())
+}
+
+/// What the commands of an aggregate need of their callers.
+fn commands<A: Served>() -> Needs {
+    Needs::scope(A::SCOPE).with_message(COMMAND_BYTES_MAX)
 }
 
 /// The rules of every aggregate, for `GET /problems`.

@@ -44,9 +44,9 @@ use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::grpc::GrpcServices;
-use daybook_service::identity::Authenticator;
+use daybook_service::identity::{Authenticator, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{self, Access, Limits, Routes};
+use daybook_service::server::{self, Access, Limits, Needs, Routes};
 use daybook_service::shutdown::Supervisor;
 use daybook_service::{database as shared_database, problems};
 use sqlx::{Connection as _, PgPool};
@@ -120,7 +120,10 @@ pub async fn run(
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let grpc = GrpcServices::default()
-        .with(operators)
+        .with(
+            operators,
+            Needs::scope(Scope::ProjectionsOperate).with_message(REQUEST_BYTES_MAX),
+        )
         .into_router(
             FILE_DESCRIPTOR_SET,
             config.common.reflection(),

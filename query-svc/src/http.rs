@@ -20,12 +20,15 @@ use axum::Router;
 use axum::extract::FromRequestParts;
 use axum::middleware::map_response;
 use axum::routing::get;
-use daybook_service::identity::{Principal, Scope, principal_with};
+use daybook_service::identity::{Principal, Scope, principal};
+use daybook_service::server::{Declared, Needs};
 use daybook_service::{ApiError, problems};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use serde_json::Value;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
+use utoipa::openapi::OpenApi;
 use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -56,53 +59,55 @@ pub struct FreshnessQuery {
     pub consistency: Option<String>,
 }
 
-/// A caller that may read orders. A handler that takes it cannot run for anybody else.
+/// The tenant's caller of a request. The server has let nobody else through who lacks the scope that the route's description
+/// names.
 #[derive(Clone, Debug)]
-pub struct OrdersReader(pub Arc<Principal>);
+pub struct Caller(pub Arc<Principal>);
 
-/// A caller that may read events.
-#[derive(Clone, Debug)]
-pub struct EventsReader(pub Arc<Principal>);
-
-/// A caller that may read stock levels.
-#[derive(Clone, Debug)]
-pub struct StockReader(pub Arc<Principal>);
-
-impl FromRequestParts<Reads> for StockReader {
+impl FromRequestParts<Reads> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
-        principal_with(&parts.extensions, Scope::StockRead).map(Self)
-    }
-}
-
-impl FromRequestParts<Reads> for OrdersReader {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
-        principal_with(&parts.extensions, Scope::OrdersRead).map(Self)
-    }
-}
-
-impl FromRequestParts<Reads> for EventsReader {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
-        principal_with(&parts.extensions, Scope::EventsRead).map(Self)
+        principal(&parts.extensions).map(Self)
     }
 }
 
 /// All routes: reads, their description, and the catalogue of problems.
-pub fn router(reads: Reads) -> Router {
-    let (routes, _) = described_routes().split_for_parts();
+pub fn router(reads: Reads) -> Declared {
+    let (routes, api) = described_routes().split_for_parts();
     let description: Arc<str> = description().into();
     let description = get(async move || ([(CONTENT_TYPE, "application/json")], description.to_string()));
-    routes
-        .with_state(reads)
-        .route("/openapi.json", description)
+    let description = Router::new().route("/openapi.json", description);
+    Declared::new(routes.with_state(reads), needs(&api))
+        .merge(Declared::new(description, [("/openapi.json", Needs::nothing())]))
         .merge(problems::router(&[]))
-        .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
-        .layer(map_response(answer::tag_encoding))
+        .map_router(|router| {
+            router
+                .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
+                .layer(map_response(answer::tag_encoding))
+        })
+}
+
+/// What each path needs: the scope that the description of its operations names. A path without one, or with two, is not
+/// declared, and so it answers nobody.
+fn needs(api: &OpenApi) -> Vec<(String, Needs)> {
+    let needs = api.paths.paths.iter().filter_map(|(path, item)| {
+        let operations = serde_json::to_value(item).ok()?;
+        let operations = operations
+            .as_object()?
+            .values()
+            .filter(|member| member.is_object());
+        let mut scopes = operations.map(scope);
+        let scope = scopes.next()??;
+        let is_only = scopes.all(|other| other == Some(scope));
+        is_only.then(|| (path.clone(), Needs::scope(scope)))
+    });
+    needs.collect()
+}
+
+fn scope(operation: &Value) -> Option<Scope> {
+    let name = operation.pointer("/security/0/api_key/0")?;
+    Scope::ALL.into_iter().find(|scope| name == scope.as_str())
 }
 
 /// The OpenAPI description, as `/openapi.json` gives it.

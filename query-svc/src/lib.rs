@@ -30,9 +30,9 @@ use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServ
 use daybook_proto::stock::v1::stock_query_service_server::StockQueryServiceServer;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::grpc::GrpcServices;
-use daybook_service::identity::Authenticator;
+use daybook_service::identity::{Authenticator, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{self, Access, Limits, Routes};
+use daybook_service::server::{self, Access, Limits, Needs, Routes};
 use daybook_service::shutdown::Supervisor;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -87,10 +87,11 @@ pub async fn run(
     let history = HistoryServiceServer::new(queries)
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let needs = |scope| Needs::scope(scope).with_message(REQUEST_BYTES_MAX);
     let grpc = GrpcServices::default()
-        .with(orders)
-        .with(stock)
-        .with(history)
+        .with(orders, needs(Scope::OrdersRead))
+        .with(stock, needs(Scope::StockRead))
+        .with(history, needs(Scope::EventsRead))
         .into_router(
             FILE_DESCRIPTOR_SET,
             config.common.reflection(),

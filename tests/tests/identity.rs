@@ -3,7 +3,6 @@
 use anyhow::{Context as _, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use daybook_service::identity::generate_api_key;
-use daybook_service::server::Limits;
 use daybook_tests::cli::daybook;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::raw;
@@ -12,8 +11,8 @@ use daybook_tests::stack::{Backend, Running, Stack};
 use daybook_tests::{client, metrics};
 use futures::future::try_join_all;
 use futures::stream::{self, StreamExt as _};
-use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{Empty, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -22,6 +21,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 const PLACE_ORDER: &str = "/daybook.orders.v1.OrderService/PlaceOrder";
+
+/// How many requests strangers have open.
+const STRANGERS_STREAMS: usize = 1_024;
+
+/// How many methods are invented.
+const ODD_METHODS: usize = 10_000;
 
 /// How many bytes each stranger sends: nearly a whole command of the largest size.
 const STRANGERS_BYTES: usize = 500 * 1_024;
@@ -68,11 +73,10 @@ async fn a_thousand_large_requests_without_a_key_cost_little_memory() -> anyhow:
     let running = &backend.commands[0];
     backend.caller()?.place(&new_order_id(), "customer-1").await?;
     let before = memory_high_water_kib(running)?;
-    let streams = Limits::default().streams_max;
     let connections = try_join_all((0..4).map(|_| connect(running))).await?;
     let mut answers = JoinSet::new();
-    for number in 0..streams {
-        let mut connection = connections[number as usize % connections.len()].clone();
+    for number in 0..STRANGERS_STREAMS {
+        let mut connection = connections[number % connections.len()].clone();
         let request = http::Request::post(format!("http://{}{PLACE_ORDER}", running.address))
             .header("content-type", "application/grpc")
             .body(unfinished_message())?;
@@ -86,10 +90,22 @@ async fn a_thousand_large_requests_without_a_key_cost_little_memory() -> anyhow:
         let status = tonic::Status::from_header_map(answer.headers()).context("a status")?;
         ensure!(code(&status) == "UNAUTHENTICATED", "{status:?}");
     }
+    for number in 0..ODD_METHODS {
+        let odd = http::Request::builder()
+            .method(format!("ODD{number}").as_str())
+            .uri(format!("http://{}/odd.v1.Odd{number}/Odd", running.address))
+            .header("content-type", "application/grpc")
+            .body(UnsyncBoxBody::new(Empty::new()))?;
+        let mut connection = connections[number % connections.len()].clone();
+        connection.ready().await?;
+        let answer = connection.send_request(odd).await?;
+        let status = tonic::Status::from_header_map(answer.headers()).context("a status")?;
+        ensure!(code(&status) == "UNAUTHENTICATED", "{status:?}");
+    }
     let more = memory_high_water_kib(running)? - before;
     assert!(
         more <= STRANGERS_MEMORY_KIB_MAX,
-        "{streams} strangers cost {more} KiB"
+        "{STRANGERS_STREAMS} strangers and {ODD_METHODS} odd methods cost {more} KiB"
     );
     backend.caller()?.place(&new_order_id(), "customer-1").await?;
     Ok(())
@@ -120,7 +136,7 @@ async fn callers_who_are_known_and_readiness_do_not_notice_keys_that_cannot_be_l
     }
     let (mut orders, mut refusals) = (0, Vec::new());
     while let Some(refusal) = strangers.join_next().await {
-        refusals.push(code(&refusal?));
+        refusals.push(refusal?);
         if refusals.len() % 20 == 0 {
             caller.place(&new_order_id(), "customer-1").await?;
             metrics::ready(running.admin).await?;
@@ -129,8 +145,10 @@ async fn callers_who_are_known_and_readiness_do_not_notice_keys_that_cannot_be_l
     }
     lock.rollback().await?;
     let unknown = ["DEPENDENCY_UNAVAILABLE", "OVERLOADED"];
-    let surprise = refusals.iter().find(|code| !unknown.contains(&code.as_str()));
-    assert_eq!(surprise, None, "a key was called wrong that nobody could look up");
+    let surprise = refusals
+        .iter()
+        .find(|refusal| !unknown.contains(&code(refusal).as_str()));
+    assert!(surprise.is_none(), "nobody could look that key up: {surprise:?}");
     assert!(orders >= INVENTED_KEYS / 20);
     Ok(())
 }

@@ -17,9 +17,8 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, Code};
-use crate::grpc::GrpcRouter;
 use crate::metrics::{Registry, ServerMetrics};
-use crate::server::{self, Access, Limits, Routes};
+use crate::server::{self, Access, Declared, Limits, Routes};
 
 /// How often a dependency is looked at.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -194,8 +193,8 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Regist
     server::serve(
         listener,
         Routes {
-            http: router(readiness, registry),
-            grpc: GrpcRouter::default(),
+            http: router(readiness, registry).into(),
+            grpc: Declared::default(),
             access: Access::Anybody,
         },
         limits,

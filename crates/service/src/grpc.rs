@@ -1,12 +1,10 @@
-//! The gRPC services of a process, and what each of them has without saying so: a route, its health by name, the names of
-//! its methods in metrics, and, in development, its place in reflection, so that a client that knows an address and a key
-//! needs nothing else.
+//! The gRPC services of a process: what their methods need of a caller, and what each has without saying so: a route, its
+//! health by name, the names of its methods in metrics, and, in development, its place in reflection, so that a client that
+//! knows an address and a key needs nothing else.
 
-use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::response::IntoResponse;
 use http::Request;
 use prost::Message as _;
@@ -17,10 +15,15 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server;
+use tonic_reflection::pb::{v1, v1alpha};
 use tonic_reflection::server::Builder;
 use tower::Service;
 
+use crate::server::{Declared, Needs};
 use crate::shutdown::Supervisor;
+
+/// The largest message of health and of reflection, in bytes: a name.
+const NAME_MESSAGE_BYTES_MAX: usize = 4 * 1_024;
 
 /// Whether callers are told what a service offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,58 +34,24 @@ pub enum Reflection {
     Off,
 }
 
-/// The routes of gRPC services, and which methods there are.
-#[derive(Clone, Debug, Default)]
-pub struct GrpcRouter {
-    router: Router,
-    /// The methods as they are called: `/daybook.orders.v1.OrderService/PlaceOrder`.
-    methods: Arc<HashSet<Arc<str>>>,
-}
-
-impl GrpcRouter {
-    /// Routes with these methods; calls of others are counted together.
-    pub fn new(router: Router, methods: impl IntoIterator<Item = Arc<str>>) -> Self {
-        Self {
-            router,
-            methods: Arc::new(methods.into_iter().collect()),
-        }
-    }
-
-    /// The method at this path, if there is one.
-    pub(crate) fn method(&self, path: &str) -> Option<Arc<str>> {
-        self.methods.get(path).cloned()
-    }
-
-    pub(crate) fn router(&self) -> &Router {
-        &self.router
-    }
-
-    pub(crate) fn map_router(self, change: impl FnOnce(Router) -> Router) -> Self {
-        Self {
-            router: change(self.router),
-            methods: self.methods,
-        }
-    }
-}
-
 /// Services that are served on one port.
 #[derive(Debug, Default)]
 pub struct GrpcServices {
     routes: Routes,
-    names: Vec<&'static str>,
+    services: Vec<(&'static str, Needs)>,
 }
 
 impl GrpcServices {
-    /// Adds a service.
+    /// Adds a service, all of whose methods need the same.
     #[must_use]
-    pub fn with<S>(mut self, service: S) -> Self
+    pub fn with<S>(mut self, service: S, needs: Needs) -> Self
     where
         S: Service<Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
         S::Response: IntoResponse,
         S::Future: Send + 'static,
     {
         self.routes = self.routes.add_service(service);
-        self.names.push(S::NAME);
+        self.services.push((S::NAME, needs));
         self
     }
 
@@ -97,15 +66,18 @@ impl GrpcServices {
         reflection: Reflection,
         tasks: &mut Supervisor,
         shutdown: &CancellationToken,
-    ) -> anyhow::Result<GrpcRouter> {
-        let Self { mut routes, names } = self;
-        let mut methods = paths_of_methods(descriptor_set, &names)?;
-        let health = [health_server::SERVICE_NAME];
-        methods.extend(paths_of_methods(tonic_health::pb::FILE_DESCRIPTOR_SET, &health)?);
+    ) -> anyhow::Result<Declared> {
+        let Self { mut routes, services } = self;
+        let names: Vec<&'static str> = services.iter().map(|(name, _)| *name).collect();
+        let mut methods = methods(descriptor_set, &services)?;
+        for (descriptor_set, name) in for_everybody(reflection) {
+            methods.extend(self::methods(descriptor_set, &[(name, Needs::nothing())])?);
+        }
         if reflection == Reflection::On {
             routes = add_reflection(routes, descriptor_set, &names)?;
         }
         let (reporter, health) = tonic_health::server::health_reporter();
+        let health = health.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX);
         for name in &names {
             reporter.set_service_status(name, ServingStatus::Serving).await;
         }
@@ -117,22 +89,49 @@ impl GrpcServices {
             }
             Ok(())
         });
-        Ok(GrpcRouter::new(
+        Ok(Declared::new(
             routes.add_service(health).into_axum_router(),
             methods,
         ))
     }
 }
 
-/// The paths of all methods of the named services.
-fn paths_of_methods(descriptor_set: &[u8], services: &[&str]) -> Result<Vec<Arc<str>>, prost::DecodeError> {
+/// The services that need no key, with what describes them.
+fn for_everybody(reflection: Reflection) -> Vec<(&'static [u8], &'static str)> {
+    let health = (tonic_health::pb::FILE_DESCRIPTOR_SET, health_server::SERVICE_NAME);
+    let reflections = [
+        (
+            v1::FILE_DESCRIPTOR_SET,
+            v1::server_reflection_server::SERVICE_NAME,
+        ),
+        (
+            v1alpha::FILE_DESCRIPTOR_SET,
+            v1alpha::server_reflection_server::SERVICE_NAME,
+        ),
+    ];
+    match reflection {
+        Reflection::On => [&[health][..], &reflections[..]].concat(),
+        Reflection::Off => vec![health],
+    }
+}
+
+/// The paths of all methods of the named services, with what they need.
+fn methods(
+    descriptor_set: &[u8],
+    services: &[(&str, Needs)],
+) -> Result<Vec<(Arc<str>, Needs)>, prost::DecodeError> {
     let mut methods = Vec::new();
     for file in FileDescriptorSet::decode(descriptor_set)?.file {
         for service in &file.service {
             let name = format!("{}.{}", file.package(), service.name());
-            if services.contains(&name.as_str()) {
-                let paths = service.method.iter();
-                methods.extend(paths.map(|method| Arc::from(format!("/{name}/{}", method.name()))));
+            if let Some((_, needs)) = services.iter().find(|(served, _)| *served == name) {
+                methods.extend(service.method.iter().map(|method| {
+                    let needs = match method.client_streaming() || method.server_streaming() {
+                        true => needs.streaming(),
+                        false => *needs,
+                    };
+                    (Arc::from(format!("/{name}/{}", method.name())), needs)
+                }));
             }
         }
     }
@@ -154,6 +153,8 @@ fn add_reflection(
             .iter()
             .fold(described, |builder, name| builder.with_service_name(*name))
     };
-    let routes = routes.add_service(builder().build_v1()?);
-    Ok(routes.add_service(builder().build_v1alpha()?))
+    let (v1, v1alpha) = (builder().build_v1()?, builder().build_v1alpha()?);
+    Ok(routes
+        .add_service(v1.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)))
 }

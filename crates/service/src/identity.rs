@@ -4,8 +4,8 @@
 //! to no tenant, sees no tenant's data, and is the only one that may operate projections and administer tenants.
 //!
 //! The server settles the identity from the headers alone, before it reads a byte of the body, and puts an [`Identity`]
-//! into the request's extensions. A handler asks for the kind and the scope that it needs: [`principal_with`] or
-//! [`operator_with`].
+//! into the request's extensions. It refuses whoever has not the scope that the route declares ([`Identity::require`]); a
+//! handler finds its caller with [`principal_with`] or [`operator_with`], which ask for the kind and the scope again.
 
 mod api_key;
 mod authenticator;
@@ -181,6 +181,36 @@ impl Identity {
             Self::Deployment(_) => None,
         }
     }
+
+    /// Asks for a scope, and so for the kind of credential that can have it.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED`, which names the scope.
+    pub fn require(&self, scope: Scope) -> Result<(), ApiError> {
+        let (scopes, is_deployments) = match self {
+            Self::Tenant(principal) => (principal.scopes, false),
+            Self::Deployment(operator) => (operator.scopes, true),
+        };
+        if scopes.contains(scope) && is_deployments == scope.is_deployments() {
+            Ok(())
+        } else {
+            Err(ApiError::permission_denied(scope.as_str()))
+        }
+    }
+}
+
+/// The tenant's caller of a request, by the extensions of the request. Whether it has the scope is settled by the server, from
+/// what the route declares.
+///
+/// # Errors
+/// `INTERNAL` for anybody else: the route does not declare a tenant's scope.
+pub fn principal(extensions: &Extensions) -> Result<Arc<Principal>, ApiError> {
+    match extensions.get() {
+        Some(Identity::Tenant(principal)) => Ok(Arc::clone(principal)),
+        Some(Identity::Deployment(_)) | None => {
+            Err(ApiError::internal("the route declares no tenant's scope"))
+        }
+    }
 }
 
 /// The tenant's caller of a request, by the extensions of the request, if it has the scope.
@@ -268,6 +298,23 @@ mod tests {
             assert_eq!(missing_scope(refused), scope.as_str());
             let refused = operator_with(&of_tenant, scope).expect_err("it belongs to a tenant");
             assert_eq!(missing_scope(refused), scope.as_str());
+        }
+        for scope in Scope::ALL {
+            let right = if scope.is_deployments() {
+                operator(everything)
+            } else {
+                principal(everything)
+            };
+            assert!(right.require(scope).is_ok());
+            let wrong = if scope.is_deployments() {
+                principal(everything)
+            } else {
+                operator(everything)
+            };
+            let refused = wrong.require(scope).expect_err("it is of the other kind");
+            assert_eq!(missing_scope(refused), scope.as_str());
+            let without: ScopeSet = Scope::ALL.into_iter().filter(|other| *other != scope).collect();
+            assert!(principal(without).require(scope).is_err() && operator(without).require(scope).is_err());
         }
         assert!(principal_with(&of_tenant, Scope::OrdersWrite).is_ok());
         assert!(operator_with(&of_deployment, Scope::TenantsAdmin).is_ok());

@@ -273,7 +273,7 @@ pub struct ServerMetrics {
     requests: Family<OutcomeLabels, Counter>,
     durations: Family<OperationLabels, Histogram>,
     in_flight: Gauge,
-    pub(crate) body_bytes_in_flight: Gauge,
+    pub(crate) request_bytes_in_flight: Gauge,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
 }
@@ -298,9 +298,9 @@ impl ServerMetrics {
                 "Requests without an answer yet",
                 Gauge::default(),
             ),
-            body_bytes_in_flight: registry.register(
-                "request_body_bytes_in_flight",
-                "Bytes of the bodies of requests without an answer yet, as declared or arrived",
+            request_bytes_in_flight: registry.register(
+                "request_bytes_in_flight",
+                "Bytes that requests hold until their answers are taken: heads, bodies as promised or arrived, answers",
                 Gauge::default(),
             ),
             connections: registry.register("connections", "Open connections of callers", Gauge::default()),

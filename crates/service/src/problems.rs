@@ -11,6 +11,7 @@ use http::header::ACCEPT;
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, Code};
+use crate::server::{Declared, Needs};
 
 /// A rule of the domain that a service can refuse a request with.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +23,10 @@ pub struct DomainRule {
 }
 
 /// The routes of the catalogue, with the rules of the service's domain.
-pub fn router(rules: &[DomainRule]) -> Router {
+pub fn router(rules: &[DomainRule]) -> Declared {
     let catalogue: Arc<[Explanation]> = catalogue(rules).into();
     let all = Arc::clone(&catalogue);
-    Router::new()
+    let router = Router::new()
         .route(
             "/problems",
             get(async move || Json(all.iter().map(Explanation::to_json).collect::<Value>())),
@@ -35,7 +36,9 @@ pub fn router(rules: &[DomainRule]) -> Router {
             get(async move |Path(slug): Path<String>, headers: HeaderMap| {
                 explain(&catalogue, &slug, &headers)
             }),
-        )
+        );
+    let for_everybody = ["/problems", "/problems/{slug}"].map(|route| (route, Needs::nothing()));
+    Declared::new(router, for_everybody)
 }
 
 /// A code with everything that is said about it.

@@ -4,10 +4,10 @@
 //! for ever (axum#2673, hyper#4170). It guarantees:
 //!
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
-//!   or does not read its answers is cut, too.
+//!   or does not take its answers is cut, too.
 //! - At most [`Limits::connections_max`] connections are open; one more is closed at once.
-//! - Who calls is settled from the headers, before a byte of the body is read, and the bodies of all requests share one
-//!   budget.
+//! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
+//!   What callers can make the process hold is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
 //! - When the token is cancelled nothing more is accepted, open requests may finish for [`GRACE_PERIOD`], and then the
 //!   connections that are left are dropped: [`serve`] returns.
@@ -19,7 +19,9 @@ mod access;
 mod answer;
 mod budget;
 mod connection;
+mod routes;
 mod stall;
+mod unread;
 
 use std::io;
 use std::sync::Arc;
@@ -34,9 +36,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::access::Gate;
-pub use self::access::{Access, PUBLIC_BODY_BYTES_MAX};
-use crate::grpc::GrpcRouter;
+pub use self::access::Access;
+use self::budget::STRANGERS_BYTES_MAX;
+pub use self::routes::{Declared, Needs};
+use crate::identity::LOOKUPS_WAITING_MAX;
 use crate::metrics::ServerMetrics;
 
 /// How long open requests may go on after the stop signal. It leaves time to flush within the ten seconds after which
@@ -48,10 +51,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many bytes of one HTTP/2 request may arrive before anybody reads them. A request whose key is being looked up holds
 /// no more than this.
-const STREAM_WINDOW_BYTES: u32 = 64 * 1_024;
+const STREAM_WINDOW_BYTES: u32 = 32 * 1_024;
 
-/// The same for all requests of one HTTP/2 connection.
-const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
+/// The same for all requests of one HTTP/2 connection. h2 lets half as many bytes of overhead wait in small frames, 256 for
+/// each, and closes the connection after that: this is enough for one in each of [`Limits::streams_max`] requests.
+const CONNECTION_WINDOW_BYTES: u32 = 512 * 1_024;
+
+/// How many bytes of one answer may wait for an HTTP/2 connection. The rest waits in the answer's body.
+const STREAM_SEND_BYTES: usize = 32 * 1_024;
+
+/// What a connection holds beside its windows and heads: buffers to read and to write, tables of headers.
+const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 
 /// What a caller may use up.
 #[derive(Clone, Debug)]
@@ -63,17 +73,19 @@ pub struct Limits {
     /// How long an HTTP/1 connection may be idle between requests. Longer than a load balancer's own limit (60 s is
     /// usual), so that it is never we who close a connection that the balancer is just about to use.
     pub idle_timeout: Duration,
-    /// How long a connection may leave what we send unread.
+    /// How long a connection may leave what we send unread: all of it, or the next 16 KiB of one answer. Then it is asked to
+    /// go.
     pub write_stall_timeout: Duration,
     /// The size of a request's head, in bytes.
     pub header_bytes_max: u32,
     /// The size of an HTTP request's body, in bytes; a route may have its own `DefaultBodyLimit`. gRPC services have
     /// `max_decoding_message_size`.
     pub body_bytes_max: usize,
-    /// How many bytes of bodies all requests that are being answered may have together; more is `OVERLOADED`.
-    pub body_bytes_in_flight_max: usize,
+    /// How many bytes all requests may hold until their answers are taken; more is `OVERLOADED`. Each costs a few KiB with
+    /// an empty body, so this is a limit of their number, too.
+    pub bytes_in_flight_max: usize,
     /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`.
-    pub tenant_body_bytes_in_flight_max: usize,
+    pub tenant_bytes_in_flight_max: usize,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
     /// How often an HTTP/2 connection is asked whether it is still there.
@@ -91,14 +103,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 10_000,
+            connections_max: 1_536,
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_stall_timeout: Duration::from_secs(30),
             header_bytes_max: 16 * 1_024,
             body_bytes_max: 1_024 * 1_024,
-            body_bytes_in_flight_max: 64 * 1_024 * 1_024,
-            tenant_body_bytes_in_flight_max: 32 * 1_024 * 1_024,
+            bytes_in_flight_max: 64 * 1_024 * 1_024,
+            tenant_bytes_in_flight_max: 32 * 1_024 * 1_024,
             streams_max: 1_024,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
@@ -109,13 +121,33 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The most that callers can make the process hold, in bytes, whoever they are and whatever they send:
+    ///
+    /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
+    /// - the heads of requests that wait for their key to be looked up (their bodies are in the windows above);
+    /// - the budget of callers who are known, and the two of callers who are not.
+    ///
+    /// Compressed requests are not taken, so nothing grows after it has arrived. An answer counts against the budget from
+    /// the moment when it is made. It is not refused for its size, so what is made at the same time comes on top: as much as
+    /// a service reads at a time.
+    #[must_use]
+    pub fn caller_bytes_max(&self) -> u64 {
+        let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;
+        let connections = u64::from(self.connections_max) * u64::from(connection);
+        let lookups = LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
+        let budgets = self.bytes_in_flight_max + 2 * STRANGERS_BYTES_MAX;
+        connections + lookups + budgets as u64
+    }
+}
+
 /// What is served, and to whom.
 #[derive(Debug)]
 pub struct Routes {
     /// Everything but gRPC.
-    pub http: Router,
+    pub http: Declared,
     /// The RPCs.
-    pub grpc: GrpcRouter,
+    pub grpc: Declared,
     /// Who may call.
     pub access: Access,
 }
@@ -123,7 +155,7 @@ pub struct Routes {
 /// What all connections share.
 struct Shared {
     http: Router,
-    grpc: GrpcRouter,
+    grpc: Declared,
     limits: Limits,
     metrics: ServerMetrics,
     http1: hyper::server::conn::http1::Builder,
@@ -139,18 +171,20 @@ struct Shared {
 /// `/healthz` besides its own routes.
 pub async fn serve(
     listener: TcpListener,
-    routes: Routes,
+    mut routes: Routes,
     limits: Limits,
     metrics: ServerMetrics,
     shutdown: CancellationToken,
 ) {
-    let Routes { http, grpc, access } = routes;
-    let http = http.route("/healthz", get(async || "ok\n"));
-    let [http_gate, grpc_gate] = Gate::both(&access, &limits, &metrics);
-    let http = answer::note_routes(http_gate.before(http));
+    let health = Router::new().route("/healthz", get(async || "ok\n"));
+    routes.http = routes
+        .http
+        .merge(Declared::new(health, [("/healthz", Needs::nothing())]));
+    let (http, grpc) = access::guard(routes, &limits, &metrics);
+    let http = answer::note_routes(http.router);
     let shared = Arc::new(Shared {
         http: http.layer(DefaultBodyLimit::max(limits.body_bytes_max)),
-        grpc: grpc.map_router(|router| grpc_gate.before(router)),
+        grpc,
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,
@@ -159,6 +193,7 @@ pub async fn serve(
         abort: CancellationToken::new(),
     });
     let connections = TaskTracker::new();
+    tracing::info!(callers.bytes_max = shared.limits.caller_bytes_max(), "serving");
     tokio::select! {
         () = shared.shutdown.cancelled() => {}
         never = accept_all(&listener, &shared, &connections) => match never {},
@@ -243,7 +278,19 @@ fn http2_builder(limits: &Limits) -> hyper::server::conn::http2::Builder<TokioEx
         .max_header_list_size(limits.header_bytes_max)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout)
+        .max_send_buf_size(STREAM_SEND_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_callers_can_make_the_process_hold_fits_into_a_gibibyte() {
+        let bytes_max = Limits::default().caller_bytes_max();
+        assert!(bytes_max <= 1 << 30, "{bytes_max}");
+    }
 }

@@ -1,7 +1,11 @@
 //! API keys and the pool, on a real Postgres with the real schema.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Bytes;
+use axum::routing::post;
 use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_service::config::Secret;
 use daybook_service::database::{DatabaseError, check_schema, connect};
@@ -9,13 +13,17 @@ use daybook_service::identity::{
     Authenticator, Identity, KeyAges, LOOKUP_TIMEOUT, LOOKUPS_WAITING_MAX, NewApiKey, Scope,
     generate_api_key, principal_with,
 };
+use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
 use daybook_service::{ApiError, Code};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use http::{Extensions, HeaderMap, HeaderValue};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool, Row as _};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// A migrated database with one tenant in partition 3. The server goes when this goes.
@@ -378,6 +386,98 @@ async fn while_unknown_keys_cannot_be_looked_up_known_ones_work_and_the_crowd_is
     locking.rollback().await.expect("the lock is given back");
     let error = refused(&authenticator, &bearer(&generate_api_key().plain)).await;
     assert_eq!(error.code(), &Code::Unauthenticated);
+}
+
+/// A server with a route for each scope that the test has, and one that declares nothing, over both transports. Every handler
+/// reads its whole body.
+async fn start_server(authenticator: Authenticator) -> SocketAddr {
+    let needs = [
+        ("/read", Needs::scope(Scope::OrdersRead).with_message(1_000)),
+        ("/write", Needs::scope(Scope::OrdersWrite)),
+        ("/operate", Needs::scope(Scope::ProjectionsOperate)),
+    ];
+    let router = || {
+        ["/read", "/write", "/operate", "/undeclared"]
+            .into_iter()
+            .fold(Router::new(), |router, route| {
+                router.route(route, post(async |body: Bytes| body))
+            })
+    };
+    let routes = Routes {
+        http: Declared::new(router(), needs),
+        grpc: Declared::new(router(), needs),
+        access: Access::Identified(authenticator),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let metrics = ServerMetrics::new(&Registry::new());
+    let never = CancellationToken::new();
+    tokio::spawn(serve(listener, routes, Limits::default(), metrics, never));
+    address
+}
+
+/// Sends the head of a request, and of its body only what is given; the head of the answer.
+async fn answer_to(server: SocketAddr, head: String, body: &str) -> String {
+    let mut stream = TcpStream::connect(server).await.expect("it listens");
+    let sent = format!("{head}\r\nHost: a\r\n\r\n{body}");
+    stream.write_all(sent.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    while !answer.contains("\r\n\r\n") {
+        let mut bytes = [0; 4_096];
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut bytes)).await;
+        let count = read.expect("an answer in time").expect("the connection holds");
+        assert!(count > 0, "the connection ended after {answer}");
+        answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    answer
+}
+
+#[tokio::test]
+async fn a_request_is_judged_by_what_its_route_declares_before_a_byte_of_its_body_is_there() {
+    let database = Database::create().await;
+    let (reader, operator) = (generate_api_key(), generate_api_key());
+    database.store(&reader, 60.0).await;
+    let stored = database
+        .store_with(&operator, None, "{projections:operate}")
+        .await;
+    stored.expect("an operator may have it");
+    let server = start_server(database.authenticator().await).await;
+    // What the path declares, the length that the request declares, and the status of both transports.
+    let cases = [
+        (&reader, "/write", 100, "403", "7"),
+        (&reader, "/operate", 100, "403", "7"),
+        (&operator, "/read", 100, "403", "7"),
+        (&reader, "/undeclared", 100, "404", "12"),
+        (&operator, "/undeclared", 100, "404", "12"),
+        (&reader, "/nothing", 100, "404", "12"),
+        (&reader, "/read", 1_006, "413", "8"),
+        (&operator, "/operate", 64 * 1_024 + 1, "413", "8"),
+    ];
+    for (key, path, length, http, grpc) in cases {
+        let head = |content_type: &str| {
+            format!(
+                "POST {path} HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Type: {content_type}\r\n\
+                 Content-Length: {length}",
+                key.plain
+            )
+        };
+        let answer = answer_to(server, head("text/plain"), "").await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {http} ")),
+            "{path}: {answer}"
+        );
+        let answer = answer_to(server, head("application/grpc"), "").await;
+        assert!(
+            answer.contains(&format!("grpc-status: {grpc}\r\n")),
+            "{path}: {answer}"
+        );
+    }
+    let head = format!(
+        "POST /read HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Length: 1005",
+        reader.plain
+    );
+    let answer = answer_to(server, head, &"x".repeat(1_005)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use super::openapi::{NotFound, Refusals};
 use super::params::Params;
 use super::schema::{CustomerTotal, CustomerTotals, Envelope};
-use super::{FreshnessHeaders, FreshnessQuery, OrdersReader, answer};
+use super::{Caller, FreshnessHeaders, FreshnessQuery, answer};
 use crate::reads::{Answer, Reads};
 
 /// What a customer has bought: a total for each currency.
@@ -18,6 +18,7 @@ use crate::reads::{Answer, Reads};
     path = "/v1/customers/{customer_id}/totals",
     operation_id = "getCustomerTotals",
     tag = "Customers",
+    security(("api_key" = ["orders:read"])),
     params(
         ("customer_id" = String, Path, description = "The customer's id.", example = "c-4711"),
         FreshnessQuery,
@@ -26,7 +27,7 @@ use crate::reads::{Answer, Reads};
     responses((status = 200, description = "The customer's totals.", body = Envelope<CustomerTotals>), NotFound, Refusals),
 )]
 pub async fn get_customer_totals(
-    OrdersReader(caller): OrdersReader,
+    Caller(caller): Caller,
     State(reads): State<Reads>,
     Path(customer_id): Path<String>,
     mut params: Params,

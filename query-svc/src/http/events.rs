@@ -11,7 +11,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use super::openapi::{NotFound, Refusals};
 use super::params::Params;
 use super::schema::{Event, ListEnvelope};
-use super::{EventsReader, answer, examples};
+use super::{Caller, answer, examples};
 use crate::reads::Reads;
 
 /// Whose history it is.
@@ -61,11 +61,12 @@ pub struct ListEventsParams {
     path = "/v1/{aggregates}/{id}/events",
     operation_id = "listEvents",
     tag = "Histories",
+    security(("api_key" = ["events:read"])),
     params(Aggregate, ListEventsParams),
     responses((status = 200, description = "A page of events.", body = ListEnvelope<Event<'static>>), NotFound, Refusals),
 )]
 pub async fn list_events(
-    EventsReader(caller): EventsReader,
+    Caller(caller): Caller,
     State(reads): State<Reads>,
     Path((aggregates, id)): Path<(String, String)>,
     mut params: Params,

@@ -49,6 +49,7 @@ impl IntoResponses for Refusals {
             ),
             ("401", "UNAUTHENTICATED: there is no valid credential."),
             ("403", "PERMISSION_DENIED: the credential lacks the scope."),
+            ("429", "RATE_LIMITED: the tenant has too much under way."),
             ("500", "INTERNAL: a fault of the service."),
             (
                 "503",
@@ -191,7 +192,7 @@ fn headers_of(status: &str) -> Vec<(&'static str, Type, &'static str)> {
             ("Vary", Type::String, "What the answer depends on beside its address."),
         ]),
         "401" => headers.push(("WWW-Authenticate", Type::String, "What kind of credential is needed.")),
-        "503" => headers.push(("Retry-After", Type::Integer, "How long to wait, in seconds.")),
+        "429" | "503" => headers.push(("Retry-After", Type::Integer, "How long to wait, in seconds.")),
         _ => {}
     }
     headers
@@ -264,7 +265,7 @@ mod tests {
     fn it_is_openapi_3_1_and_says_what_every_status_means() {
         let api = described();
         assert_eq!(api["openapi"], "3.1.0");
-        let expected = ["200", "400", "401", "403", "500", "503", "504"];
+        let expected = ["200", "400", "401", "403", "429", "500", "503", "504"];
         for (path, item) in api["paths"].as_object().expect("an object") {
             let mut statuses = names(&item["get"]["responses"]);
             statuses.remove("304");

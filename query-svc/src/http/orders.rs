@@ -15,7 +15,7 @@ use super::examples;
 use super::openapi::{NotFound, OrderAnswer, OrderListAnswer, Refusals};
 use super::params::Params;
 use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderStatus, OrderSummary};
-use super::{FreshnessHeaders, FreshnessQuery, OrdersReader};
+use super::{Caller, FreshnessHeaders, FreshnessQuery};
 use crate::reads::Reads;
 
 /// What a list of orders takes.
@@ -71,11 +71,12 @@ pub struct GetOrderParams {
     path = "/v1/orders",
     operation_id = "listOrders",
     tag = "Orders",
+    security(("api_key" = ["orders:read"])),
     params(ListOrdersParams, FreshnessQuery, FreshnessHeaders),
     responses((status = 200, description = "A page of orders.", body = OrderListAnswer), Refusals),
 )]
 pub async fn list_orders(
-    OrdersReader(caller): OrdersReader,
+    Caller(caller): Caller,
     State(reads): State<Reads>,
     mut params: Params,
     headers: HeaderMap,
@@ -99,6 +100,7 @@ pub async fn list_orders(
     path = "/v1/orders/{order_id}",
     operation_id = "getOrder",
     tag = "Orders",
+    security(("api_key" = ["orders:read"])),
     params(
         ("order_id" = String, Path, description = "The order's TypeID.", example = json!(examples::ORDER_ID)),
         GetOrderParams,
@@ -116,7 +118,7 @@ pub async fn list_orders(
     ),
 )]
 pub async fn get_order(
-    OrdersReader(caller): OrdersReader,
+    Caller(caller): Caller,
     State(reads): State<Reads>,
     Path(order_id): Path<String>,
     mut params: Params,

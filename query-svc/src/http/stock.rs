@@ -17,7 +17,7 @@ use super::answer::{self, EntityTag};
 use super::openapi::{NotFound, Refusals};
 use super::params::Params;
 use super::schema::{Envelope, ListEnvelope};
-use super::{FreshnessHeaders, FreshnessQuery, StockReader};
+use super::{Caller, FreshnessHeaders, FreshnessQuery};
 use crate::reads::Reads;
 
 /// The stock item of the examples.
@@ -89,11 +89,12 @@ pub struct ListStockItemsParams {
     path = "/v1/stock-items",
     operation_id = "listStockItems",
     tag = "Stock",
+    security(("api_key" = ["stock:read"])),
     params(ListStockItemsParams, FreshnessQuery, FreshnessHeaders),
     responses((status = 200, description = "A page of stock items.", body = ListEnvelope<StockItem<'static>>), Refusals),
 )]
 pub async fn list_stock_items(
-    StockReader(caller): StockReader,
+    Caller(caller): Caller,
     State(reads): State<Reads>,
     mut params: Params,
     headers: HeaderMap,
@@ -111,6 +112,7 @@ pub async fn list_stock_items(
     path = "/v1/stock-items/{stock_item_id}",
     operation_id = "getStockItem",
     tag = "Stock",
+    security(("api_key" = ["stock:read"])),
     params(
         ("stock_item_id" = String, Path, description = "The stock item's TypeID.", example = json!(STOCK_ITEM_ID)),
         FreshnessQuery,
@@ -127,7 +129,7 @@ pub async fn list_stock_items(
     ),
 )]
 pub async fn get_stock_item(
-    StockReader(caller): StockReader,
+    Caller(caller): Caller,
     State(reads): State<Reads>,
     Path(id): Path<String>,
     mut params: Params,

@@ -1,6 +1,9 @@
 //! What every gRPC method refuses, whatever it does. Methods come from the descriptors of the wire contract, so a new one
 //! is held to this without anyone thinking of it.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use daybook_service::identity::Scope;
@@ -9,7 +12,14 @@ use daybook_tests::raw::{self, Method};
 use daybook_tests::refusal::{code, request_id, value};
 use daybook_tests::stack::Stack;
 use daybook_tests::{client, log};
+use futures::stream::{self, StreamExt as _};
+use http_body_util::StreamBody;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Frame;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost_types::field_descriptor_proto::Type;
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -45,7 +55,14 @@ fn malformed(method: &Method) -> Vec<Bytes> {
     messages
 }
 
+/// What announces a message of 2 MiB.
+const LARGE_PREFIX: [u8; 5] = [0, 0, 0x20, 0, 0];
+
+/// How long a refusal may take that needs nothing but headers.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 struct Service {
+    url: String,
     channel: Channel,
     scope: Scope,
 }
@@ -63,6 +80,7 @@ fn service(stack: &Stack, method: &Method) -> anyhow::Result<Service> {
     };
     Ok(Service {
         channel: channel(&url)?,
+        url,
         scope: scope.with_context(|| format!("{area} has no scopes"))?,
     })
 }
@@ -129,6 +147,48 @@ async fn no_method_answers_without_a_credential_with_a_wrong_one_or_without_its_
         }
     }
     assert_eq!(log::head(&stack.superuser).await?, 0);
+    Ok(())
+}
+
+/// Calls a method with a body that goes no further than this.
+async fn call_begun(
+    url: &str,
+    path: &str,
+    key: &str,
+    encoding: &str,
+    begun: &'static [u8],
+) -> anyhow::Result<Status> {
+    let stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let begun = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(begun)))]);
+    let request = http::Request::post(format!("{url}{path}"))
+        .header("content-type", "application/grpc")
+        .header("grpc-encoding", encoding)
+        .header("authorization", format!("Bearer {key}"))
+        .body(UnsyncBoxBody::new(StreamBody::new(
+            begun.chain(stream::pending()),
+        )))?;
+    let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
+    let answer = answer.with_context(|| format!("{path} waits for the body"))??;
+    Status::from_header_map(answer.headers()).with_context(|| format!("{path} accepts it"))
+}
+
+#[tokio::test]
+async fn no_method_waits_for_a_message_that_it_will_not_take() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    for method in raw::methods()? {
+        let service = service(&stack, &method)?;
+        for key in stack.tenant.keys_without(&stack.superuser, service.scope).await? {
+            let status = call_begun(&service.url, &method.path, &key, "identity", b"").await?;
+            assert_eq!(code(&status), "PERMISSION_DENIED", "{}", method.path);
+        }
+        let key = stack.tenant.key_with(&stack.superuser, service.scope).await?;
+        let status = call_begun(&service.url, &method.path, &key, "identity", &LARGE_PREFIX).await?;
+        assert_eq!(code(&status), "PAYLOAD_TOO_LARGE", "{}", method.path);
+        let status = call_begun(&service.url, &method.path, &key, "gzip", b"").await?;
+        assert_eq!(code(&status), "UNSUPPORTED_MEDIA_TYPE", "{}", method.path);
+    }
     Ok(())
 }
 

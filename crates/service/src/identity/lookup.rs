@@ -2,8 +2,9 @@
 //!
 //! While one look-up is with Postgres the next ones wait together and go as one statement. So a flood of invented keys
 //! costs one connection and a few index probes each, a real key that is used for the first time in the middle of it waits
-//! for a round trip or two, and nothing else in the process waits at all. Refreshing keys that are known has a queue and a
-//! connection of its own, which no stranger can fill.
+//! for a round trip or two, and nothing else in the process waits at all. Keys that were found before have a queue and a
+//! connection of their own, which no stranger can fill: while they are in use they are refreshed in the background, and
+//! after a pause their first request waits there. What an error of Postgres leaves unanswered stays as it was.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use daybook_postgres::bounded;
+use hashlink::LinkedHashMap;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use sqlx::{PgConnection, PgPool};
@@ -38,7 +40,7 @@ pub const LOOKUPS_WAITING_MAX: usize = 2_048;
 /// How long Postgres may work on a look-up: shorter than [`LOOKUP_TIMEOUT`], so that it is Postgres that gives up first.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One connection for unknown keys, one to refresh those that are known.
+/// One connection for unknown keys, one for those that were found before.
 const CONNECTIONS: u32 = 2;
 
 /// How many keys that exist are kept.
@@ -77,14 +79,15 @@ impl Default for KeyAges {
 pub(super) struct KnownKey {
     pub(super) hash: KeyHash,
     pub(super) identity: Identity,
+    read_at: Instant,
     /// When it is to be refreshed, in milliseconds since the process began to look keys up.
     refresh_at_ms: AtomicU64,
 }
 
 type Answer = Result<Option<Arc<KnownKey>>, ApiError>;
 
-/// A prefix with the requests that wait for its key.
-type Batch = HashMap<String, Vec<oneshot::Sender<Answer>>>;
+/// Prefixes with the requests that wait for their keys, in the order in which they came.
+type Batch = LinkedHashMap<String, Vec<oneshot::Sender<Answer>>>;
 
 /// The prefixes to be looked up next.
 #[derive(Debug, Default)]
@@ -97,6 +100,16 @@ struct Queue {
 struct Waiting {
     prefixes: Batch,
     requests: usize,
+}
+
+impl Waiting {
+    /// Those who wait for a prefix, which keeps its place where it is there already.
+    fn for_prefix(&mut self, prefix: &str) -> &mut Vec<oneshot::Sender<Answer>> {
+        if !self.prefixes.contains_key(prefix) {
+            self.prefixes.insert(prefix.to_owned(), Vec::new());
+        }
+        self.prefixes.get_mut(prefix).expect("it has just been put there")
+    }
 }
 
 impl Queue {
@@ -114,11 +127,7 @@ impl Queue {
                 return Err(ApiError::overloaded("too many unknown keys are being looked up"));
             }
             waiting.requests += 1;
-            waiting
-                .prefixes
-                .entry(prefix.to_owned())
-                .or_default()
-                .push(sender);
+            waiting.for_prefix(prefix).push(sender);
         }
         self.notify.notify_one();
         Ok(receiver)
@@ -126,13 +135,14 @@ impl Queue {
 
     /// Adds a prefix that nobody waits for.
     fn ask_for(&self, prefix: &str) {
-        self.waiting().prefixes.entry(prefix.to_owned()).or_default();
+        self.waiting().for_prefix(prefix);
         self.notify.notify_one();
     }
 
     fn take_batch(&self) -> Batch {
         let mut waiting = self.waiting();
-        let batch: Batch = waiting.prefixes.extract_if(|_, _| true).take(BATCH_MAX).collect();
+        let first = std::iter::from_fn(|| waiting.prefixes.pop_front());
+        let batch: Batch = first.take(BATCH_MAX).collect();
         waiting.requests -= batch.values().map(Vec::len).sum::<usize>();
         batch
     }
@@ -143,6 +153,7 @@ impl Queue {
 pub(super) struct Lookups {
     ages: KeyAges,
     started: Instant,
+    /// Keys that were found. One that was read too long ago is not believed, but has its place among those to refresh.
     known: Cache<String, Arc<KnownKey>>,
     missing: Cache<String, ()>,
     unknown_keys: Queue,
@@ -158,8 +169,7 @@ impl Lookups {
     pub(super) fn new(ages: KeyAges) -> Self {
         let known = Cache::builder()
             .max_capacity(KNOWN_KEYS_MAX)
-            .eviction_policy(EvictionPolicy::lru())
-            .time_to_live(ages.trust_max);
+            .eviction_policy(EvictionPolicy::lru());
         let missing = Cache::builder()
             .max_capacity(MISSING_PREFIXES_MAX)
             .eviction_policy(EvictionPolicy::lru())
@@ -176,17 +186,19 @@ impl Lookups {
 
     /// The key of a prefix; `None` when there is none that is good.
     pub(super) async fn find(&self, prefix: &str) -> Answer {
-        if let Some(known) = self.known.get(prefix) {
-            if self.is_refresh_due(&known) {
-                self.refreshes.ask_for(prefix);
+        let known = self.known.get(prefix);
+        let answer = match known {
+            Some(known) if known.read_at.elapsed() < self.ages.trust_max => {
+                if self.is_refresh_due(&known) {
+                    self.refreshes.ask_for(prefix);
+                }
+                return Ok(Some(known));
             }
-            return Ok(Some(known));
-        }
-        if self.missing.contains_key(prefix) {
-            return Ok(None);
-        }
-        let answer = self.unknown_keys.wait_for(prefix)?.await;
-        answer.map_err(|_stopped| ApiError::shutting_down())?
+            Some(_) => self.refreshes.wait_for(prefix)?,
+            None if self.missing.contains_key(prefix) => return Ok(None),
+            None => self.unknown_keys.wait_for(prefix)?,
+        };
+        answer.await.map_err(|_stopped| ApiError::shutting_down())?
     }
 
     /// Whether this request is the one that has the key refreshed: one for each interval, and one for each pause after a
@@ -227,17 +239,17 @@ impl Lookups {
     }
 
     async fn look_up(&self, batch: Batch, pool: &PgPool) {
-        let prefixes = batch.keys().cloned().collect();
+        let (asked_at, prefixes) = (Instant::now(), batch.keys().cloned().collect());
         let found = query_in_time(pool.clone(), prefixes).await;
         let mut rows: HashMap<String, KeyRow> = match found {
             Ok(rows) => rows.into_iter().map(|row| (row.prefix.clone(), row)).collect(),
             Err(error) => {
-                let waiters = batch.into_values().flatten();
+                let waiters = batch.into_iter().flat_map(|(_, waiters)| waiters);
                 return waiters.for_each(|waiter| answer(waiter, Err(error.clone())));
             }
         };
         for (prefix, waiters) in batch {
-            let key = rows.remove(&prefix).and_then(|row| self.known_key(row));
+            let key = rows.remove(&prefix).and_then(|row| self.known_key(row, asked_at));
             match &key {
                 Some(key) => self.known.insert(prefix, Arc::clone(key)),
                 None => {
@@ -250,12 +262,13 @@ impl Lookups {
         }
     }
 
-    fn known_key(&self, row: KeyRow) -> Option<Arc<KnownKey>> {
+    fn known_key(&self, row: KeyRow, read_at: Instant) -> Option<Arc<KnownKey>> {
         let hash = KeyHash::try_from(row.secret_sha256.as_slice()).ok()?;
         let refresh_at = self.now_ms() + millis(self.ages.refresh_interval);
         Some(Arc::new(KnownKey {
             hash,
             identity: row.into_identity()?,
+            read_at,
             refresh_at_ms: AtomicU64::new(refresh_at),
         }))
     }
@@ -328,5 +341,53 @@ fn database_error(error: sqlx::Error) -> ApiError {
         ApiError::dependency_unavailable("database", error)
     } else {
         ApiError::internal(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn who_asked_first_is_looked_up_first() {
+        let queue = Queue::default();
+        let prefixes: Vec<String> = (0..2 * BATCH_MAX).map(|number| format!("{number:08}")).collect();
+        prefixes.iter().for_each(|prefix| queue.ask_for(prefix));
+        // To ask again changes nothing.
+        queue.ask_for(&prefixes[0]);
+        for asked in prefixes.chunks(BATCH_MAX) {
+            assert!(queue.take_batch().keys().eq(asked));
+        }
+        assert!(queue.take_batch().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_found_before_has_its_place_however_many_unknown_ones_wait() {
+        let ages = KeyAges {
+            trust_max: Duration::ZERO,
+            ..KeyAges::default()
+        };
+        let lookups = Lookups::new(ages);
+        let row = KeyRow {
+            prefix: "ab345678".to_owned(),
+            tenant_id: None,
+            partition: None,
+            name: "test".to_owned(),
+            secret_sha256: vec![0; 32],
+            scopes: Vec::new(),
+        };
+        let known = lookups.known_key(row, Instant::now()).expect("a whole row");
+        lookups.known.insert("ab345678".to_owned(), known);
+        let crowd: Vec<_> = (0..LOOKUPS_WAITING_MAX)
+            .map(|number| lookups.unknown_keys.wait_for(&format!("{number:08}")))
+            .collect();
+        assert!(crowd.iter().all(Result::is_ok));
+        let stranger = lookups.find("zz999999").now_or_never();
+        assert!(matches!(stranger, Some(Err(_))), "the queue is full");
+        let found_before = lookups.find("ab345678").now_or_never();
+        assert!(found_before.is_none(), "it waits, and is not turned away");
+        assert!(lookups.refreshes.take_batch().contains_key("ab345678"));
     }
 }

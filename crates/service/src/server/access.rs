@@ -1,90 +1,109 @@
 //! Who is let in, and with how much: what every request goes through between its route and its handler.
 //!
-//! The identity comes from the headers alone and is settled before a byte of the body is read, for both transports. Every
-//! route needs one, and so does a path that leads nowhere; [`PUBLIC_ROUTES`] are the exceptions.
+//! Both transports go through this one layer. It asks the headers alone, before a byte of the body is read: who calls, whether
+//! the route's scope is among theirs, and whether the body is as small as the route says. A route that declares nothing is
+//! for nobody.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use hyper::body::Body as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-use super::Limits;
-use super::budget::BodyBudget;
-use crate::error::ApiError;
+use super::budget::{Budget, Terms};
+use super::routes::{Declared, Needs};
+use super::{Limits, Routes};
+use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
 use crate::metrics::{ServerMetrics, Transport};
 
-/// The routes that need no identity, as they are matched.
-const PUBLIC_ROUTES: [&str; 7] = [
-    "/healthz",
-    "/openapi.json",
-    "/problems",
-    "/problems/{slug}",
-    "/grpc.health.v1.Health/{*rest}",
-    "/grpc.reflection.v1.ServerReflection/{*rest}",
-    "/grpc.reflection.v1alpha.ServerReflection/{*rest}",
-];
+/// The name of a connection's share, as its refusal says it.
+const QUOTA: &str = "requests without a key on one connection";
 
-/// The largest body of a request without an identity, in bytes: the name of a service, or questions of reflection.
-pub const PUBLIC_BODY_BYTES_MAX: usize = 64 * 1_024;
+/// How many requests without an identity one connection may have open.
+const STRANGERS_PER_CONNECTION: usize = 16;
+
+/// The places of one connection for requests without an identity, in the extensions of each of its requests.
+#[derive(Clone, Debug)]
+pub(super) struct StrangerPlaces(Arc<Semaphore>);
+
+impl Default for StrangerPlaces {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)))
+    }
+}
+
+impl StrangerPlaces {
+    /// Takes one, until the answer has been taken.
+    fn take(request: &Request) -> Result<OwnedSemaphorePermit, ApiError> {
+        let places: Option<&Self> = request.extensions().get();
+        places
+            .and_then(|places| Arc::clone(&places.0).try_acquire_owned().ok())
+            .ok_or_else(|| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
+    }
+}
 
 /// Who may call.
 #[derive(Clone, Debug)]
 pub enum Access {
     /// Anybody, everything: for the private listener, which callers never reach.
     Anybody,
-    /// Callers whose credential the authenticator knows. Only health, reflection and descriptions are for anybody.
+    /// Callers with the scope that their route declares.
     Identified(Authenticator),
 }
 
 /// What the requests of one transport go through.
 #[derive(Clone, Debug)]
-pub(super) struct Gate {
-    pub(super) access: Access,
-    pub(super) budget: Arc<BodyBudget>,
+struct Gate {
+    access: Access,
+    needs: Arc<HashMap<Arc<str>, Needs>>,
+    budget: Arc<Budget>,
     /// Of requests without an identity where others need one.
-    pub(super) strangers: Arc<BodyBudget>,
-    pub(super) transport: Transport,
+    strangers: Arc<Budget>,
+    /// Of those that may go on for ever, so that they leave room for the others.
+    strangers_streams: Arc<Budget>,
+    transport: Transport,
+}
+
+/// Puts a gate before everything that the routers have, their fallbacks included: HTTP, then gRPC.
+pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) -> (Declared, Declared) {
+    let gauge = &metrics.request_bytes_in_flight;
+    let budget = Arc::new(Budget::new(limits, gauge.clone()));
+    let [strangers, strangers_streams] = [(); 2].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let guarded = |declared: Declared, transport| {
+        let gate = Gate {
+            access: routes.access.clone(),
+            needs: Arc::clone(&declared.needs),
+            budget: Arc::clone(&budget),
+            strangers: Arc::clone(&strangers),
+            strangers_streams: Arc::clone(&strangers_streams),
+            transport,
+        };
+        declared.map_router(|router| router.layer(from_fn_with_state(gate, pass)))
+    };
+    (
+        guarded(routes.http, Transport::Http),
+        guarded(routes.grpc, Transport::Grpc),
+    )
 }
 
 impl Gate {
-    /// The gates of both transports, HTTP first.
-    pub(super) fn both(access: &Access, limits: &Limits, metrics: &ServerMetrics) -> [Self; 2] {
-        let bytes_in_flight = metrics.body_bytes_in_flight.clone();
-        let strangers = match access {
-            Access::Anybody => BodyBudget::new(limits, bytes_in_flight.clone()),
-            Access::Identified(_) => BodyBudget::of_strangers(bytes_in_flight.clone()),
+    /// What the request's route needs, if it is declared.
+    fn needs(&self, request: &Request) -> Option<Needs> {
+        let route = match self.transport {
+            Transport::Http => request.extensions().get::<MatchedPath>()?.as_str(),
+            Transport::Grpc => request.uri().path(),
         };
-        let (budget, strangers) = (
-            Arc::new(BodyBudget::new(limits, bytes_in_flight)),
-            Arc::new(strangers),
-        );
-        [Transport::Http, Transport::Grpc].map(|transport| Self {
-            access: access.clone(),
-            budget: Arc::clone(&budget),
-            strangers: Arc::clone(&strangers),
-            transport,
-        })
+        self.needs.get(route).copied()
     }
 
-    /// Puts the gate before everything that the router has, its fallback included.
-    pub(super) fn before(self, router: Router) -> Router {
-        router.layer(from_fn_with_state(self, pass))
-    }
-
-    /// The authenticator, where the request needs an identity.
-    fn authenticator(&self, request: &Request) -> Option<&Authenticator> {
-        let route = request.extensions().get::<MatchedPath>();
-        match &self.access {
-            Access::Identified(_) if route.is_some_and(|route| PUBLIC_ROUTES.contains(&route.as_str())) => {
-                None
-            }
-            Access::Identified(authenticator) => Some(authenticator),
-            Access::Anybody => None,
+    fn no_such_route(&self) -> ApiError {
+        match self.transport {
+            Transport::Http => ApiError::new(Code::ResourceNotFound, "there is no such resource"),
+            Transport::Grpc => ApiError::new(Code::MethodNotAllowed, "there is no such RPC"),
         }
     }
 }
@@ -100,15 +119,36 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
 }
 
 async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Response, ApiError> {
-    let (mut tenant_id, mut body_bytes_max, mut budget) = (None, PUBLIC_BODY_BYTES_MAX, &gate.strangers);
-    if let Some(authenticator) = gate.authenticator(&request) {
-        let identity = authenticator.authenticate(request.headers()).await?;
-        (tenant_id, body_bytes_max, budget) = (identity.tenant_id(), usize::MAX, &gate.budget);
-        request.extensions_mut().insert(identity);
-    }
-    if request.body().is_end_stream() {
-        return Ok(next.run(request).await);
-    }
-    let (request, admission) = budget.admit(request, tenant_id, body_bytes_max)?;
+    let needs = gate.needs(&request);
+    let (budget, terms) = match (&gate.access, needs) {
+        (Access::Anybody, _) => {
+            let body_bytes_max = needs.unwrap_or(Needs::nothing()).body_bytes_max;
+            (&gate.budget, Terms::new(body_bytes_max))
+        }
+        (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
+            let terms = Terms {
+                place: Some(StrangerPlaces::take(&request)?),
+                ..Terms::new(needs.body_bytes_max)
+            };
+            match needs.is_stream {
+                true => (&gate.strangers_streams, terms),
+                false => (&gate.strangers, terms),
+            }
+        }
+        (Access::Identified(authenticator), _) => {
+            let identity = authenticator.authenticate(request.headers()).await?;
+            let needs = needs.ok_or_else(|| gate.no_such_route())?;
+            if let Some(scope) = needs.scope {
+                identity.require(scope)?;
+            }
+            let terms = Terms {
+                tenant_id: identity.tenant_id(),
+                ..Terms::new(needs.body_bytes_max)
+            };
+            request.extensions_mut().insert(identity);
+            (&gate.budget, terms)
+        }
+    };
+    let (request, admission) = budget.admit(request, gate.transport, terms)?;
     admission.run(next.run(request)).await
 }

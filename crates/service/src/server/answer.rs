@@ -74,7 +74,7 @@ fn transport(headers: &HeaderMap) -> Transport {
 }
 
 async fn answer_grpc(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
-    match guarded(shared, shared.grpc.router(), request, started).await {
+    match guarded(shared, &shared.grpc.router, request, started).await {
         Ok(response) => match bare_status(&response) {
             Some(error) => in_place_of(&response, error),
             None => response,

@@ -1,37 +1,60 @@
-//! How many bytes of request bodies the process holds at one time.
+//! How many bytes callers make the process hold at one time.
 //!
-//! A body counts from the moment when it is declared or arrives until its request is answered: as long as it is in a
-//! buffer, as a message, or in what a handler makes of it. What would go over the limit is refused at once, with a hint
-//! when to try again, so that memory is bounded by a number and not by how many callers there are.
+//! A request counts from the moment when its headers are known until its answer has been taken: a fixed cost and its head,
+//! what its body has or promises, and what its answer has ready. What would go over the limit is refused at once, with a
+//! hint when to try again, so that memory is bounded by a number and not by how many callers there are.
+//!
+//! A handler whose caller goes away leaves work behind: what it spawned goes on, and may be waiting for a connection of a pool.
+//! So its request counts for as long as that may last, and nobody piles up work by cancelling.
+//!
+//! A length is believed where somebody makes room for it: a gRPC message says in its first five bytes how long it is, and
+//! tonic reserves that much before it arrives.
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
+use daybook_postgres::ACQUIRE_TIMEOUT;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::Limits;
 use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
+use crate::metrics::Transport;
 
 /// The name of a tenant's share, as its refusal says it.
-const QUOTA: &str = "request body bytes in flight";
+const QUOTA: &str = "request bytes in flight";
 
-/// Bytes of bodies that requests without an identity may hold together.
-const STRANGERS_BYTES_MAX: usize = 1024 * 1_024;
+/// Bytes that requests without an identity may hold together.
+pub(super) const STRANGERS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
+
+/// What a request costs beside its head and its body: a task, a stream, and what a handler notes about it.
+const REQUEST_BYTES: usize = 4 * 1_024;
+
+/// What each header costs beside its name and value (as RFC 9113, 6.5.2 counts).
+const HEADER_BYTES: usize = 32;
+
+/// What is in front of each gRPC message: a flag, and four bytes of length.
+pub(super) const MESSAGE_PREFIX_BYTES: usize = 5;
 
 /// What all requests of the process share.
 #[derive(Debug)]
-pub(super) struct BodyBudget {
+pub(super) struct Budget {
     bytes_max: usize,
     tenant_bytes_max: usize,
     /// The largest length that is believed before the bytes are there.
     declared_bytes_max: usize,
+    /// For how long a request counts whose caller has gone away.
+    abandoned_for: Duration,
     held: Mutex<Held>,
     /// Shows the bytes that are held.
     gauge: Gauge,
@@ -44,12 +67,33 @@ struct Held {
     by_tenant: HashMap<Option<Uuid>, usize>,
 }
 
-impl BodyBudget {
+/// On what terms a request is let in.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// Whose share it is.
+    pub(super) tenant_id: Option<Uuid>,
+    pub(super) body_bytes_max: usize,
+    /// What it keeps until its answer has been taken.
+    pub(super) place: Option<OwnedSemaphorePermit>,
+}
+
+impl Terms {
+    pub(super) fn new(body_bytes_max: usize) -> Self {
+        Self {
+            tenant_id: None,
+            body_bytes_max,
+            place: None,
+        }
+    }
+}
+
+impl Budget {
     pub(super) fn new(limits: &Limits, gauge: Gauge) -> Self {
         Self {
-            bytes_max: limits.body_bytes_in_flight_max,
-            tenant_bytes_max: limits.tenant_body_bytes_in_flight_max,
+            bytes_max: limits.bytes_in_flight_max,
+            tenant_bytes_max: limits.tenant_bytes_in_flight_max,
             declared_bytes_max: limits.body_bytes_max,
+            abandoned_for: ACQUIRE_TIMEOUT,
             held: Mutex::default(),
             gauge,
         }
@@ -62,49 +106,56 @@ impl BodyBudget {
             bytes_max: STRANGERS_BYTES_MAX,
             tenant_bytes_max: STRANGERS_BYTES_MAX,
             declared_bytes_max: 0,
+            abandoned_for: Duration::ZERO,
             held: Mutex::default(),
             gauge,
         }
     }
 
-    /// Counts the body of a request, which may have at most `bytes_max` bytes, for as long as the claim lives. A length
-    /// that is declared is counted now, other bytes as they arrive; if they are too many, the receiver says so and the
-    /// body ends with an error.
+    /// Counts a request for as long as the claim lives. A length that is declared is counted now, other bytes as they arrive; if
+    /// they are too many, the receiver says so and the body ends with an error.
     pub(super) fn admit(
         self: &Arc<Self>,
         request: Request,
-        tenant_id: Option<Uuid>,
-        bytes_max: usize,
+        transport: Transport,
+        terms: Terms,
     ) -> Result<(Request, Admission), ApiError> {
-        let (refusal, refused) = oneshot::channel();
+        let Terms {
+            tenant_id,
+            body_bytes_max,
+            place,
+        } = terms;
+        let declared = HttpBody::size_hint(request.body()).exact().unwrap_or(0);
+        let declared = usize::try_from(declared).unwrap_or(usize::MAX);
+        if declared > body_bytes_max {
+            return Err(ApiError::payload_too_large(body_bytes_max));
+        }
         let claim = Arc::new(Claim {
             budget: Arc::clone(self),
             tenant_id,
-            bytes: Mutex::new(0),
+            fixed: REQUEST_BYTES + head_bytes(&request),
+            held: Mutex::new(0),
+            _place: place,
         });
-        let declared = HttpBody::size_hint(request.body()).exact().unwrap_or(0);
-        let declared = usize::try_from(declared).unwrap_or(usize::MAX);
-        if declared > bytes_max {
-            return Err(ApiError::payload_too_large(bytes_max));
-        }
         claim.grow_to(declared.min(self.declared_bytes_max))?;
-        let counted = Arc::clone(&claim);
-        let request = request.map(|body| {
-            Body::new(Counted {
-                body,
-                arrived: 0,
-                bytes_max,
-                claim: counted,
-                refusal: Some(refusal),
+        let (refusal, refused) = oneshot::channel();
+        let request = if request.body().is_end_stream() {
+            request
+        } else {
+            let counted = Arc::clone(&claim);
+            request.map(|body| {
+                Body::new(Counted {
+                    body,
+                    arrived: 0,
+                    bytes_max: body_bytes_max,
+                    messages: (transport == Transport::Grpc).then(Messages::default),
+                    claim: counted,
+                    refusal: Some(refusal),
+                })
             })
-        });
-        Ok((
-            request,
-            Admission {
-                refused,
-                _claim: claim,
-            },
-        ))
+        };
+        let claim = Abandonable(Some(claim));
+        Ok((request, Admission { refused, claim }))
     }
 
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
@@ -114,19 +165,24 @@ impl BodyBudget {
 
     fn take(&self, tenant_id: Option<Uuid>, bytes: usize) -> Result<(), ApiError> {
         let mut held = self.held();
-        if held.bytes + bytes > self.bytes_max {
+        if held.bytes.saturating_add(bytes) > self.bytes_max {
             return Err(ApiError::overloaded(
                 "too many bytes of requests are being handled",
             ));
         }
         let of_tenant = held.by_tenant.get(&tenant_id).copied().unwrap_or_default();
-        if of_tenant + bytes > self.tenant_bytes_max {
+        if of_tenant.saturating_add(bytes) > self.tenant_bytes_max {
             return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
         }
-        held.by_tenant.insert(tenant_id, of_tenant + bytes);
-        held.bytes += bytes;
+        held.add(tenant_id, bytes);
         self.gauge.inc_by(gauge_value(bytes));
         Ok(())
+    }
+
+    /// Counts bytes that are there already, whatever the limits say.
+    fn add(&self, tenant_id: Option<Uuid>, bytes: usize) {
+        self.held().add(tenant_id, bytes);
+        self.gauge.inc_by(gauge_value(bytes));
     }
 
     fn give_back(&self, tenant_id: Option<Uuid>, bytes: usize) {
@@ -142,54 +198,113 @@ impl BodyBudget {
     }
 }
 
+impl Held {
+    fn add(&mut self, tenant_id: Option<Uuid>, bytes: usize) {
+        self.bytes += bytes;
+        *self.by_tenant.entry(tenant_id).or_default() += bytes;
+    }
+}
+
 fn gauge_value(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// The bytes that one request holds.
+fn head_bytes(request: &Request) -> usize {
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES);
+    let target = request.uri().path_and_query();
+    headers.sum::<usize>() + target.map_or(0, |target| target.as_str().len())
+}
+
+/// The bytes that one request holds, and its answer after it.
 #[derive(Debug)]
-struct Claim {
-    budget: Arc<BodyBudget>,
+pub(super) struct Claim {
+    budget: Arc<Budget>,
     tenant_id: Option<Uuid>,
-    bytes: Mutex<usize>,
+    /// What it costs with an empty body.
+    fixed: usize,
+    held: Mutex<usize>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Claim {
-    fn grow_to(&self, bytes: usize) -> Result<(), ApiError> {
-        let mut held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Makes room for a body of this size, if there is.
+    fn grow_to(&self, body_bytes: usize) -> Result<(), ApiError> {
+        let bytes = self.fixed.saturating_add(body_bytes);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes > *held {
             self.budget.take(self.tenant_id, bytes - *held)?;
             *held = bytes;
         }
         Ok(())
     }
+
+    /// Counts a part of the answer that is ready. An answer that has begun is not broken off: those who come next wait.
+    pub(super) fn hold(&self, answer_bytes: usize) {
+        let bytes = self.fixed.saturating_add(answer_bytes);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes > *held {
+            self.budget.add(self.tenant_id, bytes - *held);
+            *held = bytes;
+        }
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let bytes = *self.bytes.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let bytes = *self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
         if bytes > 0 {
             self.budget.give_back(self.tenant_id, bytes);
         }
     }
 }
 
-/// The claim of a request that is being answered. Its bytes are given back when this and the body are gone.
+/// A claim that outlives a handler which is dropped.
+#[derive(Debug)]
+struct Abandonable(Option<Arc<Claim>>);
+
+impl Drop for Abandonable {
+    fn drop(&mut self) {
+        let Some(claim) = self.0.take() else { return };
+        let left = claim.budget.abandoned_for;
+        // Without a runtime there is no work either.
+        if let Ok(runtime) = Handle::try_current()
+            && !left.is_zero()
+        {
+            runtime.spawn(async move {
+                sleep(left).await;
+                drop(claim);
+            });
+        }
+    }
+}
+
+/// The claim of a request that is being answered.
 #[derive(Debug)]
 pub(super) struct Admission {
     refused: oneshot::Receiver<ApiError>,
-    _claim: Arc<Claim>,
+    claim: Abandonable,
 }
 
 impl Admission {
-    /// Runs the handler, unless its body turns out to be too much.
-    pub(super) async fn run<T>(mut self, handler: impl Future<Output = T>) -> Result<T, ApiError> {
-        tokio::select! {
+    /// Runs the handler, unless its body turns out to be too much. The claim goes with the answer, in its extensions.
+    pub(super) async fn run(mut self, handler: impl Future<Output = Response>) -> Result<Response, ApiError> {
+        let mut answer = tokio::select! {
             biased;
-            Ok(error) = &mut self.refused => Err(error),
-            // A handler whose body broke off may have said so already, in its own words.
-            answer = handler => self.refused.try_recv().map_or(Ok(answer), Err),
+            Ok(error) = &mut self.refused => {
+                // Without its body the handler has begun nothing.
+                self.claim.0.take();
+                return Err(error);
+            }
+            answer = handler => answer,
+        };
+        let claim = self.claim.0.take();
+        // A handler whose body broke off may have said so already, in its own words.
+        if let Ok(error) = self.refused.try_recv() {
+            return Err(error);
         }
+        answer.extensions_mut().insert(claim);
+        Ok(answer)
     }
 }
 
@@ -199,17 +314,21 @@ struct Counted {
     body: Body,
     arrived: usize,
     bytes_max: usize,
+    /// For gRPC only.
+    messages: Option<Messages>,
     claim: Arc<Claim>,
     refusal: Option<oneshot::Sender<ApiError>>,
 }
 
 impl Counted {
-    fn count(&mut self, bytes: usize) -> Result<(), ApiError> {
-        self.arrived = self.arrived.saturating_add(bytes);
-        if self.arrived > self.bytes_max {
+    fn count(&mut self, data: &[u8]) -> Result<(), ApiError> {
+        self.arrived = self.arrived.saturating_add(data.len());
+        let promised = self.messages.as_mut().map_or(0, |messages| messages.read(data));
+        let bytes = self.arrived.saturating_add(promised);
+        if bytes > self.bytes_max {
             return Err(ApiError::payload_too_large(self.bytes_max));
         }
-        self.claim.grow_to(self.arrived)
+        self.claim.grow_to(bytes)
     }
 }
 
@@ -222,10 +341,13 @@ impl HttpBody for Counted {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let bytes = frame
-            .as_ref()
-            .and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
-        if let Err(error) = self.count(bytes.unwrap_or(0)) {
+        let data = match &frame {
+            Some(Ok(frame)) => frame.data_ref(),
+            _ => None,
+        };
+        if let Some(data) = data
+            && let Err(error) = self.count(data)
+        {
             if let Some(refusal) = self.refusal.take() {
                 // Where the answer has begun nobody waits for this any more; the body breaks off all the same.
                 let _ = refusal.send(error.clone());
@@ -241,5 +363,59 @@ impl HttpBody for Counted {
 
     fn size_hint(&self) -> SizeHint {
         HttpBody::size_hint(&self.body)
+    }
+}
+
+/// How far the body of a gRPC call has come in its messages.
+#[derive(Debug, Default)]
+struct Messages {
+    prefix_read: usize,
+    length: usize,
+    to_come: usize,
+}
+
+impl Messages {
+    /// Reads what arrived, and gives how many bytes of the last message are still to come.
+    fn read(&mut self, mut data: &[u8]) -> usize {
+        loop {
+            let of_message = self.to_come.min(data.len());
+            self.to_come -= of_message;
+            let Some((&byte, rest)) = data[of_message..].split_first() else {
+                return self.to_come;
+            };
+            data = rest;
+            // The first byte is the flag.
+            self.length = if self.prefix_read == 0 {
+                0
+            } else {
+                self.length << 8 | usize::from(byte)
+            };
+            self.prefix_read += 1;
+            if self.prefix_read == MESSAGE_PREFIX_BYTES {
+                self.to_come = self.length;
+                self.prefix_read = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_counts_as_soon_as_it_says_how_long_it_is_however_its_bytes_are_cut() {
+        let sent = [&[0, 0, 0, 0, 2][..], b"hi", &[0, 0, 0, 1, 0], &[7; 200]].concat();
+        for piece_bytes in 1..=sent.len() {
+            let mut messages = Messages::default();
+            let promised: Vec<usize> = sent
+                .chunks(piece_bytes)
+                .map(|piece| messages.read(piece))
+                .collect();
+            assert_eq!(promised.last(), Some(&56), "{piece_bytes}");
+            assert!(promised.iter().all(|promised| *promised <= 256), "{piece_bytes}");
+        }
+        let mut messages = Messages::default();
+        assert_eq!(messages.read(&[1, 255, 255, 255, 255]), 0xffff_ffff);
     }
 }

@@ -1,4 +1,5 @@
-//! The life of one connection: find out what it speaks, answer it, and ask it to go when it is old or the process stops.
+//! The life of one connection: find out what it speaks, answer it, and ask it to go when it is old, when it does not take its
+//! answers, or when the process stops.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -6,7 +7,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -14,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
+use super::access::StrangerPlaces;
 use super::answer::answer;
 use super::stall::{Opening, Protocol, Stream, Turns};
+use super::unread::{AnswerBody, Unread};
 
 /// Why a connection ended before its time. None of it is a fault of ours.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,7 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
     };
     let (protocol, opening) = opening.map_err(|_| ConnectionError::Silent)??;
     let (head_limit, write_limit) = (limits.header_read_timeout, limits.write_stall_timeout);
+    let unread = Arc::new(Unread::default());
     match protocol {
         Protocol::Http1 => {
             let turns = Turns::default();
@@ -45,18 +48,22 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
             let service = Service {
                 shared: Arc::clone(shared),
                 turns: Some(turns),
+                places: StrangerPlaces::default(),
+                unread: Arc::clone(&unread),
             };
             let connection = shared.http1.serve_connection(TokioIo::new(stream), service);
-            drive(connection, |it| it.graceful_shutdown(), shared).await
+            drive(connection, |it| it.graceful_shutdown(), shared, &unread).await
         }
         Protocol::Http2 => {
             let stream = Stream::http2(tcp, opening, write_limit);
             let service = Service {
                 shared: Arc::clone(shared),
                 turns: None,
+                places: StrangerPlaces::default(),
+                unread: Arc::clone(&unread),
             };
             let connection = shared.http2.serve_connection(TokioIo::new(stream), service);
-            drive(connection, |it| it.graceful_shutdown(), shared).await
+            drive(connection, |it| it.graceful_shutdown(), shared, &unread).await
         }
     }
 }
@@ -66,6 +73,7 @@ async fn drive<C>(
     connection: C,
     ask_to_go: impl FnOnce(Pin<&mut C>),
     shared: &Shared,
+    unread: &Unread,
 ) -> Result<(), ConnectionError>
 where
     C: Future<Output = hyper::Result<()>>,
@@ -74,6 +82,8 @@ where
     tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
+        // Others may share the connection with the one that does not read: they finish what they have begun.
+        () = unread.stalled(shared.limits.write_stall_timeout) => {}
         () = shared.shutdown.cancelled() => {}
         () = sleep(spread(shared.limits.connection_age_max)) => {}
     }
@@ -95,16 +105,19 @@ fn spread(duration: Duration) -> Duration {
 struct Service {
     shared: Arc<Shared>,
     turns: Option<Turns>,
+    places: StrangerPlaces,
+    unread: Arc<Unread>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
-    type Response = Response<Body>;
+    type Response = Response<AnswerBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.places.clone());
         let shared = Arc::clone(&self.shared);
-        let turns = self.turns.clone();
+        let (turns, unread) = (self.turns.clone(), Arc::clone(&self.unread));
         if let Some(turns) = &turns {
             turns.pass();
         }
@@ -113,7 +126,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
             if let Some(turns) = turns {
                 turns.pass();
             }
-            Ok(response)
+            Ok(AnswerBody::watch(response, &unread))
         })
     }
 }

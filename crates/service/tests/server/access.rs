@@ -1,6 +1,7 @@
 //! Who is let in, and with how much: strangers, and the budget of bodies.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use daybook_service::server::Limits;
@@ -9,9 +10,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
+use hyper::client::conn::http2;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -19,6 +21,8 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use crate::{Server, problem, until};
+
+const KIB: usize = 1_024;
 
 /// A body that comes in pieces.
 type SlowBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -41,6 +45,15 @@ fn slow_body() -> (mpsc::Sender<Bytes>, SlowBody) {
 fn endless_body() -> SlowBody {
     let piece = || Ok(Frame::data(Bytes::from_static(&[0; 16 * 1_024])));
     UnsyncBoxBody::new(StreamBody::new(futures::stream::repeat_with(piece)))
+}
+
+/// How many bytes the server says that requests hold.
+fn held(server: &Server) -> usize {
+    let metrics = server.registry.encode();
+    let gauge = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("daybook_request_bytes_in_flight "));
+    gauge.expect("the gauge is there").parse().expect("a number")
 }
 
 /// The code of a refusal of either transport.
@@ -102,6 +115,33 @@ async fn a_stranger_is_refused_however_large_or_endless_the_body() {
 }
 
 #[tokio::test]
+async fn a_connection_outlives_thousands_of_refusals_that_did_not_wait_for_small_bodies() {
+    let server = Server::start_closed().await;
+    let stream = TokioIo::new(server.connect().await);
+    let handshake = http2::handshake(TokioExecutor::new(), stream).await;
+    let (sender, connection) = handshake.expect("HTTP/2");
+    tokio::spawn(connection);
+    for _ in 0..8 {
+        let calls = (0..500).map(|_| {
+            let piece = || Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 5])));
+            let pieces = futures::stream::repeat_with(piece).take(1);
+            let request =
+                Request::post(server.url("/t.v1.T/Collect")).header("content-type", "application/grpc");
+            let request = request.body(UnsyncBoxBody::new(StreamBody::new(pieces)));
+            let mut sender = sender.clone();
+            async move {
+                sender.ready().await?;
+                sender.send_request(request.expect("a valid request")).await
+            }
+        });
+        for answer in futures::future::join_all(calls).await {
+            let answer = answer.expect("the connection is there");
+            assert_eq!(code_of(answer).await, "UNAUTHENTICATED");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
     let server = Server::start_closed().await;
     for _ in 0..5 {
@@ -116,11 +156,56 @@ async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
     }
 }
 
+/// Opens streams that need no key on a connection of their own; the answers, which live as long as they are kept.
+async fn watch(server: &Server, count: usize) -> Vec<Response<hyper::body::Incoming>> {
+    let client = client_of(http::Version::HTTP_2);
+    let calls = (0..count).map(|_| {
+        let request = Request::post(server.url("/t.v1.T/Watch")).header("content-type", "application/grpc");
+        let request = request.body(UnsyncBoxBody::new(Full::default()));
+        client.request(request.expect("a valid request"))
+    });
+    let answers = futures::future::join_all(calls).await.into_iter();
+    answers.map(|answer| answer.expect("an answer")).collect()
+}
+
+fn is_refused(answer: &Response<hyper::body::Incoming>) -> bool {
+    Status::from_header_map(answer.headers()).is_some()
+}
+
+#[tokio::test]
+async fn a_connection_has_few_streams_without_a_key_and_another_one_has_its_own() {
+    let server = Server::start_closed().await;
+    let mut watched = watch(&server, 17).await;
+    let refused = watched.iter().position(is_refused).expect("one too many");
+    let refused = watched.swap_remove(refused);
+    assert_eq!(code_of(refused).await, "RATE_LIMITED");
+    assert!(!watched.iter().any(is_refused));
+    assert!(!watch(&server, 16).await.iter().any(is_refused));
+}
+
+#[tokio::test]
+async fn streams_without_a_key_are_bounded_in_all_and_leave_room_for_questions() {
+    let server = Server::start_closed().await;
+    let mut watched = Vec::new();
+    for _ in 0..70 {
+        watched.extend(watch(&server, 16).await);
+    }
+    let open = watched.iter().filter(|answer| !is_refused(answer)).count();
+    assert!(
+        (500..1_024).contains(&open),
+        "{open} of {} are open",
+        watched.len()
+    );
+    let refused = watched.into_iter().find(is_refused).expect("too many");
+    assert_eq!(code_of(refused).await, "OVERLOADED");
+    assert_eq!(server.get("/problems").await.status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_are_done() {
     let limits = Limits {
-        body_bytes_in_flight_max: 1_000,
-        tenant_body_bytes_in_flight_max: 1_000,
+        bytes_in_flight_max: 110 * KIB,
+        tenant_bytes_in_flight_max: 110 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
@@ -139,30 +224,16 @@ async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_ar
         };
         // The first is declared and not sent yet, the second is sent and was not declared.
         let (first, body) = slow_body();
-        let declared = tokio::spawn(post(body, Some(600)));
-        until(|| {
-            server
-                .registry
-                .encode()
-                .contains("daybook_request_body_bytes_in_flight 600")
-        })
-        .await;
+        let declared = tokio::spawn(post(body, Some(60 * KIB)));
+        until(|| held(&server) >= 60 * KIB).await;
         let (second, body) = slow_body();
         let undeclared = tokio::spawn(post(body, None));
-        second
-            .send(Bytes::from_static(&[0; 300]))
-            .await
-            .expect("it is taken");
-        until(|| {
-            server
-                .registry
-                .encode()
-                .contains("daybook_request_body_bytes_in_flight 900")
-        })
-        .await;
+        let piece = Bytes::from(vec![0; 30 * KIB]);
+        second.send(piece).await.expect("it is taken");
+        until(|| held(&server) >= 90 * KIB).await;
 
-        for length in [Some(101), None] {
-            let body = UnsyncBoxBody::new(Full::from(vec![0; 101]));
+        for length in [Some(20 * KIB), None] {
+            let body = UnsyncBoxBody::new(Full::from(vec![0; 20 * KIB]));
             let refused = post(body, length).await.expect("an answer");
             if content_type == "text/plain" {
                 assert_eq!(refused.headers()["retry-after"], "1");
@@ -171,47 +242,129 @@ async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_ar
             }
             assert_eq!(code_of(refused).await, "OVERLOADED", "{length:?}");
         }
-        second
-            .send(Bytes::from_static(&[0; 101]))
-            .await
-            .expect("it is taken");
+        let piece = Bytes::from(vec![0; 20 * KIB]);
+        second.send(piece).await.expect("it is taken");
         let cut = undeclared.await.expect("no panic").expect("an answer");
         assert_eq!(code_of(cut).await, "OVERLOADED");
 
-        first.send(Bytes::from(vec![0; 600])).await.expect("it is taken");
+        let piece = Bytes::from(vec![0; 60 * KIB]);
+        first.send(piece).await.expect("it is taken");
         drop(first);
         let answer = declared.await.expect("no panic").expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);
-        until(|| {
-            server
-                .registry
-                .encode()
-                .contains("daybook_request_body_bytes_in_flight 0")
-        })
-        .await;
-        let body = UnsyncBoxBody::new(Full::from(vec![0; 1_000]));
-        let answer = post(body, Some(1_000)).await.expect("an answer");
+        drop(answer);
+        until(|| held(&server) == 0).await;
+        let body = UnsyncBoxBody::new(Full::from(vec![0; 60 * KIB]));
+        let answer = post(body, Some(60 * KIB)).await.expect("an answer");
         let collected = answer
             .into_body()
             .collect()
             .await
             .expect("a whole body")
             .to_bytes();
-        assert_eq!(collected, "1000");
+        assert_eq!(collected, "61440");
     }
+}
+
+#[tokio::test]
+async fn a_grpc_message_counts_as_long_as_it_says_it_is() {
+    let limits = Limits {
+        bytes_in_flight_max: 100 * KIB,
+        tenant_bytes_in_flight_max: 100 * KIB,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let client = client_of(http::Version::HTTP_2);
+    // Five bytes arrive; tonic makes room for what they say.
+    let call = async |length: usize| {
+        let (pieces, body) = slow_body();
+        let request = Request::post(server.url("/t.v1.T/Collect")).header("content-type", "application/grpc");
+        let answer = tokio::spawn(client.request(request.body(body).expect("a valid request")));
+        let length = u32::try_from(length).expect("it fits").to_be_bytes();
+        let prefix = Bytes::from([&[0], &length[..]].concat());
+        pieces.send(prefix).await.expect("it is taken");
+        (pieces, answer)
+    };
+    let _first = call(40 * KIB).await;
+    until(|| held(&server) > 40 * KIB).await;
+    let _second = call(40 * KIB).await;
+    until(|| held(&server) > 80 * KIB).await;
+    let (_body, third) = call(40 * KIB).await;
+    let refused = third.await.expect("no panic").expect("an answer");
+    assert_eq!(code_of(refused).await, "OVERLOADED");
+    let (_body, too_large) = call(4_000_000).await;
+    let refused = too_large.await.expect("no panic").expect("an answer");
+    assert_eq!(code_of(refused).await, "PAYLOAD_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn requests_without_a_body_are_bounded_too() {
+    let limits = Limits {
+        bytes_in_flight_max: 100 * KIB,
+        tenant_bytes_in_flight_max: 100 * KIB,
+        request_timeout: Duration::from_millis(500),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let client = client_of(http::Version::HTTP_2);
+    let requests = (0..100).map(|_| {
+        let request = Request::get(server.url("/v1/slow")).body(UnsyncBoxBody::new(Full::default()));
+        client.request(request.expect("a valid request"))
+    });
+    let mut codes = Vec::new();
+    for answer in futures::future::join_all(requests).await {
+        codes.push(code_of(answer.expect("an answer")).await);
+    }
+    let open = codes.iter().filter(|code| *code == "DEADLINE_EXCEEDED").count();
+    let refused = codes.iter().filter(|code| *code == "OVERLOADED").count();
+    assert!((10..=25).contains(&open) && open + refused == 100, "{codes:?}");
+}
+
+#[tokio::test]
+async fn a_request_whose_caller_goes_away_counts_until_its_work_must_have_ended() {
+    let limits = Limits {
+        bytes_in_flight_max: 100 * KIB,
+        tenant_bytes_in_flight_max: 100 * KIB,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let client = client_of(http::Version::HTTP_2);
+    let request = |path: &str| {
+        let request = Request::get(server.url(path)).body(UnsyncBoxBody::new(Full::default()));
+        client.request(request.expect("a valid request"))
+    };
+    request("/v1/orders/7").await.expect("an answer");
+    let mut cancelled = 0;
+    let refused = loop {
+        let before = held(&server);
+        let call = tokio::spawn(request("/v1/slow"));
+        until(|| held(&server) > before || call.is_finished()).await;
+        if call.is_finished() {
+            break call.await.expect("no panic").expect("an answer");
+        }
+        call.abort();
+        cancelled += 1;
+        assert!(cancelled < 100, "work piles up");
+    };
+    assert_eq!(code_of(refused).await, "OVERLOADED");
+    until(|| held(&server) == 0).await;
+    assert_eq!(
+        request("/v1/orders/7").await.expect("an answer").status(),
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
 async fn one_tenant_cannot_take_the_whole_budget() {
     let limits = Limits {
-        body_bytes_in_flight_max: 1_000,
-        tenant_body_bytes_in_flight_max: 500,
+        bytes_in_flight_max: 100 * KIB,
+        tenant_bytes_in_flight_max: 50 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
-    let response = server.post("/v1/collect", "text/plain", vec![0; 501]).await;
+    let response = server.post("/v1/collect", "text/plain", vec![0; 50 * KIB]).await;
     let refused = problem(&response, StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED");
     assert!(refused["quota"].is_string() && response.headers()["retry-after"] == "1");
-    let response = server.post("/v1/collect", "text/plain", vec![0; 500]).await;
+    let response = server.post("/v1/collect", "text/plain", vec![0; 40 * KIB]).await;
     assert_eq!(response.status(), StatusCode::OK);
 }

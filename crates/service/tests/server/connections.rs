@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use daybook_service::server::{GRACE_PERIOD, Limits};
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::{PATIENCE, Server, until};
+use crate::{LARGE_BYTES, PATIENCE, Server, until};
 
 /// Waits until the server has closed the connection, and gives what it sent before.
 async fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
@@ -135,4 +140,66 @@ async fn a_stop_ends_though_a_stream_is_open() {
         took >= GRACE_PERIOD - Duration::from_millis(100),
         "it had its grace: {took:?}"
     );
+}
+
+#[tokio::test]
+async fn a_caller_who_does_not_take_its_answer_is_cut_though_the_connection_is_alive() {
+    let limits = Limits {
+        write_stall_timeout: Duration::from_millis(200),
+        connection_age_grace: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    for window_bytes in [0, 1, 65_535] {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(window_bytes);
+        let stream = TokioIo::new(server.connect().await);
+        let (mut sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        let request = Request::get(server.url("/v1/large")).body(Full::<Bytes>::default());
+        let answer = sender.send_request(request.expect("a valid request")).await;
+        let unread = answer.expect("the head comes");
+        // The connection is read and answers pings; only the stream's window stays as it is.
+        let ended = tokio::time::timeout(PATIENCE, connection).await;
+        let _ = ended.expect("the server closes the connection");
+        drop(unread);
+    }
+    until(|| {
+        server
+            .registry
+            .encode()
+            .contains("daybook_request_bytes_in_flight 0")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_large_answer_arrives_whole_and_a_slow_reader_is_waited_for() {
+    let limits = Limits {
+        write_stall_timeout: Duration::from_millis(500),
+        connection_age_grace: Duration::ZERO,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let whole = server.get("/v1/large").await.into_body();
+    assert!(whole.len() == LARGE_BYTES && whole[LARGE_BYTES - 1] == b'y');
+
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(32 * 1_024);
+    let stream = TokioIo::new(server.connect().await);
+    let (mut sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::get(server.url("/v1/large")).body(Full::<Bytes>::default());
+    let answer = sender.send_request(request.expect("a valid request")).await;
+    let mut body = answer.expect("the head comes").into_body();
+    let mut read = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.expect("the answer goes on");
+        read += frame.data_ref().map_or(0, Bytes::len);
+        // Slower than the limit in all, and never slower than it for one piece.
+        if read < LARGE_BYTES / 4 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(read, LARGE_BYTES);
 }

@@ -13,10 +13,9 @@ use axum::extract::Path;
 use axum::routing::{get, post};
 use daybook_service::error::{ApiError, Code, FieldViolation};
 use daybook_service::extract::Json;
-use daybook_service::grpc::GrpcRouter;
-use daybook_service::identity::{Authenticator, KeyAges};
+use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{Access, Limits, Routes, serve};
+use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
@@ -61,15 +60,23 @@ impl Server {
         let address = listener.local_addr().expect("a bound socket has an address");
         let (shutdown, registry) = (CancellationToken::new(), Registry::new());
         let metrics = ServerMetrics::new(&registry);
+        let orders = Needs::scope(Scope::OrdersRead);
+        let http = [
+            ("/problems", Needs::nothing()),
+            ("/v1/stream", Needs::nothing()),
+            ("/v1/collect", Needs::scope(Scope::OrdersWrite)),
+            ("/v1/orders/{id}", orders),
+        ];
         let grpc = [
-            "/t.v1.T/Refuse",
-            "/t.v1.T/Garbled",
-            "/t.v1.T/Slow",
-            "/t.v1.T/Collect",
+            ("/t.v1.T/Refuse", orders),
+            ("/t.v1.T/Garbled", orders),
+            ("/t.v1.T/Slow", orders),
+            ("/t.v1.T/Collect", Needs::scope(Scope::OrdersWrite)),
+            ("/t.v1.T/Watch", Needs::nothing().streaming()),
         ];
         let routes = Routes {
-            http: http_routes(),
-            grpc: GrpcRouter::new(grpc_routes(), grpc.map(Into::into)),
+            http: Declared::new(http_routes(), http),
+            grpc: Declared::new(grpc_routes(), grpc),
             access,
         };
         let serving = serve(listener, routes, limits, metrics, shutdown.clone());
@@ -152,6 +159,7 @@ fn http_routes() -> Router {
         .route("/v1/slow", get(std::future::pending::<()>))
         .route("/v1/collect", post(collect))
         .route("/problems", get(async || "public"))
+        .route("/v1/large", get(async || large()))
         .route("/v1/stream", get(async || Body::from_stream(endless())))
 }
 
@@ -161,6 +169,16 @@ async fn collect(body: Body) -> String {
         Ok(collected) => collected.to_bytes().len().to_string(),
         Err(error) => format!("the body broke off: {error}"),
     }
+}
+
+/// The size of the large answer.
+const LARGE_BYTES: usize = 1_024 * 1_024;
+
+/// An answer that no caller's window takes at once.
+fn large() -> Vec<u8> {
+    let mut answer = vec![b'x'; LARGE_BYTES];
+    answer[LARGE_BYTES - 1] = b'y';
+    answer
 }
 
 /// A handler with a bug.
@@ -188,6 +206,7 @@ fn grpc_routes() -> Router {
         )
         .route("/t.v1.T/Slow", post(std::future::pending::<()>))
         .route("/t.v1.T/Collect", post(collect))
+        .route("/t.v1.T/Watch", post(async || Body::from_stream(endless())))
         .route(
             "/t.v1.Other/{*method}",
             post(async || Status::from(refusal()).into_http::<Body>()),

@@ -1,0 +1,119 @@
+//! What each route needs of its callers. It is said where the route is made, and judged before a byte of the body is read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+
+use super::budget::MESSAGE_PREFIX_BYTES;
+use crate::identity::Scope;
+
+/// The largest body of a request where its route says nothing else, and of every request without an identity, in bytes: a
+/// filter and a cursor, the name of a service, or questions of reflection.
+const BODY_BYTES_MAX: usize = 64 * 1_024;
+
+/// What a route needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// None where everybody may call.
+    pub(super) scope: Option<Scope>,
+    pub(super) body_bytes_max: usize,
+    /// Whether its requests or its answers may go on for ever.
+    pub(super) is_stream: bool,
+}
+
+impl Needs {
+    /// Nothing: the route is for everybody, with or without a key.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self {
+            scope: None,
+            body_bytes_max: BODY_BYTES_MAX,
+            is_stream: false,
+        }
+    }
+
+    /// A key with this scope. The scope says of which kind: a tenant's, or the deployment's.
+    #[must_use]
+    pub const fn scope(scope: Scope) -> Self {
+        Self {
+            scope: Some(scope),
+            body_bytes_max: BODY_BYTES_MAX,
+            is_stream: false,
+        }
+    }
+
+    /// The same, and a gRPC message of at most this size.
+    #[must_use]
+    pub const fn with_message(self, bytes_max: usize) -> Self {
+        Self {
+            body_bytes_max: bytes_max + MESSAGE_PREFIX_BYTES,
+            ..self
+        }
+    }
+
+    /// The same, of a call that may go on for as long as its connection.
+    #[must_use]
+    pub const fn streaming(self) -> Self {
+        Self {
+            is_stream: true,
+            ..self
+        }
+    }
+}
+
+/// A router, and what its routes need. A route that is not declared answers nobody: whoever has a key is told that there is
+/// no such thing.
+#[derive(Clone, Debug, Default)]
+pub struct Declared {
+    pub(super) router: Router,
+    pub(super) needs: Arc<HashMap<Arc<str>, Needs>>,
+}
+
+/// Routes that declare nothing, for [`super::Access::Anybody`].
+impl From<Router> for Declared {
+    fn from(router: Router) -> Self {
+        Self {
+            router,
+            needs: Arc::default(),
+        }
+    }
+}
+
+impl Declared {
+    /// Declares routes: gRPC methods as they are called (`/daybook.orders.v1.OrderService/PlaceOrder`), everything else as
+    /// axum matches it (`/v1/orders/{id}`).
+    pub fn new<R: Into<Arc<str>>>(router: Router, needs: impl IntoIterator<Item = (R, Needs)>) -> Self {
+        let needs = needs.into_iter().map(|(route, needs)| (route.into(), needs));
+        Self {
+            router,
+            needs: Arc::new(needs.collect()),
+        }
+    }
+
+    /// These routes and those of another.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let needs = self.needs.iter().chain(other.needs.iter());
+        Self {
+            needs: Arc::new(needs.map(|(route, needs)| (Arc::clone(route), *needs)).collect()),
+            router: self.router.merge(other.router),
+        }
+    }
+
+    /// The same routes in another router: layers.
+    #[must_use]
+    pub fn map_router(self, change: impl FnOnce(Router) -> Router) -> Self {
+        Self {
+            router: change(self.router),
+            needs: self.needs,
+        }
+    }
+
+    /// The name of the gRPC method at this path, if there is one.
+    pub(super) fn method(&self, path: &str) -> Option<Arc<str>> {
+        self.needs
+            .get_key_value(path)
+            .map(|(method, _)| Arc::clone(method))
+    }
+}
