@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::append::{AppendError, JudgedChain, Judgement, chains};
-use crate::appender::{Answer, AppenderMetrics, Committed, Unanswered};
+use crate::appender::{Answer, AppenderMetrics, Backoff, Committed, Unanswered};
 use crate::command::{Decision, Intent, NewCommand, Receipt, Verdict};
 use crate::event::RecordedEvent;
 use crate::log::{Log, Remembered};
@@ -25,6 +25,8 @@ pub(crate) struct Judged {
 pub(crate) struct Answers<L> {
     log: Arc<L>,
     partition: i32,
+    /// For how long receipts are read again.
+    retry_for: Duration,
     committed: Option<mpsc::Sender<Committed>>,
     metrics: Arc<AppenderMetrics>,
 }
@@ -33,12 +35,14 @@ impl<L: Log> Answers<L> {
     pub(crate) fn new(
         log: Arc<L>,
         partition: i32,
+        retry_for: Duration,
         committed: Option<mpsc::Sender<Committed>>,
         metrics: Arc<AppenderMetrics>,
     ) -> Self {
         Self {
             log,
             partition,
+            retry_for,
             committed,
             metrics,
         }
@@ -101,8 +105,12 @@ impl<L: Log> Answers<L> {
         }
         if !known.is_empty() {
             AppenderMetrics::count(&self.metrics.replays, known.len());
-            let (log, partition) = (Arc::clone(&self.log), self.partition);
-            tokio::spawn(async move { answer_known(&*log, partition, judgement.generation, known).await });
+            let backoff = Backoff::new(self.retry_for);
+            let (log, metrics) = (Arc::clone(&self.log), Arc::clone(&self.metrics));
+            let (partition, generation) = (self.partition, judgement.generation);
+            tokio::spawn(async move {
+                answer_known(&*log, partition, generation, known, backoff, &metrics).await;
+            });
         }
     }
 
@@ -178,16 +186,34 @@ fn recorded(
         })
 }
 
-/// Reads the receipts of known keys and answers with them.
-async fn answer_known<L: Log>(log: &L, partition: i32, generation: Uuid, known: Vec<(NewCommand, Answer)>) {
+/// Reads the receipts of known keys and answers with them. The commands are recorded: a single read that fails must not
+/// leave all their callers without an answer.
+async fn answer_known<L: Log>(
+    log: &L,
+    partition: i32,
+    generation: Uuid,
+    known: Vec<(NewCommand, Answer)>,
+    mut backoff: Backoff,
+    metrics: &AppenderMetrics,
+) {
     let keys: Vec<_> = known
         .iter()
         .map(|(command, _)| (command.tenant_id, Arc::clone(&command.key)))
         .collect();
-    let read = log.remembered(partition, generation, &keys).await;
-    let (mut remembered, error) = match read {
-        Ok(remembered) => (remembered, AppendError::Forgotten),
-        Err(error) => (HashMap::new(), error),
+    let (mut remembered, error) = loop {
+        match log.remembered(partition, generation, &keys).await {
+            Ok(remembered) => break (remembered, AppendError::Forgotten),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    receipts = keys.len(),
+                    "the database did not give receipts",
+                );
+                if !backoff.pause(metrics).await {
+                    break (HashMap::new(), error);
+                }
+            }
+        }
     };
     let error = Arc::new(error);
     for (index, (command, answer)) in known.into_iter().enumerate() {

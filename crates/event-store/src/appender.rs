@@ -36,8 +36,8 @@ pub struct AppenderOptions {
     pub bytes_max: usize,
     /// What one batch may hold.
     pub batch: BatchLimits,
-    /// For how long a batch is sent again when the database does not answer. After that its commands are
-    /// [`Unanswered::Unknown`].
+    /// For how long a batch is sent again, and receipts are read again, when the database does not answer. After that the
+    /// commands are [`Unanswered::Unknown`].
     pub retry_for: Duration,
 }
 
@@ -95,7 +95,7 @@ pub struct AppenderMetrics {
     pub conflicts: AtomicU64,
     /// Commands whose key was known.
     pub replays: AtomicU64,
-    /// Batches that had to be sent again because the database did not answer.
+    /// Batches that had to be sent again, and receipts that had to be read again, because the database did not answer.
     pub retries: AtomicU64,
 }
 
@@ -228,6 +228,7 @@ impl Appender {
         let answers = Answers::new(
             Arc::clone(&log),
             partition,
+            options.retry_for,
             committed,
             Arc::clone(&shared.metrics),
         );
@@ -415,8 +416,7 @@ impl<L: Log> Task<L> {
 
     /// Sends a batch until the database answers.
     async fn append_with_retries(&self, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
-        let deadline = Instant::now() + self.shared.options.retry_for;
-        let mut backoff = RETRY_BACKOFF;
+        let mut backoff = Backoff::new(self.shared.options.retry_for);
         loop {
             let error = match self.log.append(self.shared.partition, commands).await {
                 Err(error @ AppendError::Unknown(_)) => error,
@@ -427,13 +427,37 @@ impl<L: Log> Task<L> {
                 batch.commands = commands.len(),
                 "the database did not answer an append",
             );
-            if Instant::now() + backoff >= deadline {
+            if !backoff.pause(&self.shared.metrics).await {
                 return Err(error);
             }
-            AppenderMetrics::count(&self.shared.metrics.retries, 1);
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(RETRY_BACKOFF_MAX);
         }
+    }
+}
+
+/// The pauses between attempts to have an answer from the database.
+pub(crate) struct Backoff {
+    pause: Duration,
+    deadline: Instant,
+}
+
+impl Backoff {
+    /// For attempts that begin now and go on for so long.
+    pub(crate) fn new(retry_for: Duration) -> Self {
+        Self {
+            pause: RETRY_BACKOFF,
+            deadline: Instant::now() + retry_for,
+        }
+    }
+
+    /// Waits before the next attempt; `false` at once when there is no time for one.
+    pub(crate) async fn pause(&mut self, metrics: &AppenderMetrics) -> bool {
+        if Instant::now() + self.pause >= self.deadline {
+            return false;
+        }
+        AppenderMetrics::count(&metrics.retries, 1);
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(RETRY_BACKOFF_MAX);
+        true
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use daybook_event_store::{AppenderOptions, Verdict, keys};
@@ -183,6 +184,37 @@ async fn a_jump_of_the_clock_and_a_retention_that_is_none_empty_nothing() -> any
         "not for services"
     );
     assert!(is_known(&mut log, "k").await?);
+    Ok(())
+}
+
+/// A command that is recorded is answered, although the first read of its receipt fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    let command = with_key(command("one", None, 1), "key");
+    let Verdict::Appended(first) = appender.append(command.clone()).await? else {
+        panic!("it is new");
+    };
+    let superuser = log.database.superuser().await?;
+    sqlx::raw_sql("REVOKE EXECUTE ON FUNCTION event_store.receipts FROM daybook_command")
+        .execute(&superuser)
+        .await?;
+    let again = tokio::spawn({
+        let (appender, mut again) = (appender.clone(), command);
+        // Another decision, so that it is the key that is known.
+        decision_mut(&mut again).events[0].event_id = Uuid::from_u128(7);
+        async move { appender.append(again).await }
+    });
+    wait::until("the receipt could not be read", async || {
+        let retries = appender.metrics().retries.load(Ordering::Relaxed);
+        Ok((retries > 0 || again.is_finished()).then_some(()))
+    })
+    .await?;
+    sqlx::raw_sql("GRANT EXECUTE ON FUNCTION event_store.receipts TO daybook_command")
+        .execute(&superuser)
+        .await?;
+    assert_eq!(again.await??, Verdict::Replayed(first));
     Ok(())
 }
 
