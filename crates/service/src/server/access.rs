@@ -6,14 +6,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
+use http::Version;
+use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tonic::Status;
 
-use super::budget::{Budget, Terms};
+use super::budget::{Admission, Budget, Terms};
 use super::routes::{Declared, Needs};
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
@@ -25,6 +30,10 @@ const QUOTA: &str = "requests without a key on one connection";
 
 /// How many requests without an identity one connection may have open.
 const STRANGERS_PER_CONNECTION: usize = 16;
+
+/// How much of a refused request's body is let arrive, and for how long.
+const PASSED_OVER_BYTES_MAX: usize = 4_096;
+const PASSED_OVER_FOR: Duration = Duration::from_millis(100);
 
 /// The places of one connection for requests without an identity, in the extensions of each of its requests.
 #[derive(Clone, Debug)]
@@ -108,18 +117,40 @@ impl Gate {
     }
 }
 
-async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    match admitted(&gate, request, next).await {
-        Ok(response) => response,
-        Err(error) => match gate.transport {
-            Transport::Http => error.into_response(),
-            Transport::Grpc => Status::from(error).into_http(),
-        },
-    }
+async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let answered = match admitted(&gate, &mut request).await {
+        Ok(admission) => admission.run(next.run(request)).await,
+        Err(error) => {
+            if request.version() == Version::HTTP_2 {
+                pass_over(request.into_body()).await;
+            }
+            Err(error)
+        }
+    };
+    answered.unwrap_or_else(|error| match gate.transport {
+        Transport::Http => error.into_response(),
+        Transport::Grpc => Status::from(error).into_http(),
+    })
 }
 
-async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Response, ApiError> {
-    let needs = gate.needs(&request);
+/// Lets the small body of a refused request arrive. The h2 crate charges a connection for each small frame that comes after
+/// its request was answered, never takes that back, and closes the connection in the end, with all its other callers.
+async fn pass_over(mut body: Body) {
+    let mut left = PASSED_OVER_BYTES_MAX;
+    let arriving = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // What takes longer was not sent with its request.
+    let _ = timeout(PASSED_OVER_FOR, arriving).await;
+}
+
+async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {
+    let needs = gate.needs(request);
     let (budget, terms) = match (&gate.access, needs) {
         (Access::Anybody, _) => {
             let body_bytes_max = needs.unwrap_or(Needs::nothing()).body_bytes_max;
@@ -127,7 +158,7 @@ async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Respo
         }
         (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
             let terms = Terms {
-                place: Some(StrangerPlaces::take(&request)?),
+                place: Some(StrangerPlaces::take(request)?),
                 ..Terms::new(needs.body_bytes_max)
             };
             match needs.is_stream {
@@ -149,6 +180,5 @@ async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Respo
             (&gate.budget, terms)
         }
     };
-    let (request, admission) = budget.admit(request, gate.transport, terms)?;
-    admission.run(next.run(request)).await
+    budget.admit(request, gate.transport, terms)
 }

@@ -116,10 +116,10 @@ impl Budget {
     /// they are too many, the receiver says so and the body ends with an error.
     pub(super) fn admit(
         self: &Arc<Self>,
-        request: Request,
+        request: &mut Request,
         transport: Transport,
         terms: Terms,
-    ) -> Result<(Request, Admission), ApiError> {
+    ) -> Result<Admission, ApiError> {
         let Terms {
             tenant_id,
             body_bytes_max,
@@ -133,29 +133,25 @@ impl Budget {
         let claim = Arc::new(Claim {
             budget: Arc::clone(self),
             tenant_id,
-            fixed: REQUEST_BYTES + head_bytes(&request),
+            fixed: REQUEST_BYTES + head_bytes(request),
             held: Mutex::new(0),
             _place: place,
         });
         claim.grow_to(declared.min(self.declared_bytes_max))?;
         let (refusal, refused) = oneshot::channel();
-        let request = if request.body().is_end_stream() {
-            request
-        } else {
-            let counted = Arc::clone(&claim);
-            request.map(|body| {
-                Body::new(Counted {
-                    body,
-                    arrived: 0,
-                    bytes_max: body_bytes_max,
-                    messages: (transport == Transport::Grpc).then(Messages::default),
-                    claim: counted,
-                    refusal: Some(refusal),
-                })
-            })
-        };
+        if !request.body().is_end_stream() {
+            let counted = Counted {
+                body: std::mem::take(request.body_mut()),
+                arrived: 0,
+                bytes_max: body_bytes_max,
+                messages: (transport == Transport::Grpc).then(Messages::default),
+                claim: Arc::clone(&claim),
+                refusal: Some(refusal),
+            };
+            *request.body_mut() = Body::new(counted);
+        }
         let claim = Abandonable(Some(claim));
-        Ok((request, Admission { refused, claim }))
+        Ok(Admission { refused, claim })
     }
 
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
