@@ -268,19 +268,27 @@ fn without_answer(outcome: &Result<Outcome, HandleError>) -> Option<Forwarded> {
 /// Whether an error means that nothing was recorded. That may not be said of a command that a home may have recorded, or
 /// may record yet.
 fn says_that_nothing_is_recorded(error: &HandleError) -> bool {
-    matches!(
-        error,
+    match error {
         HandleError::NotFound
-            | HandleError::NoPartition
-            | HandleError::NotAdmitted(_)
-            | HandleError::Contended
-            | HandleError::Unanswered(Unanswered::Stopped)
-    )
+        | HandleError::NoPartition
+        | HandleError::NotAdmitted(_)
+        | HandleError::Contended
+        | HandleError::Unanswered(Unanswered::Stopped) => true,
+        // Versions grow: one that is not there yet may come, and the command with it.
+        HandleError::VersionConflict { expected, actual } => actual < expected,
+        HandleError::KeyReused
+        | HandleError::Load(_)
+        | HandleError::Panicked(_)
+        | HandleError::Unanswered(Unanswered::Refused(_) | Unanswered::Unknown(_)) => false,
+    }
 }
 
-/// Whether a home's refusal says that nothing was recorded.
+/// Whether a home's refusal may say that nothing was recorded. Then it is asked for here as well.
 fn is_of_the_moment(refusal: &Status) -> bool {
-    matches!(refusal.code(), Code::NotFound | Code::ResourceExhausted)
+    matches!(
+        refusal.code(),
+        Code::NotFound | Code::ResourceExhausted | Code::Aborted
+    )
 }
 
 fn answer<A: Served>(outcome: Result<Outcome, HandleError>, id: &str) -> Result<Answer, ApiError> {
@@ -418,6 +426,15 @@ mod tests {
         }
         let stopped = HandleError::Unanswered(Unanswered::Stopped);
         assert!(matches!(told(stopped), Some(Forwarded::Unknown)));
+    }
+
+    #[test]
+    fn a_version_that_is_not_there_yet_does_not_say_that_a_command_is_not_recorded() {
+        let conflict = |expected, actual| HandleError::VersionConflict { expected, actual };
+        assert!(says_that_nothing_is_recorded(&conflict(6, 5)));
+        assert!(!says_that_nothing_is_recorded(&conflict(5, 6)));
+        let of_home: Status = api_error(conflict(6, 5), "order", "ord_1").into();
+        assert!(is_of_the_moment(&of_home));
     }
 
     #[test]

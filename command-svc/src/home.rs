@@ -25,8 +25,8 @@ use daybook_service::telemetry::{self, TRACEPARENT};
 use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -47,6 +47,9 @@ const FORWARDED_MAX: usize = 1_024;
 
 /// Commands of other replicas that are handled here at once. What comes above that goes back.
 const HANDLED_MAX: usize = 4_096;
+
+/// How long commands are accepted after it was announced that this replica stops: until the others know.
+const STILL_ACCEPTED_FOR: Duration = Duration::from_millis(250);
 
 /// The pause before the bus is asked again to subscribe.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
@@ -156,10 +159,10 @@ impl Homes {
     }
 
     async fn ask(&self, home: Uuid, request: Request<'_>, caller: &Caller) -> Forwarded {
-        let (Ok(_permit), Some(silent)) = (
-            self.forwarding.try_acquire(),
-            self.peers().asked(home, Instant::now()),
-        ) else {
+        let Ok(_permit) = self.forwarding.try_acquire() else {
+            return Forwarded::NotHandled;
+        };
+        let Some(silent) = self.peers().asked(home, Instant::now()) else {
             return Forwarded::NotHandled;
         };
         let patience = deadline().map_or(PATIENCE, |deadline| PATIENCE.min((deadline - Instant::now()) / 2));
@@ -178,9 +181,10 @@ impl Homes {
                 .open::<ForwardedAnswer>(Kind::Answer, &answer, OffsetDateTime::now_utc()),
             Err(RequestError::NoAnswer) => None,
             Err(RequestError::NotSent) => return Forwarded::NotHandled,
+            // Nobody has signed that, so it proves nothing.
             Err(RequestError::NobodyListens) => {
                 self.peers().gone(home);
-                return Forwarded::NotHandled;
+                return Forwarded::Unknown;
             }
         };
         match answer.filter(|answer| (answer.from, answer.exchange) == (home, exchange)) {
@@ -197,23 +201,26 @@ impl Homes {
         }
     }
 
-    /// Announces this replica, listens to the others, and handles what they forward. It goes on after the stop signal,
-    /// when it announces only that it stops: commands that were forwarded before are still handled.
+    /// Announces this replica, listens to the others, and handles what they forward. At the stop signal it announces that
+    /// it stops, and ends when what was forwarded before is handled.
     pub(crate) async fn run(
         self: Arc<Self>,
         handlers: Vec<Arc<dyn HandleForwarded>>,
         stop: CancellationToken,
     ) {
         let handlers = handlers.into();
-        loop {
+        while !stop.is_cancelled() {
             if let Err(error) = self.listen(&handlers, &stop).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "cannot listen to the other replicas");
             }
-            sleep(SUBSCRIBE_PAUSE).await;
+            let _ = timeout(SUBSCRIBE_PAUSE, stop.cancelled()).await;
         }
+        let all = u32::try_from(HANDLED_MAX).expect("it is small");
+        let _ = timeout(PATIENCE, self.handling.acquire_many(all)).await;
     }
 
+    /// Until the stop signal, or until a subscription ends.
     async fn listen(
         self: &Arc<Self>,
         handlers: &Arc<[Arc<dyn HandleForwarded>]>,
@@ -223,19 +230,21 @@ impl Homes {
         let mut announcements = replica::announcements(&self.bus).await?;
         let mut ticks = interval(ANNOUNCE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut is_stopping = false;
         loop {
             tokio::select! {
-                _ = ticks.tick(), if !is_stopping => self.announce(false).await,
-                () = stop.cancelled(), if !is_stopping => {
-                    is_stopping = true;
-                    self.announce(true).await;
-                }
+                _ = ticks.tick() => self.announce(false).await,
+                () = stop.cancelled() => break,
                 Some(announcement) = announcements.next() => self.announced(&announcement),
                 Some(command) = commands.next() => self.accept(command, handlers),
                 else => return Ok(()),
             }
         }
+        self.announce(true).await;
+        let until = Instant::now() + STILL_ACCEPTED_FOR;
+        while let Ok(Some(command)) = timeout_at(until, commands.next()).await {
+            self.accept(command, handlers);
+        }
+        Ok(())
     }
 
     async fn announce(&self, is_stopping: bool) {
@@ -283,15 +292,18 @@ impl Homes {
         };
         let (homes, handlers) = (Arc::clone(self), Arc::clone(handlers));
         tokio::spawn(async move {
-            let Some(forwarded) = handle_within(permit, &handlers, content, from).await else {
-                return;
+            let forwarded = match &permit {
+                Some(_) => handle_within(&handlers, content, from).await,
+                None => Some(Forwarded::NotHandled),
             };
+            let Some(forwarded) = forwarded else { return };
             if let Forwarded::Answered { .. } = forwarded {
                 homes.metrics.handled.fetch_add(1, Ordering::Relaxed);
             }
             let (answer, now) = (ForwardedAnswer::from(forwarded), OffsetDateTime::now_utc());
             let message = homes.seal.seal(Kind::Answer, from, exchange, &answer, now);
             incoming.answer(message).await;
+            drop(permit);
         });
     }
 
@@ -306,14 +318,10 @@ impl Homes {
 
 /// Handles a forwarded command while somebody waits for it; `None` when nobody does any more.
 async fn handle_within(
-    permit: Option<OwnedSemaphorePermit>,
     handlers: &[Arc<dyn HandleForwarded>],
     command: ForwardedCommand,
     from: Uuid,
 ) -> Option<Forwarded> {
-    let Some(_permit) = permit else {
-        return Some(Forwarded::NotHandled);
-    };
     let patience = Duration::from_micros(command.patience_us);
     timeout(patience, handle(handlers, command, from)).await.ok()
 }

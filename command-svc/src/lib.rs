@@ -126,7 +126,7 @@ pub async fn run(
         )
         .await?;
     let handling = Arc::clone(&core.homes).run(core.handlers(), shutdown.clone());
-    tasks.spawn_companion("homes", async move {
+    tasks.spawn("homes", async move {
         handling.await;
         Ok(())
     });
@@ -137,7 +137,12 @@ pub async fn run(
         access: Access::Identified(authenticator),
     };
     tasks.spawn("server", async move {
-        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
+        let limits = Limits {
+            // What a command leaves behind is counted where it is admitted to the write path.
+            abandoned_for: Duration::ZERO,
+            ..Limits::default()
+        };
+        server::serve(listener, routes, limits, metrics, shutdown).await;
         Ok(())
     });
     tracing::info!("ready");

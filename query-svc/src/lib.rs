@@ -66,7 +66,9 @@ pub async fn run(
     let registry = Registry::new();
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
-    watch_dependencies(&mut tasks, &readiness, &pool);
+    let readiness_pool =
+        daybook_service::database::connect(&config.common.database_url, "daybook-readiness", 1).await?;
+    watch_dependencies(&mut tasks, &readiness, readiness_pool);
     tasks.spawn_companion("admin", serve_admin(admin_listener, readiness, registry.clone()));
 
     // What requests need goes on until the last of them is answered.
@@ -129,8 +131,8 @@ async fn connect(config: &Config) -> anyhow::Result<PgPool> {
 }
 
 /// NATS is not among them: without its signals freshness is polled, and everything is answered as before.
-fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
-    let pool = pool.clone();
+/// The check has a connection of its own, so that it never waits behind reads.
+fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: PgPool) {
     let ping = move || {
         let pool = pool.clone();
         async move { daybook_service::database::ping(&pool).await }

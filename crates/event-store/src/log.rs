@@ -114,8 +114,11 @@ pub(crate) const OWN_SESSION: &str = "
     SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()
 ";
 
+/// One that waits for its synchronous standby is not ended: its batch is committed here, and would be shown before the
+/// standby has it.
 pub(crate) const END_SESSION: &str = "
-    SELECT pg_catalog.pg_terminate_backend(pid, $3) FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND backend_start = $2
+    SELECT CASE WHEN wait_event = 'SyncRep' THEN false ELSE pg_catalog.pg_terminate_backend(pid, $3) END
+    FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND backend_start = $2
 ";
 
 /// Ends another session of this role, and waits until its server process is gone.

@@ -30,6 +30,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
+use daybook_postgres::ACQUIRE_TIMEOUT;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
@@ -86,6 +87,9 @@ pub struct Limits {
     pub bytes_in_flight_max: usize,
     /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`.
     pub tenant_bytes_in_flight_max: usize,
+    /// For how long a request counts after its caller has gone away: as long as work that it has spawned may wait for a
+    /// connection. Nothing where that work is bounded in another way.
+    pub abandoned_for: Duration,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
     /// How often an HTTP/2 connection is asked whether it is still there.
@@ -103,7 +107,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 1_536,
+            connections_max: 1_280,
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_stall_timeout: Duration::from_secs(30),
@@ -111,6 +115,7 @@ impl Default for Limits {
             body_bytes_max: 1_024 * 1_024,
             bytes_in_flight_max: 64 * 1_024 * 1_024,
             tenant_bytes_in_flight_max: 32 * 1_024 * 1_024,
+            abandoned_for: ACQUIRE_TIMEOUT,
             streams_max: 1_024,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
@@ -125,8 +130,9 @@ impl Limits {
     /// The most that callers can make the process hold, in bytes, whoever they are and whatever they send:
     ///
     /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
-    /// - the heads of requests that wait for their key to be looked up (their bodies are in the windows above);
-    /// - the budget of callers who are known, and the two of callers who are not.
+    /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
+    ///   are in the windows above);
+    /// - the budget of callers who are known, the two of callers who are not, and that of refusals.
     ///
     /// Compressed requests are not taken, so nothing grows after it has arrived. An answer counts against the budget from
     /// the moment when it is made. It is not refused for its size, so what is made at the same time comes on top: as much as
@@ -135,8 +141,8 @@ impl Limits {
     pub fn caller_bytes_max(&self) -> u64 {
         let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;
         let connections = u64::from(self.connections_max) * u64::from(connection);
-        let lookups = LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
-        let budgets = self.bytes_in_flight_max + 2 * STRANGERS_BYTES_MAX;
+        let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
+        let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
         connections + lookups + budgets as u64
     }
 }

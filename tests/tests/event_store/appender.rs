@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use daybook_devstack::{Postgres, PostgresOptions};
 use daybook_event_store::{
     Appender, AppenderOptions, BatchLimits, NewCommand, NotAdmitted, PostgresLog, Unanswered, Verdict,
 };
+use daybook_tests::database::Database;
 use daybook_tests::wait;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -370,6 +373,44 @@ async fn before_a_batch_is_sent_again_the_session_that_had_it_is_ended() -> anyh
     holder.rollback().await?;
     assert!(matches!(appending.await??, Verdict::Appended(_)));
     assert_eq!(log.events().await?.len(), 1);
+    Ok(())
+}
+
+/// A batch that waits for the synchronous standby is committed on the primary alone. Ending its session would show it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_it() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let postgres = Postgres::start(PostgresOptions::new(directory.path().join("postgres"))).await?;
+    let database = Database::create(postgres.cluster()).await?;
+    database.add_tenants(&[TENANT]).await?;
+    let superuser = database.superuser().await?;
+    let events =
+        || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM event_store.event").fetch_one(&superuser);
+    let set_standby = async |name: &str| {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&superuser).await?;
+        sqlx::query("SELECT pg_reload_conf()").execute(&superuser).await
+    };
+    let (appender, appending) = Appender::new(database.log().await?, 0, AppenderOptions::default(), None);
+    tokio::spawn(appending);
+    assert!(matches!(
+        appender.append(command("a", None, 1)).await?,
+        Verdict::Appended(_)
+    ));
+    set_standby("nobody").await?;
+    let waiting = tokio::spawn({
+        let appender = appender.clone();
+        async move { appender.append(command("b", None, 1)).await }
+    });
+    wait::until("it could not be sent again three times", async || {
+        anyhow::ensure!(events().await? == 1, "it is shown");
+        let retries = appender.metrics().retries.load(Ordering::Relaxed);
+        Ok((retries >= 3 || waiting.is_finished()).then_some(()))
+    })
+    .await?;
+    set_standby("").await?;
+    assert!(matches!(waiting.await??, Verdict::Appended(_)));
+    assert_eq!(events().await?, 2);
     Ok(())
 }
 

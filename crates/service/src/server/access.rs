@@ -6,19 +6,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use http::Version;
-use http_body_util::BodyExt as _;
+use http::header::CONTENT_LENGTH;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 use tonic::Status;
 
-use super::budget::{Admission, Budget, Terms};
+use super::budget::{Admission, Budget, Terms, pass_over};
 use super::routes::{Declared, Needs};
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
@@ -30,10 +28,6 @@ const QUOTA: &str = "requests without a key on one connection";
 
 /// How many requests without an identity one connection may have open.
 const STRANGERS_PER_CONNECTION: usize = 16;
-
-/// How much of a refused request's body is let arrive, and for how long.
-const PASSED_OVER_BYTES_MAX: usize = 4_096;
-const PASSED_OVER_FOR: Duration = Duration::from_millis(100);
 
 /// The places of one connection for requests without an identity, in the extensions of each of its requests.
 #[derive(Clone, Debug)]
@@ -74,6 +68,8 @@ struct Gate {
     strangers: Arc<Budget>,
     /// Of those that may go on for ever, so that they leave room for the others.
     strangers_streams: Arc<Budget>,
+    /// Of answers that refuse a request, whoever sent it.
+    refusals: Arc<Budget>,
     transport: Transport,
 }
 
@@ -81,7 +77,8 @@ struct Gate {
 pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) -> (Declared, Declared) {
     let gauge = &metrics.request_bytes_in_flight;
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
-    let [strangers, strangers_streams] = [(); 2].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let [strangers, strangers_streams, refusals] =
+        [(); 3].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
             access: routes.access.clone(),
@@ -89,6 +86,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
             budget: Arc::clone(&budget),
             strangers: Arc::clone(&strangers),
             strangers_streams: Arc::clone(&strangers_streams),
+            refusals: Arc::clone(&refusals),
             transport,
         };
         declared.map_router(|router| router.layer(from_fn_with_state(gate, pass)))
@@ -118,35 +116,30 @@ impl Gate {
 }
 
 async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let answered = match admitted(&gate, &mut request).await {
-        Ok(admission) => admission.run(next.run(request)).await,
+    let error = match admitted(&gate, &mut request).await {
+        Ok(admission) => match admission.run(next.run(request)).await {
+            Ok(answer) => return answer,
+            Err(error) => error,
+        },
         Err(error) => {
             if request.version() == Version::HTTP_2 {
                 pass_over(request.into_body()).await;
             }
-            Err(error)
+            error
         }
     };
-    answered.unwrap_or_else(|error| match gate.transport {
+    let claim = gate.refusals.claim_refusal();
+    let mut refusal = match gate.transport {
         Transport::Http => error.into_response(),
         Transport::Grpc => Status::from(error).into_http(),
-    })
-}
-
-/// Lets the small body of a refused request arrive. The h2 crate charges a connection for each small frame that comes after
-/// its request was answered, never takes that back, and closes the connection in the end, with all its other callers.
-async fn pass_over(mut body: Body) {
-    let mut left = PASSED_OVER_BYTES_MAX;
-    let arriving = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                return;
-            }
-        }
     };
-    // What takes longer was not sent with its request.
-    let _ = timeout(PASSED_OVER_FOR, arriving).await;
+    if claim.is_none() {
+        // Its head needs no room with the caller.
+        *refusal.body_mut() = Body::empty();
+        refusal.headers_mut().remove(CONTENT_LENGTH);
+    }
+    refusal.extensions_mut().insert(claim);
+    refusal
 }
 
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {

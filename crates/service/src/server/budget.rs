@@ -19,12 +19,13 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use daybook_postgres::ACQUIRE_TIMEOUT;
+use http::Version;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::Limits;
@@ -46,6 +47,10 @@ const HEADER_BYTES: usize = 32;
 /// What is in front of each gRPC message: a flag, and four bytes of length.
 pub(super) const MESSAGE_PREFIX_BYTES: usize = 5;
 
+/// How much of the body of a request that is answered without it is let arrive, and for how long.
+const PASSED_OVER_BYTES_MAX: usize = 4_096;
+const PASSED_OVER_FOR: Duration = Duration::from_millis(100);
+
 /// What all requests of the process share.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -62,7 +67,9 @@ pub(super) struct Budget {
 
 #[derive(Debug, Default)]
 struct Held {
-    bytes: usize,
+    /// Of all tenants together, each with its share at the most: answers may take a tenant over it, and what is over it must
+    /// not keep others out.
+    within_shares: usize,
     /// The deployment's operators, who belong to no tenant, have one share together.
     by_tenant: HashMap<Option<Uuid>, usize>,
 }
@@ -93,7 +100,7 @@ impl Budget {
             bytes_max: limits.bytes_in_flight_max,
             tenant_bytes_max: limits.tenant_bytes_in_flight_max,
             declared_bytes_max: limits.body_bytes_max,
-            abandoned_for: ACQUIRE_TIMEOUT,
+            abandoned_for: limits.abandoned_for,
             held: Mutex::default(),
             gauge,
         }
@@ -110,6 +117,18 @@ impl Budget {
             held: Mutex::default(),
             gauge,
         }
+    }
+
+    /// Counts a refusal until it has been taken; `None` when there are too many that nobody takes.
+    pub(super) fn claim_refusal(self: &Arc<Self>) -> Option<Arc<Claim>> {
+        let claim = Arc::new(Claim {
+            budget: Arc::clone(self),
+            tenant_id: None,
+            fixed: REQUEST_BYTES,
+            held: Mutex::new(0),
+            _place: None,
+        });
+        claim.grow_to(0).ok().map(|()| claim)
     }
 
     /// Counts a request for as long as the claim lives. A length that is declared is counted now, other bytes as they arrive; if
@@ -141,6 +160,7 @@ impl Budget {
         let (refusal, refused) = oneshot::channel();
         if !request.body().is_end_stream() {
             let counted = Counted {
+                is_http2: request.version() == Version::HTTP_2,
                 body: std::mem::take(request.body_mut()),
                 arrived: 0,
                 bytes_max: body_bytes_max,
@@ -161,43 +181,42 @@ impl Budget {
 
     fn take(&self, tenant_id: Option<Uuid>, bytes: usize) -> Result<(), ApiError> {
         let mut held = self.held();
-        if held.bytes.saturating_add(bytes) > self.bytes_max {
+        let of_tenant = held.by_tenant.get(&tenant_id).copied().unwrap_or_default();
+        if held.within_shares.saturating_add(bytes) > self.bytes_max {
             return Err(ApiError::overloaded(
                 "too many bytes of requests are being handled",
             ));
         }
-        let of_tenant = held.by_tenant.get(&tenant_id).copied().unwrap_or_default();
         if of_tenant.saturating_add(bytes) > self.tenant_bytes_max {
             return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
         }
-        held.add(tenant_id, bytes);
-        self.gauge.inc_by(gauge_value(bytes));
+        self.set(&mut held, tenant_id, of_tenant + bytes);
         Ok(())
     }
 
     /// Counts bytes that are there already, whatever the limits say.
     fn add(&self, tenant_id: Option<Uuid>, bytes: usize) {
-        self.held().add(tenant_id, bytes);
-        self.gauge.inc_by(gauge_value(bytes));
+        let mut held = self.held();
+        let of_tenant = held.by_tenant.get(&tenant_id).copied().unwrap_or_default();
+        self.set(&mut held, tenant_id, of_tenant + bytes);
     }
 
     fn give_back(&self, tenant_id: Option<Uuid>, bytes: usize) {
         let mut held = self.held();
-        held.bytes -= bytes;
-        self.gauge.dec_by(gauge_value(bytes));
-        if let Some(of_tenant) = held.by_tenant.get_mut(&tenant_id) {
-            *of_tenant -= bytes;
-            if *of_tenant == 0 {
-                held.by_tenant.remove(&tenant_id);
-            }
-        }
+        let of_tenant = held.by_tenant.get(&tenant_id).copied().unwrap_or_default();
+        self.set(&mut held, tenant_id, of_tenant - bytes);
     }
-}
 
-impl Held {
-    fn add(&mut self, tenant_id: Option<Uuid>, bytes: usize) {
-        self.bytes += bytes;
-        *self.by_tenant.entry(tenant_id).or_default() += bytes;
+    /// Notes that a tenant holds so many bytes now.
+    fn set(&self, held: &mut Held, tenant_id: Option<Uuid>, bytes: usize) {
+        let before = match bytes {
+            0 => held.by_tenant.remove(&tenant_id),
+            _ => held.by_tenant.insert(tenant_id, bytes),
+        };
+        let before = before.unwrap_or_default();
+        let within_share = |bytes: usize| bytes.min(self.tenant_bytes_max);
+        held.within_shares = held.within_shares + within_share(bytes) - within_share(before);
+        self.gauge.inc_by(gauge_value(bytes) - gauge_value(before));
     }
 }
 
@@ -307,6 +326,7 @@ impl Admission {
 /// A body whose bytes are counted.
 #[derive(Debug)]
 struct Counted {
+    is_http2: bool,
     body: Body,
     arrived: usize,
     bytes_max: usize,
@@ -362,6 +382,38 @@ impl HttpBody for Counted {
     }
 }
 
+/// A handler may answer without its body.
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.is_http2
+            && !self.body.is_end_stream()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let (body, claim) = (std::mem::take(&mut self.body), Arc::clone(&self.claim));
+            runtime.spawn(async move {
+                pass_over(body).await;
+                drop(claim);
+            });
+        }
+    }
+}
+
+/// Lets the small body of a request arrive that is answered without it. The h2 crate charges a connection for each small
+/// frame that comes after that, never takes it back, and closes the connection in the end, with all its other callers.
+pub(super) async fn pass_over(mut body: Body) {
+    let mut left = PASSED_OVER_BYTES_MAX;
+    let arriving = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // What takes longer was not sent with its request.
+    let _ = timeout(PASSED_OVER_FOR, arriving).await;
+}
+
 /// How far the body of a gRPC call has come in its messages.
 #[derive(Debug, Default)]
 struct Messages {
@@ -398,6 +450,33 @@ impl Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn answers_that_take_a_tenant_over_its_share_keep_no_other_out() {
+        let limits = Limits {
+            bytes_in_flight_max: 100,
+            tenant_bytes_in_flight_max: 60,
+            ..Limits::default()
+        };
+        let budget = Budget::new(&limits, Gauge::default());
+        let [one, other, third] = [1, 2, 3].map(|number| Some(Uuid::from_u128(number)));
+        budget.take(one, 10).expect("there is room");
+        budget.add(one, 1_000);
+        assert_eq!(
+            budget.take(one, 1).map_err(|error| error.code().clone()),
+            Err(Code::RateLimited)
+        );
+        budget.take(other, 40).expect("beside the share of the one");
+        assert_eq!(
+            budget.take(third, 1).map_err(|error| error.code().clone()),
+            Err(Code::Overloaded)
+        );
+        budget.give_back(one, 1_010);
+        budget.give_back(other, 40);
+        budget.take(third, 60).expect("all was given back");
+        assert_eq!(budget.gauge.get(), 60);
+    }
 
     #[test]
     fn a_message_counts_as_soon_as_it_says_how_long_it_is_however_its_bytes_are_cut() {
