@@ -43,7 +43,7 @@ pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) 
     );
     counter(
         "append_retries",
-        "Batches sent again because the database did not answer",
+        "Batches sent again, and receipts read again, because the database did not answer",
         |one| &one.retries,
     );
     let free = move || appenders.iter().map(|one| one.free() as u64).min().unwrap_or(0);

@@ -7,7 +7,7 @@
 //!   or does not take its answers is cut, too.
 //! - At most [`Limits::connections_max`] connections are open; one more is closed at once.
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
-//!   What callers can make the process hold is bounded: [`Limits::caller_bytes_max`].
+//!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
 //! - When the token is cancelled nothing more is accepted, open requests may finish for [`GRACE_PERIOD`], and then the
 //!   connections that are left are dropped: [`serve`] returns.
@@ -82,8 +82,8 @@ pub struct Limits {
     /// The size of an HTTP request's body, in bytes; a route may have its own `DefaultBodyLimit`. gRPC services have
     /// `max_decoding_message_size`.
     pub body_bytes_max: usize,
-    /// How many bytes all requests may hold until their answers are taken; more is `OVERLOADED`. Each costs a few KiB with
-    /// an empty body, so this is a limit of their number, too.
+    /// How many bytes all requests may hold until their answers are taken, those of each tenant counted up to its share; more
+    /// is `OVERLOADED`. Each costs a few KiB with an empty body, so this is a limit of their number, too.
     pub bytes_in_flight_max: usize,
     /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`.
     pub tenant_bytes_in_flight_max: usize,
@@ -127,16 +127,18 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The most that callers can make the process hold, in bytes, whoever they are and whatever they send:
+    /// The most that callers can make the process hold by what they send, in bytes, whoever they are:
     ///
     /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
     /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
     ///   are in the windows above);
     /// - the budget of callers who are known, the two of callers who are not, and that of refusals.
     ///
-    /// Compressed requests are not taken, so nothing grows after it has arrived. An answer counts against the budget from
-    /// the moment when it is made. It is not refused for its size, so what is made at the same time comes on top: as much as
-    /// a service reads at a time.
+    /// Compressed requests are not taken, so nothing grows after it has arrived.
+    ///
+    /// Answers come on top. They count from the moment when they are made and keep later requests of their tenant out, but
+    /// none is refused for its size; and of an answer that is compressed only the piece that is ready counts, not what the
+    /// encoder holds.
     #[must_use]
     pub fn caller_bytes_max(&self) -> u64 {
         let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;
