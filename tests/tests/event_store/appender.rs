@@ -398,6 +398,19 @@ async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_
         Verdict::Appended(_)
     ));
     set_standby("nobody").await?;
+    // A reload is in force some time later: once a commit waits.
+    let commits = tokio::spawn({
+        let superuser = superuser.clone();
+        let commit = "CREATE TABLE probe (); DROP TABLE probe";
+        async move { while sqlx::raw_sql(commit).execute(&superuser).await.is_ok() {} }
+    });
+    wait::until("a commit waits for the standby", async || {
+        let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let waits: bool = sqlx::query_scalar(waits).fetch_one(&superuser).await?;
+        Ok(waits.then_some(()))
+    })
+    .await?;
+    commits.abort();
     let waiting = tokio::spawn({
         let appender = appender.clone();
         async move { appender.append(command("b", None, 1)).await }
