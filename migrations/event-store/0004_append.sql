@@ -65,11 +65,15 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
+    -- Whatever the database's default is: what is acknowledged is on disk.
+    v_commit CONSTANT text NOT NULL := set_config('synchronous_commit', 'on', true);
     v_tenant        integer[];
     v_head          bigint;
     v_known_until   bytea[];
     v_streams_until text[];
     v_command       integer;
+    v_chain         integer;
+    v_first_known   integer[];       -- of each chain that has a known key
     v_events        bigint;
     v_written       bigint;
     v_newest        bigint;
@@ -77,23 +81,18 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'event_store.append needs READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- Whatever the database's default is: what is acknowledged is on disk.
-    PERFORM set_config('synchronous_commit', 'on', true);
-
-    SELECT array_agg(t.number) INTO v_tenant
-    FROM (SELECT unnest(tenant) AS tenant_id) AS k
-    LEFT JOIN LATERAL (SELECT t.number FROM event_store.tenant AS t WHERE t.tenant_id = k.tenant_id) AS t ON true;
+    v_tenant := ARRAY(
+        SELECT (SELECT t.number FROM event_store.tenant AS t WHERE t.tenant_id = k.tenant_id)
+        FROM (SELECT unnest(tenant) AS tenant_id) AS k
+    );
 
     -- Lock.
     SELECT l.generation INTO STRICT generation
     FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
-    SELECT coalesce(newest.position, 0), greatest(clock_timestamp(), newest.recorded_at)
-    INTO STRICT v_head, recorded_at
-    FROM (SELECT) AS always
-    LEFT JOIN LATERAL (
-        SELECT e.position, e.recorded_at
-        FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1
-    ) AS newest ON true;
+    SELECT e.position, e.recorded_at INTO v_head, recorded_at
+    FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1;
+    v_head := coalesce(v_head, 0);
+    recorded_at := greatest(clock_timestamp(), recorded_at);
 
     -- Judge: up to which key, and which stream, can there be anything of a tenant with many commands? Ids that come in the
     -- order of time are mostly beyond that, and need no probe of their own.
@@ -116,24 +115,8 @@ BEGIN
         ) AS s ON true;
     END IF;
 
-    -- Judge: is the newest event the one that the chain was decided on?
-    SELECT array_agg(n.event_id), array_agg(coalesce(n.stream_version, 0)), array_agg(coalesce(n.position, 0)),
-           array_agg(CASE WHEN n.event_id IS NOT DISTINCT FROM c.decided_on THEN c.end_ ELSE c.first END)
-    INTO newest_id, newest_version, newest_position, written_end
-    FROM (
-        SELECT unnest(chain_tenant) AS tenant, unnest(chain_stream) AS stream_id, unnest(chain_decided_on) AS decided_on,
-               unnest(chain_first) AS first, unnest(chain_end) AS end_
-    ) AS c
-    LEFT JOIN LATERAL (
-        SELECT e.event_id, e.stream_version, e.position
-        FROM event_store.event AS e
-        WHERE e.partition = p_partition AND e.tenant_number = v_tenant[c.tenant] AND e.stream_id = c.stream_id
-          AND coalesce(c.stream_id COLLATE "C" <= v_streams_until[c.tenant], true)
-        ORDER BY e.stream_version DESC LIMIT 1
-    ) AS n ON true;
-
-    -- Judge: which keys are known? A chain is cut at the first of them.
-    FOR v_command IN
+    -- Judge: which keys are known?
+    known := ARRAY(
         SELECT k.ord
         FROM (
             SELECT generate_subscripts(command_key, 1) AS ord, chain_tenant[unnest(command_chain)] AS tenant,
@@ -145,20 +128,39 @@ BEGIN
               AND coalesce(k.key <= v_known_until[k.tenant], true)
             LIMIT 1
         ) AS is_known
-    LOOP
-        known := known || v_command;
-        written_end[command_chain[v_command]] := least(written_end[command_chain[v_command]], v_command);
+    );
+    FOREACH v_command IN ARRAY known LOOP
+        v_chain := command_chain[v_command];
+        v_first_known[v_chain] := least(v_first_known[v_chain], v_command);
     END LOOP;
 
-    -- Cut: positions go to what stands.
-    SELECT array_agg(v_head + 1 + c.through - c.events), max(c.through)
-    INTO first_position, v_events
+    -- Judge: is the newest event the one that the chain was decided on? Cut: what stands does so up to the chain's first
+    -- known key. Positions go to what stands.
+    SELECT array_agg(c.event_id), array_agg(coalesce(c.stream_version, 0)), array_agg(coalesce(c.position, 0)),
+           array_agg(c.written_end), array_agg(v_head + 1 + c.through - c.events), max(c.through)
+    INTO newest_id, newest_version, newest_position, written_end, first_position, v_events
     FROM (
-        SELECT c.events, sum(c.events) OVER (ROWS UNBOUNDED PRECEDING) AS through
+        SELECT c.*, sum(c.events) OVER (ROWS UNBOUNDED PRECEDING) AS through
         FROM (
-            SELECT CASE WHEN s.written_end = s.end_ THEN s.events ELSE command_events_before[s.written_end] END AS events
+            SELECT n.event_id, n.stream_version, n.position, s.written_end,
+                   CASE WHEN s.written_end = c.end_ THEN c.events ELSE command_events_before[s.written_end] END AS events
             FROM (
-                SELECT unnest(append.written_end) AS written_end, unnest(chain_end) AS end_, unnest(chain_events) AS events
+                SELECT generate_subscripts(chain_stream, 1) AS ord, unnest(chain_tenant) AS tenant,
+                       unnest(chain_stream) AS stream_id, unnest(chain_decided_on) AS decided_on,
+                       unnest(chain_first) AS first, unnest(chain_end) AS end_, unnest(chain_events) AS events
+            ) AS c
+            LEFT JOIN LATERAL (
+                SELECT e.event_id, e.stream_version, e.position
+                FROM event_store.event AS e
+                WHERE e.partition = p_partition AND e.tenant_number = v_tenant[c.tenant] AND e.stream_id = c.stream_id
+                  AND coalesce(c.stream_id COLLATE "C" <= v_streams_until[c.tenant], true)
+                ORDER BY e.stream_version DESC LIMIT 1
+            ) AS n ON true
+            CROSS JOIN LATERAL (
+                SELECT CASE
+                    WHEN n.event_id IS NOT DISTINCT FROM c.decided_on THEN least(c.end_, v_first_known[c.ord])
+                    ELSE c.first
+                END AS written_end
             ) AS s
         ) AS c
     ) AS c;
@@ -183,11 +185,9 @@ BEGIN
 
     -- So many different positions above the head, of which none is further away than that, leave no hole.
     GET DIAGNOSTICS v_written = ROW_COUNT;
-    SELECT coalesce(max(newest.position), 0) INTO v_newest
-    FROM (
-        SELECT e.position FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1
-    ) AS newest;
-    IF v_written <> v_events OR v_newest <> v_head + v_events THEN
+    SELECT e.position INTO v_newest
+    FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1;
+    IF v_written <> v_events OR coalesce(v_newest, 0) <> v_head + v_events THEN
         RAISE EXCEPTION 'the batch''s event counts do not match its events' USING ERRCODE = 'raise_exception';
     END IF;
 
