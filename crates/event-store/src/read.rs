@@ -60,11 +60,14 @@ pub(crate) const READ_STREAM: &str = "
 pub(crate) const READ_LOG: &str = "
     SELECT e.partition, e.position, t.tenant_id, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type,
            e.schema_version, e.payload::text AS payload, e.metadata::text AS metadata, e.recorded_at
-    FROM event_store.event AS e
-    JOIN event_store.tenant AS t ON t.number = e.tenant_number
-    WHERE e.partition = $1 AND e.position > $2
+    FROM (
+        SELECT e.* FROM event_store.event AS e
+        WHERE e.partition = $1 AND e.position > $2
+        ORDER BY e.position
+        LIMIT $3
+    ) AS e
+    LEFT JOIN event_store.tenant AS t ON t.number = e.tenant_number
     ORDER BY e.position
-    LIMIT $3
 ";
 
 pub(crate) const HEAD: &str = "

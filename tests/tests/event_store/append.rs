@@ -1,7 +1,7 @@
 //! Appends and reads, each as one call of a function of the schema.
 
 use daybook_devstack::testing::test_cluster;
-use daybook_event_store::{AppendError, Direction, EventStore, append};
+use daybook_event_store::{AppendError, Direction, EventStore, STATEMENTS, append};
 use daybook_tests::database::Database;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
@@ -274,4 +274,68 @@ async fn a_batch_whose_events_would_leave_a_hole_is_refused_as_a_whole() -> anyh
         assert_dense(&log.events().await?);
     }
     Ok(())
+}
+
+/// As the publisher and a rebuild read: many tenants, and most of what they read is newer than the last ANALYZE.
+#[tokio::test]
+async fn a_read_of_the_log_touches_no_more_than_it_gives_however_old_the_statistics_are() -> anyhow::Result<()>
+{
+    const LIMIT: i64 = 1_000;
+    let log = Log::new().await?;
+    let tenants: Vec<Uuid> = (6..300).map(Uuid::from_u128).collect();
+    log.database.add_tenants(&tenants).await?;
+    let superuser = log.database.superuser().await?;
+    sqlx::raw_sql("ALTER TABLE event_store.event SET (autovacuum_enabled = off)")
+        .execute(&superuser)
+        .await?;
+    let insert = "INSERT INTO event_store.event
+        SELECT p, 1, now(), 0, t.number, 1, gen_random_uuid(), 'order', 'order_' || p, 'order.placed', '{}', '{}'
+        FROM generate_series($1, $2) AS p
+        JOIN event_store.tenant AS t ON t.number = 1 + p % 299";
+    sqlx::query(insert)
+        .bind(1_i64)
+        .bind(20_000_i64)
+        .execute(&superuser)
+        .await?;
+    sqlx::raw_sql("ANALYZE event_store.event, event_store.tenant")
+        .execute(&superuser)
+        .await?;
+    sqlx::query(insert)
+        .bind(20_001_i64)
+        .bind(60_000_i64)
+        .execute(&superuser)
+        .await?;
+
+    let (_, read_log) = STATEMENTS
+        .iter()
+        .find(|(name, _)| *name == "read_log")
+        .expect("it is there");
+    let mut publisher = PgConnection::connect(&log.database.url("daybook_publisher")).await?;
+    let prepare = format!("PREPARE read_log(integer, bigint, bigint) AS {read_log}");
+    sqlx::raw_sql(AssertSqlSafe(prepare))
+        .execute(&mut publisher)
+        .await?;
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        let set = format!("SET plan_cache_mode = {mode}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut publisher).await?;
+        let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE read_log(0, 20000, {LIMIT})");
+        let plan: serde_json::Value = sqlx::query_scalar(AssertSqlSafe(explain))
+            .fetch_one(&mut publisher)
+            .await?;
+        let root = &plan[0]["Plan"];
+        assert_eq!(root["Actual Rows"], LIMIT, "{mode}: {root:#}");
+        assert_eq!(rows_of_events(root), LIMIT, "{mode}: {root:#}");
+    }
+    Ok(())
+}
+
+/// How many rows of the event table a plan read.
+fn rows_of_events(plan: &serde_json::Value) -> i64 {
+    let number = |name: &str| plan[name].as_i64().unwrap_or_default();
+    let own = match plan["Relation Name"].as_str() {
+        Some("event") => (number("Actual Rows") + number("Rows Removed by Filter")) * number("Actual Loops"),
+        _ => 0,
+    };
+    let parts = plan["Plans"].as_array().into_iter().flatten();
+    own + parts.map(rows_of_events).sum::<i64>()
 }
