@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use daybook_postgres::bounded;
+use futures::FutureExt as _;
 use hashlink::LinkedHashMap;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
@@ -52,6 +53,9 @@ const MISSING_PREFIX_TTL: Duration = Duration::from_secs(10);
 
 /// How many prefixes one statement asks for.
 const BATCH_MAX: usize = 1_024;
+
+/// For how long refreshes that nobody waits for gather, so that thousands of keys in use cost a few statements a second.
+const REFRESHES_GATHER_FOR: Duration = Duration::from_millis(100);
 
 /// The pause before a key whose refresh failed is asked for again.
 const REFRESH_RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -94,6 +98,8 @@ type Batch = LinkedHashMap<String, Vec<oneshot::Sender<Answer>>>;
 struct Queue {
     waiting: Mutex<Waiting>,
     notify: Notify,
+    /// A request waits.
+    request: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +136,7 @@ impl Queue {
             waiting.for_prefix(prefix).push(sender);
         }
         self.notify.notify_one();
+        self.request.notify_one();
         Ok(receiver)
     }
 
@@ -137,6 +144,15 @@ impl Queue {
     fn ask_for(&self, prefix: &str) {
         self.waiting().for_prefix(prefix);
         self.notify.notify_one();
+    }
+
+    /// Waits for more prefixes, until a request waits.
+    async fn gather(&self) {
+        // Left over from a request that was taken already.
+        let _ = self.request.notified().now_or_never();
+        if self.waiting().requests == 0 {
+            let _ = timeout(REFRESHES_GATHER_FOR, self.request.notified()).await;
+        }
     }
 
     fn take_batch(&self) -> Batch {
@@ -232,6 +248,7 @@ impl Lookups {
             let batch = queue.take_batch();
             if batch.is_empty() {
                 queue.notify.notified().await;
+                queue.gather().await;
             } else {
                 self.look_up(batch, pool).await;
             }
@@ -346,8 +363,6 @@ fn database_error(error: sqlx::Error) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
-
     use super::*;
 
     #[test]
@@ -361,6 +376,28 @@ mod tests {
             assert!(queue.take_batch().keys().eq(asked));
         }
         assert!(queue.take_batch().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refreshes_gather_until_a_request_waits() {
+        let queue = Queue::default();
+        let gathers_for = async || {
+            let began = Instant::now();
+            queue.gather().await;
+            began.elapsed()
+        };
+        queue.ask_for("00000000");
+        assert!(gathers_for().await >= REFRESHES_GATHER_FOR);
+        let waits = queue.wait_for("00000001");
+        assert_eq!(gathers_for().await, Duration::ZERO);
+        queue.take_batch();
+        assert!(
+            gathers_for().await >= REFRESHES_GATHER_FOR,
+            "what was taken is no reason to hurry"
+        );
+        let (gathered_for, _waits) = tokio::join!(gathers_for(), async { queue.wait_for("00000002") });
+        assert_eq!(gathered_for, Duration::ZERO);
+        drop(waits);
     }
 
     #[tokio::test]
