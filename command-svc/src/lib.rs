@@ -24,12 +24,14 @@ pub mod partitions;
 pub mod request;
 mod stock;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
-use daybook_event_store::{Appender, AppenderOptions, EventStore, PostgresLog, keys};
+use daybook_event_store::keys::{self, KeyTurn};
+use daybook_event_store::{Appender, AppenderOptions, EventStore, PostgresLog};
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::database;
@@ -64,6 +66,10 @@ const PUBLISHER_CONNECTIONS: u32 = 2;
 /// How often the tables of idempotency keys are looked at. Time counts for them only while somebody looks at least every
 /// two hours.
 const TEND_KEYS_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// When a turn that is due is tried again while somebody holds the table: each try may hold up appends for 50 ms, and at
+/// moments of its own does not meet the same running statements again.
+const TURN_AGAIN_AFTER: Range<Duration> = Duration::from_secs(20)..Duration::from_secs(60);
 
 /// Connections that read the receipts of commands that were sent before.
 const RECEIPT_CONNECTIONS: u32 = 2;
@@ -224,14 +230,21 @@ async fn start_partitions(
 /// Has the tables of idempotency keys take turns when it is time.
 async fn tend_keys(pool: PgPool, retention_days: u16) -> anyhow::Result<()> {
     loop {
+        let mut pause = TEND_KEYS_EVERY;
         match keys::tend(&pool, retention_days).await {
-            Ok(true) => tracing::info!("the tables of idempotency keys took turns"),
-            Ok(false) => {}
+            Ok(KeyTurn::Turned) => tracing::info!("the tables of idempotency keys took turns"),
+            Ok(KeyTurn::Early) => {}
+            Ok(KeyTurn::InUse) => {
+                tracing::warn!(
+                    "the older table of idempotency keys is due to be emptied, but somebody holds it: the other one grows"
+                );
+                pause = rand::random_range(TURN_AGAIN_AFTER);
+            }
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "cannot tend the tables of idempotency keys"
             ),
         }
-        tokio::time::sleep(TEND_KEYS_EVERY).await;
+        tokio::time::sleep(pause).await;
     }
 }

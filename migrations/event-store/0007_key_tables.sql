@@ -22,10 +22,18 @@ CREATE FUNCTION event_store.counted_since_turn() RETURNS interval
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS 'SELECT sum(m.counted) FROM event_store.key_mark AS m';
 
+-- What became of a call that might have turned the tables.
+CREATE TYPE event_store.key_turn AS ENUM (
+    'turned',
+    -- The older table holds keys that must be kept, or another replica has just looked.
+    'early',
+    -- It was time, and somebody holds the older table (a backup, say). Nothing was changed, so that no append waits.
+    'in_use'
+);
+
 -- Sets a mark when the last one is an hour old, and turns the tables when it is time. Every replica may call it as often as it
--- likes. True when it turned. When a lock is not to be had at once (a backup reads the tables, say), nothing is changed and
--- the next call tries again, so that no append waits behind this.
-CREATE FUNCTION event_store.tend_keys(p_retention interval) RETURNS boolean
+-- likes.
+CREATE FUNCTION event_store.tend_keys(p_retention interval) RETURNS event_store.key_turn
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
@@ -40,7 +48,7 @@ BEGIN
     END IF;
     -- Another replica is at it.
     IF NOT pg_try_advisory_xact_lock(hashtext('event_store.tend_keys')) THEN
-        RETURN false;
+        RETURN 'early';
     END IF;
     SELECT m.* INTO STRICT v_newest FROM event_store.key_mark AS m ORDER BY m.number DESC LIMIT 1;
     IF v_now - v_newest.marked_at NOT BETWEEN interval '0' AND interval '1 hour' THEN
@@ -53,11 +61,11 @@ END
 $$;
 
 -- Empties the older table and makes it the current one, if it has had no new keys for the retention time: with none, the
--- keys in it are forgotten whatever their age. False when it is too early, and when a lock was not to be had at once.
+-- keys in it are forgotten whatever their age.
 --
 -- Only the older table is locked. An append that has looked for keys holds it until its end, so what it writes goes into the
 -- table that was current when it looked; one that has not yet looked waits, and then sees the turn.
-CREATE FUNCTION event_store.turn_keys(p_retention interval DEFAULT '0') RETURNS boolean
+CREATE FUNCTION event_store.turn_keys(p_retention interval DEFAULT '0') RETURNS event_store.key_turn
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
@@ -68,7 +76,7 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
     IF event_store.counted_since_turn() < p_retention THEN
-        RETURN false;
+        RETURN 'early';
     END IF;
     SELECT 1 - t.key_table INTO STRICT v_older FROM event_store.current_key_table AS t;
     IF v_older = 0 THEN
@@ -79,7 +87,7 @@ BEGIN
     -- Whoever waited for somebody who turned them finds the count at nothing, or the other table the older.
     IF event_store.counted_since_turn() < p_retention
        OR NOT EXISTS (SELECT FROM event_store.current_key_table AS t WHERE t.key_table = 1 - v_older) THEN
-        RETURN false;
+        RETURN 'early';
     END IF;
     IF v_older = 0 THEN
         TRUNCATE event_store.command_0;
@@ -90,10 +98,10 @@ BEGIN
     SELECT max(m.number) INTO STRICT v_newest FROM event_store.key_mark AS m;
     DELETE FROM event_store.key_mark;
     INSERT INTO event_store.key_mark (number, counted) VALUES (v_newest + 1, '0');
-    RETURN true;
+    RETURN 'turned';
 EXCEPTION
     WHEN lock_not_available THEN
-        RETURN false;
+        RETURN 'in_use';
 END
 $$;
 

@@ -1,7 +1,7 @@
 //! `daybook idempotency`: the two tables of idempotency keys, and their turn.
 
 use clap::{Args, Subcommand};
-use daybook_event_store::keys::{self, KeyTable};
+use daybook_event_store::keys::{self, KeyTable, KeyTurn};
 use time::format_description::well_known::Rfc3339;
 
 use crate::database;
@@ -40,11 +40,16 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         Verb::Turn { yes: false } => Err(Failure::Usage(
             "the keys in the older table are forgotten by this: say --yes".to_owned(),
         )),
-        Verb::Turn { yes: true } if keys::turn(&mut connection).await? => print("the tables took turns"),
-        Verb::Turn { yes: true } => Err(Failure::Conflict(
-            "the tables are in use by somebody who holds them for long, a backup perhaps; try again"
-                .to_owned(),
-        )),
+        Verb::Turn { yes: true } => match keys::turn(&mut connection).await? {
+            KeyTurn::Turned => print("the tables took turns"),
+            KeyTurn::Early => Err(Failure::Conflict(
+                "somebody else turned the tables just now".to_owned(),
+            )),
+            KeyTurn::InUse => Err(Failure::Conflict(
+                "the tables are in use by somebody who holds them for long, a backup perhaps; try again"
+                    .to_owned(),
+            )),
+        },
     }
 }
 

@@ -40,12 +40,24 @@ impl FromRow<'_, sqlx::postgres::PgRow> for KeyTable {
     }
 }
 
+/// What became of a call that might have had the tables take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "event_store.key_turn", rename_all = "snake_case")]
+pub enum KeyTurn {
+    /// They took turns.
+    Turned,
+    /// The older table holds keys that must be kept.
+    Early,
+    /// It was time, and somebody holds the older table: nothing was changed.
+    InUse,
+}
+
 /// Counts the time that has passed, and has the tables take turns once the older holds nothing that must be kept. To be
-/// called at least once an hour; `true` when they took turns.
+/// called at least once an hour.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn tend(pool: &PgPool, retention_days: u16) -> Result<bool, sqlx::Error> {
+pub async fn tend(pool: &PgPool, retention_days: u16) -> Result<KeyTurn, sqlx::Error> {
     bounded(pool, LOOKUP_TIMEOUT, move |connection| {
         let tended = sqlx::query_scalar(TEND).bind(i32::from(retention_days));
         Box::pin(tended.fetch_one(connection))
@@ -53,12 +65,11 @@ pub async fn tend(pool: &PgPool, retention_days: u16) -> Result<bool, sqlx::Erro
     .await
 }
 
-/// Empties the older table now, whatever its age, and makes it the current one; `false` when the tables are being read
-/// and nothing was changed. Only an administrator may.
+/// Empties the older table now, whatever its age, and makes it the current one. Only an administrator may.
 ///
 /// # Errors
 /// When the database does not answer, or does not let this role.
-pub async fn turn(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+pub async fn turn(connection: &mut PgConnection) -> Result<KeyTurn, sqlx::Error> {
     sqlx::query_scalar(TURN).fetch_one(connection).await
 }
 

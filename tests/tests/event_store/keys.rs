@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use daybook_event_store::{AppenderOptions, Verdict, keys};
+use daybook_event_store::keys::{self, KeyTurn};
+use daybook_event_store::{AppenderOptions, Verdict};
 use daybook_tests::wait;
 use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
@@ -118,17 +119,27 @@ async fn keys_are_kept_for_the_retention_time_at_least_and_forgotten_after_two_t
     let mut log = Log::new().await?;
     let pool = log.database.pool("daybook_command").await?;
     log.append(&[with_key(command("a", None, 1), "first")]).await?;
-    assert!(!keys::tend(&pool, 30).await?, "no time has passed");
+    assert_eq!(keys::tend(&pool, 30).await?, KeyTurn::Early);
     pass(&log, "30 days").await?;
-    assert!(keys::tend(&pool, 30).await?);
+    let mut reader = log.database.superuser().await?.begin().await?;
+    sqlx::query("SELECT FROM event_store.command_1 LIMIT 1")
+        .execute(&mut *reader)
+        .await?;
+    assert_eq!(keys::tend(&pool, 30).await?, KeyTurn::InUse);
+    reader.rollback().await?;
+    assert_eq!(keys::tend(&pool, 30).await?, KeyTurn::Turned);
     assert!(
         is_known(&mut log, "first").await?,
         "it may be no older than a moment"
     );
     log.append(&[with_key(command("b", None, 1), "second")]).await?;
-    assert!(!keys::tend(&pool, 30).await?, "the count begins anew");
+    assert_eq!(
+        keys::tend(&pool, 30).await?,
+        KeyTurn::Early,
+        "the count begins anew"
+    );
     pass(&log, "30 days").await?;
-    assert!(keys::tend(&pool, 30).await?);
+    assert_eq!(keys::tend(&pool, 30).await?, KeyTurn::Turned);
     assert!(!is_known(&mut log, "first").await?);
     assert!(is_known(&mut log, "second").await?);
     Ok(())
@@ -143,17 +154,20 @@ async fn two_who_turn_at_once_turn_once() -> anyhow::Result<()> {
     let superuser = log.database.superuser().await?;
     let mut first = superuser.begin().await?;
     let turn = "SELECT event_store.turn_keys(interval '30 days')";
-    let turned: bool = sqlx::query_scalar(turn).fetch_one(&mut *first).await?;
-    assert!(turned);
+    let turned: KeyTurn = sqlx::query_scalar(turn).fetch_one(&mut *first).await?;
+    assert_eq!(turned, KeyTurn::Turned);
     let pool = superuser.clone();
     let second = tokio::spawn(async move {
-        sqlx::query_scalar::<_, bool>("SELECT set_config('lock_timeout', '50ms', false) IS NOT NULL AND event_store.turn_keys(interval '30 days')")
-            .fetch_one(&pool)
-            .await
+        let turned = sqlx::query_scalar::<_, KeyTurn>(turn);
+        turned.fetch_one(&pool).await
     });
     tokio::task::yield_now().await;
     first.commit().await?;
-    assert!(!second.await??, "whoever came second had nothing to turn");
+    assert_ne!(
+        second.await??,
+        KeyTurn::Turned,
+        "whoever came second had nothing to turn"
+    );
     assert!(is_known(&mut log, "young").await?);
     Ok(())
 }
@@ -167,8 +181,9 @@ async fn a_jump_of_the_clock_and_a_retention_that_is_none_empty_nothing() -> any
     sqlx::query("UPDATE event_store.key_mark SET marked_at = marked_at - interval '10 years'")
         .execute(&superuser)
         .await?;
-    assert!(
-        !keys::tend(&pool, 30).await?,
+    assert_eq!(
+        keys::tend(&pool, 30).await?,
+        KeyTurn::Early,
         "ten years passed without a mark: two hours count"
     );
     assert!(keys::tend(&pool, 0).await.is_err());
@@ -244,7 +259,7 @@ async fn tables_take_turns_under_load_and_no_key_since_the_turn_before_is_lost()
     let mut turned_at = Vec::new();
     wait::until("the tables take turns under load", async || {
         pass(&log, "30 days").await?;
-        if keys::tend(&pool, 30).await? {
+        if keys::tend(&pool, 30).await? == KeyTurn::Turned {
             turned_at.push(Instant::now());
         }
         Ok((turned_at.len() == TURNS).then_some(()))
