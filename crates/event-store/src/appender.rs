@@ -105,8 +105,20 @@ impl AppenderMetrics {
     }
 }
 
-/// Called with what became of a command; dropped when the appender stops first. It must not block.
-pub type Answer = Box<dyn FnOnce(Result<Verdict, Unanswered>) + Send>;
+/// Told what becomes of a command; dropped when the appender stops first. It must not block.
+pub trait Answer: Send {
+    /// The command's key is known: nothing was written for it now. Its receipt is read next, which may take a while.
+    fn key_is_known(&mut self) {}
+
+    /// What became of it.
+    fn answer(self: Box<Self>, verdict: Result<Verdict, Unanswered>);
+}
+
+impl<F: FnOnce(Result<Verdict, Unanswered>) + Send> Answer for F {
+    fn answer(self: Box<Self>, verdict: Result<Verdict, Unanswered>) {
+        self(verdict);
+    }
+}
 
 /// Hands commands to the appending task; cheap to clone.
 #[derive(Clone)]
@@ -303,8 +315,8 @@ impl Appender {
     }
 
     /// Submits an admitted command behind all of its tenant that were submitted before, without waiting. `answer` is
-    /// called with what became of it.
-    pub fn submit(&self, command: NewCommand, answer: Answer) {
+    /// told what became of it.
+    pub fn submit(&self, command: NewCommand, answer: Box<dyn Answer>) {
         self.shared.queue().push(Pending { command, answer });
         self.shared.arrived.notify_one();
     }
@@ -470,14 +482,14 @@ fn divide(commands: &[NewCommand]) -> usize {
     }
 }
 
-fn pending(commands: Vec<NewCommand>, answers: Vec<Answer>) -> Vec<Pending> {
+fn pending(commands: Vec<NewCommand>, answers: Vec<Box<dyn Answer>>) -> Vec<Pending> {
     let both = commands.into_iter().zip(answers);
     both.map(|(command, answer)| Pending { command, answer })
         .collect()
 }
 
-fn refuse(answers: Vec<Answer>, reason: &Unanswered) {
+fn refuse(answers: Vec<Box<dyn Answer>>, reason: &Unanswered) {
     for answer in answers {
-        answer(Err(reason.clone()));
+        answer.answer(Err(reason.clone()));
     }
 }
