@@ -426,20 +426,25 @@ impl<L: Log> Task<L> {
         }
     }
 
-    /// Sends a batch until the database answers.
+    /// Sends a batch until the database has judged it.
     async fn append_with_retries(&self, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
         let mut backoff = Backoff::new(self.shared.options.retry_for);
         loop {
             let error = match self.log.append(self.shared.partition, commands).await {
-                Err(error @ AppendError::Unknown(_)) => error,
-                answered => return answered,
+                Err(error @ (AppendError::Locked(_) | AppendError::Unknown(_))) => error,
+                judged => return judged,
             };
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 batch.commands = commands.len(),
-                "the database did not answer an append",
+                "the database did not judge an append",
             );
-            if !backoff.pause(&self.shared.metrics).await {
+            let goes_on = match error {
+                // It has waited already.
+                AppendError::Locked(_) => backoff.has_time(),
+                _ => backoff.pause(&self.shared.metrics.retries).await,
+            };
+            if !goes_on {
                 return Err(error);
             }
         }
@@ -461,12 +466,17 @@ impl Backoff {
         }
     }
 
-    /// Waits before the next attempt; `false` at once when there is no time for one.
-    pub(crate) async fn pause(&mut self, metrics: &AppenderMetrics) -> bool {
-        if Instant::now() + self.pause >= self.deadline {
+    /// Whether there is time for another attempt.
+    fn has_time(&self) -> bool {
+        Instant::now() + self.pause < self.deadline
+    }
+
+    /// Waits before the next attempt, which it counts; `false` at once when there is no time for one.
+    pub(crate) async fn pause(&mut self, attempts: &AtomicU64) -> bool {
+        if !self.has_time() {
             return false;
         }
-        AppenderMetrics::count(&metrics.retries, 1);
+        AppenderMetrics::count(attempts, 1);
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(RETRY_BACKOFF_MAX);
         true
