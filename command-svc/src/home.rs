@@ -11,6 +11,7 @@ mod exchanges;
 mod message;
 mod peers;
 mod seal;
+mod shares;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,13 +37,15 @@ use self::exchanges::{Exchanges, Noted};
 use self::message::{Announcement, ForwardedAnswer, ForwardedCommand};
 use self::peers::{PATIENCE, Peers};
 use self::seal::{Kind, Opened, Seal};
+use self::shares::Shares;
 use crate::handler::{Answer, Caller};
 use crate::mailbox::Stream;
 
 /// How often a replica announces itself.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
-/// Commands that may wait for their homes at once. What comes above that is handled here.
+/// Commands that may wait for their homes at once; a tenant may have half of what all others leave free. What comes above
+/// that is handled here.
 const FORWARDED_MAX: usize = 1_024;
 
 /// Commands of other replicas that are handled here at once. What comes above that goes back.
@@ -105,7 +108,7 @@ pub(crate) struct Homes {
     bus: Bus,
     seal: Seal,
     peers: Mutex<Peers>,
-    forwarding: Semaphore,
+    forwarding: Shares,
     handling: Arc<Semaphore>,
     exchanges: Mutex<Exchanges>,
     metrics: Arc<HomeMetrics>,
@@ -128,7 +131,7 @@ impl Homes {
             bus,
             seal: Seal::new(own, keys, &message::contract()),
             peers: Mutex::new(Peers::new(own)),
-            forwarding: Semaphore::new(FORWARDED_MAX),
+            forwarding: Shares::new(FORWARDED_MAX),
             handling: Arc::new(Semaphore::new(HANDLED_MAX)),
             exchanges: Mutex::default(),
             metrics,
@@ -159,7 +162,7 @@ impl Homes {
     }
 
     async fn ask(&self, home: Uuid, request: Request<'_>, caller: &Caller) -> Forwarded {
-        let Ok(_permit) = self.forwarding.try_acquire() else {
+        let Some(_place) = self.forwarding.take(caller.principal.tenant_id) else {
             return Forwarded::NotHandled;
         };
         let Some(silent) = self.peers().asked(home, Instant::now()) else {
