@@ -66,8 +66,8 @@ pub enum Unanswered {
     /// The database did not answer: the command may have been committed or not. The same key finds out.
     #[error("the outcome of the command is unknown")]
     Unknown(#[source] Arc<AppendError>),
-    /// The process is stopping; nothing was written.
-    #[error("the appender has stopped")]
+    /// The appender stopped before it answered: the command may have been committed or not. The same key finds out.
+    #[error("the appender stopped before it answered")]
     Stopped,
 }
 
