@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use self::exchanges::{Exchanges, Noted};
 use self::message::{Announcement, ForwardedAnswer, ForwardedCommand};
-use self::peers::{PATIENCE, Peers};
+use self::peers::{PATIENCE, Peers, Waiter};
 use self::seal::{Kind, Opened, Seal};
 use self::shares::Shares;
 use crate::handler::{Answer, Caller};
@@ -165,7 +165,7 @@ impl Homes {
         let Some(_place) = self.forwarding.take(caller.principal.tenant_id) else {
             return Forwarded::NotHandled;
         };
-        let Some(silent) = self.peers().asked(home, Instant::now()) else {
+        let Some(waiter) = Waiter::new(&self.peers, home, Instant::now()) else {
             return Forwarded::NotHandled;
         };
         let patience = deadline().map_or(PATIENCE, |deadline| PATIENCE.min((deadline - Instant::now()) / 2));
@@ -176,7 +176,7 @@ impl Homes {
             .seal(Kind::Command, home, exchange, &command, OffsetDateTime::now_utc());
         let answer = tokio::select! {
             answer = replica::request(&self.bus, home, message, patience) => answer,
-            () = silent.cancelled() => Err(RequestError::NoAnswer),
+            () = waiter.silent.cancelled() => Err(RequestError::NoAnswer),
         };
         let answer = match answer {
             Ok(answer) => self
@@ -315,7 +315,7 @@ impl Homes {
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        peers::lock(&self.peers)
     }
 }
 
