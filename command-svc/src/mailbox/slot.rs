@@ -219,16 +219,26 @@ impl<A: Aggregate> Mailbox<A> {
 
     fn start_load(self: &Arc<Self>, slot: &mut Slot<A>) {
         slot.state = State::Loading;
-        self.metrics.loads.fetch_add(1, Ordering::Relaxed);
-        let (mailbox, base) = (Arc::clone(self), slot.bases.confirmed());
+        let mailbox = Arc::clone(self);
         tokio::spawn(async move {
-            let (tenant_id, stream_id) = mailbox.stream.clone();
-            let partition = &mailbox.partition;
-            let log = Arc::clone(&partition.streams);
-            let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
-            let loaded = partition.loads.load(tenant_id, load).await;
+            let mut loaded = mailbox.load().await;
+            // One connection that fails must not fail everybody who waits.
+            if let Err(LoadError::Read(_)) = loaded
+                && mailbox.slot().is_waited_for()
+            {
+                loaded = mailbox.load().await;
+            }
             mailbox.loaded(loaded);
         });
+    }
+
+    async fn load(&self) -> Result<Cached<A>, LoadError> {
+        let base = self.slot().bases.confirmed();
+        self.metrics.loads.fetch_add(1, Ordering::Relaxed);
+        let ((tenant_id, stream_id), partition) = (self.stream.clone(), &self.partition);
+        let log = Arc::clone(&partition.streams);
+        let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
+        partition.loads.load(tenant_id, load).await
     }
 
     fn loaded(self: &Arc<Self>, loaded: Result<Cached<A>, LoadError>) {
@@ -480,6 +490,12 @@ impl<A: Aggregate> Slot<A> {
     /// The next command to be decided.
     fn next(&mut self) -> Option<Pending<A>> {
         self.retries.pop_front().or_else(|| self.waiting.pop_front())
+    }
+
+    /// Whether the caller of a command that is to be decided still waits.
+    fn is_waited_for(&self) -> bool {
+        let mut commands = self.retries.iter().chain(&self.waiting);
+        commands.any(|command| !command.reply.is_closed())
     }
 
     /// Commands that were sent with the same key while the first was under way: with the same content they get its

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use daybook_command_svc::mailbox::{Envelope, LoadShares, MailboxMetrics, Mailboxes, ReadStream};
+use daybook_command_svc::mailbox::{
+    Envelope, HandleError, LoadShares, MailboxMetrics, Mailboxes, ReadStream,
+};
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::OrderId;
 use daybook_domain::order::{Command, NewLine, State};
@@ -17,7 +19,7 @@ use daybook_event_store::{
 use daybook_simulation::meaning;
 use daybook_simulation::model::{JudgedBy, Model};
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, join};
+use futures::future::{BoxFuture, join, join_all};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -34,6 +36,8 @@ struct Inner {
     model: Mutex<Model>,
     /// How many of the next reads of receipts fail.
     receipts: AtomicU32,
+    /// How many of the next reads of streams fail.
+    streams: AtomicU32,
 }
 
 impl Failing {
@@ -41,6 +45,7 @@ impl Failing {
         Self(Arc::new(Inner {
             model: Mutex::new(Model::new(JudgedBy::EventId)),
             receipts: AtomicU32::new(0),
+            streams: AtomicU32::new(0),
         }))
     }
 
@@ -96,10 +101,15 @@ impl ReadStream for Failing {
         versions: RangeInclusive<u64>,
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<RecordedEvent>, Box<dyn Error + Send + Sync>>> {
-        let page = self
-            .model()
-            .page(tenant_id, stream_id, *versions.start(), limit as usize);
-        async move { Ok(page) }.boxed()
+        async move {
+            if fails(&self.0.streams) {
+                tokio::time::sleep(FAILS_AFTER).await;
+                return Err("the read failed".into());
+            }
+            let (from, limit) = (*versions.start(), limit as usize);
+            Ok(self.model().page(tenant_id, stream_id, from, limit))
+        }
+        .boxed()
     }
 }
 
@@ -176,5 +186,38 @@ async fn an_aggregate_goes_on_while_a_receipt_cannot_be_read() -> anyhow::Result
     log.0.receipts.store(0, Ordering::Relaxed);
     let again = one.handle(send("add", add(2))).await?;
     assert!(again.is_replay && again.receipt.stream_version == 2);
+    meaning::log(&log.model().events)
+}
+
+/// A load belongs to the mailbox: all callers wait for the same one.
+#[tokio::test(start_paused = true)]
+async fn a_load_that_fails_once_fails_nobody_who_still_waits() -> anyhow::Result<()> {
+    let log = Failing::new();
+    log.process().handle(send("place", place())).await?;
+
+    log.0.streams.store(1, Ordering::Relaxed);
+    let process = log.process();
+    let commands = (1..=64).map(|number| process.handle(send(&format!("add-{number}"), add(number))));
+    for answer in join_all(commands).await {
+        answer?;
+    }
+    assert_eq!(log.model().events.len(), 65);
+
+    // Nobody waits for the second read by then.
+    log.0.streams.store(2, Ordering::Relaxed);
+    let process = log.process();
+    let gone = timeout(FAILS_AFTER / 2, process.handle(send("gone", add(1)))).await;
+    tokio::time::sleep(FAILS_AFTER).await;
+    assert!(gone.is_err());
+    assert_eq!(
+        log.0.streams.load(Ordering::Relaxed),
+        1,
+        "it was read again for nobody"
+    );
+
+    // A second failure in a row is told.
+    log.0.streams.store(2, Ordering::Relaxed);
+    let told = process.handle(send("told", add(1))).await;
+    assert!(matches!(told, Err(HandleError::Load(_))), "{told:?}");
     meaning::log(&log.model().events)
 }
