@@ -212,7 +212,7 @@ async fn answer_known<L: Log>(
                     receipts = keys.len(),
                     "the database did not give receipts",
                 );
-                if !backoff.pause(&metrics.retries).await {
+                if !backoff.pause(&metrics.receipt_retries).await {
                     break (HashMap::new(), error);
                 }
             }

@@ -95,8 +95,10 @@ pub struct AppenderMetrics {
     pub conflicts: AtomicU64,
     /// Commands whose key was known.
     pub replays: AtomicU64,
-    /// Batches that had to be sent again, and receipts that had to be read again, because the database did not answer.
+    /// Batches that had to be sent again because the database did not answer.
     pub retries: AtomicU64,
+    /// Reads of receipts that had to be made again because the database did not answer.
+    pub receipt_retries: AtomicU64,
 }
 
 impl AppenderMetrics {
