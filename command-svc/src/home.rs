@@ -360,3 +360,29 @@ async fn handle(handlers: &[Arc<dyn HandleForwarded>], command: ForwardedCommand
         .scope(handled.instrument(span))
         .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: SecretKey = SecretKey::new(*b"0123456789abcdef0123456789abcdef");
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_stops_ends_once_it_has_handled_what_was_forwarded_to_it() {
+        let bus = Bus::connect("nats://127.0.0.1:1").await.expect("an address");
+        let homes = Arc::new(Homes::new(bus, &[KEY], Arc::default()));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let handled = Arc::clone(&homes.handling).try_acquire_owned();
+        let mut stopping = tokio::spawn(Arc::clone(&homes).run(Vec::new(), stop.clone()));
+        let half = timeout(PATIENCE / 2, &mut stopping).await;
+        assert!(half.is_err(), "a command is being handled");
+        drop(handled);
+        let ended = timeout(Duration::from_millis(1), stopping).await;
+        assert!(ended.is_ok_and(|ended| ended.is_ok()));
+
+        let _handled = Arc::clone(&homes.handling).try_acquire_owned();
+        let ended = timeout(2 * PATIENCE, homes.run(Vec::new(), stop)).await;
+        assert!(ended.is_ok(), "nobody waits for it any longer");
+    }
+}
