@@ -272,14 +272,13 @@ fn says_that_nothing_is_recorded(error: &HandleError) -> bool {
         HandleError::NotFound
         | HandleError::NoPartition
         | HandleError::NotAdmitted(_)
-        | HandleError::Contended
-        | HandleError::Unanswered(Unanswered::Stopped) => true,
+        | HandleError::Contended => true,
         // Versions grow: one that is not there yet may come, and the command with it.
         HandleError::VersionConflict { expected, actual } => actual < expected,
         HandleError::KeyReused
         | HandleError::Load(_)
         | HandleError::Panicked(_)
-        | HandleError::Unanswered(Unanswered::Refused(_) | Unanswered::Unknown(_)) => false,
+        | HandleError::Unanswered(_) => false,
     }
 }
 
@@ -367,7 +366,7 @@ fn unanswered(error: Unanswered) -> ApiError {
     match error {
         Unanswered::Refused(error) => ApiError::internal(error),
         Unanswered::Unknown(error) => ApiError::dependency_unavailable("postgres", error),
-        Unanswered::Stopped => ApiError::shutting_down(),
+        Unanswered::Stopped => ApiError::dependency_unavailable("appender", error),
     }
 }
 
@@ -435,6 +434,14 @@ mod tests {
         assert!(!says_that_nothing_is_recorded(&conflict(5, 6)));
         let of_home: Status = api_error(conflict(6, 5), "order", "ord_1").into();
         assert!(is_of_the_moment(&of_home));
+    }
+
+    #[test]
+    fn nobody_is_told_that_a_command_is_not_recorded_whose_answer_got_lost() {
+        let lost = HandleError::Unanswered(Unanswered::Stopped);
+        assert!(!says_that_nothing_is_recorded(&lost));
+        let told = api_error(lost, "order", "ord_1");
+        assert_eq!(*told.code(), daybook_service::error::Code::DependencyUnavailable);
     }
 
     #[test]

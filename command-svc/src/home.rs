@@ -11,6 +11,7 @@ mod exchanges;
 mod message;
 mod peers;
 mod seal;
+mod shares;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,15 +35,17 @@ use uuid::Uuid;
 
 use self::exchanges::{Exchanges, Noted};
 use self::message::{Announcement, ForwardedAnswer, ForwardedCommand};
-use self::peers::{PATIENCE, Peers};
+use self::peers::{PATIENCE, Peers, Waiter};
 use self::seal::{Kind, Opened, Seal};
+use self::shares::Shares;
 use crate::handler::{Answer, Caller};
 use crate::mailbox::Stream;
 
 /// How often a replica announces itself.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
-/// Commands that may wait for their homes at once. What comes above that is handled here.
+/// Commands that may wait for their homes at once; a tenant may have half of what all others leave free. What comes above
+/// that is handled here.
 const FORWARDED_MAX: usize = 1_024;
 
 /// Commands of other replicas that are handled here at once. What comes above that goes back.
@@ -105,7 +108,7 @@ pub(crate) struct Homes {
     bus: Bus,
     seal: Seal,
     peers: Mutex<Peers>,
-    forwarding: Semaphore,
+    forwarding: Shares,
     handling: Arc<Semaphore>,
     exchanges: Mutex<Exchanges>,
     metrics: Arc<HomeMetrics>,
@@ -128,7 +131,7 @@ impl Homes {
             bus,
             seal: Seal::new(own, keys, &message::contract()),
             peers: Mutex::new(Peers::new(own)),
-            forwarding: Semaphore::new(FORWARDED_MAX),
+            forwarding: Shares::new(FORWARDED_MAX),
             handling: Arc::new(Semaphore::new(HANDLED_MAX)),
             exchanges: Mutex::default(),
             metrics,
@@ -159,10 +162,10 @@ impl Homes {
     }
 
     async fn ask(&self, home: Uuid, request: Request<'_>, caller: &Caller) -> Forwarded {
-        let Ok(_permit) = self.forwarding.try_acquire() else {
+        let Some(_place) = self.forwarding.take(caller.principal.tenant_id) else {
             return Forwarded::NotHandled;
         };
-        let Some(silent) = self.peers().asked(home, Instant::now()) else {
+        let Some(waiter) = Waiter::new(&self.peers, home, Instant::now()) else {
             return Forwarded::NotHandled;
         };
         let patience = deadline().map_or(PATIENCE, |deadline| PATIENCE.min((deadline - Instant::now()) / 2));
@@ -173,7 +176,7 @@ impl Homes {
             .seal(Kind::Command, home, exchange, &command, OffsetDateTime::now_utc());
         let answer = tokio::select! {
             answer = replica::request(&self.bus, home, message, patience) => answer,
-            () = silent.cancelled() => Err(RequestError::NoAnswer),
+            () = waiter.silent.cancelled() => Err(RequestError::NoAnswer),
         };
         let answer = match answer {
             Ok(answer) => self
@@ -312,7 +315,7 @@ impl Homes {
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        peers::lock(&self.peers)
     }
 }
 
@@ -356,4 +359,30 @@ async fn handle(handlers: &[Arc<dyn HandleForwarded>], command: ForwardedCommand
     Context::from_headers(&headers)
         .scope(handled.instrument(span))
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: SecretKey = SecretKey::new(*b"0123456789abcdef0123456789abcdef");
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_stops_ends_once_it_has_handled_what_was_forwarded_to_it() {
+        let bus = Bus::connect("nats://127.0.0.1:1").await.expect("an address");
+        let homes = Arc::new(Homes::new(bus, &[KEY], Arc::default()));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let handled = Arc::clone(&homes.handling).try_acquire_owned();
+        let mut stopping = tokio::spawn(Arc::clone(&homes).run(Vec::new(), stop.clone()));
+        let half = timeout(PATIENCE / 2, &mut stopping).await;
+        assert!(half.is_err(), "a command is being handled");
+        drop(handled);
+        let ended = timeout(Duration::from_millis(1), stopping).await;
+        assert!(ended.is_ok_and(|ended| ended.is_ok()));
+
+        let _handled = Arc::clone(&homes.handling).try_acquire_owned();
+        let ended = timeout(2 * PATIENCE, homes.run(Vec::new(), stop)).await;
+        assert!(ended.is_ok(), "nobody waits for it any longer");
+    }
 }

@@ -43,8 +43,13 @@ pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) 
     );
     counter(
         "append_retries",
-        "Batches sent again, and receipts read again, because the database did not answer",
+        "Batches sent again because the database did not answer",
         |one| &one.retries,
+    );
+    counter(
+        "append_receipt_retries",
+        "Receipts read again because the database did not answer",
+        |one| &one.receipt_retries,
     );
     let free = move || appenders.iter().map(|one| one.free() as u64).min().unwrap_or(0);
     let help = "Commands that may still be admitted before one is refused";

@@ -1,6 +1,7 @@
 //! Which replicas live, and which of them is an aggregate's home.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -29,7 +30,9 @@ pub(super) struct Peers {
 struct Peer {
     heard_at: Instant,
     left_alone_until: Option<Instant>,
-    /// When it was asked first after its last answer.
+    /// How many wait for its answers.
+    waiting: usize,
+    /// Since when somebody has waited, and it has answered nobody.
     asked_at: Option<Instant>,
     /// Cancelled when it is found silent, so that nobody waits for it any longer.
     silent: CancellationToken,
@@ -65,6 +68,7 @@ impl Peers {
             let peer = Peer {
                 heard_at: now,
                 left_alone_until: None,
+                waiting: 0,
                 asked_at: None,
                 silent: CancellationToken::new(),
             };
@@ -86,14 +90,25 @@ impl Peers {
 
     /// Notes that a replica is asked; the token is cancelled when nobody should wait for it any longer. `None` when it is
     /// not known.
-    pub(super) fn asked(&mut self, id: Uuid, now: Instant) -> Option<CancellationToken> {
+    fn asked(&mut self, id: Uuid, now: Instant) -> Option<CancellationToken> {
         let peer = self.by_id.get_mut(&id)?;
+        peer.waiting += 1;
         peer.asked_at.get_or_insert(now);
         // One that was left alone is asked by one caller first.
         if let Some(until) = &mut peer.left_alone_until {
             *until = now + PATIENCE;
         }
         Some(peer.silent.clone())
+    }
+
+    /// Notes that somebody who asked a replica waits no longer, for whatever reason.
+    fn waits_no_longer(&mut self, id: Uuid) {
+        if let Some(peer) = self.by_id.get_mut(&id) {
+            peer.waiting = peer.waiting.saturating_sub(1);
+            if peer.waiting == 0 {
+                peer.asked_at = None;
+            }
+        }
     }
 
     /// Notes that a replica answered.
@@ -128,6 +143,32 @@ impl Peers {
         let home = ids.max_by_key(|id| (weight(tenant_id, stream_id, *id), *id));
         home.expect("oneself is among them")
     }
+}
+
+/// Somebody who waits for a replica's answer, until this is dropped.
+pub(super) struct Waiter<'a> {
+    peers: &'a Mutex<Peers>,
+    id: Uuid,
+    /// Cancelled when nobody should wait for it any longer.
+    pub(super) silent: CancellationToken,
+}
+
+impl<'a> Waiter<'a> {
+    /// Somebody who asks a replica now; `None` when it is not known.
+    pub(super) fn new(peers: &'a Mutex<Peers>, id: Uuid, now: Instant) -> Option<Self> {
+        let silent = lock(peers).asked(id, now)?;
+        Some(Self { peers, id, silent })
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        lock(self.peers).waits_no_longer(self.id);
+    }
+}
+
+pub(super) fn lock(peers: &Mutex<Peers>) -> MutexGuard<'_, Peers> {
+    peers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How much a replica is the home of an aggregate (rendezvous hashing: Thaler and Ravishankar, 1998).
@@ -260,6 +301,24 @@ mod tests {
             "another one was answered meanwhile"
         );
         assert!(peers.did_not_answer(id(2), now + Duration::from_millis(950) + PATIENCE));
+    }
+
+    #[test]
+    fn a_caller_who_went_away_says_nothing_about_a_replica() {
+        let start = Instant::now();
+        let peers = Mutex::new(replica(1, &[2], start));
+        let ask = |after| Waiter::new(&peers, id(2), start + after).expect("it is known");
+        let (goes_away, stays) = (ask(Duration::ZERO), ask(PATIENCE / 4));
+        drop(goes_away);
+        assert!(
+            lock(&peers).did_not_answer(id(2), start + PATIENCE),
+            "somebody waited all the time"
+        );
+        drop(stays);
+        drop(ask(PATIENCE));
+        let hurried = ask(3 * PATIENCE);
+        assert!(!lock(&peers).did_not_answer(id(2), start + 3 * PATIENCE + PATIENCE / 4));
+        drop(hurried);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use daybook_domain::aggregate::Aggregate;
-use daybook_event_store::{Intent, NewCommand, Newest, Permit, Receipt, Unanswered, Verdict};
+use daybook_event_store::{Answer, Intent, NewCommand, Newest, Permit, Receipt, Unanswered, Verdict};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -93,10 +93,27 @@ enum Submitted {
 
 /// A command that is on its way into the log.
 struct InFlight<A: Aggregate> {
+    mailbox: Arc<Mailbox<A>>,
     command: Pending<A>,
     submitted: Submitted,
     /// Of the state that it was decided on.
     state_number: u64,
+    /// Whether the log has judged it: what is left is to read its receipt, and nobody waits for that.
+    is_judged: bool,
+}
+
+impl<A: Aggregate> Answer for InFlight<A> {
+    fn key_is_known(&mut self) {
+        if let Submitted::Decision { .. } = self.submitted {
+            self.is_judged = true;
+            self.mailbox.decision_is_known();
+        }
+    }
+
+    fn answer(self: Box<Self>, verdict: Result<Verdict, Unanswered>) {
+        let mailbox = Arc::clone(&self.mailbox);
+        mailbox.answered(*self, verdict);
+    }
 }
 
 struct Slot<A: Aggregate> {
@@ -110,7 +127,7 @@ struct Slot<A: Aggregate> {
     waiting: VecDeque<Pending<A>>,
     /// The keys under way, each with the commands that were sent with it once more and wait for the first.
     keys: HashMap<Arc<str>, VecDeque<Pending<A>>>,
-    /// Decisions that have no verdict yet.
+    /// Decisions that the log has not judged yet.
     in_flight: usize,
     mode: Mode,
     ask_first_until: Option<Instant>,
@@ -202,16 +219,26 @@ impl<A: Aggregate> Mailbox<A> {
 
     fn start_load(self: &Arc<Self>, slot: &mut Slot<A>) {
         slot.state = State::Loading;
-        self.metrics.loads.fetch_add(1, Ordering::Relaxed);
-        let (mailbox, base) = (Arc::clone(self), slot.bases.confirmed());
+        let mailbox = Arc::clone(self);
         tokio::spawn(async move {
-            let (tenant_id, stream_id) = mailbox.stream.clone();
-            let partition = &mailbox.partition;
-            let log = Arc::clone(&partition.streams);
-            let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
-            let loaded = partition.loads.load(tenant_id, load).await;
+            let mut loaded = mailbox.load().await;
+            // One connection that fails must not fail everybody who waits.
+            if let Err(LoadError::Read(_)) = loaded
+                && mailbox.slot().is_waited_for()
+            {
+                loaded = mailbox.load().await;
+            }
             mailbox.loaded(loaded);
         });
+    }
+
+    async fn load(&self) -> Result<Cached<A>, LoadError> {
+        let base = self.slot().bases.confirmed();
+        self.metrics.loads.fetch_add(1, Ordering::Relaxed);
+        let ((tenant_id, stream_id), partition) = (self.stream.clone(), &self.partition);
+        let log = Arc::clone(&partition.streams);
+        let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
+        partition.loads.load(tenant_id, load).await
     }
 
     fn loaded(self: &Arc<Self>, loaded: Result<Cached<A>, LoadError>) {
@@ -289,13 +316,21 @@ impl<A: Aggregate> Mailbox<A> {
             intent,
         };
         let in_flight = InFlight {
+            mailbox: Arc::clone(self),
             command,
             submitted,
             state_number: slot.state_number,
+            is_judged: false,
         };
-        let mailbox = Arc::clone(self);
-        let answer = move |verdict| mailbox.answered(in_flight, verdict);
-        self.partition.appender.submit(new, Box::new(answer));
+        self.partition.appender.submit(new, Box::new(in_flight));
+    }
+
+    /// Goes on without the receipt of a decision whose key was known: it may take seconds to read. Its events may not be
+    /// recorded; then what is decided on them is not either.
+    fn decision_is_known(self: &Arc<Self>) {
+        let mut slot = self.slot();
+        slot.in_flight -= 1;
+        self.drive(&mut slot);
     }
 
     /// Takes in what became of a command, and goes on.
@@ -303,7 +338,7 @@ impl<A: Aggregate> Mailbox<A> {
         let mut slot = self.slot();
         match in_flight.submitted {
             Submitted::Decision { has_events } => {
-                slot.in_flight -= 1;
+                slot.in_flight -= usize::from(!in_flight.is_judged);
                 self.decision_answered(&mut slot, in_flight, has_events, verdict);
             }
             Submitted::Question(question) => {
@@ -455,6 +490,12 @@ impl<A: Aggregate> Slot<A> {
     /// The next command to be decided.
     fn next(&mut self) -> Option<Pending<A>> {
         self.retries.pop_front().or_else(|| self.waiting.pop_front())
+    }
+
+    /// Whether the caller of a command that is to be decided still waits.
+    fn is_waited_for(&self) -> bool {
+        let mut commands = self.retries.iter().chain(&self.waiting);
+        commands.any(|command| !command.reply.is_closed())
     }
 
     /// Commands that were sent with the same key while the first was under way: with the same content they get its

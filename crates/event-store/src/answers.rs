@@ -16,7 +16,7 @@ use crate::log::{Log, Remembered};
 /// A batch and what the log says of it.
 pub(crate) struct Judged {
     pub(crate) commands: Vec<NewCommand>,
-    pub(crate) answers: Vec<Answer>,
+    pub(crate) answers: Vec<Box<dyn Answer>>,
     pub(crate) judgement: Judgement,
     /// When the database had answered.
     pub(crate) at: Instant,
@@ -101,7 +101,10 @@ impl<L: Log> Answers<L> {
         AppenderMetrics::count(&self.metrics.events, events.len());
         self.publish(&judgement, events, at);
         for (answer, verdict) in verdicts {
-            answer(Ok(verdict));
+            answer.answer(Ok(verdict));
+        }
+        for (_, answer) in &mut known {
+            answer.key_is_known();
         }
         if !known.is_empty() {
             AppenderMetrics::count(&self.metrics.replays, known.len());
@@ -192,7 +195,7 @@ async fn answer_known<L: Log>(
     log: &L,
     partition: i32,
     generation: Uuid,
-    known: Vec<(NewCommand, Answer)>,
+    known: Vec<(NewCommand, Box<dyn Answer>)>,
     mut backoff: Backoff,
     metrics: &AppenderMetrics,
 ) {
@@ -209,7 +212,7 @@ async fn answer_known<L: Log>(
                     receipts = keys.len(),
                     "the database did not give receipts",
                 );
-                if !backoff.pause(metrics).await {
+                if !backoff.pause(&metrics.receipt_retries).await {
                     break (HashMap::new(), error);
                 }
             }
@@ -217,7 +220,7 @@ async fn answer_known<L: Log>(
     };
     let error = Arc::new(error);
     for (index, (command, answer)) in known.into_iter().enumerate() {
-        answer(match remembered.remove(&index) {
+        answer.answer(match remembered.remove(&index) {
             Some(remembered) => Ok(verdict_of_known(&command, remembered)),
             None => Err(Unanswered::Unknown(Arc::clone(&error))),
         });

@@ -25,6 +25,9 @@ pub enum AppendError {
     /// Postgres cannot store some of this data; nothing was written.
     #[error("the database cannot store the batch")]
     Refused(#[source] sqlx::Error),
+    /// The partition's lock was not free in time; nothing was written.
+    #[error("the partition is locked")]
+    Locked(#[source] sqlx::Error),
     /// The outcome is unknown: the answer was lost, took too long, or never came.
     #[error("the database did not answer the append")]
     Unknown(#[source] sqlx::Error),
@@ -40,6 +43,9 @@ pub enum AppendError {
 /// `raise_exception` (the batch does not fit together).
 const CONTRADICTIONS: [&str; 2] = ["23505", "P0001"];
 
+/// SQLSTATE `lock_not_available`.
+const LOCKED: &str = "55P03";
+
 /// SQLSTATE classes that speak of the data: data exceptions, integrity constraints, limits of the program (a row that is
 /// too long for an index).
 const DATA_CLASSES: [&str; 3] = ["22", "23", "54"];
@@ -49,6 +55,7 @@ impl From<sqlx::Error> for AppendError {
         let code = error.as_database_error().and_then(|error| error.code());
         match code.as_deref() {
             Some(code) if CONTRADICTIONS.contains(&code) => Self::Contradiction(error),
+            Some(LOCKED) => Self::Locked(error),
             Some(code) if DATA_CLASSES.iter().any(|class| code.starts_with(class)) => Self::Refused(error),
             _ => Self::Unknown(error),
         }

@@ -66,8 +66,8 @@ pub enum Unanswered {
     /// The database did not answer: the command may have been committed or not. The same key finds out.
     #[error("the outcome of the command is unknown")]
     Unknown(#[source] Arc<AppendError>),
-    /// The process is stopping; nothing was written.
-    #[error("the appender has stopped")]
+    /// The appender stopped before it answered: the command may have been committed or not. The same key finds out.
+    #[error("the appender stopped before it answered")]
     Stopped,
 }
 
@@ -95,8 +95,10 @@ pub struct AppenderMetrics {
     pub conflicts: AtomicU64,
     /// Commands whose key was known.
     pub replays: AtomicU64,
-    /// Batches that had to be sent again, and receipts that had to be read again, because the database did not answer.
+    /// Batches that had to be sent again because the database did not answer.
     pub retries: AtomicU64,
+    /// Reads of receipts that had to be made again because the database did not answer.
+    pub receipt_retries: AtomicU64,
 }
 
 impl AppenderMetrics {
@@ -105,8 +107,20 @@ impl AppenderMetrics {
     }
 }
 
-/// Called with what became of a command; dropped when the appender stops first. It must not block.
-pub type Answer = Box<dyn FnOnce(Result<Verdict, Unanswered>) + Send>;
+/// Told what becomes of a command; dropped when the appender stops first. It must not block.
+pub trait Answer: Send {
+    /// The command's key is known: nothing was written for it now. Its receipt is read next, which may take a while.
+    fn key_is_known(&mut self) {}
+
+    /// What became of it.
+    fn answer(self: Box<Self>, verdict: Result<Verdict, Unanswered>);
+}
+
+impl<F: FnOnce(Result<Verdict, Unanswered>) + Send> Answer for F {
+    fn answer(self: Box<Self>, verdict: Result<Verdict, Unanswered>) {
+        self(verdict);
+    }
+}
 
 /// Hands commands to the appending task; cheap to clone.
 #[derive(Clone)]
@@ -303,8 +317,8 @@ impl Appender {
     }
 
     /// Submits an admitted command behind all of its tenant that were submitted before, without waiting. `answer` is
-    /// called with what became of it.
-    pub fn submit(&self, command: NewCommand, answer: Answer) {
+    /// told what became of it.
+    pub fn submit(&self, command: NewCommand, answer: Box<dyn Answer>) {
         self.shared.queue().push(Pending { command, answer });
         self.shared.arrived.notify_one();
     }
@@ -414,20 +428,25 @@ impl<L: Log> Task<L> {
         }
     }
 
-    /// Sends a batch until the database answers.
+    /// Sends a batch until the database has judged it.
     async fn append_with_retries(&self, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
         let mut backoff = Backoff::new(self.shared.options.retry_for);
         loop {
             let error = match self.log.append(self.shared.partition, commands).await {
-                Err(error @ AppendError::Unknown(_)) => error,
-                answered => return answered,
+                Err(error @ (AppendError::Locked(_) | AppendError::Unknown(_))) => error,
+                judged => return judged,
             };
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 batch.commands = commands.len(),
-                "the database did not answer an append",
+                "the database did not judge an append",
             );
-            if !backoff.pause(&self.shared.metrics).await {
+            let goes_on = match error {
+                // It has waited already.
+                AppendError::Locked(_) => backoff.has_time(),
+                _ => backoff.pause(&self.shared.metrics.retries).await,
+            };
+            if !goes_on {
                 return Err(error);
             }
         }
@@ -449,12 +468,17 @@ impl Backoff {
         }
     }
 
-    /// Waits before the next attempt; `false` at once when there is no time for one.
-    pub(crate) async fn pause(&mut self, metrics: &AppenderMetrics) -> bool {
-        if Instant::now() + self.pause >= self.deadline {
+    /// Whether there is time for another attempt.
+    fn has_time(&self) -> bool {
+        Instant::now() + self.pause < self.deadline
+    }
+
+    /// Waits before the next attempt, which it counts; `false` at once when there is no time for one.
+    pub(crate) async fn pause(&mut self, attempts: &AtomicU64) -> bool {
+        if !self.has_time() {
             return false;
         }
-        AppenderMetrics::count(&metrics.retries, 1);
+        AppenderMetrics::count(attempts, 1);
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(RETRY_BACKOFF_MAX);
         true
@@ -470,14 +494,14 @@ fn divide(commands: &[NewCommand]) -> usize {
     }
 }
 
-fn pending(commands: Vec<NewCommand>, answers: Vec<Answer>) -> Vec<Pending> {
+fn pending(commands: Vec<NewCommand>, answers: Vec<Box<dyn Answer>>) -> Vec<Pending> {
     let both = commands.into_iter().zip(answers);
     both.map(|(command, answer)| Pending { command, answer })
         .collect()
 }
 
-fn refuse(answers: Vec<Answer>, reason: &Unanswered) {
+fn refuse(answers: Vec<Box<dyn Answer>>, reason: &Unanswered) {
     for answer in answers {
-        answer(Err(reason.clone()));
+        answer.answer(Err(reason.clone()));
     }
 }

@@ -51,6 +51,11 @@ pub struct Remembered {
 /// How long one attempt to append may take. A batch takes milliseconds; a checkpoint may hold it up for a second.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long an attempt waits for the partition's lock, behind the batches of other replicas. A locked row costs one wait, or
+/// two, and this counts for each; both are over before [`ATTEMPT_TIMEOUT`]. So it is the server that ends the wait, and the
+/// session stays good.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(750);
+
 /// How long the server may take to end a session that did not answer.
 const END_SESSION_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -91,8 +96,11 @@ impl PostgresLog {
     #[must_use]
     pub fn new(options: PgConnectOptions, receipts: PgPool) -> Self {
         Self {
-            // Whatever the role's or the database's default is: the append function takes no other.
-            options: options.options([("default_transaction_isolation", "read committed")]),
+            options: options.options([
+                // Whatever the role's or the database's default is: the append function takes no other.
+                ("default_transaction_isolation", "read committed".to_owned()),
+                ("lock_timeout", LOCK_TIMEOUT.as_millis().to_string()),
+            ]),
             sessions: Mutex::default(),
             receipts,
         }

@@ -39,7 +39,7 @@ pub enum NotAdmitted {
 /// A command that waits, and whom to tell what became of it.
 pub(crate) struct Pending {
     pub(crate) command: NewCommand,
-    pub(crate) answer: Answer,
+    pub(crate) answer: Box<dyn Answer>,
 }
 
 /// Commands that wait, tenant by tenant.
@@ -281,7 +281,7 @@ mod tests {
                     rejection: None,
                 }),
             };
-            let answer: Answer = Box::new(|_| {});
+            let answer: Box<dyn Answer> = Box::new(|_| {});
             queue.push(Pending { command, answer });
         }
         queue

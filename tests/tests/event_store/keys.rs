@@ -222,7 +222,7 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
         async move { appender.append(again).await }
     });
     wait::until("the receipt could not be read", async || {
-        let retries = appender.metrics().retries.load(Ordering::Relaxed);
+        let retries = appender.metrics().receipt_retries.load(Ordering::Relaxed);
         Ok((retries > 0 || again.is_finished()).then_some(()))
     })
     .await?;
@@ -230,6 +230,11 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
         .execute(&superuser)
         .await?;
     assert_eq!(again.await??, Verdict::Replayed(first));
+    let resent = appender.metrics().retries.load(Ordering::Relaxed);
+    assert_eq!(
+        resent, 0,
+        "a receipt that is read again is no batch that is sent again"
+    );
     Ok(())
 }
 

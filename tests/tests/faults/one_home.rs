@@ -8,7 +8,7 @@ use daybook_tests::command::{self, Command as _};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::{Backend, Servers};
-use daybook_tests::{check, metrics, wait};
+use daybook_tests::{check, metrics, refusal, wait};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,9 @@ const STAYS_FOR: Duration = Duration::from_secs(8);
 
 /// Commands that are forwarded in that time, at least.
 const FORWARDED_MIN: f64 = 2_000.0;
+
+/// Callers of a service whose home stops: few, so that each is answered at once.
+const CALLERS_AT_STOP: usize = 4;
 
 /// Commands that callers of the other service get through while the home is stopped.
 const WITHOUT_HOME: usize = 200;
@@ -101,8 +104,7 @@ async fn callers_of_the_other_service_are_answered_while_the_home_of_their_order
     let order = HotOrder::place(&services[0]).await?;
     let callers = order.callers(&services, CALLERS);
     reaches(&backend, FORWARDED, CONVERGED_AFTER).await?;
-    let handled = metrics::sum(backend.commands[0].admin, HANDLED).await?;
-    let home = usize::from(handled < sum(&backend, HANDLED).await? / 2.0);
+    let home = home(&backend).await?;
     // The home's own callers would wait for it.
     callers.stop().await;
     let callers = order.callers(&services[1 - home..=1 - home], CALLERS);
@@ -124,6 +126,75 @@ async fn callers_of_the_other_service_are_answered_while_the_home_of_their_order
     .await?;
     callers.stop().await;
     backend.commands[home].service.resume();
+    let tally = order.ledger.tally();
+    assert_eq!((tally.refused, tally.unknown), (0, 0), "{tally:?}");
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &order.ledger).await
+}
+
+/// A home that does not answer may have recorded what it was sent, or may record it yet; so may one that nobody listens
+/// for any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_not_there_yet_is_no_answer_to_a_command_that_a_lost_home_may_have_recorded()
+-> anyhow::Result<()> {
+    for is_killed in [false, true] {
+        let mut backend = Backend::start(2).await?;
+        let services = backend.callers()?;
+        let order = HotOrder::place(&services[0]).await?;
+        let callers = order.callers(&services, CALLERS);
+        reaches(&backend, FORWARDED, CONVERGED_AFTER).await?;
+        callers.stop().await;
+        let home = home(&backend).await?;
+        let other = backend.commands[1 - home].admin;
+        let failed = metrics::sum(other, FAILED).await?;
+
+        match is_killed {
+            true => backend.commands[home].service.kill().await?,
+            false => backend.commands[home].service.pause(),
+        }
+        let stale = command::change_quantity(&order.id, 1).expecting(u64::from(u32::MAX));
+        let told = services[1 - home].send(stale).await;
+        let told = told.expect_err("the order has another version");
+        assert_eq!(
+            refusal::code(&told),
+            "DEPENDENCY_UNAVAILABLE",
+            "killed: {is_killed}"
+        );
+        assert_eq!(
+            metrics::sum(other, FAILED).await?,
+            failed + 1.0,
+            "it was not sent to the home"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_stops_answers_all_that_was_forwarded_to_it() -> anyhow::Result<()> {
+    let mut backend = Backend::start(2).await?.with_projector().await?;
+    let services = backend.callers()?;
+    let order = HotOrder::place(&services[0]).await?;
+    let callers = order.callers(&services, CALLERS);
+    reaches(&backend, FORWARDED, CONVERGED_AFTER).await?;
+    callers.stop().await;
+    let home = home(&backend).await?;
+    let other = backend.commands[1 - home].admin;
+    let callers = order.callers(&services[1 - home..=1 - home], CALLERS_AT_STOP);
+    let forwarded = sum(&backend, FORWARDED).await?;
+    reaches(&backend, FORWARDED, forwarded + CONVERGED_AFTER).await?;
+
+    let failed = metrics::sum(other, FAILED).await?;
+    backend.commands[home].service.stop().await?;
+    let answered = order.ledger.tally().answered();
+    wait::until("callers get on without the home", async || {
+        Ok((order.ledger.tally().answered() >= answered + WITHOUT_HOME).then_some(()))
+    })
+    .await?;
+    callers.stop().await;
+    assert_eq!(
+        metrics::sum(other, FAILED).await?,
+        failed,
+        "a forwarded command was not answered"
+    );
     let tally = order.ledger.tally();
     assert_eq!((tally.refused, tally.unknown), (0, 0), "{tally:?}");
     check::everything(&backend.superuser, &backend.servers.nats.url(), &order.ledger).await
@@ -198,6 +269,12 @@ async fn reaches(backend: &Backend, name: &str, least: f64) -> anyhow::Result<()
         Ok((sum(backend, name).await? >= least).then_some(()))
     })
     .await
+}
+
+/// Which of two services is the home: the one that handles commands for the other.
+async fn home(backend: &Backend) -> anyhow::Result<usize> {
+    let handled = metrics::sum(backend.commands[0].admin, HANDLED).await?;
+    Ok(usize::from(handled < sum(backend, HANDLED).await? / 2.0))
 }
 
 async fn sum(backend: &Backend, name: &str) -> anyhow::Result<f64> {

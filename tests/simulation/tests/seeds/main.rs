@@ -67,6 +67,7 @@ fn what_is_recorded_was_decided_on_what_is_recorded_whatever_gets_lost() {
     assert_eq!(first_failure(0..SEEDS, JudgedBy::EventId, &met), None);
     let Met {
         lost_before,
+        locked,
         lost_after,
         late,
         doubled,
@@ -80,6 +81,7 @@ fn what_is_recorded_was_decided_on_what_is_recorded_whatever_gets_lost() {
     } = &*met;
     for (what, counter) in [
         ("requests lost", lost_before),
+        ("requests that waited too long for the lock", locked),
         ("answers lost", lost_after),
         ("attempts given up that went on", late),
         ("requests doubled", doubled),

@@ -34,6 +34,7 @@ const LATE_MAX: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub(crate) struct Met {
     pub(crate) lost_before: AtomicU64,
+    pub(crate) locked: AtomicU64,
     pub(crate) lost_after: AtomicU64,
     pub(crate) late: AtomicU64,
     pub(crate) doubled: AtomicU64,
@@ -177,6 +178,10 @@ impl Log for Session {
             return Err(lost());
         }
         self.end_late();
+        if world.fault_one_in(12) {
+            Met::count(&met.locked);
+            return Err(AppendError::Locked(sqlx::Error::PoolTimedOut));
+        }
         if world.fault_one_in(12) {
             Met::count(&met.late);
             self.apply_later(commands);
