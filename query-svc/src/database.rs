@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::{ACQUIRE_TIMEOUT, bounded};
-use daybook_service::ApiError;
 use daybook_service::database::is_outage;
 use daybook_service::shares::{Shares, SharesOptions};
+use daybook_service::{ApiError, request};
 use futures::future::BoxFuture;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use thiserror::Error;
@@ -115,16 +115,17 @@ impl SharedReads {
         .await
     }
 
-    /// Reads when it is the tenant's turn. The place is taken until the read has ended, also when its caller goes away.
+    /// Reads when it is the tenant's turn. The place is taken, and the request counts, until the read has ended, also when
+    /// its caller goes away.
     async fn in_turn<T, F>(&self, tenant_id: Uuid, reading: impl FnOnce(PgPool) -> F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, ReadFailure>> + Send + 'static,
     {
         let place = self.shares.place(tenant_id).await?;
-        let reading = reading(self.pool.clone());
+        let (reading, hold) = (reading(self.pool.clone()), request::hold());
         let read = tokio::spawn(async move {
-            let _place = place;
+            let _held = (place, hold);
             reading.await
         });
         match read.await {

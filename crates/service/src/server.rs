@@ -13,10 +13,11 @@
 //!   connections that are left are dropped: [`serve`] returns.
 //!
 //! A handler's future is dropped when its caller goes away or its time is up. Database work belongs into a task of its
-//! own.
+//! own, which takes [`crate::request::hold`] along.
 
 mod access;
 mod answer;
+mod body;
 mod budget;
 mod connection;
 mod routes;
@@ -30,7 +31,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
-use daybook_postgres::ACQUIRE_TIMEOUT;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
+pub(crate) use self::budget::Claim;
 use self::budget::STRANGERS_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
 use crate::identity::LOOKUPS_WAITING_MAX;
@@ -87,9 +88,6 @@ pub struct Limits {
     pub bytes_in_flight_max: usize,
     /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`.
     pub tenant_bytes_in_flight_max: usize,
-    /// For how long a request counts after its caller has gone away: as long as work that it has spawned may wait for a
-    /// connection. Nothing where that work is bounded in another way.
-    pub abandoned_for: Duration,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
     /// How often an HTTP/2 connection is asked whether it is still there.
@@ -115,7 +113,6 @@ impl Default for Limits {
             body_bytes_max: 1_024 * 1_024,
             bytes_in_flight_max: 64 * 1_024 * 1_024,
             tenant_bytes_in_flight_max: 32 * 1_024 * 1_024,
-            abandoned_for: ACQUIRE_TIMEOUT,
             streams_max: 1_024,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),

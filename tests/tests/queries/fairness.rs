@@ -114,6 +114,29 @@ async fn with_every_shared_connection_taken_single_orders_are_read_fresh_and_rea
     Ok(())
 }
 
+#[tokio::test]
+async fn a_read_whose_caller_has_gone_away_counts_until_it_has_ended() -> anyhow::Result<()> {
+    let stack = stack().await?;
+    let caller = stack.caller()?;
+    let holder = hold_lists(&stack.superuser).await?;
+    let asking = tokio::spawn(async move { caller.get("/v1/stock-items").await });
+    reads_wait(&stack.superuser, 1).await?;
+    asking.abort();
+    let becomes_zero = async |name: &str| {
+        wait::until(name, async || {
+            let sum = metrics::sum(stack.query.admin, name).await?;
+            Ok((sum == 0.0).then_some(()))
+        })
+        .await
+    };
+    becomes_zero("daybook_requests_in_flight").await?;
+    let bytes = metrics::sum(stack.query.admin, "daybook_request_bytes_in_flight").await?;
+    ensure!(bytes > 0.0, "the read goes on, and nothing counts it");
+    reads_wait(&stack.superuser, 1).await?;
+    holder.rollback().await?;
+    becomes_zero("daybook_request_bytes_in_flight").await
+}
+
 /// When readiness was last looked at on a connection of its own: by the newest of the services.
 async fn readiness_looked_at(superuser: &PgPool) -> anyhow::Result<f64> {
     let newest = "SELECT extract(epoch FROM query_start)::float8 FROM pg_stat_activity

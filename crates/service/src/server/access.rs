@@ -16,7 +16,8 @@ use http::header::CONTENT_LENGTH;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-use super::budget::{Admission, Budget, Terms, pass_over};
+use super::body::pass_over;
+use super::budget::{Admission, Budget, Terms};
 use super::routes::{Declared, Needs};
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
@@ -145,14 +146,11 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {
     let needs = gate.needs(request);
     let (budget, terms) = match (&gate.access, needs) {
-        (Access::Anybody, _) => {
-            let body_bytes_max = needs.unwrap_or(Needs::nothing()).body_bytes_max;
-            (&gate.budget, Terms::new(body_bytes_max))
-        }
+        (Access::Anybody, _) => (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing()))),
         (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
             let terms = Terms {
                 place: Some(StrangerPlaces::take(request)?),
-                ..Terms::new(needs.body_bytes_max)
+                ..Terms::new(needs)
             };
             match needs.is_stream {
                 true => (&gate.strangers_streams, terms),
@@ -167,7 +165,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             }
             let terms = Terms {
                 tenant_id: identity.tenant_id(),
-                ..Terms::new(needs.body_bytes_max)
+                ..Terms::new(needs)
             };
             request.extensions_mut().insert(identity);
             (&gate.budget, terms)

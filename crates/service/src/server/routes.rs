@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use super::budget::MESSAGE_PREFIX_BYTES;
+use super::body::MESSAGE_PREFIX_BYTES;
 use crate::identity::Scope;
 
 /// The largest body of a request where its route says nothing else, and of every request without an identity, in bytes: a

@@ -15,6 +15,7 @@ use daybook_service::error::{ApiError, Code, FieldViolation};
 use daybook_service::extract::Json;
 use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::request;
 use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -36,6 +37,8 @@ struct Server {
     address: SocketAddr,
     shutdown: CancellationToken,
     registry: Registry,
+    /// Ends what requests to `/v1/work` leave behind.
+    work_ends: CancellationToken,
     ended: JoinHandle<()>,
 }
 
@@ -60,6 +63,7 @@ impl Server {
         let address = listener.local_addr().expect("a bound socket has an address");
         let (shutdown, registry) = (CancellationToken::new(), Registry::new());
         let metrics = ServerMetrics::new(&registry);
+        let work_ends = CancellationToken::new();
         let orders = Needs::scope(Scope::OrdersRead);
         let http = [
             ("/problems", Needs::nothing()),
@@ -75,7 +79,7 @@ impl Server {
             ("/t.v1.T/Watch", Needs::nothing().streaming()),
         ];
         let routes = Routes {
-            http: Declared::new(http_routes(), http),
+            http: Declared::new(http_routes(work_ends.clone()), http),
             grpc: Declared::new(grpc_routes(), grpc),
             access,
         };
@@ -84,6 +88,7 @@ impl Server {
             address,
             shutdown,
             registry,
+            work_ends,
             ended: tokio::spawn(serving),
         }
     }
@@ -143,8 +148,9 @@ async fn send(client: &HttpClient, request: Request<Full<Bytes>>) -> Response<By
     Response::from_parts(parts, body)
 }
 
-fn http_routes() -> Router {
+fn http_routes(work_ends: CancellationToken) -> Router {
     Router::new()
+        .route("/v1/work", get(async move || works_on(work_ends).await))
         .route("/v1/orders/{id}", get(async |Path(id): Path<String>| id))
         .route(
             "/v1/orders",
@@ -161,6 +167,16 @@ fn http_routes() -> Router {
         .route("/problems", get(async || "public"))
         .route("/v1/large", get(async || large()))
         .route("/v1/stream", get(async || Body::from_stream(endless())))
+}
+
+/// Never answers, and leaves work behind that goes on.
+async fn works_on(ends: CancellationToken) {
+    let hold = request::hold();
+    tokio::spawn(async move {
+        ends.cancelled().await;
+        drop(hold);
+    });
+    std::future::pending().await
 }
 
 /// Reads a whole body, as most handlers do.
