@@ -131,11 +131,9 @@ impl Limits {
     ///   are in the windows above);
     /// - the budget of callers who are known, the two of callers who are not, and that of refusals.
     ///
-    /// Compressed requests are not taken, so nothing grows after it has arrived.
-    ///
-    /// Answers come on top. They count from the moment when they are made and keep later requests of their tenant out, but
-    /// none is refused for its size; and of an answer that is compressed only the piece that is ready counts, not what the
-    /// encoder holds.
+    /// Compressed requests are not taken, so nothing grows after it has arrived. Answers count in the same budgets from the
+    /// moment when they are made. One that is complete is refused where there is no room for it; a small one, and a part of a
+    /// stream, goes out all the same, and keeps later requests of its tenant out.
     #[must_use]
     pub fn caller_bytes_max(&self) -> u64 {
         let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;

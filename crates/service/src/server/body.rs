@@ -1,4 +1,4 @@
-//! The bodies of requests, whose bytes are counted as they arrive.
+//! The bodies of requests, whose bytes are counted as they arrive; and those of answers that are one message.
 //!
 //! A length is believed where somebody makes room for it: a gRPC message says in its first five bytes how long it is, and
 //! tonic reserves that much before it arrives.
@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
 use http::Version;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -137,6 +138,15 @@ pub(super) async fn pass_over(mut body: Body) {
     };
     // What takes longer was not sent with its request.
     let _ = timeout(PASSED_OVER_FOR, arriving).await;
+}
+
+/// Has the one message of an answer encoded now, so that its size is known.
+pub(super) async fn whole(answer: Response) -> Result<Response, ApiError> {
+    let (parts, body) = answer.into_parts();
+    let collected = body.collect().await.map_err(ApiError::internal)?;
+    let trailers = collected.trailers().cloned().map(Ok);
+    let body = Full::new(collected.to_bytes()).with_trailers(std::future::ready(trailers));
+    Ok(Response::from_parts(parts, Body::new(body)))
 }
 
 /// How far the body of a gRPC call has come in its messages.

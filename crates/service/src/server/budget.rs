@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
 use super::Limits;
-use super::body::count_body;
+use super::body::{count_body, whole};
 use super::routes::Needs;
 use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
 use crate::metrics::Transport;
@@ -144,7 +144,11 @@ impl Budget {
             count_body(request, transport, body_bytes_max, &claim, refusal);
         }
         request::count_work(&claim);
-        Ok(Admission { refused, claim })
+        Ok(Admission {
+            refused,
+            claim,
+            is_unary: transport == Transport::Grpc && !needs.is_stream,
+        })
     }
 
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
@@ -227,6 +231,20 @@ impl Claim {
         Ok(())
     }
 
+    /// Makes room for a whole answer. One that is larger than a tenant's share is never sent, and a small one always: it may be
+    /// the receipt of a command, and to refuse it would say that nothing was done.
+    fn make_room_for_answer(&self, answer_bytes: usize) -> Result<(), ApiError> {
+        if answer_bytes <= REQUEST_BYTES {
+            self.hold(answer_bytes);
+            return Ok(());
+        }
+        let bytes_max = self.budget.tenant_bytes_max - self.fixed.min(self.budget.tenant_bytes_max);
+        if answer_bytes > bytes_max {
+            return Err(ApiError::answer_too_large(bytes_max));
+        }
+        self.grow_to(answer_bytes)
+    }
+
     /// Counts a part of the answer that is ready. An answer that has begun is not broken off: those who come next wait.
     pub(super) fn hold(&self, answer_bytes: usize) {
         let bytes = self.fixed.saturating_add(answer_bytes);
@@ -252,10 +270,14 @@ impl Drop for Claim {
 pub(super) struct Admission {
     refused: oneshot::Receiver<ApiError>,
     claim: Arc<Claim>,
+    /// Whether the answer is one message of gRPC, which is there when its head is.
+    is_unary: bool,
 }
 
 impl Admission {
     /// Runs the handler, unless its body turns out to be too much. The claim goes with the answer, in its extensions.
+    ///
+    /// An answer that is complete is refused when there is no room for it; of a stream each part counts when it is ready.
     pub(super) async fn run(mut self, handler: impl Future<Output = Response>) -> Result<Response, ApiError> {
         let mut answer = tokio::select! {
             biased;
@@ -265,6 +287,13 @@ impl Admission {
         // A handler whose body broke off may have said so already, in its own words.
         if let Ok(error) = self.refused.try_recv() {
             return Err(error);
+        }
+        if self.is_unary {
+            answer = whole(answer).await?;
+        }
+        if let Some(bytes) = HttpBody::size_hint(answer.body()).exact() {
+            self.claim
+                .make_room_for_answer(usize::try_from(bytes).unwrap_or(usize::MAX))?;
         }
         answer.extensions_mut().insert(Some(self.claim));
         Ok(answer)
@@ -300,5 +329,23 @@ mod tests {
         budget.give_back(other, 40);
         budget.take(third, 60).expect("all was given back");
         assert_eq!(budget.gauge.get(), 60);
+    }
+
+    #[test]
+    fn a_small_answer_goes_out_though_there_is_no_room_and_a_larger_one_does_not() {
+        let limits = Limits {
+            tenant_bytes_in_flight_max: 10_000,
+            ..Limits::default()
+        };
+        let budget = Arc::new(Budget::new(&limits, Gauge::default()));
+        let claim = budget.claim_refusal().expect("there is room");
+        budget.take(None, 10_000 - REQUEST_BYTES).expect("the rest");
+        claim
+            .make_room_for_answer(REQUEST_BYTES)
+            .expect("it may be a receipt");
+        for (bytes, code) in [(5_000, Code::RateLimited), (10_000, Code::PayloadTooLarge)] {
+            let refused = claim.make_room_for_answer(bytes);
+            assert_eq!(refused.map_err(|error| error.code().clone()), Err(code));
+        }
     }
 }

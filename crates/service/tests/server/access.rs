@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use daybook_service::server::Limits;
 use futures::StreamExt as _;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use crate::{Server, problem, until};
+use crate::{LARGE_BYTES, Server, problem, until};
 
 const KIB: usize = 1_024;
 
@@ -161,16 +161,29 @@ async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
     }
 }
 
-/// Opens streams that need no key on a connection of their own; the answers, which live as long as they are kept.
-async fn watch(server: &Server, count: usize) -> Vec<Response<hyper::body::Incoming>> {
-    let client = client_of(http::Version::HTTP_2);
+/// Asks on a connection of its own, which opens no stream's window; the answers, which count as long as they are kept.
+async fn ask(
+    server: &Server,
+    request: (Method, &str, &'static str),
+    count: usize,
+) -> Vec<Response<hyper::body::Incoming>> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.http2_only(true).http2_initial_stream_window_size(0);
+    let client: Client<HttpConnector, SlowBody> = builder.build_http();
+    let (method, path, content_type) = request;
     let calls = (0..count).map(|_| {
-        let request = Request::post(server.url("/t.v1.T/Watch")).header("content-type", "application/grpc");
+        let request = Request::builder().method(method.clone()).uri(server.url(path));
+        let request = request.header("content-type", content_type);
         let request = request.body(UnsyncBoxBody::new(Full::default()));
         client.request(request.expect("a valid request"))
     });
     let answers = futures::future::join_all(calls).await.into_iter();
     answers.map(|answer| answer.expect("an answer")).collect()
+}
+
+/// Opens streams that need no key.
+async fn watch(server: &Server, count: usize) -> Vec<Response<hyper::body::Incoming>> {
+    ask(server, (Method::POST, "/t.v1.T/Watch", "application/grpc"), count).await
 }
 
 fn is_refused(answer: &Response<hyper::body::Incoming>) -> bool {
@@ -204,6 +217,53 @@ async fn streams_without_a_key_are_bounded_in_all_and_leave_room_for_questions()
     let refused = watched.into_iter().find(is_refused).expect("too many");
     assert_eq!(code_of(refused).await, "OVERLOADED");
     assert_eq!(server.get("/problems").await.status(), StatusCode::OK);
+}
+
+/// A large answer: whether it comes, or the code of its refusal.
+async fn large(server: &Server, content_type: &'static str) -> Result<(), String> {
+    let client = client_of(http::Version::HTTP_2);
+    let (method, path) = match content_type {
+        "application/grpc" => (Method::POST, "/t.v1.T/Large"),
+        _ => (Method::GET, "/v1/large"),
+    };
+    let request = Request::builder().method(method).uri(server.url(path));
+    let request = request
+        .header("content-type", content_type)
+        .body(UnsyncBoxBody::new(Full::default()));
+    let answer = client
+        .request(request.expect("a valid request"))
+        .await
+        .expect("an answer");
+    if answer.status() != StatusCode::OK || is_refused(&answer) {
+        return Err(code_of(answer).await);
+    }
+    let body = answer.into_body().collect().await.expect("a whole body");
+    let has_trailers = body.trailers().is_some();
+    assert_eq!(has_trailers, content_type == "application/grpc");
+    assert_eq!(body.to_bytes().len(), LARGE_BYTES);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_is_refused_that_is_larger_than_a_tenants_share_or_finds_no_room_in_it() {
+    let share_of = |bytes: usize| Limits {
+        tenant_bytes_in_flight_max: bytes,
+        ..Limits::default()
+    };
+    for content_type in ["text/plain", "application/grpc"] {
+        let server = Server::start(share_of(LARGE_BYTES)).await;
+        let refused = large(&server, content_type).await;
+        assert_eq!(refused, Err("PAYLOAD_TOO_LARGE".to_owned()), "{content_type}");
+
+        let server = Server::start(share_of(LARGE_BYTES * 3 / 2)).await;
+        let untaken = ask(&server, (Method::GET, "/v1/large", "text/plain"), 1).await;
+        assert_eq!(untaken[0].status(), StatusCode::OK);
+        let refused = large(&server, content_type).await;
+        assert_eq!(refused, Err("RATE_LIMITED".to_owned()), "{content_type}");
+        drop(untaken);
+        until(|| held(&server) == 0).await;
+        assert_eq!(large(&server, content_type).await, Ok(()), "{content_type}");
+    }
 }
 
 #[tokio::test]

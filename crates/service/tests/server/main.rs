@@ -17,8 +17,9 @@ use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
 use daybook_service::request;
 use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -197,6 +198,18 @@ fn large() -> Vec<u8> {
     answer
 }
 
+/// The same as a message of gRPC: its size is not known before, and trailers follow.
+fn large_message() -> Body {
+    let status = HeaderMap::from_iter([(
+        HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let frames = [Frame::data(Bytes::from(large())), Frame::trailers(status)];
+    Body::new(StreamBody::new(futures::stream::iter(
+        frames.map(Ok::<_, Infallible>),
+    )))
+}
+
 /// A handler with a bug.
 async fn panics() -> String {
     panic!("at the disco")
@@ -222,6 +235,7 @@ fn grpc_routes() -> Router {
         )
         .route("/t.v1.T/Slow", post(std::future::pending::<()>))
         .route("/t.v1.T/Collect", post(collect))
+        .route("/t.v1.T/Large", post(async || large_message()))
         .route("/t.v1.T/Watch", post(async || Body::from_stream(endless())))
         .route(
             "/t.v1.Other/{*method}",
