@@ -5,7 +5,8 @@
 //!
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
 //!   or does not take its answers is cut, too.
-//! - At most [`Limits::connections_max`] connections are open; one more is closed at once.
+//! - At most [`Limits::connections_max`] connections are open. For one more the oldest is closed that has shown no valid
+//!   key; where all have, it is closed at once itself.
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
@@ -21,6 +22,7 @@ mod body;
 mod budget;
 mod connection;
 mod routes;
+mod seats;
 mod stall;
 mod unread;
 
@@ -41,6 +43,7 @@ pub use self::access::Access;
 pub(crate) use self::budget::Claim;
 use self::budget::STRANGERS_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
+use self::seats::{Seat, Seats};
 use crate::identity::LOOKUPS_WAITING_MAX;
 use crate::metrics::ServerMetrics;
 
@@ -68,7 +71,8 @@ const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 /// What a caller may use up.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How many connections may be open.
+    /// How many connections may be open. When there are as many, the oldest of those that have shown no valid key is closed
+    /// for the next one.
     pub connections_max: u32,
     /// How long a request's head may take from its first byte; also the handshake of a new connection.
     pub header_read_timeout: Duration,
@@ -212,14 +216,13 @@ async fn accept_all(
     connections: &TaskTracker,
 ) -> std::convert::Infallible {
     let connections_max = usize::try_from(shared.limits.connections_max).unwrap_or(usize::MAX);
+    let seats = Seats::new(connections_max, shared.metrics.connections.clone());
     loop {
         match listener.accept().await {
-            Ok(_) if connections.len() >= connections_max => {
-                shared.metrics.connections_refused.inc();
-            }
-            Ok((stream, _peer)) => {
-                connections.spawn(serve_connection(stream, Arc::clone(shared)));
-            }
+            Ok((stream, _peer)) => match seats.take().await {
+                Some(seat) => drop(connections.spawn(serve_connection(stream, seat, Arc::clone(shared)))),
+                None => drop(shared.metrics.connections_refused.inc()),
+            },
             Err(error) if is_callers(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections");
@@ -238,12 +241,13 @@ fn is_callers(error: &io::Error) -> bool {
     )
 }
 
-async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
-    shared.metrics.connections.inc();
-    if let Err(error) = connection::serve(stream, &shared).await {
-        tracing::debug!(error = %error, "connection ended");
+async fn serve_connection(stream: TcpStream, seat: Seat, shared: Arc<Shared>) {
+    tokio::select! {
+        () = seat.is_needed() => tracing::debug!("connection closed: it has shown no valid key, and others need the place"),
+        served = connection::serve(stream, seat.holder(), &shared) => if let Err(error) = served {
+            tracing::debug!(error = %error, "connection ended");
+        }
     }
-    shared.metrics.connections.dec();
 }
 
 /// Lets the open requests finish, up to the end of the grace period.

@@ -19,6 +19,7 @@ use tonic::Status;
 use super::body::pass_over;
 use super::budget::{Admission, Budget, Terms};
 use super::routes::{Declared, Needs};
+use super::seats::Holder;
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
@@ -30,23 +31,26 @@ const QUOTA: &str = "requests without a key on one connection";
 /// How many requests without an identity one connection may have open.
 const STRANGERS_PER_CONNECTION: usize = 16;
 
-/// The places of one connection for requests without an identity, in the extensions of each of its requests.
-#[derive(Clone, Debug)]
-pub(super) struct StrangerPlaces(Arc<Semaphore>);
-
-impl Default for StrangerPlaces {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)))
-    }
+/// What the requests of one connection share, in the extensions of each.
+#[derive(Debug)]
+pub(super) struct Connection {
+    holder: Arc<Holder>,
+    strangers: Arc<Semaphore>,
 }
 
-impl StrangerPlaces {
-    /// Takes one, until the answer has been taken.
-    fn take(request: &Request) -> Result<OwnedSemaphorePermit, ApiError> {
-        let places: Option<&Self> = request.extensions().get();
-        places
-            .and_then(|places| Arc::clone(&places.0).try_acquire_owned().ok())
-            .ok_or_else(|| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
+impl Connection {
+    pub(super) fn new(holder: Arc<Holder>) -> Arc<Self> {
+        Arc::new(Self {
+            holder,
+            strangers: Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)),
+        })
+    }
+
+    /// A place for a request without an identity, until its answer has been taken.
+    fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.strangers)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
     }
 }
 
@@ -145,11 +149,16 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
 
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {
     let needs = gate.needs(request);
+    let connection: Option<&Arc<Connection>> = request.extensions().get();
+    let connection = Arc::clone(connection.expect("every request has come over a connection"));
     let (budget, terms) = match (&gate.access, needs) {
-        (Access::Anybody, _) => (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing()))),
+        (Access::Anybody, _) => {
+            connection.holder.is_no_stranger();
+            (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing())))
+        }
         (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
             let terms = Terms {
-                place: Some(StrangerPlaces::take(request)?),
+                place: Some(connection.place()?),
                 ..Terms::new(needs)
             };
             match needs.is_stream {
@@ -159,6 +168,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
         }
         (Access::Identified(authenticator), _) => {
             let identity = authenticator.authenticate(request.headers()).await?;
+            connection.holder.is_no_stranger();
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
             if let Some(scope) = needs.scope {
                 identity.require(scope)?;

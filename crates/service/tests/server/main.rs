@@ -69,6 +69,7 @@ impl Server {
         let http = [
             ("/problems", Needs::nothing()),
             ("/v1/stream", Needs::nothing()),
+            ("/v1/breaks", Needs::nothing()),
             ("/v1/collect", Needs::scope(Scope::OrdersWrite)),
             ("/v1/orders/{id}", orders),
         ];
@@ -152,6 +153,7 @@ async fn send(client: &HttpClient, request: Request<Full<Bytes>>) -> Response<By
 fn http_routes(work_ends: CancellationToken) -> Router {
     Router::new()
         .route("/v1/work", get(async move || works_on(work_ends).await))
+        .route("/v1/breaks", get(async || Body::from_stream(breaks())))
         .route("/v1/orders/{id}", get(async |Path(id): Path<String>| id))
         .route(
             "/v1/orders",
@@ -178,6 +180,11 @@ async fn works_on(ends: CancellationToken) {
         drop(hold);
     });
     std::future::pending().await
+}
+
+/// An answer that panics when it is to go out.
+fn breaks() -> impl futures::Stream<Item = Result<Bytes, Infallible>> {
+    futures::stream::poll_fn(|_| panic!("at the disco"))
 }
 
 /// Reads a whole body, as most handlers do.
