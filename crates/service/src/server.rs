@@ -40,8 +40,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
+use self::access::PROBES_PER_CONNECTION;
 pub(crate) use self::budget::Claim;
-use self::budget::STRANGERS_BYTES_MAX;
+use self::budget::{REQUEST_BYTES, STRANGERS_BYTES_MAX};
+use self::routes::PROBE_BODY_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
 use self::seats::{Seat, Seats};
 use crate::identity::LOOKUPS_WAITING_MAX;
@@ -133,7 +135,8 @@ impl Limits {
     /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
     /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
     ///   are in the windows above);
-    /// - the budget of callers who are known, the two of callers who are not, and that of refusals.
+    /// - the budget of callers who are known, the two of callers who are not, and that of refusals;
+    /// - a few probes of each connection.
     ///
     /// Compressed requests are not taken, so nothing grows after it has arrived. Answers count in the same budgets from the
     /// moment when they are made. One that is complete is refused where there is no room for it; a small one, and a part of a
@@ -144,7 +147,9 @@ impl Limits {
         let connections = u64::from(self.connections_max) * u64::from(connection);
         let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
         let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
-        connections + lookups + budgets as u64
+        let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
+        let probes = u64::from(self.connections_max) * (PROBES_PER_CONNECTION * probe) as u64;
+        connections + lookups + budgets as u64 + probes
     }
 }
 
@@ -186,7 +191,7 @@ pub async fn serve(
     let health = Router::new().route("/healthz", get(async || "ok\n"));
     routes.http = routes
         .http
-        .merge(Declared::new(health, [("/healthz", Needs::nothing())]));
+        .merge(Declared::new(health, [("/healthz", Needs::probe())]));
     let (http, grpc) = access::guard(routes, &limits, &metrics);
     let http = answer::note_routes(http.router);
     let shared = Arc::new(Shared {

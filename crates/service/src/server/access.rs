@@ -31,11 +31,15 @@ const QUOTA: &str = "requests without a key on one connection";
 /// How many requests without an identity one connection may have open.
 const STRANGERS_PER_CONNECTION: usize = 16;
 
+/// How many probes one connection may have open besides: a watch of its health, and a question.
+pub(super) const PROBES_PER_CONNECTION: usize = 2;
+
 /// What the requests of one connection share, in the extensions of each.
 #[derive(Debug)]
 pub(super) struct Connection {
     holder: Arc<Holder>,
     strangers: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -43,6 +47,7 @@ impl Connection {
         Arc::new(Self {
             holder,
             strangers: Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)),
+            probes: Arc::new(Semaphore::new(PROBES_PER_CONNECTION)),
         })
     }
 
@@ -51,6 +56,11 @@ impl Connection {
         Arc::clone(&self.strangers)
             .try_acquire_owned()
             .map_err(|_| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
+    }
+
+    /// A place for a probe, until its answer has been taken.
+    fn probe_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.probes).try_acquire_owned().ok()
     }
 }
 
@@ -73,6 +83,8 @@ struct Gate {
     strangers: Arc<Budget>,
     /// Of those that may go on for ever, so that they leave room for the others.
     strangers_streams: Arc<Budget>,
+    /// Of probes, on either listener.
+    probes: Arc<Budget>,
     /// Of answers that refuse a request, whoever sent it.
     refusals: Arc<Budget>,
     transport: Transport,
@@ -84,6 +96,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
     let [strangers, strangers_streams, refusals] =
         [(); 3].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let probes = Arc::new(Budget::of_probes(gauge.clone()));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
             access: routes.access.clone(),
@@ -91,6 +104,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
             budget: Arc::clone(&budget),
             strangers: Arc::clone(&strangers),
             strangers_streams: Arc::clone(&strangers_streams),
+            probes: Arc::clone(&probes),
             refusals: Arc::clone(&refusals),
             transport,
         };
@@ -151,6 +165,15 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
     let needs = gate.needs(request);
     let connection: Option<&Arc<Connection>> = request.extensions().get();
     let connection = Arc::clone(connection.expect("every request has come over a connection"));
+    if let Some(needs) = needs.filter(|needs| needs.is_probe)
+        && let Some(place) = connection.probe_place()
+    {
+        let terms = Terms {
+            place: Some(place),
+            ..Terms::new(needs)
+        };
+        return gate.probes.admit(request, gate.transport, terms);
+    }
     let (budget, terms) = match (&gate.access, needs) {
         (Access::Anybody, _) => {
             connection.holder.is_no_stranger();

@@ -31,7 +31,7 @@ const QUOTA: &str = "request bytes in flight";
 pub(super) const STRANGERS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
 /// What a request costs beside its head and its body: a task, a stream, and what a handler notes about it.
-const REQUEST_BYTES: usize = 4 * 1_024;
+pub(super) const REQUEST_BYTES: usize = 4 * 1_024;
 
 /// What each header costs beside its name and value (as RFC 9113, 6.5.2 counts).
 const HEADER_BYTES: usize = 32;
@@ -97,6 +97,15 @@ impl Budget {
             declared_bytes_max: 0,
             held: Mutex::default(),
             gauge,
+        }
+    }
+
+    /// Of probes, of which each connection has a few at a time: nobody else's requests fill it.
+    pub(super) fn of_probes(gauge: Gauge) -> Self {
+        Self {
+            bytes_max: usize::MAX,
+            tenant_bytes_max: usize::MAX,
+            ..Self::of_strangers(gauge)
         }
     }
 

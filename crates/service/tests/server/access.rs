@@ -219,6 +219,36 @@ async fn streams_without_a_key_are_bounded_in_all_and_leave_room_for_questions()
     assert_eq!(server.get("/problems").await.status(), StatusCode::OK);
 }
 
+#[tokio::test]
+async fn probes_are_answered_while_strangers_fill_all_that_is_theirs() {
+    let server = Server::start_closed().await;
+    let mut open = Vec::new();
+    for _ in 0..70 {
+        open.extend(watch(&server, 16).await);
+        open.extend(ask(&server, (Method::GET, "/v1/stream", "text/plain"), 16).await);
+        open.extend(ask(&server, (Method::GET, "/healthz", "text/plain"), 16).await);
+    }
+    let refused = server.get("/problems").await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(server.get("/healthz").await.status(), StatusCode::OK);
+    let probe = ask(&server, (Method::POST, "/t.v1.T/Probe", "application/grpc"), 1).await;
+    assert_eq!(probe[0].status(), StatusCode::OK);
+    assert!(!probe.iter().any(is_refused));
+}
+
+#[tokio::test]
+async fn on_the_private_listener_probes_are_answered_when_there_is_room_for_nothing_else() {
+    let limits = Limits {
+        bytes_in_flight_max: 100 * KIB,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    let _open = ask(&server, (Method::GET, "/v1/stream", "text/plain"), 100).await;
+    let response = server.get("/problems").await;
+    problem(&response, StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED");
+    assert_eq!(server.get("/healthz").await.status(), StatusCode::OK);
+}
+
 /// A large answer: whether it comes, or the code of its refusal.
 async fn large(server: &Server, content_type: &'static str) -> Result<(), String> {
     let client = client_of(http::Version::HTTP_2);

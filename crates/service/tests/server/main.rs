@@ -79,6 +79,7 @@ impl Server {
             ("/t.v1.T/Slow", orders),
             ("/t.v1.T/Collect", Needs::scope(Scope::OrdersWrite)),
             ("/t.v1.T/Watch", Needs::nothing().streaming()),
+            ("/t.v1.T/Probe", Needs::probe()),
         ];
         let routes = Routes {
             http: Declared::new(http_routes(work_ends.clone()), http),
@@ -242,6 +243,7 @@ fn grpc_routes() -> Router {
         )
         .route("/t.v1.T/Slow", post(std::future::pending::<()>))
         .route("/t.v1.T/Collect", post(collect))
+        .route("/t.v1.T/Probe", post(collect))
         .route("/t.v1.T/Large", post(async || large_message()))
         .route("/t.v1.T/Watch", post(async || Body::from_stream(endless())))
         .route(
