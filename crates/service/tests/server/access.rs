@@ -249,6 +249,21 @@ async fn on_the_private_listener_probes_are_answered_when_there_is_room_for_noth
     assert_eq!(server.get("/healthz").await.status(), StatusCode::OK);
 }
 
+#[tokio::test]
+async fn refusals_that_nobody_takes_are_bounded_and_others_have_no_body_then() {
+    let server = Server::start_closed().await;
+    let stranger = (Method::GET, "/v1/orders/7", "text/plain");
+    let mut untaken = ask(&server, stranger.clone(), 1_000).await;
+    untaken.extend(ask(&server, stranger, 200).await);
+    let refused = server.get("/v1/orders/7").await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    assert!(refused.body().is_empty());
+    drop(untaken);
+    until(|| held(&server) == 0).await;
+    let refused = server.get("/v1/orders/7").await;
+    problem(&refused, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
+}
+
 /// A large answer: whether it comes, or the code of its refusal.
 async fn large(server: &Server, content_type: &'static str) -> Result<(), String> {
     let client = client_of(http::Version::HTTP_2);
