@@ -23,6 +23,7 @@ use super::routes::Needs;
 use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
 use crate::metrics::Transport;
 use crate::request;
+use crate::shares::half_of_the_rest;
 
 /// The name of a tenant's share, as its refusal says it.
 const QUOTA: &str = "request bytes in flight";
@@ -173,7 +174,15 @@ impl Budget {
                 "too many bytes of requests are being handled",
             ));
         }
-        if of_tenant.saturating_add(bytes) > self.tenant_bytes_max {
+        // What is left is never all for one tenant: whoever comes next finds room, too.
+        let of_others = held.within_shares - of_tenant.min(self.tenant_bytes_max);
+        let share = match of_others {
+            0 => self.tenant_bytes_max,
+            _ => self
+                .tenant_bytes_max
+                .min(half_of_the_rest(self.bytes_max, of_others)),
+        };
+        if of_tenant.saturating_add(bytes) > share {
             return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
         }
         self.set(&mut held, tenant_id, of_tenant + bytes);
@@ -329,13 +338,22 @@ mod tests {
             budget.take(one, 1).map_err(|error| error.code().clone()),
             Err(Code::RateLimited)
         );
-        budget.take(other, 40).expect("beside the share of the one");
+        budget.take(other, 20).expect("half of what the one leaves");
         assert_eq!(
-            budget.take(third, 1).map_err(|error| error.code().clone()),
+            budget.take(other, 1).map_err(|error| error.code().clone()),
+            Err(Code::RateLimited)
+        );
+        budget.take(third, 10).expect("half of what both leave");
+        budget.take(None, 1).expect("and so on");
+        budget.add(other, 20);
+        assert_eq!(
+            budget.take(None, 1).map_err(|error| error.code().clone()),
             Err(Code::Overloaded)
         );
         budget.give_back(one, 1_010);
         budget.give_back(other, 40);
+        budget.give_back(third, 10);
+        budget.give_back(None, 1);
         budget.take(third, 60).expect("all was given back");
         assert_eq!(budget.gauge.get(), 60);
     }
