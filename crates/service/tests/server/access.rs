@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
@@ -39,6 +40,11 @@ fn slow_body() -> (mpsc::Sender<Bytes>, SlowBody) {
     let stream = futures::stream::poll_fn(move |cx| sent.poll_recv(cx));
     let frames = stream.map(|bytes| Ok(Frame::data(bytes)));
     (pieces, UnsyncBoxBody::new(StreamBody::new(frames)))
+}
+
+/// A body that is there.
+fn whole(count: usize) -> SlowBody {
+    UnsyncBoxBody::new(Full::from(zeros(count)))
 }
 
 /// A body that never ends, as fast as it is taken.
@@ -311,68 +317,69 @@ async fn an_answer_is_refused_that_is_larger_than_a_tenants_share_or_finds_no_ro
     }
 }
 
+/// The handlers that read a whole body, of either transport.
+const COLLECTORS: [(&str, &str); 2] = [
+    ("/v1/collect", "text/plain"),
+    ("/t.v1.T/Collect", "application/grpc"),
+];
+
+/// Sends a body whose length may be declared, in a task of its own.
+fn collect(
+    server: &Server,
+    (path, content_type): (&str, &str),
+    body: SlowBody,
+    length: Option<usize>,
+) -> JoinHandle<Response<hyper::body::Incoming>> {
+    let mut request = Request::post(server.url(path)).header("content-type", content_type);
+    if let Some(length) = length {
+        request = request.header("content-length", length);
+    }
+    let request = request.body(body).expect("a valid request");
+    let answer = client_of(http::Version::HTTP_2).request(request);
+    tokio::spawn(async move { answer.await.expect("an answer") })
+}
+
+fn zeros(count: usize) -> Bytes {
+    Bytes::from(vec![0; count])
+}
+
 #[tokio::test]
 async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_are_done() {
     let limits = Limits {
         bytes_in_flight_max: 110 * KIB,
-        tenant_bytes_in_flight_max: 110 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
-    let client = client_of(http::Version::HTTP_2);
-    let paths = [
-        ("/v1/collect", "text/plain"),
-        ("/t.v1.T/Collect", "application/grpc"),
-    ];
-    for (path, content_type) in paths {
-        let post = |body: SlowBody, length: Option<usize>| {
-            let mut request = Request::post(server.url(path)).header("content-type", content_type);
-            if let Some(length) = length {
-                request = request.header("content-length", length);
-            }
-            client.request(request.body(body).expect("a valid request"))
-        };
+    for transport in COLLECTORS {
+        let send = |body: SlowBody, length: Option<usize>| collect(&server, transport, body, length);
         // The first is declared and not sent yet, the second is sent and was not declared.
         let (first, body) = slow_body();
-        let declared = tokio::spawn(post(body, Some(60 * KIB)));
+        let declared = send(body, Some(60 * KIB));
         until(|| held(&server) >= 60 * KIB).await;
         let (second, body) = slow_body();
-        let undeclared = tokio::spawn(post(body, None));
-        let piece = Bytes::from(vec![0; 30 * KIB]);
-        second.send(piece).await.expect("it is taken");
+        let undeclared = send(body, None);
+        second.send(zeros(30 * KIB)).await.expect("it is taken");
         until(|| held(&server) >= 90 * KIB).await;
 
         for length in [Some(20 * KIB), None] {
-            let body = UnsyncBoxBody::new(Full::from(vec![0; 20 * KIB]));
-            let refused = post(body, length).await.expect("an answer");
-            if content_type == "text/plain" {
-                assert_eq!(refused.headers()["retry-after"], "1");
-            } else {
-                assert_eq!(refused.headers()["grpc-retry-pushback-ms"], "1000");
-            }
+            let refused = send(whole(20 * KIB), length).await.expect("no panic");
+            let (hint, pause) = match transport.1 {
+                "text/plain" => ("retry-after", "1"),
+                _ => ("grpc-retry-pushback-ms", "1000"),
+            };
+            assert_eq!(refused.headers()[hint], pause);
             assert_eq!(code_of(refused).await, "OVERLOADED", "{length:?}");
         }
-        let piece = Bytes::from(vec![0; 20 * KIB]);
-        second.send(piece).await.expect("it is taken");
-        let cut = undeclared.await.expect("no panic").expect("an answer");
-        assert_eq!(code_of(cut).await, "OVERLOADED");
+        second.send(zeros(20 * KIB)).await.expect("it is taken");
+        assert_eq!(code_of(undeclared.await.expect("no panic")).await, "OVERLOADED");
 
-        let piece = Bytes::from(vec![0; 60 * KIB]);
-        first.send(piece).await.expect("it is taken");
+        first.send(zeros(60 * KIB)).await.expect("it is taken");
         drop(first);
-        let answer = declared.await.expect("no panic").expect("an answer");
-        assert_eq!(answer.status(), StatusCode::OK);
-        drop(answer);
+        drop(declared.await.expect("no panic"));
         until(|| held(&server) == 0).await;
-        let body = UnsyncBoxBody::new(Full::from(vec![0; 60 * KIB]));
-        let answer = post(body, Some(60 * KIB)).await.expect("an answer");
-        let collected = answer
-            .into_body()
-            .collect()
-            .await
-            .expect("a whole body")
-            .to_bytes();
-        assert_eq!(collected, "61440");
+        let answer = send(whole(60 * KIB), Some(60 * KIB)).await.expect("no panic");
+        let collected = answer.into_body().collect().await.expect("a whole body");
+        assert_eq!(collected.to_bytes(), "61440");
     }
 }
 
@@ -380,31 +387,25 @@ async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_ar
 async fn a_grpc_message_counts_as_long_as_it_says_it_is() {
     let limits = Limits {
         bytes_in_flight_max: 100 * KIB,
-        tenant_bytes_in_flight_max: 100 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
-    let client = client_of(http::Version::HTTP_2);
     // Five bytes arrive; tonic makes room for what they say.
-    let call = async |length: usize| {
+    let call = async |length: u32| {
         let (pieces, body) = slow_body();
-        let request = Request::post(server.url("/t.v1.T/Collect")).header("content-type", "application/grpc");
-        let answer = tokio::spawn(client.request(request.body(body).expect("a valid request")));
-        let length = u32::try_from(length).expect("it fits").to_be_bytes();
-        let prefix = Bytes::from([&[0], &length[..]].concat());
-        pieces.send(prefix).await.expect("it is taken");
+        let answer = collect(&server, COLLECTORS[1], body, None);
+        let prefix = [&[0], &length.to_be_bytes()[..]].concat();
+        pieces.send(Bytes::from(prefix)).await.expect("it is taken");
         (pieces, answer)
     };
-    let _first = call(40 * KIB).await;
-    until(|| held(&server) > 40 * KIB).await;
-    let _second = call(40 * KIB).await;
-    until(|| held(&server) > 80 * KIB).await;
-    let (_body, third) = call(40 * KIB).await;
-    let refused = third.await.expect("no panic").expect("an answer");
-    assert_eq!(code_of(refused).await, "OVERLOADED");
-    let (_body, too_large) = call(4_000_000).await;
-    let refused = too_large.await.expect("no panic").expect("an answer");
-    assert_eq!(code_of(refused).await, "PAYLOAD_TOO_LARGE");
+    let _first = call(40_000).await;
+    until(|| held(&server) > 40_000).await;
+    let _second = call(40_000).await;
+    until(|| held(&server) > 80_000).await;
+    for (length, code) in [(40_000, "OVERLOADED"), (4_000_000, "PAYLOAD_TOO_LARGE")] {
+        let (_body, answer) = call(length).await;
+        assert_eq!(code_of(answer.await.expect("no panic")).await, code);
+    }
 }
 
 #[tokio::test]
