@@ -41,9 +41,6 @@ const POLL: Duration = Duration::from_millis(250);
 /// The shortest time from one look to the next, however many signals come.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// How many requests may wait at one time.
-const WAITING_MAX: usize = 10_000;
-
 /// How many signals are drained at once.
 const SIGNALS_MAX: usize = 1_024;
 
@@ -55,7 +52,8 @@ pub struct Freshness {
     shared: SharedReads,
 }
 
-/// Who waits, and the bell that makes the task look.
+/// Who waits, and the bell that makes the task look. How many may wait is bounded, tenant by tenant, by the server's budget of
+/// bytes: a bound of all together would let a few tenants keep the others from waiting.
 #[derive(Default)]
 struct Waiting {
     count: AtomicUsize,
@@ -68,13 +66,10 @@ impl Waiting {
     }
 
     /// Counts one more until the guard is dropped, and rings.
-    fn begin(&self) -> Result<Waits<'_>, ApiError> {
-        let waits = Waits(self);
-        if self.count.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
-            return Err(ApiError::overloaded("too many requests wait for a read model"));
-        }
+    fn begin(&self) -> Waits<'_> {
+        self.count.fetch_add(1, Ordering::Relaxed);
         self.bell.notify_one();
-        Ok(waits)
+        Waits(self)
     }
 }
 
@@ -103,7 +98,7 @@ impl Freshness {
     ///
     /// # Errors
     /// `READ_MODEL_BEHIND` when that took too long, `VALIDATION_FAILED` when the token is for a log that is gone,
-    /// `OVERLOADED` when too many wait.
+    /// `OVERLOADED` or `RATE_LIMITED` when the log has to be asked and too many reads wait.
     pub async fn reach(&self, model: &str, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
         let token = demand.token();
         let is_reached = |marks: &Marks| {
@@ -114,7 +109,7 @@ impl Freshness {
             return Ok(());
         }
         self.check_generation(tenant_id, demand).await?;
-        let _waits = self.waiting.begin()?;
+        let _waits = self.waiting.begin();
         let mut marks = self.marks.clone();
         match timeout_at(demand.until(), marks.wait_for(is_reached)).await {
             Ok(Ok(_)) => Ok(()),
