@@ -143,12 +143,7 @@ pub async fn run(
         access: Access::Identified(authenticator),
     };
     tasks.spawn("server", async move {
-        let limits = Limits {
-            // What a command leaves behind is counted where it is admitted to the write path.
-            abandoned_for: Duration::ZERO,
-            ..Limits::default()
-        };
-        server::serve(listener, routes, limits, metrics, shutdown).await;
+        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
         Ok(())
     });
     tracing::info!("ready");

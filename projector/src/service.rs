@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT, bounded};
+use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
 use daybook_proto::projections::v1::projection_service_server::ProjectionService;
 use daybook_proto::projections::v1::{
     GetProjectionRequest, GetProjectionResponse, GetRebuildRequest, GetRebuildResponse,
@@ -12,6 +12,7 @@ use daybook_proto::projections::v1::{
     RebuildProjectionRequest, RebuildProjectionResponse, RebuildStatus,
 };
 use daybook_service::ApiError;
+use daybook_service::database::bounded_for_request;
 use daybook_service::identity::{Operator, Scope, operator_with};
 use prost_types::Timestamp;
 use sqlx::PgPool;
@@ -44,7 +45,7 @@ impl Projections {
     }
 
     async fn live(&self, name: Option<String>) -> Result<Vec<Projection>, ApiError> {
-        let live: Result<_, ApiError> = bounded(&self.pool, LOOKUP_TIMEOUT, |connection| {
+        let live: Result<_, ApiError> = bounded_for_request(&self.pool, LOOKUP_TIMEOUT, |connection| {
             Box::pin(async move { Ok(checkpoint::live(connection, name.as_deref()).await?) })
         })
         .await;
@@ -52,17 +53,18 @@ impl Projections {
     }
 
     async fn progress(&self, name: String, generation: i32) -> Result<Option<Rebuild>, ApiError> {
-        let progress: Result<_, ApiError> = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
-            Box::pin(async move { Ok(registry::progress(connection, &name, generation).await?) })
-        })
-        .await;
+        let progress: Result<_, ApiError> =
+            bounded_for_request(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+                Box::pin(async move { Ok(registry::progress(connection, &name, generation).await?) })
+            })
+            .await;
         Ok(progress?.map(rebuild))
     }
 
     /// Starts a rebuild and returns its generation.
     async fn start(&self, name: String, reason: String, requested_by: String) -> Result<i32, ApiError> {
         // It makes tables.
-        let started = bounded(&self.pool, QUERY_TIMEOUT, |connection| {
+        let started = bounded_for_request(&self.pool, QUERY_TIMEOUT, |connection| {
             Box::pin(async move {
                 let started = registry::start_rebuild(connection, &name, &reason, &requested_by).await;
                 started.map_err(|error| start_error(error, name))

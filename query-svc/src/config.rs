@@ -14,9 +14,9 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// How many connections to Postgres answer callers at the most, besides two that look keys up. Reads of single orders
-    /// are gathered, so a few connections serve thousands of them.
-    #[arg(long, env = "DAYBOOK_DATABASE_CONNECTIONS", value_name = "COUNT", default_value_t = 12,
+    /// How many connections to Postgres answer lists, histories, "as of" and single rows; tenants share them. There are eight
+    /// more: four for single orders, two that look keys up, one for freshness and one for readiness.
+    #[arg(long, env = "DAYBOOK_DATABASE_CONNECTIONS", value_name = "COUNT", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(2..=1_000))]
     pub database_connections: u32,
 

@@ -3,18 +3,27 @@
 //!
 //! A caller who goes away takes only the waiting with it: what Postgres was asked is finished or given up by
 //! [`daybook_postgres::bounded`].
+//!
+//! What one caller asks for alone goes through [`SharedReads`], whose connections the tenants share: a tenant whose reads are
+//! slow still leaves room for the others.
 
 use std::error::Error;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_event_store::ReadError;
-use daybook_postgres::bounded;
-use daybook_service::ApiError;
+use daybook_event_store::{EventStore, ReadError};
+use daybook_postgres::{ACQUIRE_TIMEOUT, bounded};
 use daybook_service::database::is_outage;
+use daybook_service::shares::{Shares, SharesOptions};
+use daybook_service::{ApiError, request};
 use futures::future::BoxFuture;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use thiserror::Error;
+use uuid::Uuid;
+
+/// How many reads may wait for a connection; of one tenant at most half of what the others leave.
+const WAITING_MAX: usize = 1_024;
 
 /// "cached plan must not change result type": a view was swapped to tables with other columns.
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
@@ -46,6 +55,86 @@ impl From<ReadFailure> for ApiError {
 impl From<ReadError> for ReadFailure {
     fn from(error: ReadError) -> Self {
         Self::new(error)
+    }
+}
+
+/// Connections that tenants share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SharedReads {
+    pool: PgPool,
+    shares: Shares,
+}
+
+impl SharedReads {
+    /// Shares the connections of a pool.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        let connections = pool.options().get_max_connections();
+        let shares = Shares::new(SharesOptions {
+            quota: "reads under way",
+            places: connections as usize,
+            waiting_max: WAITING_MAX,
+            wait_max: ACQUIRE_TIMEOUT,
+        });
+        Self { pool, shares }
+    }
+
+    /// As [`read`], for a tenant.
+    ///
+    /// # Errors
+    /// What the read failed with, and what [`Shares::place`] refuses.
+    pub async fn read<T, R>(&self, tenant_id: Uuid, limit: Duration, statement: R) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        R: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync + 'static,
+    {
+        self.in_turn(
+            tenant_id,
+            |pool| async move { read(&pool, limit, statement).await },
+        )
+        .await
+    }
+
+    /// Reads the log for a tenant.
+    ///
+    /// # Errors
+    /// What the read failed with, and what [`Shares::place`] refuses.
+    pub async fn read_log<T, F>(
+        &self,
+        tenant_id: Uuid,
+        reading: impl FnOnce(EventStore) -> F,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ReadError>> + Send + 'static,
+    {
+        self.in_turn(tenant_id, |pool| {
+            let reading = reading(EventStore::new(pool));
+            async move { Ok(reading.await?) }
+        })
+        .await
+    }
+
+    /// Reads when it is the tenant's turn. The place is taken, and the request counts, until the read has ended, also when
+    /// its caller goes away.
+    async fn in_turn<T, F>(&self, tenant_id: Uuid, reading: impl FnOnce(PgPool) -> F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ReadFailure>> + Send + 'static,
+    {
+        let place = self.shares.place(tenant_id).await?;
+        let (reading, hold) = (reading(self.pool.clone()), request::hold());
+        let read = tokio::spawn(async move {
+            let _held = (place, hold);
+            reading.await
+        });
+        match read.await {
+            Ok(read) => Ok(read?),
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_stopped) => Err(ApiError::shutting_down()),
+            },
+        }
     }
 }
 

@@ -25,11 +25,12 @@ use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use self::demand::{Demand, WAIT_DEFAULT, WAIT_MAX};
 pub use self::marks::Staleness;
 use self::marks::{LiveMarks, Mark, Marks};
-use crate::database::{self, ReadFailure};
+use crate::database::{self, ReadFailure, SharedReads};
 
 /// How often the checkpoints are looked at while somebody waits and no signal comes.
 const POLL_WAITED_FOR: Duration = Duration::from_millis(100);
@@ -40,9 +41,6 @@ const POLL: Duration = Duration::from_millis(250);
 /// The shortest time from one look to the next, however many signals come.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// How many requests may wait at one time.
-const WAITING_MAX: usize = 10_000;
-
 /// How many signals are drained at once.
 const SIGNALS_MAX: usize = 1_024;
 
@@ -51,10 +49,11 @@ const SIGNALS_MAX: usize = 1_024;
 pub struct Freshness {
     marks: watch::Receiver<Marks>,
     waiting: Arc<Waiting>,
-    store: EventStore,
+    shared: SharedReads,
 }
 
-/// Who waits, and the bell that makes the task look.
+/// Who waits, and the bell that makes the task look. How many may wait is bounded, tenant by tenant, by the server's budget of
+/// bytes: a bound of all together would let a few tenants keep the others from waiting.
 #[derive(Default)]
 struct Waiting {
     count: AtomicUsize,
@@ -67,13 +66,10 @@ impl Waiting {
     }
 
     /// Counts one more until the guard is dropped, and rings.
-    fn begin(&self) -> Result<Waits<'_>, ApiError> {
-        let waits = Waits(self);
-        if self.count.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
-            return Err(ApiError::overloaded("too many requests wait for a read model"));
-        }
+    fn begin(&self) -> Waits<'_> {
+        self.count.fetch_add(1, Ordering::Relaxed);
         self.bell.notify_one();
-        Ok(waits)
+        Waits(self)
     }
 }
 
@@ -102,8 +98,8 @@ impl Freshness {
     ///
     /// # Errors
     /// `READ_MODEL_BEHIND` when that took too long, `VALIDATION_FAILED` when the token is for a log that is gone,
-    /// `OVERLOADED` when too many wait.
-    pub async fn reach(&self, model: &str, demand: &Demand) -> Result<(), ApiError> {
+    /// `OVERLOADED` or `RATE_LIMITED` when the log has to be asked and too many reads wait.
+    pub async fn reach(&self, model: &str, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
         let token = demand.token();
         let is_reached = |marks: &Marks| {
             marks.log_generation(token.partition) == Some(token.generation)
@@ -112,8 +108,8 @@ impl Freshness {
         if is_reached(&self.marks.borrow()) {
             return Ok(());
         }
-        self.check_generation(demand).await?;
-        let _waits = self.waiting.begin()?;
+        self.check_generation(tenant_id, demand).await?;
+        let _waits = self.waiting.begin();
         let mut marks = self.marks.clone();
         match timeout_at(demand.until(), marks.wait_for(is_reached)).await {
             Ok(Ok(_)) => Ok(()),
@@ -126,18 +122,16 @@ impl Freshness {
     }
 
     /// Refuses a token for a log that is gone. It is the log itself that is asked when the token is not for the log
-    /// known here: that one may be gone, too.
-    async fn check_generation(&self, demand: &Demand) -> Result<(), ApiError> {
+    /// known here: that one may be gone, too. Anybody can invent such tokens, so it is a read of the tenant's own.
+    async fn check_generation(&self, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
         let token = demand.token();
         let known = self.marks.borrow().log_generation(token.partition);
         if known == Some(token.generation) {
             return Ok(());
         }
-        let head = self
-            .store
-            .head(token.partition)
-            .await
-            .map_err(ReadFailure::from)?;
+        let partition = token.partition;
+        let read = async move |store: EventStore| store.head(partition).await;
+        let head = self.shared.read_log(tenant_id, read).await?;
         if head.generation == token.generation {
             Ok(())
         } else {
@@ -156,18 +150,19 @@ pub struct Watcher {
     is_failing: bool,
 }
 
-/// What is known, and the task that keeps it up to date. The first look has been made.
+/// What is known, and the task that keeps it up to date through `pool`, which nobody else uses: one connection is enough.
+/// The first look has been made.
 ///
 /// # Errors
 /// When the first look fails.
-pub async fn watch(pool: PgPool, store: EventStore) -> Result<(Freshness, Watcher), ReadFailure> {
+pub async fn watch(pool: PgPool, shared: SharedReads) -> Result<(Freshness, Watcher), ReadFailure> {
     let (sender, receiver) = watch::channel(Marks::default());
     let waiting = Arc::<Waiting>::default();
     let mut watcher = Watcher {
         marks: sender,
         waiting: Arc::clone(&waiting),
+        store: EventStore::new(pool.clone()),
         pool,
-        store: store.clone(),
         heads_due: Instant::now(),
         is_failing: false,
     };
@@ -176,7 +171,7 @@ pub async fn watch(pool: PgPool, store: EventStore) -> Result<(Freshness, Watche
         Freshness {
             marks: receiver,
             waiting,
-            store,
+            shared,
         },
         watcher,
     ))

@@ -4,6 +4,7 @@
 //! environment writes the file anew.
 
 pub mod answer;
+mod compression;
 pub mod customers;
 pub mod events;
 pub mod examples;
@@ -18,25 +19,20 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::FromRequestParts;
-use axum::middleware::map_response;
 use axum::routing::get;
 use daybook_service::identity::{Principal, Scope, principal};
 use daybook_service::server::{Declared, Needs};
 use daybook_service::{ApiError, problems};
-use http::header::CONTENT_TYPE;
+use http::HeaderMap;
 use http::request::Parts;
 use serde_json::Value;
-use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::SizeAbove;
 use utoipa::openapi::OpenApi;
 use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::compression::{Document, compressed};
 use crate::reads::Reads;
-
-/// From which size on, in bytes, a body is compressed: a smaller one fits a packet or two as it is.
-const COMPRESSED_BYTES_MIN: u64 = 2_048;
 
 /// How fresh the answer has to be, as headers say it.
 #[derive(Debug, IntoParams)]
@@ -75,17 +71,12 @@ impl FromRequestParts<Reads> for Caller {
 /// All routes: reads, their description, and the catalogue of problems.
 pub fn router(reads: Reads) -> Declared {
     let (routes, api) = described_routes().split_for_parts();
-    let description: Arc<str> = description().into();
-    let description = get(async move || ([(CONTENT_TYPE, "application/json")], description.to_string()));
+    let description = Document::new(description());
+    let description = get(async move |headers: HeaderMap| description.answer(&headers));
     let description = Router::new().route("/openapi.json", description);
-    Declared::new(routes.with_state(reads), needs(&api))
+    Declared::new(compressed(routes.with_state(reads)), needs(&api))
         .merge(Declared::new(description, [("/openapi.json", Needs::nothing())]))
         .merge(problems::router(&[]))
-        .map_router(|router| {
-            router
-                .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
-                .layer(map_response(answer::tag_encoding))
-        })
 }
 
 /// What each path needs: the scope that the description of its operations names. A path without one, or with two, is not

@@ -23,12 +23,12 @@ pub mod loader;
 pub mod reads;
 
 use daybook_event_bus::{Bus, signal};
-use daybook_event_store::EventStore;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
 use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
 use daybook_proto::stock::v1::stock_query_service_server::StockQueryServiceServer;
 use daybook_service::admin::{self, Readiness};
+use daybook_service::database::{self as connections, DatabaseError};
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::{Authenticator, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
@@ -39,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::Config;
+use self::database::SharedReads;
 use self::freshness::Watcher;
 use self::grpc::{Queries, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX};
 use self::loader::{LANES, OrderLoader};
@@ -59,23 +60,27 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let cursors = config.cursors()?;
-    let pool = connect(&config).await?;
+    let database_url = &config.common.database_url;
+    let shared = connections::connect(database_url, SERVICE_NAME, config.database_connections).await?;
+    check_schemas(&shared).await?;
+    let shared = SharedReads::new(shared);
     let bus = Bus::connect_as(config.common.nats_url.expose(), SERVICE_NAME).await?;
-    let (freshness, watcher) = freshness::watch(pool.clone(), EventStore::new(pool.clone())).await?;
+    let marks = connections::connect(database_url, "daybook-freshness", 1).await?;
+    let (freshness, watcher) = freshness::watch(marks, shared.clone()).await?;
 
     let registry = Registry::new();
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
-    let readiness_pool =
-        daybook_service::database::connect(&config.common.database_url, "daybook-readiness", 1).await?;
+    let readiness_pool = connections::connect(database_url, "daybook-readiness", 1).await?;
     watch_dependencies(&mut tasks, &readiness, readiness_pool);
     tasks.spawn_companion("admin", serve_admin(admin_listener, readiness, registry.clone()));
 
     // What requests need goes on until the last of them is answered.
     let drained = CancellationToken::new();
-    let loader = start_reading(&mut tasks, &bus, watcher, &pool, &drained).await?;
-    let reads = Reads::new(pool, loader, freshness, cursors);
-    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
+    let orders = connections::connect(database_url, "daybook-orders", LANES).await?;
+    let loader = start_reading(&mut tasks, &bus, watcher, &orders, &drained).await?;
+    let reads = Reads::new(shared, loader, freshness, cursors);
+    let (authenticator, lookups) = Authenticator::connect(database_url).await?;
     tasks.spawn_companion("key lookups", lookups);
 
     let http = http::router(reads.clone());
@@ -117,17 +122,9 @@ pub async fn run(
     Ok(())
 }
 
-async fn connect(config: &Config) -> anyhow::Result<PgPool> {
-    use daybook_service::database::{check_schema, connect};
-    let pool = connect(
-        &config.common.database_url,
-        SERVICE_NAME,
-        config.database_connections,
-    )
-    .await?;
-    check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
-    check_schema(&pool, "read_model", daybook_read_model::schema_version()).await?;
-    Ok(pool)
+async fn check_schemas(pool: &PgPool) -> Result<(), DatabaseError> {
+    connections::check_schema(pool, "event_store", daybook_event_store::schema_version()).await?;
+    connections::check_schema(pool, "read_model", daybook_read_model::schema_version()).await
 }
 
 /// NATS is not among them: without its signals freshness is polled, and everything is answered as before.
@@ -135,7 +132,7 @@ async fn connect(config: &Config) -> anyhow::Result<PgPool> {
 fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: PgPool) {
     let ping = move || {
         let pool = pool.clone();
-        async move { daybook_service::database::ping(&pool).await }
+        async move { connections::ping(&pool).await }
     };
     tasks.spawn("postgres check", readiness.watch("postgres", ping));
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::order_details::{self, Document};
 use daybook_service::ApiError;
+use daybook_service::error::RETRY_AFTER_DEFAULT;
+use daybook_service::shares::half_of_the_rest;
 use sqlx::PgPool;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -19,15 +21,19 @@ use uuid::Uuid;
 
 use crate::database::{self, ReadFailure};
 
-/// How many look-ups are with Postgres at one time. One more hides the time between an answer and the next question; many
-/// more would only make the batches smaller.
-pub const LANES: usize = 2;
+/// How many look-ups are with Postgres at one time, each on a connection of its own; of one tenant at most half of what the
+/// others leave. Two of a tenant hide the time between an answer and the next question; many more would only make the
+/// batches smaller.
+pub const LANES: u32 = 4;
 
 /// How many orders one look-up asks for.
 const BATCH_MAX: usize = 256;
 
-/// How many callers may wait.
+/// How many callers may wait; of one tenant at most half of what the others leave.
 const WAITING_MAX: usize = 10_000;
+
+/// The name of a tenant's share, as its refusal says it.
+const QUOTA: &str = "reads of single orders under way";
 
 type Found = Result<Option<Arc<Document>>, ReadFailure>;
 
@@ -37,15 +43,27 @@ struct Waiter {
     answer: oneshot::Sender<Found>,
 }
 
-/// Who waits, by tenant, and whose turn it is.
+/// Who waits, by tenant, whose turn it is, and whose look-ups are under way.
 #[derive(Default)]
 struct Queue {
     waiters: HashMap<Uuid, Vec<Waiter>>,
     turns: VecDeque<Uuid>,
     len: usize,
+    under_way: Vec<Uuid>,
 }
 
 impl Queue {
+    fn check_room(&self, tenant_id: Uuid) -> Result<(), ApiError> {
+        if self.len >= WAITING_MAX {
+            return Err(ApiError::overloaded("too many reads wait for the database"));
+        }
+        let of_tenant = self.waiters.get(&tenant_id).map_or(0, Vec::len);
+        if of_tenant >= half_of_the_rest(WAITING_MAX, self.len - of_tenant) {
+            return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
+        }
+        Ok(())
+    }
+
     fn push(&mut self, tenant_id: Uuid, waiter: Waiter) {
         self.len += 1;
         match self.waiters.entry(tenant_id) {
@@ -57,9 +75,21 @@ impl Queue {
         }
     }
 
-    /// The waiters of the tenant whose turn it is; whoever is left over gets another turn, after the other tenants.
-    fn pop(&mut self) -> Option<(Uuid, Vec<Waiter>)> {
-        let tenant_id = self.turns.pop_front()?;
+    fn may_begin(&self, tenant_id: Uuid) -> bool {
+        let of_tenant = self.under_way.iter().filter(|id| **id == tenant_id).count();
+        let of_others = self.under_way.len() - of_tenant;
+        of_tenant < half_of_the_rest(LANES as usize, of_others)
+    }
+
+    /// The place of the tenant whose turn it is.
+    fn next(&self) -> Option<usize> {
+        self.turns.iter().position(|id| self.may_begin(*id))
+    }
+
+    /// The waiters of the tenant whose turn it is; whoever is left over gets another turn, after the other tenants. Their
+    /// look-up is under way until [`Self::end`].
+    fn begin(&mut self) -> Option<(Uuid, Vec<Waiter>)> {
+        let tenant_id = self.turns.remove(self.next()?)?;
         let mut batch = self.waiters.remove(&tenant_id)?;
         if batch.len() > BATCH_MAX {
             let rest = batch.split_off(BATCH_MAX);
@@ -67,7 +97,13 @@ impl Queue {
             self.turns.push_back(tenant_id);
         }
         self.len -= batch.len();
+        self.under_way.push(tenant_id);
         Some((tenant_id, batch))
+    }
+
+    fn end(&mut self, tenant_id: Uuid) {
+        let place = self.under_way.iter().position(|id| *id == tenant_id);
+        place.map(|place| self.under_way.swap_remove(place));
     }
 }
 
@@ -93,14 +129,12 @@ impl OrderLoader {
     /// this id.
     ///
     /// # Errors
-    /// When the read failed, or too many wait already.
+    /// When the read failed, or too many wait already, of all tenants or of this one.
     pub async fn find(&self, tenant_id: Uuid, order_id: String) -> Result<Option<Arc<Document>>, ApiError> {
         let (answer, answered) = oneshot::channel();
         {
             let mut queue = self.0.queue();
-            if queue.len >= WAITING_MAX {
-                return Err(ApiError::overloaded("too many reads wait for the database"));
-            }
+            queue.check_room(tenant_id)?;
             queue.push(tenant_id, Waiter { order_id, answer });
         }
         self.0.bell.notify_one();
@@ -114,9 +148,18 @@ impl OrderLoader {
     /// None; the signature is that of a supervised task.
     pub async fn run_lane(self, pool: PgPool, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
-            let batch = self.0.queue().pop();
+            let (batch, is_more) = {
+                let mut queue = self.0.queue();
+                (queue.begin(), queue.next().is_some())
+            };
             match batch {
-                Some((tenant_id, waiters)) => look_up(&pool, tenant_id, waiters).await,
+                Some((tenant_id, waiters)) => {
+                    if is_more {
+                        self.0.bell.notify_one();
+                    }
+                    look_up(&pool, tenant_id, waiters).await;
+                    self.0.queue().end(tenant_id);
+                }
                 None => {
                     if shutdown
                         .run_until_cancelled(self.0.bell.notified())
@@ -180,6 +223,8 @@ impl Waiter {
 
 #[cfg(test)]
 mod tests {
+    use daybook_service::Code;
+
     use super::*;
 
     const ANNE: Uuid = Uuid::from_u128(1);
@@ -198,8 +243,18 @@ mod tests {
         }
     }
 
+    /// Begins a look-up.
+    fn begin(queue: &mut Queue) -> Option<(Uuid, usize)> {
+        queue
+            .begin()
+            .map(|(tenant_id, waiters)| (tenant_id, waiters.len()))
+    }
+
+    /// Begins and ends one.
     fn pop(queue: &mut Queue) -> Option<(Uuid, usize)> {
-        queue.pop().map(|(tenant_id, waiters)| (tenant_id, waiters.len()))
+        let begun = begin(queue);
+        begun.iter().for_each(|(tenant_id, _)| queue.end(*tenant_id));
+        begun
     }
 
     #[test]
@@ -223,5 +278,23 @@ mod tests {
         assert_eq!(pop(&mut queue), Some((BERT, 1)));
         assert_eq!(pop(&mut queue), Some((ANNE, 1)));
         assert_eq!(queue.len, 0);
+    }
+
+    #[test]
+    fn a_tenant_has_half_of_the_lanes_that_the_others_leave_and_half_of_the_places_to_wait() {
+        let mut queue = Queue::default();
+        push(&mut queue, ANNE, 5 * BATCH_MAX);
+        assert_eq!(begin(&mut queue), Some((ANNE, BATCH_MAX)));
+        assert_eq!(begin(&mut queue), Some((ANNE, BATCH_MAX)));
+        assert_eq!(begin(&mut queue), None);
+        push(&mut queue, BERT, 1);
+        assert_eq!(begin(&mut queue), Some((BERT, 1)));
+        queue.end(ANNE);
+        assert_eq!(begin(&mut queue), Some((ANNE, BATCH_MAX)));
+        let left = WAITING_MAX / 2 - queue.len;
+        push(&mut queue, ANNE, left);
+        let refused = queue.check_room(ANNE).expect_err("it has its half");
+        assert_eq!(refused.code(), &Code::RateLimited);
+        queue.check_room(BERT).expect("the other half is for others");
     }
 }

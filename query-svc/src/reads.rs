@@ -10,12 +10,11 @@ pub mod totals;
 
 use std::sync::Arc;
 
-use daybook_event_store::EventStore;
 use daybook_read_model::ReadModel;
 use daybook_service::{ApiError, identity::Principal};
-use sqlx::PgPool;
 
 use crate::cursor::Cursors;
+use crate::database::SharedReads;
 use crate::freshness::{Demand, Freshness, Staleness};
 use crate::loader::OrderLoader;
 
@@ -30,8 +29,7 @@ pub const LIMIT_MAX: u32 = 100;
 pub struct Reads(Arc<Parts>);
 
 struct Parts {
-    pool: PgPool,
-    store: EventStore,
+    shared: SharedReads,
     loader: OrderLoader,
     freshness: Freshness,
     cursors: Cursors,
@@ -56,13 +54,11 @@ pub struct Page<T> {
 }
 
 impl Reads {
-    /// Reads through `pool`, as a role that row-level security holds to one tenant at a time.
+    /// Reads through `shared`, as a role that row-level security holds to one tenant at a time.
     #[must_use]
-    pub fn new(pool: PgPool, loader: OrderLoader, freshness: Freshness, cursors: Cursors) -> Self {
-        let store = EventStore::new(pool.clone());
+    pub fn new(shared: SharedReads, loader: OrderLoader, freshness: Freshness, cursors: Cursors) -> Self {
         Self(Arc::new(Parts {
-            pool,
-            store,
+            shared,
             loader,
             freshness,
             cursors,
@@ -76,7 +72,7 @@ impl Reads {
         demand: Option<&Demand>,
     ) -> Result<Staleness, ApiError> {
         if let Some(demand) = demand {
-            self.0.freshness.reach(M::NAME, demand).await?;
+            self.0.freshness.reach(M::NAME, caller.tenant_id, demand).await?;
         }
         Ok(self.0.freshness.of(M::NAME, caller.tenant_partition))
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, Code};
 use crate::metrics::{Registry, ServerMetrics};
-use crate::server::{self, Access, Declared, Limits, Routes};
+use crate::server::{self, Access, Declared, Limits, Needs, Routes};
 
 /// How often a dependency is looked at.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -187,13 +187,14 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Regist
         connections_max: ADMIN_CONNECTIONS_MAX,
         ..Limits::default()
     };
+    let probes = ["/livez", "/readyz"].map(|route| (route, Needs::probe()));
     // Its own requests are nobody's measure, so its metrics are not in the registry that it shows.
     let own_metrics = ServerMetrics::new(&Registry::new());
     let never = CancellationToken::new();
     server::serve(
         listener,
         Routes {
-            http: router(readiness, registry).into(),
+            http: Declared::new(router(readiness, registry), probes),
             grpc: Declared::default(),
             access: Access::Anybody,
         },

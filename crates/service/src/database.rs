@@ -9,11 +9,13 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use daybook_postgres::{ACQUIRE_TIMEOUT, LOOKUP_TIMEOUT, bounded, with_session_timeouts};
+use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor as _, PgPool};
+use sqlx::{Executor as _, PgConnection, PgPool};
 
 use crate::config::Secret;
 use crate::error::ApiError;
+use crate::request;
 
 /// How long the server lets one statement run. Shorter than [`daybook_postgres::QUERY_TIMEOUT`], so that it is the server
 /// that ends a slow list, and the connection stays good.
@@ -139,6 +141,28 @@ pub async fn check_schema(pool: &PgPool, schema: &'static str, expected: i64) ->
         }),
         Err(source) => Err(DatabaseError::Version { schema, source }),
     }
+}
+
+/// As [`daybook_postgres::bounded`], for the request that is being answered: it counts until the work has ended, also when
+/// its caller goes away.
+///
+/// # Errors
+/// As there.
+pub async fn bounded_for_request<T, E, W>(pool: &PgPool, limit: Duration, work: W) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<sqlx::Error> + Send + 'static,
+    W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, E>> + Send + 'static,
+{
+    let hold = request::hold();
+    let counted = bounded(pool, limit, move |connection| {
+        let working = work(connection);
+        Box::pin(async move {
+            let _hold = hold;
+            working.await
+        })
+    });
+    counted.await
 }
 
 /// Whether the database answers, for readiness.

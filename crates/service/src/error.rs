@@ -249,6 +249,16 @@ impl ApiError {
         .with_detail("limit_bytes", limit_bytes)
     }
 
+    /// The answer is larger than the limit: a smaller page, or fewer fields, may fit.
+    #[must_use]
+    pub fn answer_too_large(limit_bytes: usize) -> Self {
+        Self::new(
+            Code::PayloadTooLarge,
+            format!("the answer is larger than {limit_bytes} bytes; ask for less"),
+        )
+        .with_detail("limit_bytes", limit_bytes)
+    }
+
     /// The content type or encoding is not supported.
     pub fn unsupported_media_type(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::UnsupportedMediaType, message)

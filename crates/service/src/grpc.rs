@@ -70,8 +70,8 @@ impl GrpcServices {
         let Self { mut routes, services } = self;
         let names: Vec<&'static str> = services.iter().map(|(name, _)| *name).collect();
         let mut methods = methods(descriptor_set, &services)?;
-        for (descriptor_set, name) in for_everybody(reflection) {
-            methods.extend(self::methods(descriptor_set, &[(name, Needs::nothing())])?);
+        for (descriptor_set, name, needs) in for_everybody(reflection) {
+            methods.extend(self::methods(descriptor_set, &[(name, needs)])?);
         }
         if reflection == Reflection::On {
             routes = add_reflection(routes, descriptor_set, &names)?;
@@ -97,16 +97,22 @@ impl GrpcServices {
 }
 
 /// The services that need no key, with what describes them.
-fn for_everybody(reflection: Reflection) -> Vec<(&'static [u8], &'static str)> {
-    let health = (tonic_health::pb::FILE_DESCRIPTOR_SET, health_server::SERVICE_NAME);
+fn for_everybody(reflection: Reflection) -> Vec<(&'static [u8], &'static str, Needs)> {
+    let health = (
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        health_server::SERVICE_NAME,
+        Needs::probe(),
+    );
     let reflections = [
         (
             v1::FILE_DESCRIPTOR_SET,
             v1::server_reflection_server::SERVICE_NAME,
+            Needs::nothing(),
         ),
         (
             v1alpha::FILE_DESCRIPTOR_SET,
             v1alpha::server_reflection_server::SERVICE_NAME,
+            Needs::nothing(),
         ),
     ];
     match reflection {

@@ -19,6 +19,7 @@
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
 //! | [`shutdown`] | a task that ends ends the process; the process ends within ten seconds |
+//! | [`shares`] | connections that tenants share fairly |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
 
 pub mod admin;
@@ -35,6 +36,7 @@ pub mod problems;
 pub mod process;
 pub mod request;
 pub mod server;
+pub mod shares;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -4,6 +4,7 @@
 //! spawns, or a stream's body, takes what it needs with it.
 
 use std::cell::OnceCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::MatchedPath;
@@ -12,6 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::server::Claim;
 use crate::telemetry;
 
 /// The header that carries the request id both ways.
@@ -81,6 +83,7 @@ pub struct Context {
     traceparent: Option<HeaderValue>,
     deadline: Option<Instant>,
     route: OnceCell<MatchedPath>,
+    claim: OnceCell<Arc<Claim>>,
 }
 
 impl Context {
@@ -95,6 +98,7 @@ impl Context {
                 .cloned(),
             deadline: grpc_timeout(headers).map(|timeout| Instant::now() + timeout),
             route: OnceCell::new(),
+            claim: OnceCell::new(),
         }
     }
 
@@ -120,6 +124,27 @@ impl Context {
 #[must_use]
 pub fn deadline() -> Option<Instant> {
     CURRENT.try_with(Context::deadline).ok().flatten()
+}
+
+/// Keeps a request counted among those under way until it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    _claim: Option<Arc<Claim>>,
+}
+
+/// Keeps the current request counted, for work that goes on when its caller goes away. Take it along there.
+#[must_use]
+pub fn hold() -> Hold {
+    let claim = CURRENT.try_with(|current| current.claim.get().cloned());
+    Hold {
+        _claim: claim.ok().flatten(),
+    }
+}
+
+/// Notes what the current request holds, for [`hold`].
+pub(crate) fn count_work(claim: &Arc<Claim>) {
+    // Outside of a request there is nothing to note it for.
+    let _ = CURRENT.try_with(|current| current.claim.set(Arc::clone(claim)));
 }
 
 /// The validated `traceparent` that the current request came with.

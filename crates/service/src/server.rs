@@ -5,7 +5,8 @@
 //!
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
 //!   or does not take its answers is cut, too.
-//! - At most [`Limits::connections_max`] connections are open; one more is closed at once.
+//! - At most [`Limits::connections_max`] connections are open. For one more the oldest is closed that has shown no valid
+//!   key; where all have, it is closed at once itself.
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
@@ -13,13 +14,15 @@
 //!   connections that are left are dropped: [`serve`] returns.
 //!
 //! A handler's future is dropped when its caller goes away or its time is up. Database work belongs into a task of its
-//! own.
+//! own, which takes [`crate::request::hold`] along.
 
 mod access;
 mod answer;
+mod body;
 mod budget;
 mod connection;
 mod routes;
+mod seats;
 mod stall;
 mod unread;
 
@@ -30,7 +33,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
-use daybook_postgres::ACQUIRE_TIMEOUT;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
@@ -38,8 +40,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
-use self::budget::STRANGERS_BYTES_MAX;
+use self::access::PROBES_PER_CONNECTION;
+pub(crate) use self::budget::Claim;
+use self::budget::{REQUEST_BYTES, STRANGERS_BYTES_MAX};
+use self::routes::PROBE_BODY_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
+use self::seats::{Seat, Seats};
 use crate::identity::LOOKUPS_WAITING_MAX;
 use crate::metrics::ServerMetrics;
 
@@ -67,7 +73,8 @@ const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 /// What a caller may use up.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How many connections may be open.
+    /// How many connections may be open. When there are as many, the oldest of those that have shown no valid key is closed
+    /// for the next one.
     pub connections_max: u32,
     /// How long a request's head may take from its first byte; also the handshake of a new connection.
     pub header_read_timeout: Duration,
@@ -85,11 +92,9 @@ pub struct Limits {
     /// How many bytes all requests may hold until their answers are taken, those of each tenant counted up to its share; more
     /// is `OVERLOADED`. Each costs a few KiB with an empty body, so this is a limit of their number, too.
     pub bytes_in_flight_max: usize,
-    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`.
+    /// How many of these bytes may be of one tenant, and where others hold some, at most half of what they leave; more is
+    /// `RATE_LIMITED`.
     pub tenant_bytes_in_flight_max: usize,
-    /// For how long a request counts after its caller has gone away: as long as work that it has spawned may wait for a
-    /// connection. Nothing where that work is bounded in another way.
-    pub abandoned_for: Duration,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
     /// How often an HTTP/2 connection is asked whether it is still there.
@@ -115,7 +120,6 @@ impl Default for Limits {
             body_bytes_max: 1_024 * 1_024,
             bytes_in_flight_max: 64 * 1_024 * 1_024,
             tenant_bytes_in_flight_max: 32 * 1_024 * 1_024,
-            abandoned_for: ACQUIRE_TIMEOUT,
             streams_max: 1_024,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
@@ -132,20 +136,21 @@ impl Limits {
     /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
     /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
     ///   are in the windows above);
-    /// - the budget of callers who are known, the two of callers who are not, and that of refusals.
+    /// - the budget of callers who are known, the two of callers who are not, and that of refusals;
+    /// - a few probes of each connection.
     ///
-    /// Compressed requests are not taken, so nothing grows after it has arrived.
-    ///
-    /// Answers come on top. They count from the moment when they are made and keep later requests of their tenant out, but
-    /// none is refused for its size; and of an answer that is compressed only the piece that is ready counts, not what the
-    /// encoder holds.
+    /// Compressed requests are not taken, so nothing grows after it has arrived. Answers count in the same budgets from the
+    /// moment when they are made. One that is complete is refused where there is no room for it; a small one, and a part of a
+    /// stream, goes out all the same, and keeps later requests of its tenant out.
     #[must_use]
     pub fn caller_bytes_max(&self) -> u64 {
         let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;
         let connections = u64::from(self.connections_max) * u64::from(connection);
         let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
         let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
-        connections + lookups + budgets as u64
+        let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
+        let probes = u64::from(self.connections_max) * (PROBES_PER_CONNECTION * probe) as u64;
+        connections + lookups + budgets as u64 + probes
     }
 }
 
@@ -187,7 +192,7 @@ pub async fn serve(
     let health = Router::new().route("/healthz", get(async || "ok\n"));
     routes.http = routes
         .http
-        .merge(Declared::new(health, [("/healthz", Needs::nothing())]));
+        .merge(Declared::new(health, [("/healthz", Needs::probe())]));
     let (http, grpc) = access::guard(routes, &limits, &metrics);
     let http = answer::note_routes(http.router);
     let shared = Arc::new(Shared {
@@ -217,14 +222,13 @@ async fn accept_all(
     connections: &TaskTracker,
 ) -> std::convert::Infallible {
     let connections_max = usize::try_from(shared.limits.connections_max).unwrap_or(usize::MAX);
+    let seats = Seats::new(connections_max, shared.metrics.connections.clone());
     loop {
         match listener.accept().await {
-            Ok(_) if connections.len() >= connections_max => {
-                shared.metrics.connections_refused.inc();
-            }
-            Ok((stream, _peer)) => {
-                connections.spawn(serve_connection(stream, Arc::clone(shared)));
-            }
+            Ok((stream, _peer)) => match seats.take().await {
+                Some(seat) => drop(connections.spawn(serve_connection(stream, seat, Arc::clone(shared)))),
+                None => drop(shared.metrics.connections_refused.inc()),
+            },
             Err(error) if is_callers(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections");
@@ -243,12 +247,13 @@ fn is_callers(error: &io::Error) -> bool {
     )
 }
 
-async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
-    shared.metrics.connections.inc();
-    if let Err(error) = connection::serve(stream, &shared).await {
-        tracing::debug!(error = %error, "connection ended");
+async fn serve_connection(stream: TcpStream, seat: Seat, shared: Arc<Shared>) {
+    tokio::select! {
+        () = seat.is_needed() => tracing::debug!("connection closed: it has shown no valid key, and others need the place"),
+        served = connection::serve(stream, seat.holder(), &shared) => if let Err(error) = served {
+            tracing::debug!(error = %error, "connection ended");
+        }
     }
-    shared.metrics.connections.dec();
 }
 
 /// Lets the open requests finish, up to the end of the grace period.

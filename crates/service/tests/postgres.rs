@@ -390,7 +390,7 @@ async fn while_unknown_keys_cannot_be_looked_up_known_ones_work_and_the_crowd_is
 
 /// A server with a route for each scope that the test has, and one that declares nothing, over both transports. Every handler
 /// reads its whole body.
-async fn start_server(authenticator: Authenticator) -> SocketAddr {
+async fn start_server(authenticator: Authenticator, limits: Limits) -> SocketAddr {
     let needs = [
         ("/read", Needs::scope(Scope::OrdersRead).with_message(1_000)),
         ("/write", Needs::scope(Scope::OrdersWrite)),
@@ -412,13 +412,18 @@ async fn start_server(authenticator: Authenticator) -> SocketAddr {
     let address = listener.local_addr().expect("it is bound");
     let metrics = ServerMetrics::new(&Registry::new());
     let never = CancellationToken::new();
-    tokio::spawn(serve(listener, routes, Limits::default(), metrics, never));
+    tokio::spawn(serve(listener, routes, limits, metrics, never));
     address
 }
 
 /// Sends the head of a request, and of its body only what is given; the head of the answer.
 async fn answer_to(server: SocketAddr, head: String, body: &str) -> String {
     let mut stream = TcpStream::connect(server).await.expect("it listens");
+    answer_on(&mut stream, &head, body).await
+}
+
+/// The same on a connection that is open.
+async fn answer_on(stream: &mut TcpStream, head: &str, body: &str) -> String {
     let sent = format!("{head}\r\nHost: a\r\n\r\n{body}");
     stream.write_all(sent.as_bytes()).await.expect("it reads");
     let mut answer = String::new();
@@ -433,6 +438,41 @@ async fn answer_to(server: SocketAddr, head: String, body: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_connection_that_has_shown_a_key_is_not_closed_for_one_that_has_not() {
+    let database = Database::create().await;
+    let reader = generate_api_key();
+    database.store(&reader, 60.0).await;
+    let limits = Limits {
+        connections_max: 2,
+        ..Limits::default()
+    };
+    let server = start_server(database.authenticator().await, limits).await;
+    let good = format!(
+        "POST /read HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Length: 0",
+        reader.plain
+    );
+    let mut known = TcpStream::connect(server).await.expect("it listens");
+    assert!(
+        answer_on(&mut known, &good, "")
+            .await
+            .starts_with("HTTP/1.1 200 ")
+    );
+    let bad = format!("POST /read HTTP/1.1\r\nAuthorization: Bearer {}", "x".repeat(40));
+    let mut strangers = Vec::new();
+    for (head, status) in [("GET /healthz HTTP/1.1", "200"), (&bad, "401"), (&bad, "401")] {
+        let mut stranger = TcpStream::connect(server).await.expect("it listens");
+        let answer = answer_on(&mut stranger, head, "").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        strangers.push(stranger);
+        assert!(
+            answer_on(&mut known, &good, "")
+                .await
+                .starts_with("HTTP/1.1 200 ")
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_request_is_judged_by_what_its_route_declares_before_a_byte_of_its_body_is_there() {
     let database = Database::create().await;
     let (reader, operator) = (generate_api_key(), generate_api_key());
@@ -441,7 +481,7 @@ async fn a_request_is_judged_by_what_its_route_declares_before_a_byte_of_its_bod
         .store_with(&operator, None, "{projections:operate}")
         .await;
     stored.expect("an operator may have it");
-    let server = start_server(database.authenticator().await).await;
+    let server = start_server(database.authenticator().await, Limits::default()).await;
     // What the path declares, the length that the request declares, and the status of both transports.
     let cases = [
         (&reader, "/write", 100, "403", "7"),

@@ -49,6 +49,10 @@ impl IntoResponses for Refusals {
             ),
             ("401", "UNAUTHENTICATED: there is no valid credential."),
             ("403", "PERMISSION_DENIED: the credential lacks the scope."),
+            (
+                "413",
+                "PAYLOAD_TOO_LARGE: the answer is larger than the service can send; a smaller page may fit.",
+            ),
             ("429", "RATE_LIMITED: the tenant has too much under way."),
             ("500", "INTERNAL: a fault of the service."),
             (
@@ -265,7 +269,7 @@ mod tests {
     fn it_is_openapi_3_1_and_says_what_every_status_means() {
         let api = described();
         assert_eq!(api["openapi"], "3.1.0");
-        let expected = ["200", "400", "401", "403", "429", "500", "503", "504"];
+        let expected = ["200", "400", "401", "403", "413", "429", "500", "503", "504"];
         for (path, item) in api["paths"].as_object().expect("an object") {
             let mut statuses = names(&item["get"]["responses"]);
             statuses.remove("304");

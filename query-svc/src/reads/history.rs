@@ -3,12 +3,11 @@
 use std::ops::RangeInclusive;
 
 use daybook_domain::aggregates::Kind;
-use daybook_event_store::{Direction, RecordedEvent};
+use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_service::{ApiError, identity::Principal};
 
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
-use crate::database::ReadFailure;
 
 /// An aggregate: its kind, and an id that this kind has.
 #[derive(Clone, Debug)]
@@ -68,20 +67,14 @@ impl Reads {
         versions: RangeInclusive<u64>,
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
-        let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
-        let found = self
-            .0
-            .store
-            .read_stream(
-                tenant_id,
-                partition,
-                &list.stream.id,
-                versions,
-                limit,
-                list.direction,
-            )
-            .await;
-        Ok(found.map_err(ReadFailure::from)?)
+        let (tenant_id, partition, direction) = (caller.tenant_id, caller.tenant_partition, list.direction);
+        let stream_id = list.stream.id.clone();
+        let read = async move |store: EventStore| {
+            store
+                .read_stream(tenant_id, partition, &stream_id, versions, limit, direction)
+                .await
+        };
+        self.0.shared.read_log(tenant_id, read).await
     }
 }
 

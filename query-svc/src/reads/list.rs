@@ -10,7 +10,6 @@ use time::OffsetDateTime;
 
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
-use crate::database;
 use crate::freshness::Demand;
 
 /// The newest orders first, unless the caller asks for something else.
@@ -56,13 +55,16 @@ impl Reads {
                 filter, sort, limit, ..
             },
         ) = (caller.tenant_id, list);
-        let found = database::read(&self.0.pool, QUERY_TIMEOUT, move |connection| {
-            let (filter, after) = (filter.clone(), after.clone());
-            Box::pin(async move {
-                order_list::list(connection, tenant_id, &filter, sort, after.as_ref(), limit + 1).await
+        let found = self
+            .0
+            .shared
+            .read(tenant_id, QUERY_TIMEOUT, move |connection| {
+                let (filter, after) = (filter.clone(), after.clone());
+                Box::pin(async move {
+                    order_list::list(connection, tenant_id, &filter, sort, after.as_ref(), limit + 1).await
+                })
             })
-        })
-        .await?;
+            .await?;
         // Rows and checkpoint commit together, so what made any of the rows is included, and all before it.
         let newest = found.iter().map(|row| row.position).max();
         staleness.position = staleness.position.max(newest.unwrap_or(0));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use daybook_domain::ids::OrderId;
-use daybook_event_store::{Direction, RecordedEvent};
+use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_read_model::order_details::{self, Document};
 use daybook_read_model::{Change, DecodeError, Event, FoldError, OrderDetails, ReadModel as _, StreamKey};
 use daybook_service::{ApiError, identity::Principal};
@@ -11,7 +11,6 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::{Answer, Reads};
-use crate::database::ReadFailure;
 use crate::freshness::{Demand, Staleness};
 
 /// How many events of a history are read at once.
@@ -132,19 +131,21 @@ impl Reads {
         from: u64,
         to: u64,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
-        let events = self
-            .0
-            .store
-            .read_stream(
-                key.tenant_id,
-                partition,
-                &key.stream_id,
-                from..=to,
-                CHUNK_EVENTS,
-                Direction::Forward,
-            )
-            .await;
-        Ok(events.map_err(ReadFailure::from)?)
+        let (tenant_id, stream_id) = (key.tenant_id, key.stream_id.clone());
+        let read = async move |store: EventStore| {
+            let versions = from..=to;
+            store
+                .read_stream(
+                    tenant_id,
+                    partition,
+                    &stream_id,
+                    versions,
+                    CHUNK_EVENTS,
+                    Direction::Forward,
+                )
+                .await
+        };
+        self.0.shared.read_log(tenant_id, read).await
     }
 }
 

@@ -8,7 +8,6 @@ use daybook_service::{ApiError, identity::Principal};
 
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
-use crate::database;
 use crate::freshness::Demand;
 
 /// Which page of the list, which is by article.
@@ -34,11 +33,14 @@ impl Reads {
         let mut staleness = self.freshen::<StockLevels>(caller, demand).await?;
         let (tenant_id, id) = (caller.tenant_id, id.to_string());
         let wanted = id.clone();
-        let found = database::read(&self.0.pool, LOOKUP_TIMEOUT, move |connection| {
-            let wanted = wanted.clone();
-            Box::pin(async move { stock_levels::find(connection, tenant_id, &wanted).await })
-        })
-        .await?;
+        let found = self
+            .0
+            .shared
+            .read(tenant_id, LOOKUP_TIMEOUT, move |connection| {
+                let wanted = wanted.clone();
+                Box::pin(async move { stock_levels::find(connection, tenant_id, &wanted).await })
+            })
+            .await?;
         let Some(row) = found else {
             return Err(ApiError::not_found("stock_item", id));
         };
@@ -65,11 +67,14 @@ impl Reads {
         };
         let mut staleness = self.freshen::<StockLevels>(caller, demand).await?;
         let (tenant_id, limit) = (caller.tenant_id, list.limit);
-        let found = database::read(&self.0.pool, QUERY_TIMEOUT, move |connection| {
-            let after = after.clone();
-            Box::pin(async move { stock_levels::list(connection, tenant_id, &after, limit + 1).await })
-        })
-        .await?;
+        let found = self
+            .0
+            .shared
+            .read(tenant_id, QUERY_TIMEOUT, move |connection| {
+                let after = after.clone();
+                Box::pin(async move { stock_levels::list(connection, tenant_id, &after, limit + 1).await })
+            })
+            .await?;
         let newest = found.iter().map(|row| row.position).max();
         staleness.position = staleness.position.max(newest.unwrap_or(0));
         let cursor_after = |last: &Row| self.0.cursors.seal(&question, last.sku.as_str().as_bytes());

@@ -7,7 +7,6 @@ use daybook_read_model::customer_totals::{self, Row};
 use daybook_service::{ApiError, identity::Principal};
 
 use super::{Answer, Reads};
-use crate::database;
 use crate::freshness::Demand;
 
 impl Reads {
@@ -24,11 +23,14 @@ impl Reads {
     ) -> Result<Answer<Vec<Row>>, ApiError> {
         let mut staleness = self.freshen::<CustomerTotals>(caller, demand).await?;
         let (tenant_id, wanted) = (caller.tenant_id, customer_id.clone());
-        let totals = database::read(&self.0.pool, LOOKUP_TIMEOUT, move |connection| {
-            let wanted = wanted.clone();
-            Box::pin(async move { customer_totals::find(connection, tenant_id, wanted.as_str()).await })
-        })
-        .await?;
+        let totals = self
+            .0
+            .shared
+            .read(tenant_id, LOOKUP_TIMEOUT, move |connection| {
+                let wanted = wanted.clone();
+                Box::pin(async move { customer_totals::find(connection, tenant_id, wanted.as_str()).await })
+            })
+            .await?;
         let Some(newest) = totals.iter().map(|row| row.position).max() else {
             return Err(ApiError::not_found("customer", customer_id.as_str()));
         };

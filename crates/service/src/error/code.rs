@@ -42,7 +42,7 @@ pub enum Code {
     ShuttingDown,
     /// The caller's deadline, or the service's own, has passed. Whether it was done is unknown.
     DeadlineExceeded,
-    /// The request is larger than the limit.
+    /// The request, or the answer to it, is larger than the limit.
     PayloadTooLarge,
     /// The request's content type or encoding is not supported.
     UnsupportedMediaType,
@@ -344,11 +344,11 @@ static DEADLINE_EXCEEDED: Entry = Entry {
 
 static PAYLOAD_TOO_LARGE: Entry = Entry {
     name: "PAYLOAD_TOO_LARGE",
-    title: "The request is too large",
+    title: "The request or its answer is too large",
     grpc: tonic::Code::ResourceExhausted,
     http: StatusCode::PAYLOAD_TOO_LARGE,
     retry: Retry::No,
-    explanation: "The request is larger than the limit (`limit_bytes`, when it is known).",
+    explanation: "The request, or the answer to it, is larger than the limit (`limit_bytes`, when it is known).",
 };
 
 static UNSUPPORTED_MEDIA_TYPE: Entry = Entry {

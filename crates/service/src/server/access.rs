@@ -16,8 +16,10 @@ use http::header::CONTENT_LENGTH;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-use super::budget::{Admission, Budget, Terms, pass_over};
+use super::body::pass_over;
+use super::budget::{Admission, Budget, Terms};
 use super::routes::{Declared, Needs};
+use super::seats::Holder;
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
@@ -29,23 +31,36 @@ const QUOTA: &str = "requests without a key on one connection";
 /// How many requests without an identity one connection may have open.
 const STRANGERS_PER_CONNECTION: usize = 16;
 
-/// The places of one connection for requests without an identity, in the extensions of each of its requests.
-#[derive(Clone, Debug)]
-pub(super) struct StrangerPlaces(Arc<Semaphore>);
+/// How many probes one connection may have open besides: a watch of its health, and a question.
+pub(super) const PROBES_PER_CONNECTION: usize = 2;
 
-impl Default for StrangerPlaces {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)))
-    }
+/// What the requests of one connection share, in the extensions of each.
+#[derive(Debug)]
+pub(super) struct Connection {
+    holder: Arc<Holder>,
+    strangers: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
 }
 
-impl StrangerPlaces {
-    /// Takes one, until the answer has been taken.
-    fn take(request: &Request) -> Result<OwnedSemaphorePermit, ApiError> {
-        let places: Option<&Self> = request.extensions().get();
-        places
-            .and_then(|places| Arc::clone(&places.0).try_acquire_owned().ok())
-            .ok_or_else(|| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
+impl Connection {
+    pub(super) fn new(holder: Arc<Holder>) -> Arc<Self> {
+        Arc::new(Self {
+            holder,
+            strangers: Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)),
+            probes: Arc::new(Semaphore::new(PROBES_PER_CONNECTION)),
+        })
+    }
+
+    /// A place for a request without an identity, until its answer has been taken.
+    fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.strangers)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
+    }
+
+    /// A place for a probe, until its answer has been taken.
+    fn probe_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.probes).try_acquire_owned().ok()
     }
 }
 
@@ -68,6 +83,8 @@ struct Gate {
     strangers: Arc<Budget>,
     /// Of those that may go on for ever, so that they leave room for the others.
     strangers_streams: Arc<Budget>,
+    /// Of probes, on either listener.
+    probes: Arc<Budget>,
     /// Of answers that refuse a request, whoever sent it.
     refusals: Arc<Budget>,
     transport: Transport,
@@ -79,6 +96,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
     let [strangers, strangers_streams, refusals] =
         [(); 3].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let probes = Arc::new(Budget::of_probes(gauge.clone()));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
             access: routes.access.clone(),
@@ -86,6 +104,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
             budget: Arc::clone(&budget),
             strangers: Arc::clone(&strangers),
             strangers_streams: Arc::clone(&strangers_streams),
+            probes: Arc::clone(&probes),
             refusals: Arc::clone(&refusals),
             transport,
         };
@@ -144,15 +163,26 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
 
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {
     let needs = gate.needs(request);
+    let connection: Option<&Arc<Connection>> = request.extensions().get();
+    let connection = Arc::clone(connection.expect("every request has come over a connection"));
+    if let Some(needs) = needs.filter(|needs| needs.is_probe)
+        && let Some(place) = connection.probe_place()
+    {
+        let terms = Terms {
+            place: Some(place),
+            ..Terms::new(needs)
+        };
+        return gate.probes.admit(request, gate.transport, terms);
+    }
     let (budget, terms) = match (&gate.access, needs) {
         (Access::Anybody, _) => {
-            let body_bytes_max = needs.unwrap_or(Needs::nothing()).body_bytes_max;
-            (&gate.budget, Terms::new(body_bytes_max))
+            connection.holder.is_no_stranger();
+            (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing())))
         }
         (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
             let terms = Terms {
-                place: Some(StrangerPlaces::take(request)?),
-                ..Terms::new(needs.body_bytes_max)
+                place: Some(connection.place()?),
+                ..Terms::new(needs)
             };
             match needs.is_stream {
                 true => (&gate.strangers_streams, terms),
@@ -161,13 +191,14 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
         }
         (Access::Identified(authenticator), _) => {
             let identity = authenticator.authenticate(request.headers()).await?;
+            connection.holder.is_no_stranger();
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
             if let Some(scope) = needs.scope {
                 identity.require(scope)?;
             }
             let terms = Terms {
                 tenant_id: identity.tenant_id(),
-                ..Terms::new(needs.body_bytes_max)
+                ..Terms::new(needs)
             };
             request.extensions_mut().insert(identity);
             (&gate.budget, terms)

@@ -4,33 +4,26 @@
 //! what its body has or promises, and what its answer has ready. What would go over the limit is refused at once, with a
 //! hint when to try again, so that memory is bounded by a number and not by how many callers there are.
 //!
-//! A handler whose caller goes away leaves work behind: what it spawned goes on, and may be waiting for a connection of a pool.
-//! So its request counts for as long as that may last, and nobody piles up work by cancelling.
-//!
-//! A length is believed where somebody makes room for it: a gRPC message says in its first five bytes how long it is, and
-//! tonic reserves that much before it arrives.
+//! Work that goes on when its caller goes away keeps the request's claim ([`crate::request::hold`]), so nobody piles up work by
+//! cancelling.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use http::Version;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use hyper::body::Body as HttpBody;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::Limits;
+use super::body::{count_body, whole};
+use super::routes::Needs;
 use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
 use crate::metrics::Transport;
+use crate::request;
+use crate::shares::half_of_the_rest;
 
 /// The name of a tenant's share, as its refusal says it.
 const QUOTA: &str = "request bytes in flight";
@@ -39,17 +32,10 @@ const QUOTA: &str = "request bytes in flight";
 pub(super) const STRANGERS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
 /// What a request costs beside its head and its body: a task, a stream, and what a handler notes about it.
-const REQUEST_BYTES: usize = 4 * 1_024;
+pub(super) const REQUEST_BYTES: usize = 4 * 1_024;
 
 /// What each header costs beside its name and value (as RFC 9113, 6.5.2 counts).
 const HEADER_BYTES: usize = 32;
-
-/// What is in front of each gRPC message: a flag, and four bytes of length.
-pub(super) const MESSAGE_PREFIX_BYTES: usize = 5;
-
-/// How much of the body of a request that is answered without it is let arrive, and for how long.
-const PASSED_OVER_BYTES_MAX: usize = 4_096;
-const PASSED_OVER_FOR: Duration = Duration::from_millis(100);
 
 /// What all requests of the process share.
 #[derive(Debug)]
@@ -58,8 +44,6 @@ pub(super) struct Budget {
     tenant_bytes_max: usize,
     /// The largest length that is believed before the bytes are there.
     declared_bytes_max: usize,
-    /// For how long a request counts whose caller has gone away.
-    abandoned_for: Duration,
     held: Mutex<Held>,
     /// Shows the bytes that are held.
     gauge: Gauge,
@@ -79,16 +63,16 @@ struct Held {
 pub(super) struct Terms {
     /// Whose share it is.
     pub(super) tenant_id: Option<Uuid>,
-    pub(super) body_bytes_max: usize,
+    pub(super) needs: Needs,
     /// What it keeps until its answer has been taken.
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Terms {
-    pub(super) fn new(body_bytes_max: usize) -> Self {
+    pub(super) fn new(needs: Needs) -> Self {
         Self {
             tenant_id: None,
-            body_bytes_max,
+            needs,
             place: None,
         }
     }
@@ -100,7 +84,6 @@ impl Budget {
             bytes_max: limits.bytes_in_flight_max,
             tenant_bytes_max: limits.tenant_bytes_in_flight_max,
             declared_bytes_max: limits.body_bytes_max,
-            abandoned_for: limits.abandoned_for,
             held: Mutex::default(),
             gauge,
         }
@@ -113,9 +96,17 @@ impl Budget {
             bytes_max: STRANGERS_BYTES_MAX,
             tenant_bytes_max: STRANGERS_BYTES_MAX,
             declared_bytes_max: 0,
-            abandoned_for: Duration::ZERO,
             held: Mutex::default(),
             gauge,
+        }
+    }
+
+    /// Of probes, of which each connection has a few at a time: nobody else's requests fill it.
+    pub(super) fn of_probes(gauge: Gauge) -> Self {
+        Self {
+            bytes_max: usize::MAX,
+            tenant_bytes_max: usize::MAX,
+            ..Self::of_strangers(gauge)
         }
     }
 
@@ -141,9 +132,10 @@ impl Budget {
     ) -> Result<Admission, ApiError> {
         let Terms {
             tenant_id,
-            body_bytes_max,
+            needs,
             place,
         } = terms;
+        let body_bytes_max = needs.body_bytes_max;
         let declared = HttpBody::size_hint(request.body()).exact().unwrap_or(0);
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         if declared > body_bytes_max {
@@ -159,19 +151,14 @@ impl Budget {
         claim.grow_to(declared.min(self.declared_bytes_max))?;
         let (refusal, refused) = oneshot::channel();
         if !request.body().is_end_stream() {
-            let counted = Counted {
-                is_http2: request.version() == Version::HTTP_2,
-                body: std::mem::take(request.body_mut()),
-                arrived: 0,
-                bytes_max: body_bytes_max,
-                messages: (transport == Transport::Grpc).then(Messages::default),
-                claim: Arc::clone(&claim),
-                refusal: Some(refusal),
-            };
-            *request.body_mut() = Body::new(counted);
+            count_body(request, transport, body_bytes_max, &claim, refusal);
         }
-        let claim = Abandonable(Some(claim));
-        Ok(Admission { refused, claim })
+        request::count_work(&claim);
+        Ok(Admission {
+            refused,
+            claim,
+            is_unary: transport == Transport::Grpc && !needs.is_stream,
+        })
     }
 
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
@@ -187,7 +174,15 @@ impl Budget {
                 "too many bytes of requests are being handled",
             ));
         }
-        if of_tenant.saturating_add(bytes) > self.tenant_bytes_max {
+        // What is left is never all for one tenant: whoever comes next finds room, too.
+        let of_others = held.within_shares - of_tenant.min(self.tenant_bytes_max);
+        let share = match of_others {
+            0 => self.tenant_bytes_max,
+            _ => self
+                .tenant_bytes_max
+                .min(half_of_the_rest(self.bytes_max, of_others)),
+        };
+        if of_tenant.saturating_add(bytes) > share {
             return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
         }
         self.set(&mut held, tenant_id, of_tenant + bytes);
@@ -233,7 +228,7 @@ fn head_bytes(request: &Request) -> usize {
 
 /// The bytes that one request holds, and its answer after it.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     budget: Arc<Budget>,
     tenant_id: Option<Uuid>,
     /// What it costs with an empty body.
@@ -244,7 +239,7 @@ pub(super) struct Claim {
 
 impl Claim {
     /// Makes room for a body of this size, if there is.
-    fn grow_to(&self, body_bytes: usize) -> Result<(), ApiError> {
+    pub(super) fn grow_to(&self, body_bytes: usize) -> Result<(), ApiError> {
         let bytes = self.fixed.saturating_add(body_bytes);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes > *held {
@@ -252,6 +247,20 @@ impl Claim {
             *held = bytes;
         }
         Ok(())
+    }
+
+    /// Makes room for a whole answer. One that is larger than a tenant's share is never sent, and a small one always: it may be
+    /// the receipt of a command, and to refuse it would say that nothing was done.
+    fn make_room_for_answer(&self, answer_bytes: usize) -> Result<(), ApiError> {
+        if answer_bytes <= REQUEST_BYTES {
+            self.hold(answer_bytes);
+            return Ok(());
+        }
+        let bytes_max = self.budget.tenant_bytes_max - self.fixed.min(self.budget.tenant_bytes_max);
+        if answer_bytes > bytes_max {
+            return Err(ApiError::answer_too_large(bytes_max));
+        }
+        self.grow_to(answer_bytes)
     }
 
     /// Counts a part of the answer that is ready. An answer that has begun is not broken off: those who come next wait.
@@ -274,176 +283,38 @@ impl Drop for Claim {
     }
 }
 
-/// A claim that outlives a handler which is dropped.
-#[derive(Debug)]
-struct Abandonable(Option<Arc<Claim>>);
-
-impl Drop for Abandonable {
-    fn drop(&mut self) {
-        let Some(claim) = self.0.take() else { return };
-        let left = claim.budget.abandoned_for;
-        // Without a runtime there is no work either.
-        if let Ok(runtime) = Handle::try_current()
-            && !left.is_zero()
-        {
-            runtime.spawn(async move {
-                sleep(left).await;
-                drop(claim);
-            });
-        }
-    }
-}
-
 /// The claim of a request that is being answered.
 #[derive(Debug)]
 pub(super) struct Admission {
     refused: oneshot::Receiver<ApiError>,
-    claim: Abandonable,
+    claim: Arc<Claim>,
+    /// Whether the answer is one message of gRPC, which is there when its head is.
+    is_unary: bool,
 }
 
 impl Admission {
     /// Runs the handler, unless its body turns out to be too much. The claim goes with the answer, in its extensions.
+    ///
+    /// An answer that is complete is refused when there is no room for it; of a stream each part counts when it is ready.
     pub(super) async fn run(mut self, handler: impl Future<Output = Response>) -> Result<Response, ApiError> {
         let mut answer = tokio::select! {
             biased;
-            Ok(error) = &mut self.refused => {
-                // Without its body the handler has begun nothing.
-                self.claim.0.take();
-                return Err(error);
-            }
+            Ok(error) = &mut self.refused => return Err(error),
             answer = handler => answer,
         };
-        let claim = self.claim.0.take();
         // A handler whose body broke off may have said so already, in its own words.
         if let Ok(error) = self.refused.try_recv() {
             return Err(error);
         }
-        answer.extensions_mut().insert(claim);
+        if self.is_unary {
+            answer = whole(answer).await?;
+        }
+        if let Some(bytes) = HttpBody::size_hint(answer.body()).exact() {
+            self.claim
+                .make_room_for_answer(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        }
+        answer.extensions_mut().insert(Some(self.claim));
         Ok(answer)
-    }
-}
-
-/// A body whose bytes are counted.
-#[derive(Debug)]
-struct Counted {
-    is_http2: bool,
-    body: Body,
-    arrived: usize,
-    bytes_max: usize,
-    /// For gRPC only.
-    messages: Option<Messages>,
-    claim: Arc<Claim>,
-    refusal: Option<oneshot::Sender<ApiError>>,
-}
-
-impl Counted {
-    fn count(&mut self, data: &[u8]) -> Result<(), ApiError> {
-        self.arrived = self.arrived.saturating_add(data.len());
-        let promised = self.messages.as_mut().map_or(0, |messages| messages.read(data));
-        let bytes = self.arrived.saturating_add(promised);
-        if bytes > self.bytes_max {
-            return Err(ApiError::payload_too_large(self.bytes_max));
-        }
-        self.claim.grow_to(bytes)
-    }
-}
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let data = match &frame {
-            Some(Ok(frame)) => frame.data_ref(),
-            _ => None,
-        };
-        if let Some(data) = data
-            && let Err(error) = self.count(data)
-        {
-            if let Some(refusal) = self.refusal.take() {
-                // Where the answer has begun nobody waits for this any more; the body breaks off all the same.
-                let _ = refusal.send(error.clone());
-            }
-            return Poll::Ready(Some(Err(axum::Error::new(error))));
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        HttpBody::size_hint(&self.body)
-    }
-}
-
-/// A handler may answer without its body.
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.is_http2
-            && !self.body.is_end_stream()
-            && let Ok(runtime) = Handle::try_current()
-        {
-            let (body, claim) = (std::mem::take(&mut self.body), Arc::clone(&self.claim));
-            runtime.spawn(async move {
-                pass_over(body).await;
-                drop(claim);
-            });
-        }
-    }
-}
-
-/// Lets the small body of a request arrive that is answered without it. The h2 crate charges a connection for each small
-/// frame that comes after that, never takes it back, and closes the connection in the end, with all its other callers.
-pub(super) async fn pass_over(mut body: Body) {
-    let mut left = PASSED_OVER_BYTES_MAX;
-    let arriving = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    // What takes longer was not sent with its request.
-    let _ = timeout(PASSED_OVER_FOR, arriving).await;
-}
-
-/// How far the body of a gRPC call has come in its messages.
-#[derive(Debug, Default)]
-struct Messages {
-    prefix_read: usize,
-    length: usize,
-    to_come: usize,
-}
-
-impl Messages {
-    /// Reads what arrived, and gives how many bytes of the last message are still to come.
-    fn read(&mut self, mut data: &[u8]) -> usize {
-        loop {
-            let of_message = self.to_come.min(data.len());
-            self.to_come -= of_message;
-            let Some((&byte, rest)) = data[of_message..].split_first() else {
-                return self.to_come;
-            };
-            data = rest;
-            // The first byte is the flag.
-            self.length = if self.prefix_read == 0 {
-                0
-            } else {
-                self.length << 8 | usize::from(byte)
-            };
-            self.prefix_read += 1;
-            if self.prefix_read == MESSAGE_PREFIX_BYTES {
-                self.to_come = self.length;
-                self.prefix_read = 0;
-            }
-        }
     }
 }
 
@@ -467,30 +338,41 @@ mod tests {
             budget.take(one, 1).map_err(|error| error.code().clone()),
             Err(Code::RateLimited)
         );
-        budget.take(other, 40).expect("beside the share of the one");
+        budget.take(other, 20).expect("half of what the one leaves");
         assert_eq!(
-            budget.take(third, 1).map_err(|error| error.code().clone()),
+            budget.take(other, 1).map_err(|error| error.code().clone()),
+            Err(Code::RateLimited)
+        );
+        budget.take(third, 10).expect("half of what both leave");
+        budget.take(None, 1).expect("and so on");
+        budget.add(other, 20);
+        assert_eq!(
+            budget.take(None, 1).map_err(|error| error.code().clone()),
             Err(Code::Overloaded)
         );
         budget.give_back(one, 1_010);
         budget.give_back(other, 40);
+        budget.give_back(third, 10);
+        budget.give_back(None, 1);
         budget.take(third, 60).expect("all was given back");
         assert_eq!(budget.gauge.get(), 60);
     }
 
     #[test]
-    fn a_message_counts_as_soon_as_it_says_how_long_it_is_however_its_bytes_are_cut() {
-        let sent = [&[0, 0, 0, 0, 2][..], b"hi", &[0, 0, 0, 1, 0], &[7; 200]].concat();
-        for piece_bytes in 1..=sent.len() {
-            let mut messages = Messages::default();
-            let promised: Vec<usize> = sent
-                .chunks(piece_bytes)
-                .map(|piece| messages.read(piece))
-                .collect();
-            assert_eq!(promised.last(), Some(&56), "{piece_bytes}");
-            assert!(promised.iter().all(|promised| *promised <= 256), "{piece_bytes}");
+    fn a_small_answer_goes_out_though_there_is_no_room_and_a_larger_one_does_not() {
+        let limits = Limits {
+            tenant_bytes_in_flight_max: 10_000,
+            ..Limits::default()
+        };
+        let budget = Arc::new(Budget::new(&limits, Gauge::default()));
+        let claim = budget.claim_refusal().expect("there is room");
+        budget.take(None, 10_000 - REQUEST_BYTES).expect("the rest");
+        claim
+            .make_room_for_answer(REQUEST_BYTES)
+            .expect("it may be a receipt");
+        for (bytes, code) in [(5_000, Code::RateLimited), (10_000, Code::PayloadTooLarge)] {
+            let refused = claim.make_room_for_answer(bytes);
+            assert_eq!(refused.map_err(|error| error.code().clone()), Err(code));
         }
-        let mut messages = Messages::default();
-        assert_eq!(messages.read(&[1, 255, 255, 255, 255]), 0xffff_ffff);
     }
 }

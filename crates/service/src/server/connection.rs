@@ -14,8 +14,9 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
-use super::access::StrangerPlaces;
+use super::access::Connection;
 use super::answer::answer;
+use super::seats::Holder;
 use super::stall::{Opening, Protocol, Stream, Turns};
 use super::unread::{AnswerBody, Unread};
 
@@ -31,7 +32,11 @@ pub(super) enum ConnectionError {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<(), ConnectionError> {
+pub(super) async fn serve(
+    mut tcp: TcpStream,
+    holder: Arc<Holder>,
+    shared: &Arc<Shared>,
+) -> Result<(), ConnectionError> {
     tcp.set_nodelay(true)?;
     let limits = &shared.limits;
     let opening = tokio::select! {
@@ -41,28 +46,23 @@ pub(super) async fn serve(mut tcp: TcpStream, shared: &Arc<Shared>) -> Result<()
     let (protocol, opening) = opening.map_err(|_| ConnectionError::Silent)??;
     let (head_limit, write_limit) = (limits.header_read_timeout, limits.write_stall_timeout);
     let unread = Arc::new(Unread::default());
+    let service = |turns| Service {
+        shared: Arc::clone(shared),
+        turns,
+        connection: Connection::new(holder),
+        unread: Arc::clone(&unread),
+    };
     match protocol {
         Protocol::Http1 => {
             let turns = Turns::default();
             let stream = Stream::http1(tcp, opening, turns.clone(), head_limit, write_limit);
-            let service = Service {
-                shared: Arc::clone(shared),
-                turns: Some(turns),
-                places: StrangerPlaces::default(),
-                unread: Arc::clone(&unread),
-            };
+            let service = service(Some(turns));
             let connection = shared.http1.serve_connection(TokioIo::new(stream), service);
             drive(connection, |it| it.graceful_shutdown(), shared, &unread).await
         }
         Protocol::Http2 => {
             let stream = Stream::http2(tcp, opening, write_limit);
-            let service = Service {
-                shared: Arc::clone(shared),
-                turns: None,
-                places: StrangerPlaces::default(),
-                unread: Arc::clone(&unread),
-            };
-            let connection = shared.http2.serve_connection(TokioIo::new(stream), service);
+            let connection = shared.http2.serve_connection(TokioIo::new(stream), service(None));
             drive(connection, |it| it.graceful_shutdown(), shared, &unread).await
         }
     }
@@ -105,7 +105,7 @@ fn spread(duration: Duration) -> Duration {
 struct Service {
     shared: Arc<Shared>,
     turns: Option<Turns>,
-    places: StrangerPlaces,
+    connection: Arc<Connection>,
     unread: Arc<Unread>,
 }
 
@@ -115,7 +115,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.places.clone());
+        request.extensions_mut().insert(Arc::clone(&self.connection));
         let shared = Arc::clone(&self.shared);
         let (turns, unread) = (self.turns.clone(), Arc::clone(&self.unread));
         if let Some(turns) = &turns {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use super::budget::MESSAGE_PREFIX_BYTES;
+use super::body::MESSAGE_PREFIX_BYTES;
 use crate::identity::Scope;
 
 /// The largest body of a request where its route says nothing else, and of every request without an identity, in bytes: a
 /// filter and a cursor, the name of a service, or questions of reflection.
 const BODY_BYTES_MAX: usize = 64 * 1_024;
+
+/// The largest body of a probe, in bytes: the name of a service.
+pub(super) const PROBE_BODY_BYTES_MAX: usize = 4 * 1_024;
 
 /// What a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct Needs {
     pub(super) body_bytes_max: usize,
     /// Whether its requests or its answers may go on for ever.
     pub(super) is_stream: bool,
+    /// Whether it only says how the process is.
+    pub(super) is_probe: bool,
 }
 
 impl Needs {
@@ -30,6 +35,17 @@ impl Needs {
             scope: None,
             body_bytes_max: BODY_BYTES_MAX,
             is_stream: false,
+            is_probe: false,
+        }
+    }
+
+    /// Nothing, and little at all: it says how the process is, and is answered whatever else strangers do.
+    #[must_use]
+    pub const fn probe() -> Self {
+        Self {
+            body_bytes_max: PROBE_BODY_BYTES_MAX,
+            is_probe: true,
+            ..Self::nothing()
         }
     }
 
@@ -40,6 +56,7 @@ impl Needs {
             scope: Some(scope),
             body_bytes_max: BODY_BYTES_MAX,
             is_stream: false,
+            is_probe: false,
         }
     }
 

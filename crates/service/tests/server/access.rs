@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use daybook_service::server::Limits;
 use futures::StreamExt as _;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
@@ -17,10 +17,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use crate::{Server, problem, until};
+use crate::{LARGE_BYTES, Server, problem, until};
 
 const KIB: usize = 1_024;
 
@@ -39,6 +40,11 @@ fn slow_body() -> (mpsc::Sender<Bytes>, SlowBody) {
     let stream = futures::stream::poll_fn(move |cx| sent.poll_recv(cx));
     let frames = stream.map(|bytes| Ok(Frame::data(bytes)));
     (pieces, UnsyncBoxBody::new(StreamBody::new(frames)))
+}
+
+/// A body that is there.
+fn whole(count: usize) -> SlowBody {
+    UnsyncBoxBody::new(Full::from(zeros(count)))
 }
 
 /// A body that never ends, as fast as it is taken.
@@ -161,16 +167,29 @@ async fn a_refusal_reaches_a_caller_who_sends_the_whole_body_before_it_reads() {
     }
 }
 
-/// Opens streams that need no key on a connection of their own; the answers, which live as long as they are kept.
-async fn watch(server: &Server, count: usize) -> Vec<Response<hyper::body::Incoming>> {
-    let client = client_of(http::Version::HTTP_2);
+/// Asks on a connection of its own, which opens no stream's window; the answers, which count as long as they are kept.
+async fn ask(
+    server: &Server,
+    request: (Method, &str, &'static str),
+    count: usize,
+) -> Vec<Response<hyper::body::Incoming>> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.http2_only(true).http2_initial_stream_window_size(0);
+    let client: Client<HttpConnector, SlowBody> = builder.build_http();
+    let (method, path, content_type) = request;
     let calls = (0..count).map(|_| {
-        let request = Request::post(server.url("/t.v1.T/Watch")).header("content-type", "application/grpc");
+        let request = Request::builder().method(method.clone()).uri(server.url(path));
+        let request = request.header("content-type", content_type);
         let request = request.body(UnsyncBoxBody::new(Full::default()));
         client.request(request.expect("a valid request"))
     });
     let answers = futures::future::join_all(calls).await.into_iter();
     answers.map(|answer| answer.expect("an answer")).collect()
+}
+
+/// Opens streams that need no key.
+async fn watch(server: &Server, count: usize) -> Vec<Response<hyper::body::Incoming>> {
+    ask(server, (Method::POST, "/t.v1.T/Watch", "application/grpc"), count).await
 }
 
 fn is_refused(answer: &Response<hyper::body::Incoming>) -> bool {
@@ -207,67 +226,160 @@ async fn streams_without_a_key_are_bounded_in_all_and_leave_room_for_questions()
 }
 
 #[tokio::test]
-async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_are_done() {
+async fn probes_are_answered_while_strangers_fill_all_that_is_theirs() {
+    let server = Server::start_closed().await;
+    let mut open = Vec::new();
+    for _ in 0..70 {
+        open.extend(watch(&server, 16).await);
+        open.extend(ask(&server, (Method::GET, "/v1/stream", "text/plain"), 16).await);
+        open.extend(ask(&server, (Method::GET, "/healthz", "text/plain"), 16).await);
+    }
+    let refused = server.get("/problems").await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(server.get("/healthz").await.status(), StatusCode::OK);
+    let probe = ask(&server, (Method::POST, "/t.v1.T/Probe", "application/grpc"), 1).await;
+    assert_eq!(probe[0].status(), StatusCode::OK);
+    assert!(!probe.iter().any(is_refused));
+}
+
+#[tokio::test]
+async fn on_the_private_listener_probes_are_answered_when_there_is_room_for_nothing_else() {
     let limits = Limits {
-        bytes_in_flight_max: 110 * KIB,
-        tenant_bytes_in_flight_max: 110 * KIB,
+        bytes_in_flight_max: 100 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
+    let _open = ask(&server, (Method::GET, "/v1/stream", "text/plain"), 100).await;
+    let response = server.get("/problems").await;
+    problem(&response, StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED");
+    assert_eq!(server.get("/healthz").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn refusals_that_nobody_takes_are_bounded_and_others_have_no_body_then() {
+    let server = Server::start_closed().await;
+    let stranger = (Method::GET, "/v1/orders/7", "text/plain");
+    let mut untaken = ask(&server, stranger.clone(), 1_000).await;
+    untaken.extend(ask(&server, stranger, 200).await);
+    let refused = server.get("/v1/orders/7").await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    assert!(refused.body().is_empty());
+    drop(untaken);
+    until(|| held(&server) == 0).await;
+    let refused = server.get("/v1/orders/7").await;
+    problem(&refused, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
+}
+
+/// A large answer: whether it comes, or the code of its refusal.
+async fn large(server: &Server, content_type: &'static str) -> Result<(), String> {
     let client = client_of(http::Version::HTTP_2);
-    let paths = [
-        ("/v1/collect", "text/plain"),
-        ("/t.v1.T/Collect", "application/grpc"),
-    ];
-    for (path, content_type) in paths {
-        let post = |body: SlowBody, length: Option<usize>| {
-            let mut request = Request::post(server.url(path)).header("content-type", content_type);
-            if let Some(length) = length {
-                request = request.header("content-length", length);
-            }
-            client.request(request.body(body).expect("a valid request"))
-        };
+    let (method, path) = match content_type {
+        "application/grpc" => (Method::POST, "/t.v1.T/Large"),
+        _ => (Method::GET, "/v1/large"),
+    };
+    let request = Request::builder().method(method).uri(server.url(path));
+    let request = request
+        .header("content-type", content_type)
+        .body(UnsyncBoxBody::new(Full::default()));
+    let answer = client
+        .request(request.expect("a valid request"))
+        .await
+        .expect("an answer");
+    if answer.status() != StatusCode::OK || is_refused(&answer) {
+        return Err(code_of(answer).await);
+    }
+    let body = answer.into_body().collect().await.expect("a whole body");
+    let has_trailers = body.trailers().is_some();
+    assert_eq!(has_trailers, content_type == "application/grpc");
+    assert_eq!(body.to_bytes().len(), LARGE_BYTES);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_is_refused_that_is_larger_than_a_tenants_share_or_finds_no_room_in_it() {
+    let share_of = |bytes: usize| Limits {
+        tenant_bytes_in_flight_max: bytes,
+        ..Limits::default()
+    };
+    for content_type in ["text/plain", "application/grpc"] {
+        let server = Server::start(share_of(LARGE_BYTES)).await;
+        let refused = large(&server, content_type).await;
+        assert_eq!(refused, Err("PAYLOAD_TOO_LARGE".to_owned()), "{content_type}");
+
+        let server = Server::start(share_of(LARGE_BYTES * 3 / 2)).await;
+        let untaken = ask(&server, (Method::GET, "/v1/large", "text/plain"), 1).await;
+        assert_eq!(untaken[0].status(), StatusCode::OK);
+        let refused = large(&server, content_type).await;
+        assert_eq!(refused, Err("RATE_LIMITED".to_owned()), "{content_type}");
+        drop(untaken);
+        until(|| held(&server) == 0).await;
+        assert_eq!(large(&server, content_type).await, Ok(()), "{content_type}");
+    }
+}
+
+/// The handlers that read a whole body, of either transport.
+const COLLECTORS: [(&str, &str); 2] = [
+    ("/v1/collect", "text/plain"),
+    ("/t.v1.T/Collect", "application/grpc"),
+];
+
+/// Sends a body whose length may be declared, in a task of its own.
+fn collect(
+    server: &Server,
+    (path, content_type): (&str, &str),
+    body: SlowBody,
+    length: Option<usize>,
+) -> JoinHandle<Response<hyper::body::Incoming>> {
+    let mut request = Request::post(server.url(path)).header("content-type", content_type);
+    if let Some(length) = length {
+        request = request.header("content-length", length);
+    }
+    let request = request.body(body).expect("a valid request");
+    let answer = client_of(http::Version::HTTP_2).request(request);
+    tokio::spawn(async move { answer.await.expect("an answer") })
+}
+
+fn zeros(count: usize) -> Bytes {
+    Bytes::from(vec![0; count])
+}
+
+#[tokio::test]
+async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_are_done() {
+    let limits = Limits {
+        bytes_in_flight_max: 110 * KIB,
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    for transport in COLLECTORS {
+        let send = |body: SlowBody, length: Option<usize>| collect(&server, transport, body, length);
         // The first is declared and not sent yet, the second is sent and was not declared.
         let (first, body) = slow_body();
-        let declared = tokio::spawn(post(body, Some(60 * KIB)));
+        let declared = send(body, Some(60 * KIB));
         until(|| held(&server) >= 60 * KIB).await;
         let (second, body) = slow_body();
-        let undeclared = tokio::spawn(post(body, None));
-        let piece = Bytes::from(vec![0; 30 * KIB]);
-        second.send(piece).await.expect("it is taken");
+        let undeclared = send(body, None);
+        second.send(zeros(30 * KIB)).await.expect("it is taken");
         until(|| held(&server) >= 90 * KIB).await;
 
         for length in [Some(20 * KIB), None] {
-            let body = UnsyncBoxBody::new(Full::from(vec![0; 20 * KIB]));
-            let refused = post(body, length).await.expect("an answer");
-            if content_type == "text/plain" {
-                assert_eq!(refused.headers()["retry-after"], "1");
-            } else {
-                assert_eq!(refused.headers()["grpc-retry-pushback-ms"], "1000");
-            }
+            let refused = send(whole(20 * KIB), length).await.expect("no panic");
+            let (hint, pause) = match transport.1 {
+                "text/plain" => ("retry-after", "1"),
+                _ => ("grpc-retry-pushback-ms", "1000"),
+            };
+            assert_eq!(refused.headers()[hint], pause);
             assert_eq!(code_of(refused).await, "OVERLOADED", "{length:?}");
         }
-        let piece = Bytes::from(vec![0; 20 * KIB]);
-        second.send(piece).await.expect("it is taken");
-        let cut = undeclared.await.expect("no panic").expect("an answer");
-        assert_eq!(code_of(cut).await, "OVERLOADED");
+        second.send(zeros(20 * KIB)).await.expect("it is taken");
+        assert_eq!(code_of(undeclared.await.expect("no panic")).await, "OVERLOADED");
 
-        let piece = Bytes::from(vec![0; 60 * KIB]);
-        first.send(piece).await.expect("it is taken");
+        first.send(zeros(60 * KIB)).await.expect("it is taken");
         drop(first);
-        let answer = declared.await.expect("no panic").expect("an answer");
-        assert_eq!(answer.status(), StatusCode::OK);
-        drop(answer);
+        drop(declared.await.expect("no panic"));
         until(|| held(&server) == 0).await;
-        let body = UnsyncBoxBody::new(Full::from(vec![0; 60 * KIB]));
-        let answer = post(body, Some(60 * KIB)).await.expect("an answer");
-        let collected = answer
-            .into_body()
-            .collect()
-            .await
-            .expect("a whole body")
-            .to_bytes();
-        assert_eq!(collected, "61440");
+        let answer = send(whole(60 * KIB), Some(60 * KIB)).await.expect("no panic");
+        let collected = answer.into_body().collect().await.expect("a whole body");
+        assert_eq!(collected.to_bytes(), "61440");
     }
 }
 
@@ -275,31 +387,25 @@ async fn bodies_over_the_budget_are_refused_at_once_and_fit_again_when_others_ar
 async fn a_grpc_message_counts_as_long_as_it_says_it_is() {
     let limits = Limits {
         bytes_in_flight_max: 100 * KIB,
-        tenant_bytes_in_flight_max: 100 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
-    let client = client_of(http::Version::HTTP_2);
     // Five bytes arrive; tonic makes room for what they say.
-    let call = async |length: usize| {
+    let call = async |length: u32| {
         let (pieces, body) = slow_body();
-        let request = Request::post(server.url("/t.v1.T/Collect")).header("content-type", "application/grpc");
-        let answer = tokio::spawn(client.request(request.body(body).expect("a valid request")));
-        let length = u32::try_from(length).expect("it fits").to_be_bytes();
-        let prefix = Bytes::from([&[0], &length[..]].concat());
-        pieces.send(prefix).await.expect("it is taken");
+        let answer = collect(&server, COLLECTORS[1], body, None);
+        let prefix = [&[0], &length.to_be_bytes()[..]].concat();
+        pieces.send(Bytes::from(prefix)).await.expect("it is taken");
         (pieces, answer)
     };
-    let _first = call(40 * KIB).await;
-    until(|| held(&server) > 40 * KIB).await;
-    let _second = call(40 * KIB).await;
-    until(|| held(&server) > 80 * KIB).await;
-    let (_body, third) = call(40 * KIB).await;
-    let refused = third.await.expect("no panic").expect("an answer");
-    assert_eq!(code_of(refused).await, "OVERLOADED");
-    let (_body, too_large) = call(4_000_000).await;
-    let refused = too_large.await.expect("no panic").expect("an answer");
-    assert_eq!(code_of(refused).await, "PAYLOAD_TOO_LARGE");
+    let _first = call(40_000).await;
+    until(|| held(&server) > 40_000).await;
+    let _second = call(40_000).await;
+    until(|| held(&server) > 80_000).await;
+    for (length, code) in [(40_000, "OVERLOADED"), (4_000_000, "PAYLOAD_TOO_LARGE")] {
+        let (_body, answer) = call(length).await;
+        assert_eq!(code_of(answer.await.expect("no panic")).await, code);
+    }
 }
 
 #[tokio::test]
@@ -326,10 +432,9 @@ async fn requests_without_a_body_are_bounded_too() {
 }
 
 #[tokio::test]
-async fn a_request_whose_caller_goes_away_counts_until_its_work_must_have_ended() {
+async fn a_request_whose_caller_goes_away_counts_until_its_work_has_ended() {
     let limits = Limits {
         bytes_in_flight_max: 100 * KIB,
-        tenant_bytes_in_flight_max: 100 * KIB,
         ..Limits::default()
     };
     let server = Server::start(limits).await;
@@ -342,7 +447,7 @@ async fn a_request_whose_caller_goes_away_counts_until_its_work_must_have_ended(
     let mut cancelled = 0;
     let refused = loop {
         let before = held(&server);
-        let call = tokio::spawn(request("/v1/slow"));
+        let call = tokio::spawn(request("/v1/work"));
         until(|| held(&server) > before || call.is_finished()).await;
         if call.is_finished() {
             break call.await.expect("no panic").expect("an answer");
@@ -352,11 +457,10 @@ async fn a_request_whose_caller_goes_away_counts_until_its_work_must_have_ended(
         assert!(cancelled < 100, "work piles up");
     };
     assert_eq!(code_of(refused).await, "OVERLOADED");
+    server.work_ends.cancel();
     until(|| held(&server) == 0).await;
-    assert_eq!(
-        request("/v1/orders/7").await.expect("an answer").status(),
-        StatusCode::OK
-    );
+    let answer = request("/v1/orders/7").await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
 }
 
 #[tokio::test]

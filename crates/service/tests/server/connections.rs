@@ -101,6 +101,59 @@ async fn one_connection_too_many_is_closed_at_once() {
 }
 
 #[tokio::test]
+async fn for_a_connection_too_many_the_oldest_is_closed_that_has_shown_no_key() {
+    let server = Server::start(Limits {
+        connections_max: 2,
+        ..Limits::default()
+    })
+    .await;
+    let ask = async |stream: &mut TcpStream| {
+        let request = b"GET /v1/orders/Z HTTP/1.1\r\nHost: a\r\n\r\n";
+        stream.write_all(request).await.expect("the server reads");
+        // The letter is in no status line and no header.
+        while stream.read_u8().await.expect("an answer that ends with the id") != b'Z' {}
+    };
+    let open = |count: u8| {
+        server
+            .registry
+            .encode()
+            .contains(&format!("daybook_connections {count}\n"))
+    };
+    let mut known = server.connect().await;
+    ask(&mut known).await;
+    for opening in [
+        &b""[..],
+        b"GET / HT",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ] {
+        let mut silent = server.connect().await;
+        silent.write_all(opening).await.expect("the server reads");
+        until(|| open(2)).await;
+        let mut next = server.connect().await;
+        ask(&mut next).await;
+        read_to_end(silent).await;
+        assert_eq!(
+            read_to_end(server.connect().await).await,
+            b"",
+            "both have shown one"
+        );
+        ask(&mut known).await;
+        drop(next);
+        until(|| open(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_not_counted_among_the_open_ones() {
+    let server = Server::start(Limits::default()).await;
+    let mut stream = server.connect().await;
+    let request = b"GET /v1/breaks HTTP/1.1\r\nHost: a\r\n\r\n";
+    stream.write_all(request).await.expect("the server reads");
+    read_to_end(stream).await;
+    until(|| server.registry.encode().contains("daybook_connections 0\n")).await;
+}
+
+#[tokio::test]
 async fn a_stop_lets_an_open_request_finish() {
     let limits = Limits {
         request_timeout: Duration::from_millis(300),

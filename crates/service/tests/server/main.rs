@@ -15,9 +15,11 @@ use daybook_service::error::{ApiError, Code, FieldViolation};
 use daybook_service::extract::Json;
 use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
+use daybook_service::request;
 use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -36,6 +38,8 @@ struct Server {
     address: SocketAddr,
     shutdown: CancellationToken,
     registry: Registry,
+    /// Ends what requests to `/v1/work` leave behind.
+    work_ends: CancellationToken,
     ended: JoinHandle<()>,
 }
 
@@ -60,10 +64,12 @@ impl Server {
         let address = listener.local_addr().expect("a bound socket has an address");
         let (shutdown, registry) = (CancellationToken::new(), Registry::new());
         let metrics = ServerMetrics::new(&registry);
+        let work_ends = CancellationToken::new();
         let orders = Needs::scope(Scope::OrdersRead);
         let http = [
             ("/problems", Needs::nothing()),
             ("/v1/stream", Needs::nothing()),
+            ("/v1/breaks", Needs::nothing()),
             ("/v1/collect", Needs::scope(Scope::OrdersWrite)),
             ("/v1/orders/{id}", orders),
         ];
@@ -73,9 +79,10 @@ impl Server {
             ("/t.v1.T/Slow", orders),
             ("/t.v1.T/Collect", Needs::scope(Scope::OrdersWrite)),
             ("/t.v1.T/Watch", Needs::nothing().streaming()),
+            ("/t.v1.T/Probe", Needs::probe()),
         ];
         let routes = Routes {
-            http: Declared::new(http_routes(), http),
+            http: Declared::new(http_routes(work_ends.clone()), http),
             grpc: Declared::new(grpc_routes(), grpc),
             access,
         };
@@ -84,6 +91,7 @@ impl Server {
             address,
             shutdown,
             registry,
+            work_ends,
             ended: tokio::spawn(serving),
         }
     }
@@ -143,8 +151,10 @@ async fn send(client: &HttpClient, request: Request<Full<Bytes>>) -> Response<By
     Response::from_parts(parts, body)
 }
 
-fn http_routes() -> Router {
+fn http_routes(work_ends: CancellationToken) -> Router {
     Router::new()
+        .route("/v1/work", get(async move || works_on(work_ends).await))
+        .route("/v1/breaks", get(async || Body::from_stream(breaks())))
         .route("/v1/orders/{id}", get(async |Path(id): Path<String>| id))
         .route(
             "/v1/orders",
@@ -163,6 +173,21 @@ fn http_routes() -> Router {
         .route("/v1/stream", get(async || Body::from_stream(endless())))
 }
 
+/// Never answers, and leaves work behind that goes on.
+async fn works_on(ends: CancellationToken) {
+    let hold = request::hold();
+    tokio::spawn(async move {
+        ends.cancelled().await;
+        drop(hold);
+    });
+    std::future::pending().await
+}
+
+/// An answer that panics when it is to go out.
+fn breaks() -> impl futures::Stream<Item = Result<Bytes, Infallible>> {
+    futures::stream::poll_fn(|_| panic!("at the disco"))
+}
+
 /// Reads a whole body, as most handlers do.
 async fn collect(body: Body) -> String {
     match body.collect().await {
@@ -179,6 +204,18 @@ fn large() -> Vec<u8> {
     let mut answer = vec![b'x'; LARGE_BYTES];
     answer[LARGE_BYTES - 1] = b'y';
     answer
+}
+
+/// The same as a message of gRPC: its size is not known before, and trailers follow.
+fn large_message() -> Body {
+    let status = HeaderMap::from_iter([(
+        HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let frames = [Frame::data(Bytes::from(large())), Frame::trailers(status)];
+    Body::new(StreamBody::new(futures::stream::iter(
+        frames.map(Ok::<_, Infallible>),
+    )))
 }
 
 /// A handler with a bug.
@@ -206,6 +243,8 @@ fn grpc_routes() -> Router {
         )
         .route("/t.v1.T/Slow", post(std::future::pending::<()>))
         .route("/t.v1.T/Collect", post(collect))
+        .route("/t.v1.T/Probe", post(collect))
+        .route("/t.v1.T/Large", post(async || large_message()))
         .route("/t.v1.T/Watch", post(async || Body::from_stream(endless())))
         .route(
             "/t.v1.Other/{*method}",

@@ -1,0 +1,148 @@
+//! What tenants share: the slow reads of one, or of several, take nothing from the others that they need.
+
+use anyhow::{Context as _, ensure};
+use daybook_tests::client::Caller;
+use daybook_tests::orders::new_order_id;
+use daybook_tests::stack::{Role, Stack};
+use daybook_tests::tenant::Tenant;
+use daybook_tests::{metrics, wait};
+use sqlx::{AssertSqlSafe, Executor as _, PgPool, Postgres, Transaction};
+use tokio::task::JoinSet;
+
+/// How many connections the query service has for what tenants share.
+const CONNECTIONS: &str = "4";
+
+/// The whole system, with few connections for reads.
+async fn stack() -> anyhow::Result<Stack> {
+    let mut stack = Stack::start().await?;
+    stack.query = stack
+        .servers
+        .run(Role::Query, &[("DAYBOOK_DATABASE_CONNECTIONS", CONNECTIONS)])
+        .await?;
+    Ok(stack)
+}
+
+async fn caller_of_another_tenant(stack: &Stack) -> anyhow::Result<Caller> {
+    let tenant = Tenant::create(&stack.superuser).await?;
+    let (command, query, projector) = (&stack.command, &stack.query, &stack.projector);
+    Caller::new(&command.url(), &query.url(), &projector.url(), tenant)
+}
+
+/// Makes lists of stock items wait, until the transaction is dropped.
+async fn hold_lists(superuser: &PgPool) -> anyhow::Result<Transaction<'static, Postgres>> {
+    let live = "SELECT max(live_generation) FROM read_model.projection WHERE name = 'stock_levels'";
+    let generation: i32 = sqlx::query_scalar(live).fetch_one(superuser).await?;
+    let mut holder = superuser.begin().await?;
+    let lock = format!("LOCK TABLE read_model.stock_levels_g{generation}");
+    holder.execute(AssertSqlSafe(lock)).await?;
+    Ok(holder)
+}
+
+/// Asks for lists again and again, three at a time.
+fn keep_listing(asking: &mut JoinSet<()>, caller: &Caller) {
+    for _ in 0..3 {
+        let caller = caller.clone();
+        asking.spawn(async move { while caller.get("/v1/stock-items").await.is_ok() {} });
+    }
+}
+
+/// Waits until so many reads wait for the lock.
+async fn reads_wait(superuser: &PgPool, count: i64) -> anyhow::Result<()> {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'daybook-query-svc'
+                     AND wait_event_type = 'Lock'";
+    wait::until(&format!("{count} reads wait"), async || {
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(superuser).await?;
+        Ok((waiting == count).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_slow_reads_of_one_tenant_leave_connections_for_the_others() -> anyhow::Result<()> {
+    let stack = stack().await?;
+    let (slow, other) = (stack.caller()?, caller_of_another_tenant(&stack).await?);
+    let order_id = new_order_id();
+    let receipt = other.place(&order_id, "ada").await?;
+    let path = format!("/v1/orders/{order_id}");
+    other.get_after(&receipt.consistency_token, &path).await?;
+
+    let _holder = hold_lists(&stack.superuser).await?;
+    let mut asking = JoinSet::new();
+    keep_listing(&mut asking, &slow);
+    reads_wait(&stack.superuser, 2).await?;
+    for path in [
+        "/v1/orders",
+        &format!("{path}/events"),
+        &format!("{path}?as_of=1"),
+        &path,
+    ] {
+        let answer = other.get(path).await?;
+        ensure!(answer.status == 200, "{path}: {}", answer.json());
+    }
+    reads_wait(&stack.superuser, 2).await
+}
+
+#[tokio::test]
+async fn with_every_shared_connection_taken_single_orders_are_read_fresh_and_readiness_is_looked_at()
+-> anyhow::Result<()> {
+    let stack = stack().await?;
+    let caller = stack.caller()?;
+    let _holder = hold_lists(&stack.superuser).await?;
+    let mut asking = JoinSet::new();
+    for _ in 0..3 {
+        keep_listing(&mut asking, &caller_of_another_tenant(&stack).await?);
+    }
+    reads_wait(&stack.superuser, 4).await?;
+
+    let order_id = new_order_id();
+    let receipt = caller.place(&order_id, "ada").await?;
+    let path = format!("/v1/orders/{order_id}");
+    let answer = caller.get_after(&receipt.consistency_token, &path).await?;
+    ensure!(answer.status == 200, "{}", answer.json());
+
+    for _ in 0..3 {
+        let looked_at = readiness_looked_at(&stack.superuser).await?;
+        wait::until("readiness is looked at", async || {
+            let again = readiness_looked_at(&stack.superuser).await?;
+            Ok((again > looked_at).then_some(()))
+        })
+        .await?;
+        metrics::ready(stack.query.admin).await?;
+        reads_wait(&stack.superuser, 4).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_read_whose_caller_has_gone_away_counts_until_it_has_ended() -> anyhow::Result<()> {
+    let stack = stack().await?;
+    let caller = stack.caller()?;
+    let holder = hold_lists(&stack.superuser).await?;
+    let asking = tokio::spawn(async move { caller.get("/v1/stock-items").await });
+    reads_wait(&stack.superuser, 1).await?;
+    asking.abort();
+    let becomes_zero = async |name: &str| {
+        wait::until(name, async || {
+            let sum = metrics::sum(stack.query.admin, name).await?;
+            Ok((sum == 0.0).then_some(()))
+        })
+        .await
+    };
+    becomes_zero("daybook_requests_in_flight").await?;
+    let bytes = metrics::sum(stack.query.admin, "daybook_request_bytes_in_flight").await?;
+    ensure!(bytes > 0.0, "the read goes on, and nothing counts it");
+    reads_wait(&stack.superuser, 1).await?;
+    holder.rollback().await?;
+    becomes_zero("daybook_request_bytes_in_flight").await
+}
+
+/// When readiness was last looked at on a connection of its own: by the newest of the services.
+async fn readiness_looked_at(superuser: &PgPool) -> anyhow::Result<f64> {
+    let newest = "SELECT extract(epoch FROM query_start)::float8 FROM pg_stat_activity
+                  WHERE datname = current_database() AND application_name = 'daybook-readiness'
+                    AND usename = 'daybook_query'
+                  ORDER BY backend_start DESC LIMIT 1";
+    let looked_at = sqlx::query_scalar(newest).fetch_optional(superuser).await?;
+    looked_at.context("readiness has a connection of its own")
+}
