@@ -246,8 +246,8 @@ fn envelope<R: CommandRequest>(
     })
 }
 
-/// What a replica that forwarded a command is told when this one cannot answer it. The trouble of this replica is not its
-/// caller's: that replica may have none.
+/// What a replica that forwarded a command is told when this one cannot answer it. A fault of this replica is not reported
+/// to the caller: the other replica may be able to handle the command.
 fn without_answer(outcome: &Result<Outcome, HandleError>) -> Option<Forwarded> {
     match outcome.as_ref().err()? {
         // The log says so. And a tenant's share of this replica is not made up for by its share of the other.
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_trouble_of_a_home_is_not_its_callers() {
+    fn a_fault_of_the_home_is_not_reported_to_the_caller() {
         let told = |error| without_answer(&Err(error));
         for error in [
             HandleError::NotAdmitted(NotAdmitted::Full),

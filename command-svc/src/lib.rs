@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `handler` | the path of every command, from request to receipt |
 //! | `orders`, `stock` | what an aggregate adds to it: the scope, the wording of refusals, the list of methods |
-//! | [`request`] | what every command request goes through before it is decided |
+//! | `request` | what every command request goes through before it is decided |
 //! | `home` | forwards commands for contended aggregates to the one replica that decides them |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a state in memory that the append judges |
 //! | [`partitions`] | the partitions of the log that this process appends to |
@@ -21,7 +21,7 @@ pub mod mailbox;
 mod metrics;
 mod orders;
 pub mod partitions;
-pub mod request;
+mod request;
 mod stock;
 
 use std::ops::Range;

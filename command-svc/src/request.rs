@@ -19,7 +19,7 @@ const REASON_BYTES_MAX: usize = 512;
 const CLOCK_SKEW_MAX: Duration = Duration::minutes(1);
 
 /// Checks an idempotency key: 1 to 128 visible ASCII characters.
-pub fn check_key(key: &str, violations: &mut Violations) {
+pub(crate) fn check_key(key: &str, violations: &mut Violations) {
     if key.is_empty() {
         violations.add("/request_id", "REQUIRED", "request_id is required");
     } else if key.len() > ID_BYTES_MAX {
@@ -38,7 +38,7 @@ pub fn check_key(key: &str, violations: &mut Violations) {
 }
 
 /// Checks who, why and what caused a command, and makes the metadata of it.
-pub fn metadata(
+pub(crate) fn metadata(
     context: CommandContext,
     principal: &Principal,
     command: &'static str,
@@ -93,7 +93,7 @@ pub fn metadata(
 }
 
 /// The violations as the one error that reports them all.
-pub fn validation_error(violations: Violations) -> ApiError {
+pub(crate) fn validation_error(violations: Violations) -> ApiError {
     let fields = violations.into_vec().into_iter();
     ApiError::validation(
         fields

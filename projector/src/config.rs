@@ -1,4 +1,4 @@
-//! What the projector is told.
+//! Settings of the projector.
 
 use clap::Parser;
 use daybook_service::config::CommonConfig;
@@ -7,7 +7,7 @@ use daybook_service::config::CommonConfig;
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
-    /// What every service is told.
+    /// Settings that every service has.
     #[command(flatten)]
     pub common: CommonConfig,
 

@@ -73,7 +73,7 @@ const RESPONSE_BYTES_MAX: usize = 1_024 * 1_024;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Works and serves on `listener` until `shutdown`, or until a task ends that should not. A partition that is added to
-/// the log later is taken up by the next start.
+/// the log later is projected after a restart.
 ///
 /// # Errors
 /// When the database cannot be used or has an older schema, and when a task has ended.

@@ -48,7 +48,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long analyzing a filled table may take.
 const ANALYZE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Why a rebuild did not go on. It is taken up again where it stands.
+/// Why a rebuild did not go on. It is resumed where it stands.
 #[derive(Debug, Error)]
 pub enum RebuildError {
     /// The database did not answer.
@@ -419,6 +419,6 @@ fn warn<M: ReadModel>(error: &RebuildError) {
     tracing::warn!(
         projection.name = M::NAME,
         error = error as &dyn std::error::Error,
-        "a rebuild is taken up again where it stands"
+        "a rebuild is resumed where it stands"
     );
 }

@@ -121,16 +121,16 @@ pub struct Worker<M: ReadModel> {
     /// A connection without a lease.
     spare: Option<PgConnection>,
     runner: Option<Runner<M>>,
-    trouble: Option<Trouble>,
+    retry: Option<Retry>,
     /// Whether the next events come from the log, whatever the feed has.
     reads_log: bool,
 }
 
 /// Attempts at an event that cannot be applied.
 #[derive(Debug)]
-struct Trouble {
+struct Retry {
     attempts: u32,
-    retry_at: Instant,
+    at: Instant,
 }
 
 /// Events to be applied, from one or several batches.
@@ -168,7 +168,7 @@ impl<M: ReadModel> Worker<M> {
             feed: feed.subscribe(),
             spare: None,
             runner: None,
-            trouble: None,
+            retry: None,
             reads_log: false,
         }
     }
@@ -206,11 +206,7 @@ impl<M: ReadModel> Worker<M> {
         let Some(mut runner) = self.runner.take() else {
             return self.claim().await;
         };
-        if self
-            .trouble
-            .as_ref()
-            .is_some_and(|trouble| Instant::now() < trouble.retry_at)
-        {
+        if self.retry.as_ref().is_some_and(|retry| Instant::now() < retry.at) {
             return self.renew(runner, Step::Stuck).await;
         }
         let lease = runner.lease();
@@ -229,7 +225,7 @@ impl<M: ReadModel> Worker<M> {
                 tracing::info!(projection.name = M::NAME, self.partition, "the lease is lost");
                 Ok(Step::Progressed)
             }
-            Err(ApplyError::Poison(poison)) => self.stumble(runner, &poison).await,
+            Err(ApplyError::Poison(poison)) => self.retry_later(runner, &poison).await,
             Err(error) => Err(StepError::Apply(error)),
         }
     }
@@ -254,7 +250,7 @@ impl<M: ReadModel> Worker<M> {
                     lease.fence = lease.fence,
                     self.partition,
                     position = lease.position,
-                    "a projection is taken up"
+                    "lease acquired"
                 );
                 self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
                 Ok(Step::Progressed)
@@ -340,7 +336,7 @@ impl<M: ReadModel> Worker<M> {
         let spans = EventSpans::begin(M::NAME, &events);
         let applied = runner.apply(&events).await?;
         drop(spans);
-        self.trouble = None;
+        self.retry = None;
         self.announce(runner.lease()).await;
         let delivered_at = delivery.delivered_at().unwrap_or_else(Instant::now);
         self.metrics.applied(&events[..applied], delivered_at);
@@ -368,12 +364,12 @@ impl<M: ReadModel> Worker<M> {
     }
 
     /// Notes a failed attempt. What came over the bus may be damaged, so the next attempts read the log.
-    async fn stumble(&mut self, mut runner: Runner<M>, poison: &Poison) -> Result<Step, StepError> {
-        let attempts = self.trouble.as_ref().map_or(1, |trouble| trouble.attempts + 1);
+    async fn retry_later(&mut self, mut runner: Runner<M>, poison: &Poison) -> Result<Step, StepError> {
+        let attempts = self.retry.as_ref().map_or(1, |retry| retry.attempts + 1);
         self.reads_log = true;
-        self.trouble = Some(Trouble {
+        self.retry = Some(Retry {
             attempts,
-            retry_at: Instant::now() + pause(attempts),
+            at: Instant::now() + pause(attempts),
         });
         if attempts >= ATTEMPTS_MAX && !runner.lease().failed {
             let noted = runner.fail(poison).await;
@@ -398,10 +394,7 @@ impl<M: ReadModel> Worker<M> {
             Step::Progressed => {}
             Step::Standby => tokio::time::sleep(CLAIM_INTERVAL).await,
             Step::Stuck => {
-                let retry_at = self
-                    .trouble
-                    .as_ref()
-                    .map_or_else(Instant::now, |trouble| trouble.retry_at);
+                let retry_at = self.retry.as_ref().map_or_else(Instant::now, |retry| retry.at);
                 let renew_at = self.runner.as_ref().map_or(retry_at, Runner::renew_at);
                 self.reads_log = true;
                 tokio::time::sleep_until(retry_at.min(renew_at).into()).await;

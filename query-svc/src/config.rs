@@ -10,7 +10,7 @@ use crate::cursor::Cursors;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "daybook-query-svc", version)]
 pub struct Config {
-    /// What every service is told.
+    /// Settings that every service has.
     #[command(flatten)]
     pub common: CommonConfig,
 

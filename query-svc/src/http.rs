@@ -98,7 +98,7 @@ fn needs(api: &OpenApi) -> Vec<(String, Needs)> {
 
 fn scope(operation: &Value) -> Option<Scope> {
     let name = operation.pointer("/security/0/api_key/0")?;
-    Scope::ALL.into_iter().find(|scope| name == scope.as_str())
+    Scope::by_name(name.as_str()?)
 }
 
 /// The OpenAPI description, as `/openapi.json` gives it.

@@ -1,6 +1,6 @@
 //! Tenants with a key for each kind of user.
 
-use daybook_service::identity::{Scope, generate_api_key};
+use daybook_service::identity::{Audience, Scope, generate_api_key};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -31,28 +31,13 @@ impl Tenant {
             .bind(format!("t-{}", tenant_id.simple()))
             .execute(superuser)
             .await?;
+        let key = async |audience: Audience| create_key(superuser, Some(tenant_id), &audience.scopes()).await;
         Ok(Self {
             tenant_id,
-            service_key: create_key(
-                superuser,
-                Some(tenant_id),
-                &[
-                    Scope::OrdersWrite,
-                    Scope::OrdersRead,
-                    Scope::StockWrite,
-                    Scope::StockRead,
-                ],
-            )
-            .await?,
-            frontend_key: create_key(superuser, Some(tenant_id), &[Scope::OrdersRead, Scope::StockRead])
-                .await?,
-            auditor_key: create_key(
-                superuser,
-                Some(tenant_id),
-                &[Scope::OrdersRead, Scope::StockRead, Scope::EventsRead],
-            )
-            .await?,
-            operator_key: create_key(superuser, None, &[Scope::ProjectionsOperate]).await?,
+            service_key: key(Audience::Service).await?,
+            frontend_key: key(Audience::Frontend).await?,
+            auditor_key: key(Audience::Auditor).await?,
+            operator_key: create_key(superuser, None, &Audience::Operator.scopes()).await?,
         })
     }
 
@@ -70,7 +55,7 @@ impl Tenant {
     /// # Errors
     /// When the database does not take one.
     pub async fn keys_without(&self, superuser: &PgPool, scope: Scope) -> anyhow::Result<[String; 2]> {
-        let others = Scope::ALL.into_iter().filter(|other| *other != scope);
+        let others = Scope::ALL.iter().copied().filter(|other| *other != scope);
         let (deployments, tenants): (Vec<_>, Vec<_>) = others.partition(|other| other.is_deployments());
         Ok([
             create_key(superuser, Some(self.tenant_id), &tenants).await?,

@@ -8,9 +8,18 @@ use anyhow::{Context as _, Result, bail};
 use crate::project::root;
 
 /// The cargo that runs this program, to be run in the root of the checkout.
+///
+/// It does not inherit what `cargo run` says of this package: the build script of `ring` looks at such variables, so that
+/// it and all that depends on it would be built anew whenever `cargo xtask` follows a plain `cargo build`, and back again.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use daybook_postgres::within;
-use daybook_service::identity::{Scope, generate_api_key};
+use daybook_service::identity::{Audience, Scope, generate_api_key};
 use serde::Serialize;
 use sqlx::{Acquire as _, PgConnection, PgTransaction};
 use uuid::Uuid;
@@ -43,34 +43,6 @@ pub(crate) struct Arguments {
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
-
-/// What a kind of user may do.
-struct KeyPlan {
-    name: &'static str,
-    scopes: &'static [Scope],
-}
-
-const SERVICE: KeyPlan = KeyPlan {
-    name: "service",
-    scopes: &[
-        Scope::OrdersWrite,
-        Scope::OrdersRead,
-        Scope::StockWrite,
-        Scope::StockRead,
-    ],
-};
-const FRONTEND: KeyPlan = KeyPlan {
-    name: "frontend",
-    scopes: &[Scope::OrdersRead, Scope::StockRead],
-};
-const AUDITOR: KeyPlan = KeyPlan {
-    name: "auditor",
-    scopes: &[Scope::OrdersRead, Scope::StockRead, Scope::EventsRead],
-};
-const OPERATOR: KeyPlan = KeyPlan {
-    name: "operator",
-    scopes: &[Scope::ProjectionsOperate, Scope::TenantsAdmin],
-};
 
 /// What was made.
 #[derive(Default, Serialize)]
@@ -108,13 +80,13 @@ async fn make(connection: &mut PgConnection, arguments: &Arguments) -> Result<Ma
         let tenant_id = make_tenant(&mut transaction, name, arguments.partition).await?;
         made.tenant = Some(Tenant {
             tenant_id,
-            service_key: make_key(&mut transaction, Some(tenant_id), &SERVICE).await?,
-            frontend_key: make_key(&mut transaction, Some(tenant_id), &FRONTEND).await?,
-            auditor_key: make_key(&mut transaction, Some(tenant_id), &AUDITOR).await?,
+            service_key: make_key(&mut transaction, Some(tenant_id), "service", Audience::Service).await?,
+            frontend_key: make_key(&mut transaction, Some(tenant_id), "frontend", Audience::Frontend).await?,
+            auditor_key: make_key(&mut transaction, Some(tenant_id), "auditor", Audience::Auditor).await?,
         });
     }
     if arguments.operator {
-        made.operator_key = Some(make_key(&mut transaction, None, &OPERATOR).await?);
+        made.operator_key = Some(make_key(&mut transaction, None, "operator", Audience::Operator).await?);
     }
     transaction.commit().await?;
     Ok(made)
@@ -173,10 +145,11 @@ fn tenant_failure(error: sqlx::Error, name: &str) -> Failure {
 async fn make_key(
     transaction: &mut PgTransaction<'_>,
     tenant_id: Option<Uuid>,
-    plan: &KeyPlan,
+    name: &str,
+    audience: Audience,
 ) -> Result<String, Failure> {
     let key = generate_api_key();
-    let scopes: Vec<&str> = plan.scopes.iter().map(|scope| scope.as_str()).collect();
+    let scopes: Vec<&str> = audience.scopes().into_iter().map(Scope::as_str).collect();
     sqlx::query(
         "INSERT INTO event_store.api_key (prefix, secret_sha256, tenant_id, name, scopes)
          VALUES ($1, $2, $3, $4, $5)",
@@ -184,7 +157,7 @@ async fn make_key(
     .bind(&key.prefix)
     .bind(key.sha256.as_slice())
     .bind(tenant_id)
-    .bind(plan.name)
+    .bind(name)
     .bind(scopes)
     .execute(&mut **transaction)
     .await?;

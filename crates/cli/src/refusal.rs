@@ -71,7 +71,6 @@ impl Refusal {
             return matches!(
                 self.code.as_str(),
                 "RATE_LIMITED"
-                    | "REQUEST_IN_PROGRESS"
                     | "READ_MODEL_BEHIND"
                     | "OVERLOADED"
                     | "DEPENDENCY_UNAVAILABLE"

@@ -57,9 +57,10 @@ impl Kind {
     }
 }
 
-/// Declares the list: a variant's name for its events, its module, and its plural in addresses.
+/// Declares the list: a variant's name for its events, its module, and its plural in addresses. It begins with a `$` for
+/// the macro that it declares.
 macro_rules! aggregates {
-    ($($(#[$meta:meta])* $name:ident = $module:ident, $plural:literal;)+) => {
+    ($dollar:tt $($(#[$meta:meta])* $name:ident = $module:ident, $plural:literal;)+) => {
         /// Every kind of aggregate.
         pub const AGGREGATES: &[Kind] = &[$(Kind::of::<crate::$module::State>($plural)),+];
 
@@ -104,10 +105,22 @@ macro_rules! aggregates {
                 }
             }
         }
+
+        /// An array with the value of an expression for each aggregate, in which its state has the name that is given:
+        /// `each_aggregate!(A => A::CATEGORY)`.
+        #[macro_export]
+        macro_rules! each_aggregate {
+            ($dollar state:ident => $dollar each:expr) => {
+                [$({
+                    type $dollar state = $crate::$module::State;
+                    $dollar each
+                }),+]
+            };
+        }
     };
 }
 
-aggregates! {
+aggregates! { $
     /// Something happened to an order.
     Order = order, "orders";
     /// Something happened to a stock item.
@@ -134,6 +147,14 @@ mod tests {
         let rules = AGGREGATES.iter().flat_map(|kind| kind.rules);
         let codes: Vec<&str> = rules.map(|(code, _)| *code).collect();
         assert_eq!(codes.len(), codes.iter().collect::<BTreeSet<_>>().len());
+    }
+
+    /// `GET /problems` and `daybook explain` show what is written above a rule's variant.
+    #[test]
+    fn what_a_rule_says_is_plain_text_for_callers() {
+        let rules = AGGREGATES.iter().flat_map(|kind| kind.rules);
+        let marked: Vec<_> = rules.filter(|(_, text)| text.contains(['`', '[', '*'])).collect();
+        assert!(marked.is_empty(), "{marked:?}");
     }
 
     #[test]

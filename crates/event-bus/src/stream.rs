@@ -65,9 +65,9 @@ pub(crate) struct Shape {
     pub(crate) retained_events_max: Option<u64>,
 }
 
-/// Where a stream stands.
+/// What a stream holds, and for what it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct StreamState {
     /// The sequence of the newest message, or what it would be if that were not deleted.
     pub(crate) last: u64,
     /// The generation of the log that it was made for; `None` when it is not one of ours.
@@ -76,7 +76,7 @@ pub(crate) struct Standing {
     pub(crate) created: OffsetDateTime,
 }
 
-impl From<&Info> for Standing {
+impl From<&Info> for StreamState {
     fn from(info: &Info) -> Self {
         let generation = info.config.metadata.get(GENERATION_KEY);
         Self {
@@ -92,12 +92,12 @@ pub(crate) fn name(partition: i32) -> String {
     format!("EVENTS_{partition}")
 }
 
-/// Where the stream stands; `None` when there is none.
-pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<Standing>, StreamError> {
+/// The stream as it is now; `None` when there is none.
+pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<StreamState>, StreamError> {
     let doing = "look at the stream";
     answered(doing, async {
         match bus.jetstream().get_stream(name(partition)).await {
-            Ok(stream) => Ok(Some(Standing::from(stream.cached_info()))),
+            Ok(stream) => Ok(Some(StreamState::from(stream.cached_info()))),
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                     Ok(None)
@@ -136,9 +136,9 @@ pub(crate) async fn create(
 }
 
 /// Deletes the stream, unless it is no longer the one that was `seen`.
-pub(crate) async fn delete(bus: &Bus, partition: i32, seen: Standing) -> Result<(), StreamError> {
+pub(crate) async fn delete(bus: &Bus, partition: i32, seen: StreamState) -> Result<(), StreamError> {
     match find(bus, partition).await? {
-        Some(standing) if standing.created == seen.created => {}
+        Some(stream) if stream.created == seen.created => {}
         _ => return Ok(()),
     }
     let doing = "delete the stream";

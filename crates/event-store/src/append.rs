@@ -125,7 +125,7 @@ fn continues(first: &NewCommand, next: &NewCommand) -> bool {
         && first.tenant_id == next.tenant_id
 }
 
-/// Appends a batch in one call. No key, and no stream's second chain, may be in it.
+/// Appends a batch in one call. Each key and each stream's chain may be in it only once.
 ///
 /// # Errors
 /// See [`AppendError`].

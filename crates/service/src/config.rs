@@ -30,7 +30,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// What every service is told.
+/// Settings that every service has.
 #[derive(Args, Clone, Debug)]
 pub struct CommonConfig {
     /// The address for callers: gRPC and HTTP on one port.

@@ -168,16 +168,6 @@ impl ApiError {
         error
     }
 
-    /// A request with this idempotency key is being handled.
-    #[must_use]
-    pub fn request_in_progress() -> Self {
-        Self::new(
-            Code::RequestInProgress,
-            "a request with this idempotency key is being handled",
-        )
-        .with_retry_after(RETRY_AFTER_DEFAULT)
-    }
-
     /// The idempotency key was used for other content.
     #[must_use]
     pub fn idempotency_key_reused() -> Self {
@@ -313,13 +303,6 @@ impl ApiError {
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
         self.0.source = Some(Arc::from(source.into()));
-        self
-    }
-
-    /// Ties it to a request, where it becomes an answer outside of that request's own task (a stream's body).
-    #[must_use]
-    pub fn with_request_id(mut self, id: RequestId) -> Self {
-        self.0.request_id = Some(id);
         self
     }
 

@@ -10,8 +10,8 @@
 mod api_key;
 mod authenticator;
 mod lookup;
+mod scope;
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::Extensions;
@@ -20,102 +20,9 @@ use uuid::Uuid;
 pub use api_key::{KeyHash, NewApiKey, api_key_prefix, generate_api_key, hash_api_key};
 pub use authenticator::Authenticator;
 pub use lookup::{KEY_REFRESH_INTERVAL, KEY_TRUST_MAX, KeyAges, LOOKUP_TIMEOUT, LOOKUPS_WAITING_MAX};
+pub use scope::{Audience, Scope, ScopeSet};
 
 use crate::error::ApiError;
-
-/// A right that a credential can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Scope {
-    /// `orders:write`: commands on orders.
-    OrdersWrite = 1,
-    /// `orders:read`: orders, lists and totals.
-    OrdersRead = 2,
-    /// `events:read`: histories, for auditors.
-    EventsRead = 4,
-    /// `projections:operate`: the life of projections, for operators.
-    ProjectionsOperate = 8,
-    /// `tenants:admin`: tenants and their keys.
-    TenantsAdmin = 16,
-    /// `stock:write`: commands on stock items.
-    StockWrite = 32,
-    /// `stock:read`: stock levels.
-    StockRead = 64,
-}
-
-impl Scope {
-    /// Every scope.
-    pub const ALL: [Self; 7] = [
-        Self::OrdersWrite,
-        Self::OrdersRead,
-        Self::EventsRead,
-        Self::ProjectionsOperate,
-        Self::TenantsAdmin,
-        Self::StockWrite,
-        Self::StockRead,
-    ];
-
-    /// Whether only the deployment's operators can have it. `event_store.api_key` has the same rule as a constraint.
-    #[must_use]
-    pub const fn is_deployments(self) -> bool {
-        matches!(self, Self::ProjectionsOperate | Self::TenantsAdmin)
-    }
-
-    /// The scope as it is written: `orders:write`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::OrdersWrite => "orders:write",
-            Self::OrdersRead => "orders:read",
-            Self::EventsRead => "events:read",
-            Self::ProjectionsOperate => "projections:operate",
-            Self::TenantsAdmin => "tenants:admin",
-            Self::StockWrite => "stock:write",
-            Self::StockRead => "stock:read",
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A set of scopes.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct ScopeSet(u8);
-
-impl ScopeSet {
-    /// Whether the set holds the scope.
-    #[must_use]
-    pub const fn contains(self, scope: Scope) -> bool {
-        self.0 & scope as u8 != 0
-    }
-
-    /// Reads scopes as they are written. A name that this version does not know grants nothing.
-    pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let known = |name| Scope::ALL.into_iter().find(|scope| scope.as_str() == name);
-        names.into_iter().filter_map(known).collect()
-    }
-
-    /// The scopes in the set.
-    pub fn iter(self) -> impl Iterator<Item = Scope> {
-        Scope::ALL.into_iter().filter(move |scope| self.contains(*scope))
-    }
-}
-
-impl FromIterator<Scope> for ScopeSet {
-    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
-        Self(scopes.into_iter().fold(0, |set, scope| set | scope as u8))
-    }
-}
-
-impl fmt::Debug for ScopeSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(Scope::as_str)).finish()
-    }
-}
 
 /// Whose credential it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,7 +187,7 @@ mod tests {
             "orders:everything",
         ])));
         assert!(principal_with(&request, Scope::OrdersRead).is_ok());
-        for scope in Scope::ALL.into_iter().filter(|scope| *scope != Scope::OrdersRead) {
+        for &scope in Scope::ALL.iter().filter(|scope| **scope != Scope::OrdersRead) {
             let refused = principal_with(&request, scope).expect_err("the scope is missing");
             assert_eq!(missing_scope(refused), scope.as_str());
         }
@@ -288,18 +195,18 @@ mod tests {
 
     #[test]
     fn the_right_scope_on_the_wrong_kind_of_credential_is_refused() {
-        let everything: ScopeSet = Scope::ALL.into_iter().collect();
+        let everything: ScopeSet = Scope::ALL.iter().copied().collect();
         let (of_tenant, of_deployment) = (
             extensions(principal(everything)),
             extensions(operator(everything)),
         );
-        for scope in Scope::ALL {
+        for &scope in Scope::ALL {
             let refused = principal_with(&of_deployment, scope).expect_err("it belongs to no tenant");
             assert_eq!(missing_scope(refused), scope.as_str());
             let refused = operator_with(&of_tenant, scope).expect_err("it belongs to a tenant");
             assert_eq!(missing_scope(refused), scope.as_str());
         }
-        for scope in Scope::ALL {
+        for &scope in Scope::ALL {
             let right = if scope.is_deployments() {
                 operator(everything)
             } else {
@@ -313,7 +220,8 @@ mod tests {
             };
             let refused = wrong.require(scope).expect_err("it is of the other kind");
             assert_eq!(missing_scope(refused), scope.as_str());
-            let without: ScopeSet = Scope::ALL.into_iter().filter(|other| *other != scope).collect();
+            let others = Scope::ALL.iter().copied().filter(|other| *other != scope);
+            let without: ScopeSet = others.collect();
             assert!(principal(without).require(scope).is_err() && operator(without).require(scope).is_err());
         }
         assert!(principal_with(&of_tenant, Scope::OrdersWrite).is_ok());
@@ -322,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_handler_that_the_server_asked_no_identity_for_refuses_everybody() {
-        for scope in Scope::ALL {
+        for &scope in Scope::ALL {
             let refused = principal_with(&Extensions::new(), scope).expect_err("nobody is known");
             assert_eq!(refused.to_problem()["code"], "UNAUTHENTICATED");
             let refused = operator_with(&Extensions::new(), scope).expect_err("nobody is known");

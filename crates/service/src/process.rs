@@ -1,9 +1,12 @@
-//! What `main` does in every binary: runtime, telemetry, signals, work, exit code.
+//! What `main` does in every binary: runtime, telemetry, signals, listeners, work, exit code.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{CommonConfig, EXIT_USAGE};
@@ -14,43 +17,49 @@ use crate::telemetry::{self, TelemetryError};
 const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Runs a service until it has stopped, and gives its exit code: 0 after a stop signal, 64 for a configuration that
-/// cannot be used, 1 for everything else.
+/// cannot be used, 1 for everything else. The service gets the listeners for its callers and for operators.
 ///
 /// # Panics
 /// When the operating system has no threads for the runtime.
 pub fn run<F, S>(service_name: &'static str, config: &CommonConfig, service: S) -> ExitCode
 where
-    S: FnOnce(CancellationToken) -> F,
+    S: FnOnce(TcpListener, TcpListener, CancellationToken) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .expect("a process can start its threads");
-    let code = runtime.block_on(run_to_end(service_name, config, service));
+    let code = runtime.block_on(async {
+        let telemetry = match telemetry::init(service_name, &config.telemetry()) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return refuse(&error),
+        };
+        let code = match listen_and_run(config, service).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+        telemetry.flush().await;
+        code
+    });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     code
 }
 
-async fn run_to_end<F, S>(service_name: &'static str, config: &CommonConfig, service: S) -> ExitCode
+async fn listen_and_run<F, S>(config: &CommonConfig, service: S) -> anyhow::Result<()>
 where
-    S: FnOnce(CancellationToken) -> F,
+    S: FnOnce(TcpListener, TcpListener, CancellationToken) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
-    let telemetry = match telemetry::init(service_name, &config.telemetry()) {
-        Ok(telemetry) => telemetry,
-        Err(error) => return refuse(&error),
-    };
-    let outcome = match shutdown::on_signals() {
-        Ok(token) => service(token).await,
-        Err(error) => Err(error.into()),
-    };
-    let code = match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    };
-    telemetry.flush().await;
-    code
+    let shutdown = shutdown::on_signals()?;
+    let listener = listen(config.listen).await?;
+    let admin_listener = listen(config.admin_listen).await?;
+    service(listener, admin_listener, shutdown).await
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listening = TcpListener::bind(address).await;
+    listening.with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Without telemetry there is only standard error.

@@ -9,7 +9,7 @@ use tonic::{Code as Grpc, Status};
 use tonic_types::StatusExt as _;
 
 /// code, gRPC, HTTP, retry: as the contract has it.
-const CONTRACT: [(&str, Grpc, u16, Retry); 22] = [
+const CONTRACT: [(&str, Grpc, u16, Retry); 21] = [
     ("MALFORMED_REQUEST", Grpc::InvalidArgument, 400, Retry::No),
     ("VALIDATION_FAILED", Grpc::InvalidArgument, 400, Retry::No),
     ("INVALID_CURSOR", Grpc::InvalidArgument, 400, Retry::No),
@@ -18,7 +18,6 @@ const CONTRACT: [(&str, Grpc, u16, Retry); 22] = [
     ("RESOURCE_NOT_FOUND", Grpc::NotFound, 404, Retry::No),
     ("VERSION_CONFLICT", Grpc::Aborted, 409, Retry::AfterReload),
     ("ALREADY_EXISTS", Grpc::AlreadyExists, 409, Retry::No),
-    ("REQUEST_IN_PROGRESS", Grpc::Aborted, 409, Retry::SameKey),
     ("IDEMPOTENCY_KEY_REUSED", Grpc::InvalidArgument, 422, Retry::No),
     ("RATE_LIMITED", Grpc::ResourceExhausted, 429, Retry::Later),
     ("READ_MODEL_BEHIND", Grpc::Unavailable, 503, Retry::Later),

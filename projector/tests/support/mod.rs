@@ -1,21 +1,15 @@
-//! A migrated database for each test, orders whose events fill its log, and what the rows must be by the fold alone.
+//! A migrated database for each test, commands that fill its log, and what the rows must be by the fold alone.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+
+mod commands;
 
 use std::collections::HashMap;
-use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_devstack::testing::{TestCluster, test_cluster};
-use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::event;
-use daybook_domain::ids::{OrderId, Reason, Sku, StockItemId};
-use daybook_domain::money::{Currency, Money};
-use daybook_domain::order::{Command, NewLine, State};
-use daybook_domain::stock;
 use daybook_event_bus::Bus;
-use daybook_event_store::{Decision, EventStore, Intent, Metadata, NewCommand, NewEvent, RecordedEvent};
+use daybook_event_store::{EventStore, NewCommand, RecordedEvent};
 use daybook_projector::checkpoint::{self, Claim, Key, Lease};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;
@@ -23,10 +17,10 @@ use daybook_projector::metrics::Metrics;
 use daybook_projector::worker::{Context, Step, Worker};
 use daybook_read_model::{Change, Event, Generation, ReadModel};
 use daybook_service::metrics::Registry;
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
+
+pub(crate) use self::commands::{Orders, append_stock, foreign_event, unknown_event};
 
 /// How long anything may take in a test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -252,213 +246,6 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
         }
     }
     rows
-}
-
-/// Orders that live random but repeatable lives.
-pub(crate) struct Orders {
-    random: StdRng,
-    tenant_id: Uuid,
-    customers: u32,
-    /// Each with its newest event.
-    orders: Vec<(OrderId, State, Option<Uuid>)>,
-    metadata: Arc<str>,
-}
-
-impl Orders {
-    /// None yet; of 500 customers.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self::of(500, seed)
-    }
-
-    /// None yet; of so many customers.
-    pub(crate) fn of(customers: u32, seed: u64) -> Self {
-        Self {
-            customers,
-            random: StdRng::seed_from_u64(seed),
-            tenant_id: Uuid::from_u128(u128::from(seed) + 1),
-            orders: Vec::new(),
-            metadata: Metadata::default().encode(),
-        }
-    }
-
-    /// Appends about this many commands, in batches.
-    pub(crate) async fn append(&mut self, setup: &Setup, commands: usize) {
-        let mut left = commands;
-        while left > 0 {
-            let batch: Vec<_> = (0..left.min(500)).filter_map(|_| self.next()).collect();
-            left = left.saturating_sub(500);
-            setup.append(batch).await;
-        }
-    }
-
-    /// Half of the commands place an order; the others go to one of the latest. A command that is refused is none.
-    fn next(&mut self) -> Option<NewCommand> {
-        if self.orders.is_empty() || self.random.random_bool(0.5) {
-            let order_id = OrderId::from_uuid(Uuid::from_u128(self.random.random()));
-            self.orders.push((order_id, State::default(), None));
-        }
-        let latest = self.orders.len().saturating_sub(2_000);
-        let index = self.random.random_range(latest..self.orders.len());
-        let command = match self.orders[index].2 {
-            None => self.place(self.orders[index].0),
-            Some(_) => self.change(),
-        };
-        self.decide(index, command)
-    }
-
-    fn place(&mut self, order_id: OrderId) -> Command {
-        let lines = (0..self.random.random_range(1..4)).map(|_| self.line()).collect();
-        Command::Place {
-            order_id,
-            reference: None,
-            customer_id: text(&format!(
-                "customer-{}",
-                self.random.random_range(0..self.customers)
-            )),
-            currency: Currency::parse("EUR").expect("a currency"),
-            lines,
-            shipping_address: None,
-            expected_total_minor: None,
-        }
-    }
-
-    fn line(&mut self) -> NewLine {
-        NewLine {
-            sku: text(&format!("sku-{}", self.random.random_range(0..100))),
-            quantity: self.random.random_range(1..10),
-            unit_price_minor: self.random.random_range(0..10_000),
-        }
-    }
-
-    fn change(&mut self) -> Command {
-        let euros = Currency::parse("EUR").expect("a currency");
-        match self.random.random_range(0..6) {
-            0 => Command::AddLine { line: self.line() },
-            1 => Command::RemoveLine { line_number: 1 },
-            2 => Command::Confirm,
-            3 => Command::Cancel {
-                reason: text::<Reason>("changed my mind"),
-            },
-            4 => Command::Ship {
-                shipment_id: text("shipment"),
-                lines: Vec::new(),
-                carrier: None,
-                tracking_number: None,
-            },
-            _ => Command::RecordPayment {
-                payment_id: text(&Uuid::from_u128(self.random.random()).to_string()),
-                amount: Money::new(1, euros),
-            },
-        }
-    }
-
-    fn decide(&mut self, index: usize, command: Command) -> Option<NewCommand> {
-        let (order_id, state, newest) = &mut self.orders[index];
-        let events = state.decide(command).ok()?;
-        *state = events.iter().fold(std::mem::take(state), State::evolve);
-        let decision = Decision {
-            decided_on: *newest,
-            metadata: Arc::clone(&self.metadata),
-            events: events
-                .iter()
-                .map(|event| self::event(&mut self.random, event))
-                .collect(),
-            rejection: None,
-        };
-        *newest = decision.leads_to();
-        Some(NewCommand {
-            tenant_id: self.tenant_id,
-            key: Uuid::from_u128(self.random.random()).to_string().into(),
-            fingerprints: vec![0],
-            stream_id: order_id.to_string().into(),
-            category: State::CATEGORY,
-            intent: Intent::Write(decision),
-        })
-    }
-}
-
-fn event(random: &mut StdRng, event: &impl event::Event) -> NewEvent {
-    NewEvent {
-        event_id: Uuid::from_u128(random.random()),
-        event_type: event.event_type(),
-        schema_version: event.schema_version(),
-        payload: event.encode(),
-    }
-}
-
-/// A stock item that is registered and then receives goods, one at a time: so many events, appended in batches.
-pub(crate) async fn append_stock(setup: &Setup, tenant_id: Uuid, events: usize) {
-    let mut random = StdRng::seed_from_u64(17);
-    let sku: Sku = text("PEN-FINE");
-    let stream_id: Arc<str> = StockItemId::of(&sku).to_string().into();
-    let (mut state, mut newest) = (stock::State::default(), None);
-    let mut left = std::iter::once(stock::Command::Register { sku }).chain(std::iter::repeat_with(|| {
-        stock::Command::Receive {
-            quantity: 1,
-            reference: None,
-        }
-    }));
-    for batch in (0..events).collect::<Vec<_>>().chunks(500) {
-        let mut commands = Vec::new();
-        for command in left.by_ref().take(batch.len()) {
-            let decided = state.decide(command).expect("it is granted");
-            state = decided.iter().fold(state, stock::State::evolve);
-            let decision = Decision {
-                decided_on: newest,
-                metadata: Metadata::default().encode(),
-                events: decided
-                    .iter()
-                    .map(|decided| event(&mut random, decided))
-                    .collect(),
-                rejection: None,
-            };
-            newest = decision.leads_to();
-            commands.push(NewCommand {
-                tenant_id,
-                key: Uuid::from_u128(random.random()).to_string().into(),
-                fingerprints: vec![0],
-                stream_id: Arc::clone(&stream_id),
-                category: stock::State::CATEGORY,
-                intent: Intent::Write(decision),
-            });
-        }
-        setup.append(commands).await;
-    }
-}
-
-fn text<T: std::str::FromStr<Err: fmt::Debug>>(text: &str) -> T {
-    text.parse().expect("a valid text")
-}
-
-/// An event that no build of this program knows.
-pub(crate) fn unknown_event() -> NewCommand {
-    NewCommand {
-        tenant_id: Uuid::from_u128(99),
-        key: Uuid::now_v7().to_string().into(),
-        fingerprints: vec![0],
-        stream_id: "ord_unknown".into(),
-        category: State::CATEGORY,
-        intent: Intent::Write(Decision {
-            decided_on: None,
-            metadata: Metadata::default().encode(),
-            events: vec![NewEvent {
-                event_id: Uuid::now_v7(),
-                event_type: "order.exploded",
-                schema_version: 1,
-                payload: "{}".to_owned(),
-            }],
-            rejection: None,
-        }),
-    }
-}
-
-/// An event of an aggregate that no build of this program knows.
-pub(crate) fn foreign_event() -> NewCommand {
-    NewCommand {
-        category: "weather",
-        stream_id: "wea_unknown".into(),
-        ..unknown_event()
-    }
 }
 
 /// Takes the lease on the first tables of a read model.

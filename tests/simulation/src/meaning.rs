@@ -14,15 +14,13 @@ use std::fmt::Debug;
 
 use anyhow::{Context as _, anyhow, ensure};
 use daybook_domain::aggregate::Aggregate;
+use daybook_domain::each_aggregate;
 use daybook_domain::event::Event as _;
 use daybook_event_store::RecordedEvent;
 use uuid::Uuid;
 
-/// The aggregates that a log may hold, one line each.
-const AGGREGATES: &[StreamOf] = &[
-    stream_of::<daybook_domain::order::State>,
-    stream_of::<daybook_domain::stock::State>,
-];
+/// The aggregates that a log may hold.
+const AGGREGATES: &[StreamOf] = &each_aggregate!(A => stream_of::<A>);
 
 /// Makes an empty stream, if the category is one aggregate's.
 type StreamOf = fn(category: &str) -> Option<Box<dyn Stream>>;

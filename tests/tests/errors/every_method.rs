@@ -71,12 +71,13 @@ struct Service {
 fn service(stack: &Stack, method: &Method) -> anyhow::Result<Service> {
     let area = method.path.trim_start_matches("/daybook.").split('.').next();
     let area = area.context("a method's path begins with its package")?;
-    let scope = |name: &str| Scope::ALL.into_iter().find(|scope| scope.as_str() == name);
     let (url, scope) = match method.service.as_str() {
         "HistoryService" => (stack.query.url(), Some(Scope::EventsRead)),
         "ProjectionService" => (stack.projector.url(), Some(Scope::ProjectionsOperate)),
-        query if query.ends_with("QueryService") => (stack.query.url(), scope(&format!("{area}:read"))),
-        _ => (stack.command.url(), scope(&format!("{area}:write"))),
+        query if query.ends_with("QueryService") => {
+            (stack.query.url(), Scope::by_name(&format!("{area}:read")))
+        }
+        _ => (stack.command.url(), Scope::by_name(&format!("{area}:write"))),
     };
     Ok(Service {
         channel: channel(&url)?,

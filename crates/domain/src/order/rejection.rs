@@ -47,7 +47,7 @@ rejections! {
         /// An order has at least one line.
         #[error("an order needs at least one line")]
         NoLines = "NO_LINES",
-        /// An order has at most [`LINES_MAX`] lines.
+        /// An order has at most 500 lines.
         #[error("an order has at most {LINES_MAX} lines, not {line_count}")]
         TooManyLines = "TOO_MANY_LINES" {
             /// How many it would have.
@@ -56,7 +56,7 @@ rejections! {
         /// Line numbers are never used again, and there is none left.
         #[error("the order has used up its line numbers")]
         LineNumbersExhausted = "LINE_NUMBERS_EXHAUSTED",
-        /// A quantity is between 1 and [`QUANTITY_MAX`].
+        /// A quantity is between 1 and 1,000,000.
         #[error("a quantity must be 1 to {QUANTITY_MAX}, not {quantity}")]
         QuantityOutOfRange = "QUANTITY_OUT_OF_RANGE" {
             /// What was asked for.

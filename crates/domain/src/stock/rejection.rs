@@ -12,13 +12,13 @@ rejections! {
         /// An article is registered once.
         #[error("the article is registered already")]
         StockItemAlreadyExists = "STOCK_ITEM_ALREADY_EXISTS",
-        /// A command moves at least one article and at most [`QUANTITY_MAX`].
+        /// A command moves at least one article and at most 1,000,000,000.
         #[error("a quantity must be 1 to {QUANTITY_MAX}, not {quantity}")]
         StockQuantityOutOfRange = "STOCK_QUANTITY_OUT_OF_RANGE" {
             /// The quantity.
             quantity: u32,
         },
-        /// There are at most [`ON_HAND_MAX`] articles on hand.
+        /// There are at most 1,000,000,000,000 articles on hand.
         #[error("there are {on_hand}; with {change} more there would be more than {ON_HAND_MAX}")]
         StockTooHigh = "STOCK_TOO_HIGH" {
             /// How many more there would be.
@@ -42,7 +42,7 @@ rejections! {
             /// How many are reserved for it.
             reserved: u32,
         },
-        /// An item is reserved for at most [`RESERVATIONS_MAX`] orders at one time.
+        /// An item is reserved for at most 100,000 orders at one time.
         #[error("the item is reserved for {RESERVATIONS_MAX} orders already")]
         TooManyReservations = "TOO_MANY_RESERVATIONS",
         /// Only what is reserved for an order can be released or dispatched for it.
@@ -61,7 +61,7 @@ rejections! {
             /// How many are reserved for it.
             reserved: u32,
         },
-        /// An adjustment changes something, by at most [`QUANTITY_MAX`].
+        /// An adjustment changes something, by at most 1,000,000,000.
         #[error("an adjustment must not be zero, and at most {QUANTITY_MAX} either way, not {change}")]
         AdjustmentOutOfRange = "ADJUSTMENT_OUT_OF_RANGE" {
             /// The adjustment.

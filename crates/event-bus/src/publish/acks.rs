@@ -54,7 +54,7 @@ pub(super) enum SendError {
 }
 
 /// The messages in flight.
-pub(super) struct Flight {
+pub(super) struct InFlight {
     bus: Bus,
     inbox: String,
     answers: Subscriber,
@@ -64,14 +64,14 @@ pub(super) struct Flight {
     /// How many of this attempt's messages have no answer yet.
     unanswered: usize,
     /// When something was last sent or answered.
-    heard: Instant,
+    last_activity: Instant,
 }
 
-impl Flight {
+impl InFlight {
     pub(super) async fn new(bus: &Bus) -> Result<Self, BusError> {
         let inbox = bus.client().new_inbox();
         let answers = bus.subscribe(format!("{inbox}.*.*")).await?;
-        let (messages, heard) = (VecDeque::new(), Instant::now());
+        let (messages, last_activity) = (VecDeque::new(), Instant::now());
         Ok(Self {
             bus: bus.clone(),
             inbox,
@@ -79,7 +79,7 @@ impl Flight {
             attempt: 0,
             messages,
             unanswered: 0,
-            heard,
+            last_activity,
         })
     }
 
@@ -89,7 +89,7 @@ impl Flight {
 
     /// When the silence has lasted for `timeout`.
     pub(super) fn deadline(&self, timeout: Duration) -> Instant {
-        self.heard + timeout
+        self.last_activity + timeout
     }
 
     /// Gives all messages back and forgets what is unanswered: later answers to them are ignored.
@@ -119,7 +119,7 @@ impl Flight {
             _ => whole.map(|()| false)?,
         };
         if self.unanswered == 0 {
-            self.heard = Instant::now();
+            self.last_activity = Instant::now();
         }
         self.unanswered += 1;
         self.messages.push_back(outgoing);
@@ -165,7 +165,7 @@ impl Flight {
             return None;
         }
         self.unanswered = self.unanswered.saturating_sub(1);
-        self.heard = Instant::now();
+        self.last_activity = Instant::now();
         Some(answer(message.status, &message.payload, position))
     }
 

@@ -12,7 +12,7 @@ use super::PublisherMetrics;
 use super::acks::Outgoing;
 use super::task::{Interruption, Setting, Task};
 use crate::message;
-use crate::stream::{self, Standing};
+use crate::stream::{self, StreamState};
 
 /// The pause between two looks at a stream that someone else is filling, doubled up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
@@ -66,9 +66,9 @@ impl Task {
         let found = stream::find(bus, *partition).await?;
         let head = store.head(*partition).await?;
         let last = match found {
-            Some(standing) => match self.flaw(standing, head).await? {
-                None => standing.last,
-                Some(flaw) => self.rebuild(standing, head, &flaw).await?,
+            Some(stream) => match self.flaw(stream, head).await? {
+                None => stream.last,
+                Some(flaw) => self.rebuild(stream, head, &flaw).await?,
             },
             None => self.create(head).await?,
         };
@@ -91,28 +91,28 @@ impl Task {
 
     /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
     /// a message of ours was refused: in between, the expected sequences keep everything in its place.
-    async fn flaw(&self, standing: Standing, head: LogHead) -> Result<Option<Flaw>, Interruption> {
-        if standing.generation != Some(head.generation) {
+    async fn flaw(&self, stream: StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+        if stream.generation != Some(head.generation) {
             return Ok(Some(Flaw::Generation));
         }
-        if standing.last > head.position {
+        if stream.last > head.position {
             return Ok(Some(Flaw::Longer));
         }
         if let Some(event) = self
             .suspect
             .as_ref()
-            .filter(|event| event.position <= standing.last)
+            .filter(|event| event.position <= stream.last)
             && !self.is_faithful(event, head).await?
         {
             return Ok(Some(Flaw::Foreign(event.position)));
         }
-        if standing.last == 0 || standing.last == self.checked {
+        if stream.last == 0 || stream.last == self.checked {
             return Ok(None);
         }
         let newest = self
             .setting
             .store
-            .read_log(self.setting.partition, standing.last - 1, 1)
+            .read_log(self.setting.partition, stream.last - 1, 1)
             .await?;
         for event in newest {
             if !self.is_faithful(&event, head).await? {
@@ -129,7 +129,7 @@ impl Task {
         Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event, head.generation)))
     }
 
-    async fn rebuild(&self, standing: Standing, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
+    async fn rebuild(&self, stream: StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
         let Setting {
             bus,
             partition,
@@ -138,12 +138,12 @@ impl Task {
         } = &self.setting;
         tracing::warn!(
             partition,
-            stream.last = standing.last,
+            stream.last = stream.last,
             log.head = head.position,
             reason = %flaw,
             "the stream is deleted and filled again from the log",
         );
-        stream::delete(bus, *partition, standing).await?;
+        stream::delete(bus, *partition, stream).await?;
         self.setting.published.send_replace(0);
         PublisherMetrics::add(&metrics.rebuilt, 1);
         self.create(head).await
@@ -164,7 +164,7 @@ impl Task {
         stream::create(bus, *partition, head.generation, skipped + 1, options.shape()).await?;
         let made = stream::find(bus, *partition).await?;
         // What is beyond the head that was read before is for the next comparison.
-        Ok(made.map_or(skipped, |standing| standing.last.min(head.position)))
+        Ok(made.map_or(skipped, |stream| stream.last.min(head.position)))
     }
 
     /// Waits for others to publish up to `wanted`, or for the appender to hand over what it committed itself: the log may
@@ -179,7 +179,7 @@ impl Task {
             }
             pause = (pause * 2).min(LOOK_PAUSE_LAST);
             let found = stream::find(&self.setting.bus, self.setting.partition).await?;
-            let now_last = found.map_or(0, |standing| standing.last);
+            let now_last = found.map_or(0, |stream| stream.last);
             if now_last >= wanted {
                 return Ok(None);
             }
@@ -294,7 +294,7 @@ impl Task {
             if self.queue.is_empty() {
                 return Ok(());
             }
-            let answer = tokio::time::timeout_at(self.deadline(), self.flight.answer()).await;
+            let answer = tokio::time::timeout_at(self.deadline(), self.in_flight.answer()).await;
             self.take_ready(answer.map_err(|_| Interruption::Silence)?)?;
         }
     }

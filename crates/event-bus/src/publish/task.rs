@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use super::acks::{Answer, Flight, Outgoing, SendError};
+use super::acks::{Answer, InFlight, Outgoing, SendError};
 use super::{PublishError, PublisherMetrics, PublisherOptions};
 use crate::bus::Bus;
 use crate::stream::StreamError;
@@ -71,7 +71,7 @@ impl From<StreamError> for Interruption {
 
 /// Publishes until `committed` is closed.
 pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) -> Result<(), PublishError> {
-    let flight = Flight::new(&setting.bus)
+    let in_flight = InFlight::new(&setting.bus)
         .await
         .map_err(PublishError::Acknowledgements)?;
     let connections = setting.bus.connections();
@@ -80,7 +80,7 @@ pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) 
         committed,
         is_closed: false,
         connections,
-        flight,
+        in_flight,
         queue: VecDeque::new(),
         queued: 0,
         generation: Uuid::nil(),
@@ -97,7 +97,7 @@ pub(super) struct Task {
     /// Whether `committed` is closed: nothing more will come.
     pub(super) is_closed: bool,
     pub(super) connections: watch::Receiver<u64>,
-    pub(super) flight: Flight,
+    pub(super) in_flight: InFlight,
     /// To be sent, in the order of their positions.
     pub(super) queue: VecDeque<Outgoing>,
     /// The highest position that is in the stream, in flight or in the queue.
@@ -140,7 +140,7 @@ impl Task {
             self.report(interruption);
         }
         self.settle().await;
-        let mut unpublished = self.flight.begin_attempt();
+        let mut unpublished = self.in_flight.begin_attempt();
         unpublished.append(&mut self.queue);
         self.queue = unpublished;
         if self.failures > 1 {
@@ -168,9 +168,9 @@ impl Task {
 
     /// Waits for the answers that are still due, for as long as they keep coming.
     async fn settle(&mut self) {
-        while self.flight.unanswered() > 0 && self.setting.bus.is_connected() {
+        while self.in_flight.unanswered() > 0 && self.setting.bus.is_connected() {
             let deadline = self.deadline();
-            match tokio::time::timeout_at(deadline, self.flight.answer()).await {
+            match tokio::time::timeout_at(deadline, self.in_flight.answer()).await {
                 // What else went wrong does not matter: the comparison that follows finds out where the stream stands.
                 Ok(Some(answer)) => _ = self.take(answer),
                 Ok(None) | Err(_) => return,
@@ -195,7 +195,7 @@ impl Task {
     }
 
     pub(super) fn deadline(&self) -> Instant {
-        self.flight.deadline(self.setting.options.acknowledge_timeout)
+        self.in_flight.deadline(self.setting.options.acknowledge_timeout)
     }
 
     /// Publishes what comes, as it comes. Returns when nothing more will come and all is published.
@@ -205,14 +205,14 @@ impl Task {
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.send_queued().await?;
-            let is_idle = self.flight.unanswered() == 0;
+            let is_idle = self.in_flight.unanswered() == 0;
             if self.is_closed && is_idle && self.queue.is_empty() {
                 return Ok(());
             }
             let deadline = self.deadline();
             tokio::select! {
                 biased;
-                answer = self.flight.answer(), if !is_idle => self.take_ready(answer)?,
+                answer = self.in_flight.answer(), if !is_idle => self.take_ready(answer)?,
                 batch = self.committed.recv(), if !self.is_closed && self.queue.is_empty() => {
                     match batch {
                         Some(batch) => self.accept(batch)?,
@@ -248,12 +248,12 @@ impl Task {
     /// Sends as much as the window has room for.
     pub(super) async fn send_queued(&mut self) -> Result<(), Interruption> {
         let options = &self.setting.options;
-        while self.flight.unanswered() < options.window_messages {
+        while self.in_flight.unanswered() < options.window_messages {
             let Some(outgoing) = self.queue.pop_front() else {
                 break;
             };
             let sent = self
-                .flight
+                .in_flight
                 .send(outgoing, self.generation, options.acknowledge_timeout)
                 .await;
             if sent.map_err(Interruption::Send)? {
@@ -268,7 +268,7 @@ impl Task {
         let mut next = Some(first.ok_or(Interruption::Closed)?);
         while let Some(answer) = next {
             self.take(answer)?;
-            next = self.flight.ready_answer();
+            next = self.in_flight.ready_answer();
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ impl Task {
                 PublisherMetrics::add(&self.setting.metrics.refused, 1);
                 if self.suspect.is_none() {
                     self.suspect = self
-                        .flight
+                        .in_flight
                         .message_at(position)
                         .map(|outgoing| outgoing.event.clone());
                 }
@@ -297,7 +297,7 @@ impl Task {
     fn stored(&mut self, position: u64) {
         let now = OffsetDateTime::now_utc();
         let mut count = 0;
-        for outgoing in self.flight.stored(position) {
+        for outgoing in self.in_flight.stored(position) {
             count += 1;
             if let (Some(observer), true) = (&self.setting.options.observer, outgoing.is_fresh) {
                 let latency = Duration::try_from(now - outgoing.event.recorded_at).unwrap_or_default();

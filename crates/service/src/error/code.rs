@@ -24,8 +24,6 @@ pub enum Code {
     VersionConflict,
     /// It exists already.
     AlreadyExists,
-    /// The same request is being handled at this moment.
-    RequestInProgress,
     /// The idempotency key was used for another request.
     IdempotencyKeyReused,
     /// A rule of the domain refuses it. Each rule has a code of its own, in `UPPER_SNAKE_CASE`.
@@ -97,7 +95,7 @@ pub struct Entry {
 
 impl Code {
     /// Every code except the domain's own, in the order of the catalogue.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::MalformedRequest,
         Self::ValidationFailed,
         Self::InvalidCursor,
@@ -106,7 +104,6 @@ impl Code {
         Self::ResourceNotFound,
         Self::VersionConflict,
         Self::AlreadyExists,
-        Self::RequestInProgress,
         Self::IdempotencyKeyReused,
         Self::RateLimited,
         Self::ReadModelBehind,
@@ -148,7 +145,6 @@ impl Code {
             Self::ResourceNotFound => &RESOURCE_NOT_FOUND,
             Self::VersionConflict => &VERSION_CONFLICT,
             Self::AlreadyExists => &ALREADY_EXISTS,
-            Self::RequestInProgress => &REQUEST_IN_PROGRESS,
             Self::IdempotencyKeyReused => &IDEMPOTENCY_KEY_REUSED,
             Self::DomainRule(_) => &DOMAIN_RULE,
             Self::RateLimited => &RATE_LIMITED,
@@ -253,16 +249,6 @@ static ALREADY_EXISTS: Entry = Entry {
     http: StatusCode::CONFLICT,
     retry: Retry::No,
     explanation: "Something with this id was made before by another request.",
-};
-
-static REQUEST_IN_PROGRESS: Entry = Entry {
-    name: "REQUEST_IN_PROGRESS",
-    title: "The same request is being handled",
-    grpc: tonic::Code::Aborted,
-    http: StatusCode::CONFLICT,
-    retry: Retry::SameKey,
-    explanation: "A request with this idempotency key is being handled at this moment. Its outcome can be asked for by \
-                  sending it again with the same key.",
 };
 
 static IDEMPOTENCY_KEY_REUSED: Entry = Entry {
