@@ -14,12 +14,12 @@ use super::cache::Stream;
 /// How long an aggregate counts as contended after a conflict with another replica's event.
 const CONTENDED_FOR: Duration = Duration::from_secs(5);
 
-/// How many aggregates are contended at most; conflicts on more than that are not noted. A tenant may have half of what all
-/// others leave free.
-const CONTENDED_MAX: usize = 10_000;
+/// How many aggregates are contended at most, at about 200 bytes each; conflicts on more than that are not noted. A tenant may
+/// have half of what all others leave free.
+const CONTENDED_MAX: usize = 100_000;
 
 /// How many marks the aggregates share: with some of them contended, hardly another one has the same mark.
-const MARKS: usize = 4_096;
+const MARKS: usize = 65_536;
 
 /// The contended aggregates. A look at one that is not costs next to nothing, and takes no lock.
 #[derive(Debug)]
