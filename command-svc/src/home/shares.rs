@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use daybook_service::shares::half_of_the_rest;
 use uuid::Uuid;
 
 /// So many places, of which a tenant has at most half of what all others leave free.
@@ -35,8 +36,7 @@ impl Shares {
     pub(super) fn take(&self, tenant_id: Uuid) -> Option<Place<'_>> {
         let mut taken = self.taken();
         let of_tenant = taken.by_tenant.get(&tenant_id).copied().unwrap_or_default();
-        let left_by_others = self.places - (taken.all - of_tenant);
-        if of_tenant >= left_by_others.div_ceil(2) {
+        if of_tenant >= half_of_the_rest(self.places, taken.all - of_tenant) {
             return None;
         }
         taken.all += 1;

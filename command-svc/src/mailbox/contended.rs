@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use daybook_service::shares::half_of_the_rest;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -117,8 +118,7 @@ impl Streams {
             return;
         }
         let of_tenant = self.by_tenant.get(&stream.0).map_or(0, HashMap::len);
-        let left_by_others = CONTENDED_MAX - (self.count - of_tenant);
-        if of_tenant >= left_by_others.div_ceil(2) {
+        if of_tenant >= half_of_the_rest(CONTENDED_MAX, self.count - of_tenant) {
             return;
         }
         let contention = Contention {
