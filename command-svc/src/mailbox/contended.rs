@@ -20,7 +20,7 @@ const CONTENDED_FOR: Duration = Duration::from_secs(5);
 const CONTENDED_MAX: usize = 100_000;
 
 /// How many marks the aggregates share: with some of them contended, hardly another one has the same mark.
-const MARKS: usize = 65_536;
+const MARKS: usize = 16_384;
 
 /// The contended aggregates. A look at one that is not costs next to nothing, and takes no lock.
 #[derive(Debug)]
