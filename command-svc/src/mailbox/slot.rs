@@ -1,5 +1,7 @@
 //! The mailbox of one aggregate: what waits, what is in flight, and the state that commands are decided on.
 
+mod question;
+
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -7,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use daybook_domain::aggregate::Aggregate;
-use daybook_event_store::{Answer, Intent, NewCommand, Newest, Permit, Receipt, Unanswered, Verdict};
+use daybook_event_store::{Answer, Intent, NewCommand, Permit, Receipt, Unanswered, Verdict};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::question::Question;
 use super::cache::{Cache, Stream};
 use super::cached::{Bases, Cached};
 use super::load::{LoadError, load};
@@ -73,17 +76,6 @@ enum Mode {
     OneBatchAtATime,
 }
 
-/// Why a question is asked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Question {
-    /// Keys are looked up before commands are decided.
-    KeyKnown,
-    /// The caller expects another version than the aggregate seems to have.
-    VersionStale { expected: u64 },
-    /// The aggregate seems not to exist.
-    Missing,
-}
-
 /// What was submitted for a command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Submitted {
@@ -104,9 +96,9 @@ struct InFlight<A: Aggregate> {
 
 impl<A: Aggregate> Answer for InFlight<A> {
     fn key_is_known(&mut self) {
-        if let Submitted::Decision { .. } = self.submitted {
+        if let Submitted::Decision { has_events } = self.submitted {
             self.is_judged = true;
-            self.mailbox.decision_is_known();
+            self.mailbox.decision_is_known(has_events, self.state_number);
         }
     }
 
@@ -295,10 +287,6 @@ impl<A: Aggregate> Mailbox<A> {
         }
     }
 
-    fn ask(self: &Arc<Self>, slot: &mut Slot<A>, command: Pending<A>, question: Question) {
-        self.submit(slot, command, Intent::Ask, Submitted::Question(question));
-    }
-
     fn submit(
         self: &Arc<Self>,
         slot: &mut Slot<A>,
@@ -325,11 +313,11 @@ impl<A: Aggregate> Mailbox<A> {
         self.partition.appender.submit(new, Box::new(in_flight));
     }
 
-    /// Goes on without the receipt of a decision whose key was known: it may take seconds to read. Its events may not be
-    /// recorded; then what is decided on them is not either.
-    fn decision_is_known(self: &Arc<Self>) {
+    /// Goes on without the receipt of a decision whose key was known: it may take seconds to read.
+    fn decision_is_known(self: &Arc<Self>, has_events: bool, state_number: u64) {
         let mut slot = self.slot();
         slot.in_flight -= 1;
+        slot.key_was_known(has_events, state_number);
         self.drive(&mut slot);
     }
 
@@ -337,9 +325,9 @@ impl<A: Aggregate> Mailbox<A> {
     fn answered(self: &Arc<Self>, in_flight: InFlight<A>, verdict: Result<Verdict, Unanswered>) {
         let mut slot = self.slot();
         match in_flight.submitted {
-            Submitted::Decision { has_events } => {
+            Submitted::Decision { .. } => {
                 slot.in_flight -= usize::from(!in_flight.is_judged);
-                self.decision_answered(&mut slot, in_flight, has_events, verdict);
+                self.decision_answered(&mut slot, in_flight, verdict);
             }
             Submitted::Question(question) => {
                 self.question_answered(&mut slot, in_flight, question, verdict);
@@ -353,7 +341,6 @@ impl<A: Aggregate> Mailbox<A> {
         self: &Arc<Self>,
         slot: &mut Slot<A>,
         in_flight: InFlight<A>,
-        has_events: bool,
         verdict: Result<Verdict, Unanswered>,
     ) {
         let InFlight {
@@ -379,53 +366,11 @@ impl<A: Aggregate> Mailbox<A> {
                 slot.drop_state(state_number);
                 return self.decide_again(slot, command);
             }
-            Ok(Verdict::Replayed(receipt)) => {
-                slot.key_was_known(has_events, state_number);
-                Ok(outcome(receipt, true))
-            }
-            Ok(Verdict::KeyReused) => {
-                slot.key_was_known(has_events, state_number);
-                Err(HandleError::KeyReused)
-            }
+            Ok(Verdict::Replayed(receipt)) => Ok(outcome(receipt, true)),
+            Ok(Verdict::KeyReused) => Err(HandleError::KeyReused),
             Err(unanswered) => {
                 slot.drop_state(state_number);
                 Err(unanswered.into())
-            }
-        };
-        self.reply(slot, command, answer);
-    }
-
-    fn question_answered(
-        self: &Arc<Self>,
-        slot: &mut Slot<A>,
-        in_flight: InFlight<A>,
-        question: Question,
-        verdict: Result<Verdict, Unanswered>,
-    ) {
-        let InFlight {
-            command,
-            state_number,
-            ..
-        } = in_flight;
-        let answer = match verdict {
-            Ok(Verdict::Replayed(receipt) | Verdict::Appended(receipt)) => Ok(outcome(receipt, true)),
-            Ok(Verdict::KeyReused) => Err(HandleError::KeyReused),
-            Err(unanswered) => Err(unanswered.into()),
-            Ok(Verdict::KeyIsNew(newest) | Verdict::Conflict(newest)) => {
-                if question == Question::KeyKnown {
-                    return slot.waiting.push_back(command);
-                }
-                slot.drop_state_unless_it_has(newest, state_number);
-                match question {
-                    Question::VersionStale { expected } if newest.version != expected => {
-                        let actual = newest.version;
-                        Err(HandleError::VersionConflict { expected, actual })
-                    }
-                    Question::Missing if newest.event_id.is_none() => Err(HandleError::NotFound),
-                    Question::VersionStale { .. } | Question::Missing | Question::KeyKnown => {
-                        return self.decide_again(slot, command);
-                    }
-                }
             }
         };
         self.reply(slot, command, answer);
@@ -533,15 +478,8 @@ impl<A: Aggregate> Slot<A> {
         }
     }
 
-    /// Drops the state when somebody else wrote: the newest event of the log is not in it.
-    fn drop_state_unless_it_has(&mut self, newest: Newest, state_number: u64) {
-        if matches!(&self.state, State::Cached(cached) if !cached.has(newest.event_id)) {
-            self.drop_state(state_number);
-        }
-    }
-
     /// The key of a decision was known: its events, which the state has taken in, are not recorded, and all behind it in
-    /// its chain is decided again.
+    /// its chain is decided again. If its batch was sent twice they may be; then a load finds them.
     fn key_was_known(&mut self, has_events: bool, state_number: u64) {
         self.ask_first_until = Some(Instant::now() + ASK_FIRST_FOR);
         if has_events {

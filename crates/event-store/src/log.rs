@@ -52,8 +52,8 @@ pub struct Remembered {
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long an attempt waits for the partition's lock, behind the batches of other replicas. A locked row costs one wait, or
-/// two, and this counts for each; both are over before [`ATTEMPT_TIMEOUT`]. So it is the server that ends the wait, and the
-/// session stays good.
+/// two, and this counts for each; a newcomer that overtakes costs another. Usually all are over before [`ATTEMPT_TIMEOUT`],
+/// so it is the server that ends the wait, and the session stays good.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(750);
 
 /// How long the server may take to end a session that did not answer.

@@ -189,6 +189,37 @@ async fn an_aggregate_goes_on_while_a_receipt_cannot_be_read() -> anyhow::Result
     meaning::log(&log.model().events)
 }
 
+/// What a known command was decided to write is in nobody's way, whether or not its receipt can be read.
+#[tokio::test(start_paused = true)]
+async fn the_right_version_is_taken_while_a_receipt_cannot_be_read() -> anyhow::Result<()> {
+    for is_contended in [false, true] {
+        let log = Failing::new();
+        let one = log.process();
+        one.handle(send("place", place())).await?;
+        if is_contended {
+            log.process().handle(send("add", add(2))).await?;
+            // From now on one batch is decided at a time.
+            let cut = one.handle_within(send("cut", add(9)).into(), 1).await;
+            assert!(matches!(cut, Err(HandleError::Contended)), "{cut:?}");
+        } else {
+            one.handle(send("add", add(2))).await?;
+        }
+
+        log.0.receipts.store(u32::MAX, Ordering::Relaxed);
+        let exact = Envelope {
+            expected_version: Some(2),
+            ..send("exact", add(3))
+        };
+        let again = timeout(FAILS_AFTER, one.handle(send("add", add(2))));
+        let exact = timeout(FAILS_AFTER, one.handle(exact));
+        let (again, exact) = join(again, exact).await;
+        assert!(again.is_err(), "its receipt cannot be read");
+        assert_eq!(exact??.receipt.stream_version, 3, "contended: {is_contended}");
+        meaning::log(&log.model().events)?;
+    }
+    Ok(())
+}
+
 /// A load belongs to the mailbox: all callers wait for the same one.
 #[tokio::test(start_paused = true)]
 async fn a_load_that_fails_once_fails_nobody_who_still_waits() -> anyhow::Result<()> {
