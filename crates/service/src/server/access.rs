@@ -19,7 +19,7 @@ use tonic::Status;
 use super::body::pass_over;
 use super::budget::{Admission, Budget, Terms};
 use super::routes::{Declared, Needs};
-use super::seats::Holder;
+use super::seats::{Caller, Holder};
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
@@ -176,7 +176,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
     }
     let (budget, terms) = match (&gate.access, needs) {
         (Access::Anybody, _) => {
-            connection.holder.is_no_stranger();
+            connection.holder.is(Caller::Anybody);
             (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing())))
         }
         (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
@@ -190,8 +190,13 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             }
         }
         (Access::Identified(authenticator), _) => {
-            let identity = authenticator.authenticate(request.headers()).await?;
-            connection.holder.is_no_stranger();
+            let identity = authenticator.authenticate(request.headers()).await;
+            let identity = identity.inspect_err(|error| {
+                if matches!(error.code(), Code::Unauthenticated) {
+                    connection.holder.is(Caller::Stranger);
+                }
+            })?;
+            connection.holder.is(Caller::Tenant(identity.tenant_id()));
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
             if let Some(scope) = needs.scope {
                 identity.require(scope)?;
