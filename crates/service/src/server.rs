@@ -43,7 +43,7 @@ use tokio_util::task::TaskTracker;
 pub use self::access::Access;
 use self::access::PROBES_PER_CONNECTION;
 pub(crate) use self::budget::Claim;
-use self::budget::{REQUEST_BYTES, STRANGERS_BYTES_MAX};
+use self::budget::{Budget, REQUEST_BYTES, STRANGERS_BYTES_MAX};
 use self::routes::PROBE_BODY_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
 use self::seats::{Seat, Seats};
@@ -172,6 +172,8 @@ struct Shared {
     grpc: Declared,
     limits: Limits,
     metrics: ServerMetrics,
+    /// Of answers to requests that were not let in.
+    refusals: Arc<Budget>,
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<TokioExecutor>,
     /// The stop signal.
@@ -202,6 +204,7 @@ pub async fn serve(
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,
+        refusals: Arc::new(Budget::of_strangers(metrics.request_bytes_in_flight.clone())),
         metrics,
         shutdown,
         abort: CancellationToken::new(),

@@ -7,12 +7,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use http::Version;
-use http::header::CONTENT_LENGTH;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
@@ -85,8 +83,6 @@ struct Gate {
     strangers_streams: Arc<Budget>,
     /// Of probes, on either listener.
     probes: Arc<Budget>,
-    /// Of answers that refuse a request, whoever sent it.
-    refusals: Arc<Budget>,
     transport: Transport,
 }
 
@@ -94,8 +90,7 @@ struct Gate {
 pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) -> (Declared, Declared) {
     let gauge = &metrics.request_bytes_in_flight;
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
-    let [strangers, strangers_streams, refusals] =
-        [(); 3].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let [strangers, strangers_streams] = [(); 2].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
     let probes = Arc::new(Budget::of_probes(gauge.clone()));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
@@ -105,7 +100,6 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
             strangers: Arc::clone(&strangers),
             strangers_streams: Arc::clone(&strangers_streams),
             probes: Arc::clone(&probes),
-            refusals: Arc::clone(&refusals),
             transport,
         };
         declared.map_router(|router| router.layer(from_fn_with_state(gate, pass)))
@@ -147,18 +141,10 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
             error
         }
     };
-    let claim = gate.refusals.claim_refusal();
-    let mut refusal = match gate.transport {
+    match gate.transport {
         Transport::Http => error.into_response(),
         Transport::Grpc => Status::from(error).into_http(),
-    };
-    if claim.is_none() {
-        // Its head needs no room with the caller.
-        *refusal.body_mut() = Body::empty();
-        refusal.headers_mut().remove(CONTENT_LENGTH);
     }
-    refusal.extensions_mut().insert(claim);
-    refusal
 }
 
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {

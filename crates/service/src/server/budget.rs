@@ -313,7 +313,7 @@ impl Admission {
             self.claim
                 .make_room_for_answer(usize::try_from(bytes).unwrap_or(usize::MAX))?;
         }
-        answer.extensions_mut().insert(Some(self.claim));
+        answer.extensions_mut().insert(self.claim);
         Ok(answer)
     }
 }

@@ -270,6 +270,27 @@ async fn refusals_that_nobody_takes_are_bounded_and_others_have_no_body_then() {
     problem(&refused, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
 }
 
+#[tokio::test]
+async fn an_answer_that_is_not_the_handlers_own_counts_until_it_is_taken() {
+    let limits = Limits {
+        request_timeout: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    // What the router refuses and the server puts into words, a deadline that has passed, and a panic.
+    for (method, path, status) in [
+        (Method::DELETE, "/problems", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::GET, "/v1/slow", StatusCode::GATEWAY_TIMEOUT),
+        (Method::GET, "/v1/panic", StatusCode::INTERNAL_SERVER_ERROR),
+    ] {
+        let untaken = ask(&server, (method, path, "text/plain"), 100).await;
+        assert!(untaken.iter().all(|answer| answer.status() == status), "{path}");
+        assert!(held(&server) >= 100 * 4 * KIB, "{path}: {}", held(&server));
+        drop(untaken);
+        until(|| held(&server) == 0).await;
+    }
+}
+
 /// A large answer: whether it comes, or the code of its refusal.
 async fn large(server: &Server, content_type: &'static str) -> Result<(), String> {
     let client = client_of(http::Version::HTTP_2);
