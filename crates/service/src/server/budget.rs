@@ -174,16 +174,15 @@ impl Budget {
                 "too many bytes of requests are being handled",
             ));
         }
-        // What is left is never all for one tenant: whoever comes next finds room, too.
-        let of_others = held.within_shares - of_tenant.min(self.tenant_bytes_max);
-        let share = match of_others {
-            0 => self.tenant_bytes_max,
-            _ => self
-                .tenant_bytes_max
-                .min(half_of_the_rest(self.bytes_max, of_others)),
-        };
-        if of_tenant.saturating_add(bytes) > share {
+        if of_tenant.saturating_add(bytes) > self.tenant_bytes_max {
             return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
+        }
+        // Who holds something leaves half of the rest to whoever comes next.
+        let of_others = held.within_shares - of_tenant.min(self.tenant_bytes_max);
+        if of_tenant > 0 && of_others > 0 && of_tenant + bytes > half_of_the_rest(self.bytes_max, of_others) {
+            return Err(ApiError::overloaded(
+                "too many bytes of others' requests are being handled",
+            ));
         }
         self.set(&mut held, tenant_id, of_tenant + bytes);
         Ok(())
@@ -341,7 +340,7 @@ mod tests {
         budget.take(other, 20).expect("half of what the one leaves");
         assert_eq!(
             budget.take(other, 1).map_err(|error| error.code().clone()),
-            Err(Code::RateLimited)
+            Err(Code::Overloaded)
         );
         budget.take(third, 10).expect("half of what both leave");
         budget.take(None, 1).expect("and so on");
@@ -356,6 +355,24 @@ mod tests {
         budget.give_back(None, 1);
         budget.take(third, 60).expect("all was given back");
         assert_eq!(budget.gauge.get(), 60);
+    }
+
+    #[test]
+    fn a_tenant_that_holds_nothing_is_let_in_wherever_there_is_room() {
+        const MIB: usize = 1_024 * 1_024;
+        let budget = Budget::new(&Limits::default(), Gauge::default());
+        for (number, mib) in (1..).zip([32, 16, 8, 4, 2, 1]) {
+            let tenant = Some(Uuid::from_u128(number));
+            budget.take(tenant, mib * MIB).expect("there is room");
+        }
+        let seventh = Some(Uuid::from_u128(7));
+        budget.take(seventh, MIB - 1).expect("it holds nothing");
+        let refused = budget.take(seventh, 1);
+        assert_eq!(
+            refused.map_err(|error| error.code().clone()),
+            Err(Code::Overloaded),
+            "its own share is not full"
+        );
     }
 
     #[test]
