@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
-use self::access::PROBES_PER_CONNECTION;
+use self::access::{PROBES_PER_CONNECTION, REFUSALS_PER_CONNECTION};
 pub(crate) use self::budget::Claim;
 use self::budget::{Budget, REQUEST_BYTES, STRANGERS_BYTES_MAX};
 use self::routes::PROBE_BODY_BYTES_MAX;
@@ -138,7 +138,7 @@ impl Limits {
     /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
     ///   are in the windows above);
     /// - the budget of callers who are known, the two of callers who are not, and that of refusals;
-    /// - a few probes of each connection.
+    /// - a few probes of each connection, and a few refusals.
     ///
     /// Compressed requests are not taken, so nothing grows after it has arrived. Answers count in the same budgets from the
     /// moment when they are made. One that is complete is refused where there is no room for it; a small one, and a part of a
@@ -150,8 +150,8 @@ impl Limits {
         let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
         let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
         let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
-        let probes = u64::from(self.connections_max) * (PROBES_PER_CONNECTION * probe) as u64;
-        connections + lookups + budgets as u64 + probes
+        let of_each = PROBES_PER_CONNECTION * probe + REFUSALS_PER_CONNECTION * REQUEST_BYTES;
+        connections + lookups + budgets as u64 + u64::from(self.connections_max) * of_each as u64
     }
 }
 

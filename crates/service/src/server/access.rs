@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 use super::body::pass_over;
-use super::budget::{Admission, Budget, Terms};
+use super::budget::{Admission, Budget, Claim, Terms};
 use super::routes::{Declared, Needs};
 use super::seats::{Caller, Holder};
 use super::{Limits, Routes};
@@ -32,12 +32,16 @@ const STRANGERS_PER_CONNECTION: usize = 16;
 /// How many probes one connection may have open besides: a watch of its health, and a question.
 pub(super) const PROBES_PER_CONNECTION: usize = 2;
 
+/// How many refusals that it does not take one connection may keep whatever others do; for more it needs room where all do.
+pub(super) const REFUSALS_PER_CONNECTION: usize = 2;
+
 /// What the requests of one connection share, in the extensions of each.
 #[derive(Debug)]
 pub(super) struct Connection {
     holder: Arc<Holder>,
     strangers: Arc<Semaphore>,
     probes: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -46,6 +50,7 @@ impl Connection {
             holder,
             strangers: Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)),
             probes: Arc::new(Semaphore::new(PROBES_PER_CONNECTION)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_PER_CONNECTION)),
         })
     }
 
@@ -59,6 +64,11 @@ impl Connection {
     /// A place for a probe, until its answer has been taken.
     fn probe_place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.probes).try_acquire_owned().ok()
+    }
+
+    /// Counts a refusal until it has been taken; `None` when there are too many that nobody takes.
+    pub(super) fn claim_refusal(&self, refusals: &Arc<Budget>) -> Option<Arc<Claim>> {
+        refusals.claim_refusal(Arc::clone(&self.refusals).try_acquire_owned().ok())
     }
 }
 

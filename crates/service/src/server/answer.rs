@@ -19,6 +19,7 @@ use tower::{Layer, Service, ServiceExt as _};
 use tracing::Instrument as _;
 
 use super::Shared;
+use super::access::Connection;
 use super::budget::Claim;
 use crate::error::{ApiError, Code, grpc, problem};
 use crate::metrics::{Operation, Transport};
@@ -29,10 +30,15 @@ use crate::telemetry;
 const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
 /// Answers one request, whatever happens inside its handler.
-pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(
+    shared: &Shared,
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    request.extensions_mut().insert(Arc::clone(connection));
     let context = Context::from_headers(request.headers());
     let id = context.id().header_value();
-    let counted = async { counted(shared, measured(shared, request).await) };
+    let counted = async { counted(shared, connection, measured(shared, request).await) };
     let mut response = context.scope(counted).await;
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
@@ -40,11 +46,11 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Respo
 
 /// Has an answer counted until it has been taken. One that is not the handler's own counts with its request, where that was
 /// let in, and else among the refusals: of those that nobody takes, one too many has no body.
-fn counted(shared: &Shared, mut response: Response<Body>) -> Response<Body> {
+fn counted(shared: &Shared, connection: &Connection, mut response: Response<Body>) -> Response<Body> {
     if response.extensions().get::<Arc<Claim>>().is_some() || response.body().is_end_stream() {
         return response;
     }
-    let claim = request::claim().or_else(|| shared.refusals.claim_refusal());
+    let claim = request::claim().or_else(|| connection.claim_refusal(&shared.refusals));
     if let Some(claim) = claim {
         let bytes = HttpBody::size_hint(response.body()).lower();
         claim.hold(usize::try_from(bytes).unwrap_or(usize::MAX));

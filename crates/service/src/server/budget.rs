@@ -110,16 +110,22 @@ impl Budget {
         }
     }
 
-    /// Counts a refusal until it has been taken; `None` when there are too many that nobody takes.
-    pub(super) fn claim_refusal(self: &Arc<Self>) -> Option<Arc<Claim>> {
+    /// Counts a refusal until it has been taken, for which there is a place, or else has to be room.
+    pub(super) fn claim_refusal(self: &Arc<Self>, place: Option<OwnedSemaphorePermit>) -> Option<Arc<Claim>> {
+        let has_place = place.is_some();
         let claim = Arc::new(Claim {
             budget: Arc::clone(self),
             tenant_id: None,
             fixed: REQUEST_BYTES,
             held: Mutex::new(0),
-            _place: None,
+            _place: place,
         });
-        claim.grow_to(0).ok().map(|()| claim)
+        if has_place {
+            claim.hold(0);
+        } else {
+            claim.grow_to(0).ok()?;
+        }
+        Some(claim)
     }
 
     /// Counts a request for as long as the claim lives. A length that is declared is counted now, other bytes as they arrive; if
@@ -382,7 +388,7 @@ mod tests {
             ..Limits::default()
         };
         let budget = Arc::new(Budget::new(&limits, Gauge::default()));
-        let claim = budget.claim_refusal().expect("there is room");
+        let claim = budget.claim_refusal(None).expect("there is room");
         budget.take(None, 10_000 - REQUEST_BYTES).expect("the rest");
         claim
             .make_room_for_answer(REQUEST_BYTES)
