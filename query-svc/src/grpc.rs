@@ -20,9 +20,6 @@ use crate::reads::Reads;
 /// The largest request, in bytes: a filter and a cursor.
 pub const REQUEST_BYTES_MAX: usize = 64 * 1_024;
 
-/// The largest answer, in bytes: a page of the largest events there can be.
-pub const RESPONSE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
-
 /// What both services work with.
 #[derive(Clone)]
 pub struct Queries {

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::Config;
 use self::database::SharedReads;
 use self::freshness::Watcher;
-use self::grpc::{Queries, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX};
+use self::grpc::{Queries, REQUEST_BYTES_MAX};
 use self::loader::{LANES, OrderLoader};
 use self::reads::Reads;
 
@@ -85,15 +85,9 @@ pub async fn run(
 
     let http = http::router(reads.clone());
     let queries = Queries::new(reads);
-    let orders = OrderQueryServiceServer::new(queries.clone())
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(RESPONSE_BYTES_MAX);
-    let stock = StockQueryServiceServer::new(queries.clone())
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(RESPONSE_BYTES_MAX);
-    let history = HistoryServiceServer::new(queries)
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let orders = OrderQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let stock = StockQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let history = HistoryServiceServer::new(queries).max_decoding_message_size(REQUEST_BYTES_MAX);
     let needs = |scope| Needs::scope(scope).with_message(REQUEST_BYTES_MAX);
     let grpc = GrpcServices::default()
         .with(orders, needs(Scope::OrdersRead))

@@ -135,13 +135,16 @@ pub struct Hold {
 /// Keeps the current request counted, for work that goes on when its caller goes away. Take it along there.
 #[must_use]
 pub fn hold() -> Hold {
-    let claim = CURRENT.try_with(|current| current.claim.get().cloned());
-    Hold {
-        _claim: claim.ok().flatten(),
-    }
+    Hold { _claim: claim() }
 }
 
-/// Notes what the current request holds, for [`hold`].
+/// What the current request holds, once it has been let in.
+pub(crate) fn claim() -> Option<Arc<Claim>> {
+    let claim = CURRENT.try_with(|current| current.claim.get().cloned());
+    claim.ok().flatten()
+}
+
+/// Notes what the current request holds.
 pub(crate) fn count_work(claim: &Arc<Claim>) {
     // Outside of a request there is nothing to note it for.
     let _ = CURRENT.try_with(|current| current.claim.set(Arc::clone(claim)));

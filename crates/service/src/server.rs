@@ -6,7 +6,8 @@
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
 //!   or does not take its answers is cut, too.
 //! - At most [`Limits::connections_max`] connections are open. For one more the oldest is closed that has shown no valid
-//!   key; where all have, it is closed at once itself.
+//!   key; where all have, the oldest of a tenant that has more than half of what the others leave; where none has, it is
+//!   closed at once itself.
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
@@ -40,9 +41,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
-use self::access::PROBES_PER_CONNECTION;
+use self::access::{PROBES_PER_CONNECTION, REFUSALS_PER_CONNECTION};
 pub(crate) use self::budget::Claim;
-use self::budget::{REQUEST_BYTES, STRANGERS_BYTES_MAX};
+use self::budget::{Budget, REQUEST_BYTES, STRANGERS_BYTES_MAX};
 use self::routes::PROBE_BODY_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
 use self::seats::{Seat, Seats};
@@ -74,7 +75,7 @@ const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// How many connections may be open. When there are as many, the oldest of those that have shown no valid key is closed
-    /// for the next one.
+    /// for the next one, or else the oldest of the tenant that has the most.
     pub connections_max: u32,
     /// How long a request's head may take from its first byte; also the handshake of a new connection.
     pub header_read_timeout: Duration,
@@ -92,8 +93,8 @@ pub struct Limits {
     /// How many bytes all requests may hold until their answers are taken, those of each tenant counted up to its share; more
     /// is `OVERLOADED`. Each costs a few KiB with an empty body, so this is a limit of their number, too.
     pub bytes_in_flight_max: usize,
-    /// How many of these bytes may be of one tenant, and where others hold some, at most half of what they leave; more is
-    /// `RATE_LIMITED`.
+    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`. Where others hold some, a tenant's second request
+    /// finds room in half of what they leave only; more is `OVERLOADED`.
     pub tenant_bytes_in_flight_max: usize,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
@@ -137,7 +138,7 @@ impl Limits {
     /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
     ///   are in the windows above);
     /// - the budget of callers who are known, the two of callers who are not, and that of refusals;
-    /// - a few probes of each connection.
+    /// - a few probes of each connection, and a few refusals.
     ///
     /// Compressed requests are not taken, so nothing grows after it has arrived. Answers count in the same budgets from the
     /// moment when they are made. One that is complete is refused where there is no room for it; a small one, and a part of a
@@ -149,8 +150,8 @@ impl Limits {
         let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
         let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
         let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
-        let probes = u64::from(self.connections_max) * (PROBES_PER_CONNECTION * probe) as u64;
-        connections + lookups + budgets as u64 + probes
+        let of_each = PROBES_PER_CONNECTION * probe + REFUSALS_PER_CONNECTION * REQUEST_BYTES;
+        connections + lookups + budgets as u64 + u64::from(self.connections_max) * of_each as u64
     }
 }
 
@@ -171,6 +172,8 @@ struct Shared {
     grpc: Declared,
     limits: Limits,
     metrics: ServerMetrics,
+    /// Of answers to requests that were not let in.
+    refusals: Arc<Budget>,
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<TokioExecutor>,
     /// The stop signal.
@@ -201,6 +204,7 @@ pub async fn serve(
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,
+        refusals: Arc::new(Budget::of_strangers(metrics.request_bytes_in_flight.clone())),
         metrics,
         shutdown,
         abort: CancellationToken::new(),
@@ -249,7 +253,7 @@ fn is_callers(error: &io::Error) -> bool {
 
 async fn serve_connection(stream: TcpStream, seat: Seat, shared: Arc<Shared>) {
     tokio::select! {
-        () = seat.is_needed() => tracing::debug!("connection closed: it has shown no valid key, and others need the place"),
+        () = seat.is_needed() => tracing::debug!("connection closed: others need the place"),
         served = connection::serve(stream, seat.holder(), &shared) => if let Err(error) = served {
             tracing::debug!(error = %error, "connection ended");
         }

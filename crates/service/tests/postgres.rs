@@ -472,6 +472,77 @@ async fn a_connection_that_has_shown_a_key_is_not_closed_for_one_that_has_not() 
     }
 }
 
+/// Waits until the server has closed a connection.
+async fn is_closed(mut stream: TcpStream) {
+    let mut bytes = [0; 16];
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut bytes)).await;
+    let read = read.expect("it is closed in time");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+#[tokio::test]
+async fn one_tenants_connections_keep_no_other_out_and_are_strangers_when_its_key_is_revoked() {
+    let database = Database::create().await;
+    let (greedy, other) = (generate_api_key(), generate_api_key());
+    database.store(&greedy, 60.0).await;
+    let tenant = Uuid::now_v7();
+    sqlx::query("INSERT INTO event_store.tenant (tenant_id, name, partition) VALUES ($1, 'other', 4)")
+        .bind(tenant)
+        .execute(&database.superuser)
+        .await
+        .expect("a tenant");
+    let stored = database.store_with(&other, Some(tenant), "{orders:read}").await;
+    stored.expect("a tenant's key may have it");
+    let limits = Limits {
+        connections_max: 4,
+        ..Limits::default()
+    };
+    let ages = KeyAges {
+        refresh_interval: Duration::ZERO,
+        ..KeyAges::default()
+    };
+    let authenticator = authenticator(database.pool.clone(), ages);
+    let server = start_server(authenticator.clone(), limits).await;
+    let ask = async |stream: &mut TcpStream, key: &NewApiKey, status: u16| {
+        let head = format!(
+            "POST /read HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Length: 0",
+            key.plain
+        );
+        let answer = answer_on(stream, &head, "").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    };
+    let open = async || TcpStream::connect(server).await.expect("it listens");
+    let mut of_greedy = Vec::new();
+    for _ in 0..4 {
+        let mut stream = open().await;
+        ask(&mut stream, &greedy, 200).await;
+        of_greedy.push(stream);
+    }
+    let mut of_other = open().await;
+    ask(&mut of_other, &other, 200).await;
+    is_closed(of_greedy.remove(0)).await;
+
+    database.revoke(&greedy).await;
+    let deadline = Instant::now() + PATIENCE;
+    while authenticator.authenticate(&bearer(&greedy.plain)).await.is_ok() {
+        assert!(Instant::now() < deadline, "the revocation is not seen");
+        tokio::task::yield_now().await;
+    }
+    for stream in &mut of_greedy {
+        ask(stream, &greedy, 401).await;
+    }
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        strangers.push(open().await);
+        is_closed(of_greedy.remove(0)).await;
+    }
+    ask(&mut of_other, &other, 200).await;
+    for stranger in &mut strangers {
+        let answer = answer_on(stranger, "GET /healthz HTTP/1.1", "").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_request_is_judged_by_what_its_route_declares_before_a_byte_of_its_body_is_there() {
     let database = Database::create().await;

@@ -44,15 +44,19 @@ impl EntityTag {
         })
     }
 
-    /// Whether the caller has this already (RFC 9110, 13.1.2).
-    fn is_known(&self, headers: &HeaderMap) -> bool {
+    /// The tag under which the caller has this already (RFC 9110, 13.1.2): with the encoding that it has.
+    fn known(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let lists = headers
             .get_all(IF_NONE_MATCH)
             .iter()
             .filter_map(|value| value.to_str().ok());
-        lists.flat_map(|list| list.split(',')).any(|tag| {
+        lists.flat_map(|list| list.split(',')).find_map(|tag| {
             let tag = tag.trim();
-            tag == "*" || unquoted(tag).is_some_and(|tag| without_encoding(tag) == self.0)
+            if tag == "*" {
+                return Some(self.header());
+            }
+            let tag = unquoted(tag).filter(|tag| without_encoding(tag) == self.0)?;
+            HeaderValue::from_str(&format!("\"{tag}\"")).ok()
         })
     }
 
@@ -91,14 +95,16 @@ pub async fn tag_encoding(mut response: Response) -> Response {
 
 /// One resource whose JSON is there already.
 pub fn document(json: &str, tag: &EntityTag, staleness: Staleness, request: &HeaderMap) -> Response {
-    let mut response = if tag.is_known(request) {
+    let known = tag.known(request);
+    let mut response = if known.is_some() {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
         json_body(format!("{{\"data\":{json}}}").into_bytes())
     };
-    response.headers_mut().insert(ETAG, tag.header());
+    let tag = known.unwrap_or_else(|| tag.header());
+    response.headers_mut().insert(ETAG, tag);
     with_freshness(response, staleness)
 }
 
@@ -168,10 +174,10 @@ mod tests {
             "\"3-17;gzip\"",
             "*",
         ] {
-            assert!(tag.is_known(&if_none_match(tags)), "{tags}");
+            assert!(tag.known(&if_none_match(tags)).is_some(), "{tags}");
         }
         for tags in ["\"3-18\"", "3-17", "\"3-17-status\"", "\"3-17;zip\"", ""] {
-            assert!(!tag.is_known(&if_none_match(tags)), "{tags}");
+            assert!(tag.known(&if_none_match(tags)).is_none(), "{tags}");
         }
     }
 
@@ -196,6 +202,16 @@ mod tests {
             document("{}", &tag, staleness, &HeaderMap::new()).status(),
             StatusCode::OK
         );
+        for (known, sent) in [
+            ("\"3-17;gzip\"", "\"3-17;gzip\""),
+            ("W/\"3-17;br\"", "\"3-17;br\""),
+            ("\"1-1\", \"3-17\"", "\"3-17\""),
+            ("*", "\"3-17\""),
+        ] {
+            let response = document("{}", &tag, staleness, &if_none_match(known));
+            assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
+            assert_eq!(response.headers()[ETAG], sent, "it is what the caller has");
+        }
     }
 
     #[tokio::test]

@@ -8,7 +8,8 @@ use std::io::Write as _;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
-use axum::middleware::map_response;
+use axum::extract::Request;
+use axum::middleware::{map_request, map_response};
 use axum::response::{IntoResponse as _, Response};
 use daybook_service::ApiError;
 use flate2::Compression;
@@ -43,6 +44,19 @@ pub(super) fn compressed(router: Router) -> Router {
         .layer(CompressionLayer::new().compress_when(IsWorthIt))
         .layer(map_response(in_one_go))
         .layer(map_response(answer::tag_encoding))
+        .layer(map_request(accept_as_it_is))
+}
+
+/// Leaves out that a caller refuses an answer as it is: where it takes no other either, the layer would make 406 of an answer
+/// that is there. It may be sent all the same (RFC 9110, 12.5.3).
+async fn accept_as_it_is(mut request: Request) -> Request {
+    if codings(request.headers()).any(|coding| coding.refuses_as_it_is()) {
+        let others = codings(request.headers()).filter(|coding| !coding.refuses_as_it_is());
+        let others = others.map(|coding| coding.text).collect::<Vec<_>>().join(",");
+        let others = HeaderValue::from_str(&others).expect("it came in a header");
+        request.headers_mut().insert(ACCEPT_ENCODING, others);
+    }
+    request
 }
 
 /// Compresses the answer now. Nothing is waited for, as the body is complete: there are never more encoders than threads.
@@ -94,14 +108,35 @@ impl Document {
 
 /// Whether the caller names gzip, and not to refuse it (RFC 9110, 12.5.3).
 fn takes_gzip(request: &HeaderMap) -> bool {
+    codings(request).any(|coding| coding.name.eq_ignore_ascii_case("gzip") && !coding.is_refused)
+}
+
+/// A coding that a caller names.
+struct Coding<'a> {
+    text: &'a str,
+    name: &'a str,
+    is_refused: bool,
+}
+
+impl Coding<'_> {
+    fn refuses_as_it_is(&self) -> bool {
+        self.is_refused && (self.name == "*" || self.name.eq_ignore_ascii_case("identity"))
+    }
+}
+
+fn codings(request: &HeaderMap) -> impl Iterator<Item = Coding<'_>> {
     let lists = request.get_all(ACCEPT_ENCODING).iter();
-    let mut codings = lists
+    let codings = lists
         .filter_map(|list| list.to_str().ok())
         .flat_map(|list| list.split(','));
-    codings.any(|coding| {
-        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        let weight = weight.trim().trim_start_matches("q=").parse();
-        name.trim().eq_ignore_ascii_case("gzip") && weight != Ok(0.0)
+    codings.map(|text| {
+        let (name, weight) = text.split_once(';').unwrap_or((text, ""));
+        let weight = weight.trim().trim_start_matches(['q', 'Q']);
+        Coding {
+            text,
+            name: name.trim(),
+            is_refused: weight.trim_start_matches('=').parse() == Ok(0.0),
+        }
     })
 }
 
@@ -113,6 +148,11 @@ mod tests {
     use super::*;
 
     async fn body_of(path: &'static str) -> (HeaderMap, Body) {
+        let (parts, body) = answer_of(path, "gzip").await.into_parts();
+        (parts.headers, body)
+    }
+
+    async fn answer_of(path: &'static str, codings: &'static str) -> Response {
         let page = |bytes: usize| get(async move || "x".repeat(bytes));
         let stream =
             get(async || Body::from_stream(futures::stream::iter([Ok::<_, ApiError>("x".repeat(4_096))])));
@@ -122,13 +162,37 @@ mod tests {
             .route("/large", page(3_000_000))
             .route("/stream", stream);
         let request = http::Request::get(path)
-            .header(ACCEPT_ENCODING, "gzip")
+            .header(ACCEPT_ENCODING, codings)
             .body(Body::empty());
         let Ok(response) = compressed(router)
             .oneshot(request.expect("a valid request"))
             .await;
-        let (parts, body) = response.into_parts();
-        (parts.headers, body)
+        response
+    }
+
+    #[tokio::test]
+    async fn whatever_codings_a_caller_refuses_there_is_an_answer() {
+        for codings in [
+            "identity;q=0",
+            "*;q=0",
+            "identity;q=0, *;Q=0.0",
+            "odd, identity;q=0",
+            "gzip;q=0, *;q=0",
+        ] {
+            for path in ["/page", "/small", "/nothing"] {
+                let answer = answer_of(path, codings).await;
+                let status = if path == "/nothing" { 404 } else { 200 };
+                assert_eq!(answer.status(), status, "{path} {codings}");
+                assert!(
+                    !answer.headers().contains_key(CONTENT_ENCODING),
+                    "{path} {codings}"
+                );
+            }
+        }
+        for codings in ["gzip, identity;q=0", "gzip, *;q=0", "identity;q=0.2, GZIP;q=0.5"] {
+            let answer = answer_of("/page", codings).await;
+            assert_eq!(answer.headers()[CONTENT_ENCODING], "gzip", "{codings}");
+        }
     }
 
     #[tokio::test]

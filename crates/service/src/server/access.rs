@@ -7,19 +7,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use http::Version;
-use http::header::CONTENT_LENGTH;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 use super::body::pass_over;
-use super::budget::{Admission, Budget, Terms};
+use super::budget::{Admission, Budget, Claim, Terms};
 use super::routes::{Declared, Needs};
-use super::seats::Holder;
+use super::seats::{Caller, Holder};
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
@@ -34,12 +32,16 @@ const STRANGERS_PER_CONNECTION: usize = 16;
 /// How many probes one connection may have open besides: a watch of its health, and a question.
 pub(super) const PROBES_PER_CONNECTION: usize = 2;
 
+/// How many refusals that it does not take one connection may keep whatever others do; for more it needs room where all do.
+pub(super) const REFUSALS_PER_CONNECTION: usize = 2;
+
 /// What the requests of one connection share, in the extensions of each.
 #[derive(Debug)]
 pub(super) struct Connection {
     holder: Arc<Holder>,
     strangers: Arc<Semaphore>,
     probes: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -48,6 +50,7 @@ impl Connection {
             holder,
             strangers: Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)),
             probes: Arc::new(Semaphore::new(PROBES_PER_CONNECTION)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_PER_CONNECTION)),
         })
     }
 
@@ -61,6 +64,11 @@ impl Connection {
     /// A place for a probe, until its answer has been taken.
     fn probe_place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.probes).try_acquire_owned().ok()
+    }
+
+    /// Counts a refusal until it has been taken; `None` when there are too many that nobody takes.
+    pub(super) fn claim_refusal(&self, refusals: &Arc<Budget>) -> Option<Arc<Claim>> {
+        refusals.claim_refusal(Arc::clone(&self.refusals).try_acquire_owned().ok())
     }
 }
 
@@ -85,8 +93,6 @@ struct Gate {
     strangers_streams: Arc<Budget>,
     /// Of probes, on either listener.
     probes: Arc<Budget>,
-    /// Of answers that refuse a request, whoever sent it.
-    refusals: Arc<Budget>,
     transport: Transport,
 }
 
@@ -94,8 +100,7 @@ struct Gate {
 pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) -> (Declared, Declared) {
     let gauge = &metrics.request_bytes_in_flight;
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
-    let [strangers, strangers_streams, refusals] =
-        [(); 3].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let [strangers, strangers_streams] = [(); 2].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
     let probes = Arc::new(Budget::of_probes(gauge.clone()));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
@@ -105,7 +110,6 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
             strangers: Arc::clone(&strangers),
             strangers_streams: Arc::clone(&strangers_streams),
             probes: Arc::clone(&probes),
-            refusals: Arc::clone(&refusals),
             transport,
         };
         declared.map_router(|router| router.layer(from_fn_with_state(gate, pass)))
@@ -147,18 +151,10 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
             error
         }
     };
-    let claim = gate.refusals.claim_refusal();
-    let mut refusal = match gate.transport {
+    match gate.transport {
         Transport::Http => error.into_response(),
         Transport::Grpc => Status::from(error).into_http(),
-    };
-    if claim.is_none() {
-        // Its head needs no room with the caller.
-        *refusal.body_mut() = Body::empty();
-        refusal.headers_mut().remove(CONTENT_LENGTH);
     }
-    refusal.extensions_mut().insert(claim);
-    refusal
 }
 
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {
@@ -176,7 +172,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
     }
     let (budget, terms) = match (&gate.access, needs) {
         (Access::Anybody, _) => {
-            connection.holder.is_no_stranger();
+            connection.holder.is(Caller::Anybody);
             (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing())))
         }
         (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
@@ -190,8 +186,13 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             }
         }
         (Access::Identified(authenticator), _) => {
-            let identity = authenticator.authenticate(request.headers()).await?;
-            connection.holder.is_no_stranger();
+            let identity = authenticator.authenticate(request.headers()).await;
+            let identity = identity.inspect_err(|error| {
+                if matches!(error.code(), Code::Unauthenticated) {
+                    connection.holder.is(Caller::Stranger);
+                }
+            })?;
+            connection.holder.is(Caller::Tenant(identity.tenant_id()));
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
             if let Some(scope) = needs.scope {
                 identity.require(scope)?;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use axum::Router;
@@ -9,15 +10,17 @@ use axum::body::Body;
 use axum::extract::MatchedPath;
 use axum::response::IntoResponse as _;
 use futures::FutureExt as _;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Incoming};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tower::{Layer, Service, ServiceExt as _};
 use tracing::Instrument as _;
 
 use super::Shared;
+use super::access::Connection;
+use super::budget::Claim;
 use crate::error::{ApiError, Code, grpc, problem};
 use crate::metrics::{Operation, Transport};
 use crate::request::{self, Context, X_REQUEST_ID};
@@ -27,11 +30,36 @@ use crate::telemetry;
 const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
 /// Answers one request, whatever happens inside its handler.
-pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(
+    shared: &Shared,
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    request.extensions_mut().insert(Arc::clone(connection));
     let context = Context::from_headers(request.headers());
     let id = context.id().header_value();
-    let mut response = context.scope(measured(shared, request)).await;
+    let counted = async { counted(shared, connection, measured(shared, request).await) };
+    let mut response = context.scope(counted).await;
     response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+/// Has an answer counted until it has been taken. One that is not the handler's own counts with its request, where that was
+/// let in, and else among the refusals: of those that nobody takes, one too many has no body.
+fn counted(shared: &Shared, connection: &Connection, mut response: Response<Body>) -> Response<Body> {
+    if response.extensions().get::<Arc<Claim>>().is_some() || response.body().is_end_stream() {
+        return response;
+    }
+    let claim = request::claim().or_else(|| connection.claim_refusal(&shared.refusals));
+    if let Some(claim) = claim {
+        let bytes = HttpBody::size_hint(response.body()).lower();
+        claim.hold(usize::try_from(bytes).unwrap_or(usize::MAX));
+        response.extensions_mut().insert(claim);
+    } else {
+        // Its head needs no room with the caller.
+        *response.body_mut() = Body::empty();
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     response
 }
 

@@ -110,16 +110,22 @@ impl Budget {
         }
     }
 
-    /// Counts a refusal until it has been taken; `None` when there are too many that nobody takes.
-    pub(super) fn claim_refusal(self: &Arc<Self>) -> Option<Arc<Claim>> {
+    /// Counts a refusal until it has been taken, for which there is a place, or else has to be room.
+    pub(super) fn claim_refusal(self: &Arc<Self>, place: Option<OwnedSemaphorePermit>) -> Option<Arc<Claim>> {
+        let has_place = place.is_some();
         let claim = Arc::new(Claim {
             budget: Arc::clone(self),
             tenant_id: None,
             fixed: REQUEST_BYTES,
             held: Mutex::new(0),
-            _place: None,
+            _place: place,
         });
-        claim.grow_to(0).ok().map(|()| claim)
+        if has_place {
+            claim.hold(0);
+        } else {
+            claim.grow_to(0).ok()?;
+        }
+        Some(claim)
     }
 
     /// Counts a request for as long as the claim lives. A length that is declared is counted now, other bytes as they arrive; if
@@ -174,16 +180,15 @@ impl Budget {
                 "too many bytes of requests are being handled",
             ));
         }
-        // What is left is never all for one tenant: whoever comes next finds room, too.
-        let of_others = held.within_shares - of_tenant.min(self.tenant_bytes_max);
-        let share = match of_others {
-            0 => self.tenant_bytes_max,
-            _ => self
-                .tenant_bytes_max
-                .min(half_of_the_rest(self.bytes_max, of_others)),
-        };
-        if of_tenant.saturating_add(bytes) > share {
+        if of_tenant.saturating_add(bytes) > self.tenant_bytes_max {
             return Err(ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT));
+        }
+        // Who holds something leaves half of the rest to whoever comes next.
+        let of_others = held.within_shares - of_tenant.min(self.tenant_bytes_max);
+        if of_tenant > 0 && of_others > 0 && of_tenant + bytes > half_of_the_rest(self.bytes_max, of_others) {
+            return Err(ApiError::overloaded(
+                "too many bytes of others' requests are being handled",
+            ));
         }
         self.set(&mut held, tenant_id, of_tenant + bytes);
         Ok(())
@@ -313,7 +318,7 @@ impl Admission {
             self.claim
                 .make_room_for_answer(usize::try_from(bytes).unwrap_or(usize::MAX))?;
         }
-        answer.extensions_mut().insert(Some(self.claim));
+        answer.extensions_mut().insert(self.claim);
         Ok(answer)
     }
 }
@@ -341,7 +346,7 @@ mod tests {
         budget.take(other, 20).expect("half of what the one leaves");
         assert_eq!(
             budget.take(other, 1).map_err(|error| error.code().clone()),
-            Err(Code::RateLimited)
+            Err(Code::Overloaded)
         );
         budget.take(third, 10).expect("half of what both leave");
         budget.take(None, 1).expect("and so on");
@@ -359,13 +364,31 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_that_holds_nothing_is_let_in_wherever_there_is_room() {
+        const MIB: usize = 1_024 * 1_024;
+        let budget = Budget::new(&Limits::default(), Gauge::default());
+        for (number, mib) in (1..).zip([32, 16, 8, 4, 2, 1]) {
+            let tenant = Some(Uuid::from_u128(number));
+            budget.take(tenant, mib * MIB).expect("there is room");
+        }
+        let seventh = Some(Uuid::from_u128(7));
+        budget.take(seventh, MIB - 1).expect("it holds nothing");
+        let refused = budget.take(seventh, 1);
+        assert_eq!(
+            refused.map_err(|error| error.code().clone()),
+            Err(Code::Overloaded),
+            "its own share is not full"
+        );
+    }
+
+    #[test]
     fn a_small_answer_goes_out_though_there_is_no_room_and_a_larger_one_does_not() {
         let limits = Limits {
             tenant_bytes_in_flight_max: 10_000,
             ..Limits::default()
         };
         let budget = Arc::new(Budget::new(&limits, Gauge::default()));
-        let claim = budget.claim_refusal().expect("there is room");
+        let claim = budget.claim_refusal(None).expect("there is room");
         budget.take(None, 10_000 - REQUEST_BYTES).expect("the rest");
         claim
             .make_room_for_answer(REQUEST_BYTES)

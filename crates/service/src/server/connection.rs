@@ -114,15 +114,14 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(Arc::clone(&self.connection));
-        let shared = Arc::clone(&self.shared);
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (shared, connection) = (Arc::clone(&self.shared), Arc::clone(&self.connection));
         let (turns, unread) = (self.turns.clone(), Arc::clone(&self.unread));
         if let Some(turns) = &turns {
             turns.pass();
         }
         Box::pin(async move {
-            let response = answer(&shared, request).await;
+            let response = answer(&shared, &connection, request).await;
             if let Some(turns) = turns {
                 turns.pass();
             }

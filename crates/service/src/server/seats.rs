@@ -1,14 +1,18 @@
 //! The connections that may be open.
 //!
 //! When all places are taken, the connection is closed that has been open for the longest time without showing a valid key:
-//! strangers, however many and however silent, keep nobody else out.
+//! strangers, however many and however silent, keep nobody else out. Where all have shown one, the oldest goes of the tenant
+//! that has the most, if it has more than half of what the others leave: nor does a tenant.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::shares::half_of_the_rest;
 
 /// A place for each connection.
 #[derive(Debug)]
@@ -23,8 +27,19 @@ pub(super) struct Seats {
 struct Taken {
     count: usize,
     next_number: u64,
-    /// Those who have not shown a valid key, the oldest first.
-    strangers: BTreeMap<u64, Ending>,
+    /// Those that may be closed for others, the oldest of each caller first.
+    by_caller: HashMap<Caller, BTreeMap<u64, Ending>>,
+}
+
+/// Who calls over a connection, by the key that came last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Caller {
+    /// It has shown no valid key.
+    Stranger,
+    /// The deployment's operators, who belong to no tenant, count as one.
+    Tenant(Option<Uuid>),
+    /// Nobody is asked for a key, and no connection is closed for another.
+    Anybody,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -45,7 +60,7 @@ pub(super) struct Seat {
 pub(super) struct Holder {
     seats: Arc<Seats>,
     number: u64,
-    is_known: AtomicBool,
+    caller: Mutex<Caller>,
 }
 
 impl Seats {
@@ -57,18 +72,19 @@ impl Seats {
         })
     }
 
-    /// A place, for which the oldest stranger may have to go; `None` when all have shown a key.
+    /// A place, for which another connection may have to go; `None` when none has to.
     pub(super) async fn take(self: &Arc<Self>) -> Option<Seat> {
         loop {
-            let stranger = {
+            let other = {
                 let mut taken = self.taken();
                 if taken.count < self.max {
                     return Some(self.seat(&mut taken));
                 }
-                taken.strangers.pop_first()?.1
+                let caller = taken.who_gives_way(self.max)?;
+                taken.remove_oldest(caller)?
             };
-            stranger.asked.cancel();
-            stranger.ended.cancelled().await;
+            other.asked.cancel();
+            other.ended.cancelled().await;
         }
     }
 
@@ -76,12 +92,12 @@ impl Seats {
         let (number, ending) = (taken.next_number, Ending::default());
         taken.next_number += 1;
         taken.count += 1;
-        taken.strangers.insert(number, ending.clone());
+        taken.insert(Caller::Stranger, number, ending.clone());
         self.gauge.inc();
         let holder = Holder {
             seats: Arc::clone(self),
             number,
-            is_known: AtomicBool::new(false),
+            caller: Mutex::new(Caller::Stranger),
         };
         Seat {
             holder: Arc::new(holder),
@@ -92,6 +108,41 @@ impl Seats {
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    fn insert(&mut self, caller: Caller, number: u64, ending: Ending) {
+        self.by_caller.entry(caller).or_default().insert(number, ending);
+    }
+
+    fn remove(&mut self, caller: Caller, number: u64) -> Option<Ending> {
+        let of_caller = self.by_caller.get_mut(&caller)?;
+        let ending = of_caller.remove(&number);
+        if of_caller.is_empty() {
+            self.by_caller.remove(&caller);
+        }
+        ending
+    }
+
+    fn remove_oldest(&mut self, caller: Caller) -> Option<Ending> {
+        let (&oldest, _) = self.by_caller.get(&caller)?.first_key_value()?;
+        self.remove(caller, oldest)
+    }
+
+    /// Whose connection is closed for another one.
+    fn who_gives_way(&self, max: usize) -> Option<Caller> {
+        if self.by_caller.contains_key(&Caller::Stranger) {
+            return Some(Caller::Stranger);
+        }
+        let tenants = self
+            .by_caller
+            .iter()
+            .filter(|(caller, _)| matches!(caller, Caller::Tenant(_)));
+        let (most, theirs) =
+            tenants.max_by_key(|(_, theirs)| (theirs.len(), Reverse(theirs.keys().next().copied())))?;
+        let of_others = self.count - theirs.len();
+        (theirs.len() > half_of_the_rest(max, of_others)).then_some(*most)
     }
 }
 
@@ -109,8 +160,9 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let seats = &self.holder.seats;
+        let caller = self.holder.caller();
         let mut taken = seats.taken();
-        taken.strangers.remove(&self.holder.number);
+        taken.remove(*caller, self.holder.number);
         taken.count -= 1;
         drop(taken);
         seats.gauge.dec();
@@ -119,10 +171,21 @@ impl Drop for Seat {
 }
 
 impl Holder {
-    /// Notes that a valid key has come over this connection, which keeps its place from now on.
-    pub(super) fn is_no_stranger(&self) {
-        if !self.is_known.swap(true, Ordering::Relaxed) {
-            self.seats.taken().strangers.remove(&self.number);
+    /// Notes who calls over this connection now.
+    pub(super) fn is(&self, caller: Caller) {
+        let mut before = self.caller();
+        if *before != caller {
+            let mut taken = self.seats.taken();
+            // One that has been asked to go is in no list.
+            if let Some(ending) = taken.remove(*before, self.number) {
+                taken.insert(caller, self.number, ending);
+            }
+            *before = caller;
         }
+    }
+
+    /// It is locked before what all share, never after.
+    fn caller(&self) -> MutexGuard<'_, Caller> {
+        self.caller.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

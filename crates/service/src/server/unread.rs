@@ -112,7 +112,7 @@ pub(super) struct AnswerBody {
 impl AnswerBody {
     /// Has an answer that goes out on this connection watched.
     pub(super) fn watch(mut response: Response, unread: &Arc<Unread>) -> http::Response<Self> {
-        let claim = response.extensions_mut().remove::<Option<Arc<Claim>>>().flatten();
+        let claim = response.extensions_mut().remove::<Arc<Claim>>();
         response.map(|body| Self {
             body,
             frame: Bytes::new(),

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Body as _, Frame};
 use hyper::client::conn::http2;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -260,14 +260,51 @@ async fn refusals_that_nobody_takes_are_bounded_and_others_have_no_body_then() {
     let server = Server::start_closed().await;
     let stranger = (Method::GET, "/v1/orders/7", "text/plain");
     let mut untaken = ask(&server, stranger.clone(), 1_000).await;
-    untaken.extend(ask(&server, stranger, 200).await);
-    let refused = server.get("/v1/orders/7").await;
-    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
-    assert!(refused.body().is_empty());
-    drop(untaken);
+    untaken.extend(ask(&server, stranger.clone(), 200).await);
+    assert!(held(&server) <= 4 * KIB * KIB + 64 * KIB, "{}", held(&server));
+    // Beyond its few, a connection finds no room any more.
+    let refused = ask(&server, stranger, 5).await;
+    assert!(
+        refused
+            .iter()
+            .all(|refused| refused.status() == StatusCode::UNAUTHORIZED)
+    );
+    let with_body = refused.iter().filter(|refused| !refused.body().is_end_stream());
+    assert_eq!(with_body.count(), 2);
+    drop((untaken, refused));
     until(|| held(&server) == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_no_refusals_leaves_the_others_theirs() {
+    let server = Server::start_closed().await;
+    let stranger = (Method::GET, "/v1/orders/7", "text/plain");
+    let mut untaken = ask(&server, stranger.clone(), 1_000).await;
+    untaken.extend(ask(&server, stranger, 100).await);
     let refused = server.get("/v1/orders/7").await;
     problem(&refused, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
+    drop(untaken);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_the_handlers_own_counts_until_it_is_taken() {
+    let limits = Limits {
+        request_timeout: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let server = Server::start(limits).await;
+    // What the router refuses and the server puts into words, a deadline that has passed, and a panic.
+    for (method, path, status) in [
+        (Method::DELETE, "/problems", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::GET, "/v1/slow", StatusCode::GATEWAY_TIMEOUT),
+        (Method::GET, "/v1/panic", StatusCode::INTERNAL_SERVER_ERROR),
+    ] {
+        let untaken = ask(&server, (method, path, "text/plain"), 100).await;
+        assert!(untaken.iter().all(|answer| answer.status() == status), "{path}");
+        assert!(held(&server) >= 100 * 4 * KIB, "{path}: {}", held(&server));
+        drop(untaken);
+        until(|| held(&server) == 0).await;
+    }
 }
 
 /// A large answer: whether it comes, or the code of its refusal.
