@@ -51,7 +51,7 @@ pub use config::Config;
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
 use crate::home::Homes;
-use crate::mailbox::{LoadShares, ReadStream};
+use crate::mailbox::{ReadStream, load_shares};
 use crate::partitions::{Partition, Partitions};
 
 /// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
@@ -184,7 +184,7 @@ async fn start_partitions(
         tend_keys(receipts.clone(), config.idempotency_retention_days),
     );
     let streams = Arc::new(EventStore::new(loads));
-    let loads = Arc::new(LoadShares::new(config.database_connections));
+    let loads = load_shares(config.database_connections);
     let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
@@ -211,7 +211,7 @@ async fn start_partitions(
         let streams: Arc<dyn ReadStream> = Arc::clone(&streams) as _;
         partitions.push(Partition {
             streams,
-            loads: Arc::clone(&loads),
+            loads: loads.clone(),
             appender,
         });
         publishers.push(publisher);

@@ -30,7 +30,7 @@ use uuid::Uuid;
 use self::cache::Cache;
 pub(crate) use self::cache::Stream;
 pub use self::contended::Contended;
-pub use self::load::{LoadError, LoadShares, ReadStream};
+pub use self::load::{LoadError, ReadStream, load_shares};
 use self::slot::{ATTEMPTS_MAX, Mailbox, Pending};
 use crate::partitions::Partitions;
 

@@ -5,16 +5,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use daybook_event_store::Appender;
+use daybook_service::shares::Shares;
 
-use crate::mailbox::{LoadShares, ReadStream};
+use crate::mailbox::ReadStream;
 
 /// One partition: where its streams are read, and where they are appended to.
 #[derive(Clone)]
 pub struct Partition {
     /// Reads the streams of one tenant at a time.
     pub streams: Arc<dyn ReadStream>,
-    /// How many of them are read at once.
-    pub loads: Arc<LoadShares>,
+    /// How many of them are read at once, and of one tenant.
+    pub loads: Shares,
     /// Appends.
     pub appender: Appender,
 }

@@ -1,18 +1,18 @@
 //! Loading an aggregate: its stream, page by page, folded from nothing.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::event::{DecodeError, Event as _};
 use daybook_event_store::{Direction, EventStore, RecordedEvent};
+use daybook_service::shares::{Shares, SharesOptions};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use thiserror::Error;
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::cached::Cached;
@@ -57,50 +57,16 @@ impl ReadStream for EventStore {
     }
 }
 
-/// How many aggregates are loaded at once: as many as there are connections for it, and of one tenant half as many. So a
-/// load that has begun goes on without waiting, and no tenant's loads keep all others from theirs.
-#[derive(Debug)]
-pub struct LoadShares {
-    all: Semaphore,
-    of_tenant_max: usize,
-    by_tenant: Mutex<HashMap<Uuid, Arc<Semaphore>>>,
-}
-
-impl LoadShares {
-    /// For this many connections.
-    #[must_use]
-    pub fn new(connections: u32) -> Self {
-        let all = connections as usize;
-        Self {
-            all: Semaphore::new(all),
-            of_tenant_max: all.div_ceil(2),
-            by_tenant: Mutex::default(),
-        }
-    }
-
-    /// Does a tenant's load when it is its turn.
-    pub(super) async fn load<T>(&self, tenant_id: Uuid, load: impl Future<Output = T>) -> T {
-        let of_tenant = Arc::clone(
-            self.by_tenant()
-                .entry(tenant_id)
-                .or_insert_with(|| Arc::new(Semaphore::new(self.of_tenant_max))),
-        );
-        let loaded = {
-            let _of_tenant = of_tenant.acquire().await.expect("it is never closed");
-            let _of_all = self.all.acquire().await.expect("it is never closed");
-            load.await
-        };
-        // The map and this one: nobody else loads for the tenant.
-        let mut by_tenant = self.by_tenant();
-        if Arc::strong_count(&of_tenant) == 2 {
-            by_tenant.remove(&tenant_id);
-        }
-        loaded
-    }
-
-    fn by_tenant(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Semaphore>>> {
-        self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// How many aggregates are loaded at once: as many as there are connections for it, so that a load that has begun goes on
+/// without waiting. None is refused: the commands that wait for one were admitted, and so they are not too many.
+#[must_use]
+pub fn load_shares(connections: u32) -> Shares {
+    Shares::new(SharesOptions {
+        quota: "loads under way",
+        places: connections as usize,
+        waiting_max: usize::MAX,
+        wait_max: Duration::MAX,
+    })
 }
 
 /// Why an aggregate could not be loaded.
@@ -182,6 +148,8 @@ async fn fold<A: Aggregate>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use daybook_domain::ids::OrderId;
     use daybook_domain::order::{Command, Event, NewLine, State};
     use time::OffsetDateTime;

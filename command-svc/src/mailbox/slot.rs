@@ -230,7 +230,12 @@ impl<A: Aggregate> Mailbox<A> {
         let ((tenant_id, stream_id), partition) = (self.stream.clone(), &self.partition);
         let log = Arc::clone(&partition.streams);
         let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
-        partition.loads.load(tenant_id, load).await
+        let _place = partition
+            .loads
+            .place(tenant_id)
+            .await
+            .expect("no load is refused");
+        load.await
     }
 
     fn loaded(self: &Arc<Self>, loaded: Result<Cached<A>, LoadError>) {

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::future::pending;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use daybook_command_svc::mailbox::{
-    Envelope, HandleError, LoadShares, MailboxMetrics, Mailboxes, ReadStream,
+    Envelope, HandleError, MailboxMetrics, Mailboxes, ReadStream, load_shares,
 };
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::OrderId;
@@ -38,6 +39,8 @@ struct Inner {
     receipts: AtomicU32,
     /// How many of the next reads of streams fail.
     streams: AtomicU32,
+    /// The tenants whose reads of streams never end.
+    hanging: Mutex<Vec<Uuid>>,
 }
 
 impl Failing {
@@ -46,11 +49,17 @@ impl Failing {
             model: Mutex::new(Model::new(JudgedBy::EventId)),
             receipts: AtomicU32::new(0),
             streams: AtomicU32::new(0),
+            hanging: Mutex::default(),
         }))
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
         self.0.model.lock().expect("no test panics with it")
+    }
+
+    fn hangs(&self, tenant_id: Uuid) -> bool {
+        let hanging = self.0.hanging.lock().expect("no test panics with it");
+        hanging.contains(&tenant_id)
     }
 
     /// A process with a mailbox for each order.
@@ -59,7 +68,7 @@ impl Failing {
         tokio::spawn(appending);
         let partition = Partition {
             streams: Arc::new(self.clone()),
-            loads: Arc::new(LoadShares::new(2)),
+            loads: load_shares(4),
             appender,
         };
         let partitions: Partitions = [partition].into_iter().collect();
@@ -102,6 +111,9 @@ impl ReadStream for Failing {
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<RecordedEvent>, Box<dyn Error + Send + Sync>>> {
         async move {
+            if self.hangs(tenant_id) {
+                pending::<()>().await;
+            }
             if fails(&self.0.streams) {
                 tokio::time::sleep(FAILS_AFTER).await;
                 return Err("the read failed".into());
@@ -250,5 +262,29 @@ async fn a_load_that_fails_once_fails_nobody_who_still_waits() -> anyhow::Result
     log.0.streams.store(2, Ordering::Relaxed);
     let told = process.handle(send("told", add(1))).await;
     assert!(matches!(told, Err(HandleError::Load(_))), "{told:?}");
+    meaning::log(&log.model().events)
+}
+
+/// Each tenant has begun as many loads as it may.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_loads_while_the_loads_of_two_others_hang() -> anyhow::Result<()> {
+    let log = Failing::new();
+    log.process().handle(send("place", place())).await?;
+
+    let others = [2, 3].map(Uuid::from_u128);
+    *log.0.hanging.lock().expect("no test panics with it") = others.to_vec();
+    let process = log.process();
+    for tenant_id in others {
+        let loads = (1..=4).map(|number| {
+            process.handle(Envelope {
+                tenant_id,
+                stream_id: format!("order-{number}").into(),
+                ..send("add", add(2))
+            })
+        });
+        let hang = timeout(FAILS_AFTER, join_all(loads)).await;
+        assert!(hang.is_err(), "they answered: {hang:?}");
+    }
+    timeout(FAILS_AFTER, process.handle(send("add", add(2)))).await??;
     meaning::log(&log.model().events)
 }

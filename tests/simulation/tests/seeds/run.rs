@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
-use daybook_command_svc::mailbox::{Envelope, HandleError, LoadShares, MailboxMetrics, Mailboxes, Outcome};
+use daybook_command_svc::mailbox::{Envelope, HandleError, MailboxMetrics, Mailboxes, Outcome, load_shares};
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, Reason, Sku};
 use daybook_domain::money::{Currency, Money};
@@ -187,7 +187,7 @@ fn process(world: &World, appending: &mut JoinSet<()>) -> Mailboxes<order::State
     appending.spawn(task);
     let partition = Partition {
         streams: Arc::new(world.clone()),
-        loads: Arc::new(LoadShares::new(2)),
+        loads: load_shares(2),
         appender,
     };
     let partitions: Partitions = [partition].into_iter().collect();
