@@ -92,6 +92,9 @@ impl Audience {
     }
 
     fn may(self, scope: Scope) -> bool {
+        if scope.is_deployments() {
+            return self == Self::Operator;
+        }
         let (reads, writes) = (
             scope.as_str().ends_with(":read"),
             scope.as_str().ends_with(":write"),
@@ -101,7 +104,7 @@ impl Audience {
             Self::Service => reads_area || writes,
             Self::Frontend => reads_area,
             Self::Auditor => reads,
-            Self::Operator => scope.is_deployments(),
+            Self::Operator => false,
         }
     }
 }
@@ -156,6 +159,18 @@ mod tests {
         assert_eq!(Audience::Frontend.scopes(), [OrdersRead, StockRead]);
         assert_eq!(Audience::Auditor.scopes(), [OrdersRead, StockRead, EventsRead]);
         assert_eq!(Audience::Operator.scopes(), [ProjectionsOperate, TenantsAdmin]);
+    }
+
+    #[test]
+    fn the_deployments_scopes_are_its_operators_alone_whatever_they_are_called() {
+        use Audience::{Auditor, Frontend, Operator, Service};
+
+        for audience in [Service, Frontend, Auditor, Operator] {
+            let is_operator = audience == Operator;
+            for scope in audience.scopes() {
+                assert_eq!(scope.is_deployments(), is_operator, "{audience:?} has {scope}");
+            }
+        }
     }
 
     #[test]
