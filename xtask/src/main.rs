@@ -32,7 +32,7 @@ struct Arguments {
 enum Task {
     /// Start Postgres, NATS and the three services with demo data; Ctrl-C stops them
     ///
-    /// Data is kept under .daybook/ and found again next time. DAYBOOK_DATABASE_URL (a superuser's address) and
+    /// Data is kept and found again next time. DAYBOOK_DATABASE_URL (a superuser's address) and
     /// DAYBOOK_NATS_URL name servers of your own to be used instead of private ones.
     Up(up::Options),
     /// Stop what `up` started

@@ -53,7 +53,7 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
         stack.detach();
         return Ok(ExitCode::SUCCESS);
     }
-    println!("Ctrl-C stops everything; the data stays in .daybook/.");
+    println!("Ctrl-C stops everything; the data stays.");
     let failure = tokio::select! {
         () = stop.received() => None,
         failure = watch(&mut stack) => Some(failure),
