@@ -11,8 +11,25 @@
 --
 -- Each statement takes its snapshot after the lock is held, so it sees everything that was committed before; under any
 -- other isolation than READ COMMITTED it would not. Plans are kept from the first calls, when the tables are still empty
--- and reading them whole looks cheap, so every way to look up a key but a probe of the index is off. Arrays become rows in
--- select lists, one at a time; in FROM they would be written to a temporary store first.
+-- and reading them whole looks cheap, so every way to look up a key but a probe of the index is off: what would be a hash or
+-- a merge is a lateral probe with a LIMIT. Arrays become rows in select lists, one at a time; in FROM they would be written to
+-- a temporary store first, as a window over the chains would be. To start a statement costs a lone command more than to run
+-- it: hence few of them, and a result of a named type, whose columns are not looked up anew for each call.
+
+-- What became of a batch.
+CREATE TYPE event_store.judgement AS (
+    generation      uuid,
+    recorded_at     timestamptz,
+    -- One element per chain.
+    written_end     integer[],  -- of its commands those before this one were written
+    newest_id       uuid[],     -- the newest event of its stream before this batch, NULL when there is none
+    newest_version  bigint[],   -- 0 when there is none
+    newest_position bigint[],
+    first_position  bigint[],   -- where the chain's first event is, or would be; one more element: behind the batch
+    -- The commands whose keys are known, NULL for none; nothing was written for them.
+    known           integer[]
+);
+
 CREATE FUNCTION event_store.append(
     p_partition          integer,
     -- One element per tenant, those with many commands first.
@@ -42,41 +59,34 @@ CREATE FUNCTION event_store.append(
     event_id             uuid[],
     event_type           text[],
     event_schema_version integer[],
-    event_payload        json[],
-    OUT generation       uuid,
-    OUT recorded_at      timestamptz,
-    -- One element per chain.
-    OUT written_end      integer[],  -- of its commands those before this one were written
-    OUT newest_id        uuid[],     -- the newest event of its stream before this batch, NULL when there is none
-    OUT newest_version   bigint[],   -- 0 when there is none
-    OUT newest_position  bigint[],
-    OUT first_position   bigint[],   -- where the chain's first event is, or would be
-    -- The commands whose keys are known; nothing was written for them.
-    OUT known            integer[]
-)
+    event_payload        json[]
+) RETURNS event_store.judgement
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET enable_material = off
 SET plan_cache_mode = force_generic_plan
 AS $$
-#variable_conflict use_column
 DECLARE
     -- Whatever the database's default is: what is acknowledged is on disk.
     v_commit CONSTANT text NOT NULL := set_config('synchronous_commit', 'on', true);
-    v_tenant        integer[];
-    v_head          bigint;
-    v_known_until   bytea[];
-    v_streams_until text[];
-    v_command       integer;
-    v_chain         integer;
-    v_first_known   integer[];       -- of each chain that has a known key
-    v_events        bigint;
-    v_written       bigint;
-    v_newest        bigint;
+    v_tenant          integer[];
+    v_generation      uuid;
+    v_recorded_at     timestamptz;
+    v_head            bigint;
+    v_known_until     bytea[];
+    v_streams_until   text[];
+    v_newest_id       uuid[];
+    v_newest_version  bigint[];
+    v_newest_position bigint[];
+    v_known           integer[];
+    v_decided_wrongly integer[];     -- the chains that were decided on another event than the newest
+    v_command         integer;
+    v_chain           integer;
+    v_written_end     integer[] := chain_end;
+    v_position        bigint;
+    v_first_position  bigint[];
+    v_written         bigint;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'event_store.append needs READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
@@ -87,12 +97,12 @@ BEGIN
     );
 
     -- Lock.
-    SELECT l.generation INTO STRICT generation
+    SELECT l.generation INTO STRICT v_generation
     FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
-    SELECT e.position, e.recorded_at INTO v_head, recorded_at
+    SELECT e.position, e.recorded_at INTO v_head, v_recorded_at
     FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1;
     v_head := coalesce(v_head, 0);
-    recorded_at := greatest(clock_timestamp(), recorded_at);
+    v_recorded_at := greatest(clock_timestamp(), v_recorded_at);
 
     -- Judge: up to which key, and which stream, can there be anything of a tenant with many commands? Ids that come in the
     -- order of time are mostly beyond that, and need no probe of their own.
@@ -115,61 +125,57 @@ BEGIN
         ) AS s ON true;
     END IF;
 
-    -- Judge: which keys are known?
-    known := ARRAY(
-        SELECT k.ord
-        FROM (
-            SELECT generate_subscripts(command_key, 1) AS ord, chain_tenant[unnest(command_chain)] AS tenant,
-                   unnest(command_key) AS key
-        ) AS k
-        CROSS JOIN LATERAL (
-            SELECT FROM event_store.command AS c
-            WHERE c.partition = p_partition AND c.tenant_number = v_tenant[k.tenant] AND c.key = k.key
-              AND coalesce(k.key <= v_known_until[k.tenant], true)
-            LIMIT 1
-        ) AS is_known
-    );
-    FOREACH v_command IN ARRAY known LOOP
-        v_chain := command_chain[v_command];
-        v_first_known[v_chain] := least(v_first_known[v_chain], v_command);
-    END LOOP;
-
-    -- Judge: is the newest event the one that the chain was decided on? Cut: what stands does so up to the chain's first
-    -- known key. Positions go to what stands.
-    SELECT array_agg(c.event_id), array_agg(coalesce(c.stream_version, 0)), array_agg(coalesce(c.position, 0)),
-           array_agg(c.written_end), array_agg(v_head + 1 + c.through - c.events), max(c.through)
-    INTO newest_id, newest_version, newest_position, written_end, first_position, v_events
+    -- Judge: which keys are known, and is the newest event of a stream the one that its chain was decided on?
+    SELECT array_agg(n.event_id) FILTER (WHERE c.is_first),
+           array_agg(coalesce(n.stream_version, 0)) FILTER (WHERE c.is_first),
+           array_agg(coalesce(n.position, 0)) FILTER (WHERE c.is_first),
+           array_agg(c.chain) FILTER (WHERE c.is_first AND n.event_id IS DISTINCT FROM chain_decided_on[c.chain]),
+           array_agg(c.ord) FILTER (WHERE k.is_known)
+    INTO v_newest_id, v_newest_version, v_newest_position, v_decided_wrongly, v_known
     FROM (
-        SELECT c.*, sum(c.events) OVER (ROWS UNBOUNDED PRECEDING) AS through
+        SELECT c.ord, c.chain, c.key, chain_tenant[c.chain] AS tenant, c.ord = chain_first[c.chain] AS is_first
         FROM (
-            SELECT n.event_id, n.stream_version, n.position, s.written_end,
-                   CASE WHEN s.written_end = c.end_ THEN c.events ELSE command_events_before[s.written_end] END AS events
-            FROM (
-                SELECT generate_subscripts(chain_stream, 1) AS ord, unnest(chain_tenant) AS tenant,
-                       unnest(chain_stream) AS stream_id, unnest(chain_decided_on) AS decided_on,
-                       unnest(chain_first) AS first, unnest(chain_end) AS end_, unnest(chain_events) AS events
-            ) AS c
-            LEFT JOIN LATERAL (
-                SELECT e.event_id, e.stream_version, e.position
-                FROM event_store.event AS e
-                WHERE e.partition = p_partition AND e.tenant_number = v_tenant[c.tenant] AND e.stream_id = c.stream_id
-                  AND coalesce(c.stream_id COLLATE "C" <= v_streams_until[c.tenant], true)
-                ORDER BY e.stream_version DESC LIMIT 1
-            ) AS n ON true
-            CROSS JOIN LATERAL (
-                SELECT CASE
-                    WHEN n.event_id IS NOT DISTINCT FROM c.decided_on THEN least(c.end_, v_first_known[c.ord])
-                    ELSE c.first
-                END AS written_end
-            ) AS s
+            SELECT generate_subscripts(command_key, 1) AS ord, unnest(command_chain) AS chain, unnest(command_key) AS key
         ) AS c
-    ) AS c;
+    ) AS c
+    LEFT JOIN LATERAL (
+        SELECT e.event_id, e.stream_version, e.position
+        FROM event_store.event AS e
+        WHERE e.partition = p_partition AND e.tenant_number = v_tenant[c.tenant] AND e.stream_id = chain_stream[c.chain]
+          AND c.is_first AND coalesce(chain_stream[c.chain] COLLATE "C" <= v_streams_until[c.tenant], true)
+        ORDER BY e.stream_version DESC LIMIT 1
+    ) AS n ON true
+    LEFT JOIN LATERAL (
+        SELECT true AS is_known
+        FROM event_store.command AS k
+        WHERE k.partition = p_partition AND k.tenant_number = v_tenant[c.tenant] AND k.key = c.key
+          AND coalesce(c.key <= v_known_until[c.tenant], true)
+        LIMIT 1
+    ) AS k ON true;
+
+    -- Cut: what stands does so up to the chain's first known key. Positions go to what stands.
+    FOREACH v_command IN ARRAY coalesce(v_known, '{}') LOOP
+        v_chain := command_chain[v_command];
+        v_written_end[v_chain] := least(v_written_end[v_chain], v_command);
+    END LOOP;
+    FOREACH v_chain IN ARRAY coalesce(v_decided_wrongly, '{}') LOOP
+        v_written_end[v_chain] := chain_first[v_chain];
+    END LOOP;
+    v_position := v_head + 1;
+    FOR v_chain IN 1 .. cardinality(chain_first) LOOP
+        v_first_position[v_chain] := v_position;
+        v_position := v_position + CASE
+            WHEN v_written_end[v_chain] = chain_end[v_chain] THEN chain_events[v_chain]
+            ELSE command_events_before[v_written_end[v_chain]]
+        END;
+    END LOOP;
+    v_first_position := v_first_position || v_position;
 
     -- Write.
     INSERT INTO event_store.event (
         position, stream_version, recorded_at, partition, tenant_number, schema_version, event_id, category, stream_id,
         event_type, payload, metadata)
-    SELECT append.first_position[e.chain] + e.index, append.newest_version[e.chain] + 1 + e.index, append.recorded_at,
+    SELECT v_first_position[e.chain] + e.index, v_newest_version[e.chain] + 1 + e.index, v_recorded_at,
            p_partition, v_tenant[chain_tenant[e.chain]], e.schema_version, e.id, chain_category[e.chain],
            chain_stream[e.chain], e.type, e.payload, command_metadata[e.command]
     FROM (
@@ -181,13 +187,11 @@ BEGIN
         ) AS e
         OFFSET 0
     ) AS e
-    WHERE e.command < append.written_end[e.chain] AND e.index >= 0;
-
-    -- So many different positions above the head, of which none is further away than that, leave no hole.
+    -- As many different positions as there are from the chain's first to the next one's leave no hole.
+    WHERE e.command < v_written_end[e.chain]
+      AND e.index >= 0 AND v_first_position[e.chain] + e.index < v_first_position[e.chain + 1];
     GET DIAGNOSTICS v_written = ROW_COUNT;
-    SELECT e.position INTO v_newest
-    FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1;
-    IF v_written <> v_events OR coalesce(v_newest, 0) <> v_head + v_events THEN
+    IF v_head + 1 + v_written <> v_position THEN
         RAISE EXCEPTION 'the batch''s event counts do not match its events' USING ERRCODE = 'raise_exception';
     END IF;
 
@@ -195,23 +199,26 @@ BEGIN
     INSERT INTO event_store.command (
         position, fingerprint, partition, tenant_number, event_count, key_table, key, outcome)
     SELECT CASE
-               WHEN k.events > 0 THEN append.first_position[k.chain] + k.events_before
-               WHEN k.events_before > 0 THEN append.first_position[k.chain] + k.events_before - 1
-               ELSE append.newest_position[k.chain]
+               WHEN k.events > 0 THEN v_first_position[k.chain] + k.events_before
+               WHEN k.events_before > 0 THEN v_first_position[k.chain] + k.events_before - 1
+               ELSE v_newest_position[k.chain]
            END,
            k.fingerprint, p_partition, v_tenant[chain_tenant[k.chain]], k.events,
            (SELECT t.key_table FROM event_store.current_key_table AS t WHERE t.is_only_row), k.key,
            CASE WHEN k.events = 0 THEN json_build_object(
                'stream_id', chain_stream[k.chain],
-               'stream_version', append.newest_version[k.chain] + k.events_before,
-               'recorded_at_us', (extract(epoch FROM append.recorded_at) * 1000000)::bigint,
+               'stream_version', v_newest_version[k.chain] + k.events_before,
+               'recorded_at_us', (extract(epoch FROM v_recorded_at) * 1000000)::bigint,
                'rejection', k.rejection) END
     FROM (
         SELECT generate_subscripts(command_key, 1) AS ord, unnest(command_chain) AS chain, unnest(command_key) AS key,
                unnest(command_fingerprint) AS fingerprint, unnest(command_events) AS events,
                unnest(command_events_before) AS events_before, unnest(command_rejection) AS rejection
     ) AS k
-    WHERE k.ord < append.written_end[k.chain];
+    WHERE k.ord < v_written_end[k.chain];
+
+    RETURN (v_generation, v_recorded_at, v_written_end, v_newest_id, v_newest_version, v_newest_position, v_first_position,
+            v_known);
 END
 $$;
 ALTER FUNCTION event_store.append OWNER TO daybook_append;
