@@ -93,8 +93,9 @@ pub struct Limits {
     /// How many bytes all requests may hold until their answers are taken, those of each tenant counted up to its share; more
     /// is `OVERLOADED`. Each costs a few KiB with an empty body, so this is a limit of their number, too.
     pub bytes_in_flight_max: usize,
-    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`. Where others hold some, a tenant's second request
-    /// finds room in half of what they leave only; more is `OVERLOADED`.
+    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`. Where others hold some, a tenant that holds
+    /// something itself finds room for more in half of what they leave only: for a second request, for a body that was not
+    /// declared, for an answer that is not small; more is `OVERLOADED`.
     pub tenant_bytes_in_flight_max: usize,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,
