@@ -6,8 +6,8 @@
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
 //!   or does not take its answers is cut, too.
 //! - At most [`Limits::connections_max`] connections are open. For one more the oldest is closed that has shown no valid
-//!   key; where all have, the oldest of a tenant that has more than half of what the others leave; where none has, it is
-//!   closed at once itself.
+//!   key; where few have not, the oldest of a tenant that has more than half of what the others leave; where there is
+//!   neither, it is closed at once itself.
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
@@ -75,7 +75,7 @@ const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// How many connections may be open. When there are as many, the oldest of those that have shown no valid key is closed
-    /// for the next one, or else the oldest of the tenant that has the most.
+    /// for the next one, or, where these are few, the oldest of the tenant that has the most.
     pub connections_max: u32,
     /// How long a request's head may take from its first byte; also the handshake of a new connection.
     pub header_read_timeout: Duration,
