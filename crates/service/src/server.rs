@@ -6,8 +6,8 @@
 //! - A connection sends a whole request head within [`Limits::header_read_timeout`], or is cut; one that is idle, silent
 //!   or does not take its answers is cut, too.
 //! - At most [`Limits::connections_max`] connections are open. For one more the oldest is closed that has shown no valid
-//!   key; where all have, the oldest of a tenant that has more than half of what the others leave; where none has, it is
-//!   closed at once itself.
+//!   key; where few have not, the oldest of a tenant that has more than half of what the others leave; where there is
+//!   neither, it is closed at once itself.
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
@@ -75,7 +75,7 @@ const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// How many connections may be open. When there are as many, the oldest of those that have shown no valid key is closed
-    /// for the next one, or else the oldest of the tenant that has the most.
+    /// for the next one, or, where these are few, the oldest of the tenant that has the most.
     pub connections_max: u32,
     /// How long a request's head may take from its first byte; also the handshake of a new connection.
     pub header_read_timeout: Duration,
@@ -93,8 +93,9 @@ pub struct Limits {
     /// How many bytes all requests may hold until their answers are taken, those of each tenant counted up to its share; more
     /// is `OVERLOADED`. Each costs a few KiB with an empty body, so this is a limit of their number, too.
     pub bytes_in_flight_max: usize,
-    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`. Where others hold some, a tenant's second request
-    /// finds room in half of what they leave only; more is `OVERLOADED`.
+    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`. Where others hold some, a tenant that holds
+    /// something itself finds room for more in half of what they leave only: for a second request, for a body that was not
+    /// declared, for an answer that is not small; more is `OVERLOADED`.
     pub tenant_bytes_in_flight_max: usize,
     /// How many requests one HTTP/2 connection may have open.
     pub streams_max: u32,

@@ -153,7 +153,10 @@ impl State {
 
     /// Gives free places to those who wait.
     fn hand_out(&mut self, places: usize) {
-        while let Some(next) = self.turns.iter().position(|id| self.may_begin(*id, places)) {
+        // While all are taken nobody is asked: thousands of tenants may wait.
+        while self.taken < places
+            && let Some(next) = self.turns.iter().position(|id| self.may_begin(*id, places))
+        {
             let tenant_id = self.turns.remove(next).expect("it was found there");
             let of_tenant = self.tenants.get_mut(&tenant_id).expect("who has a turn waits");
             let turn = of_tenant.waiting.pop_front().expect("who has a turn waits");
@@ -179,12 +182,12 @@ impl State {
         } else {
             of_tenant.waiting.retain(|turn| !turn.is_closed());
             self.waiting -= 1;
-        }
-        if of_tenant.waiting.is_empty() {
-            self.turns.retain(|turn| *turn != tenant_id);
-            if of_tenant.taken == 0 {
-                self.tenants.remove(&tenant_id);
+            if of_tenant.waiting.is_empty() {
+                self.turns.retain(|turn| *turn != tenant_id);
             }
+        }
+        if of_tenant.waiting.is_empty() && of_tenant.taken == 0 {
+            self.tenants.remove(&tenant_id);
         }
     }
 }
@@ -197,6 +200,8 @@ pub fn half_of_the_rest(places: usize, of_others: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use futures::FutureExt as _;
 
     use super::*;
@@ -282,5 +287,22 @@ mod tests {
         let _waiting = [BERT, CLEO].map(|id| shares.stand_in_line(id).expect("there is room"));
         let refused = shares.place(Uuid::nil()).now_or_never().expect("at once");
         assert_eq!(refused.expect_err("refused").code(), &Code::Overloaded);
+    }
+
+    #[test]
+    fn thousands_of_tenants_that_wait_cost_one_another_no_time() {
+        let shares = Shares::new(SharesOptions {
+            waiting_max: usize::MAX,
+            ..shares().options
+        });
+        let begun = Instant::now();
+        let line = (0..10_000).map(|number| shares.stand_in_line(Uuid::from_u128(number)));
+        let mut line: VecDeque<_> = line.map(|place| place.expect("there is room")).collect();
+        while let Some(place) = line.pop_front() {
+            drop(place);
+        }
+        // It takes a hundredth of this, and six times as much where each is looked at for each.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(shares.state().tenants.is_empty());
     }
 }

@@ -39,8 +39,8 @@ struct Inner {
     receipts: AtomicU32,
     /// How many of the next reads of streams fail.
     streams: AtomicU32,
-    /// The tenants whose reads of streams never end.
-    hanging: Mutex<Vec<Uuid>>,
+    /// The tenants whose reads of streams never end, and how many those are.
+    hanging: Mutex<HashMap<Uuid, usize>>,
 }
 
 impl Failing {
@@ -57,9 +57,15 @@ impl Failing {
         self.0.model.lock().expect("no test panics with it")
     }
 
+    fn hanging(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {
+        self.0.hanging.lock().expect("no test panics with it")
+    }
+
+    /// Counts a read that never ends, if it is one.
     fn hangs(&self, tenant_id: Uuid) -> bool {
-        let hanging = self.0.hanging.lock().expect("no test panics with it");
-        hanging.contains(&tenant_id)
+        let mut hanging = self.hanging();
+        let reads = hanging.get_mut(&tenant_id);
+        reads.map(|reads| *reads += 1).is_some()
     }
 
     /// A process with a mailbox for each order.
@@ -272,7 +278,7 @@ async fn a_tenant_loads_while_the_loads_of_two_others_hang() -> anyhow::Result<(
     log.process().handle(send("place", place())).await?;
 
     let others = [2, 3].map(Uuid::from_u128);
-    *log.0.hanging.lock().expect("no test panics with it") = others.to_vec();
+    log.hanging().extend(others.map(|tenant_id| (tenant_id, 0)));
     let process = log.process();
     for tenant_id in others {
         let loads = (1..=4).map(|number| {
@@ -285,6 +291,8 @@ async fn a_tenant_loads_while_the_loads_of_two_others_hang() -> anyhow::Result<(
         let hang = timeout(FAILS_AFTER, join_all(loads)).await;
         assert!(hang.is_err(), "they answered: {hang:?}");
     }
+    let reads = others.map(|tenant_id| log.hanging()[&tenant_id]);
+    assert_eq!(reads, [2, 1], "each has half of the four places that is left");
     timeout(FAILS_AFTER, process.handle(send("add", add(2)))).await??;
     meaning::log(&log.model().events)
 }

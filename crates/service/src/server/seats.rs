@@ -1,8 +1,9 @@
 //! The connections that may be open.
 //!
 //! When all places are taken, the connection is closed that has been open for the longest time without showing a valid key:
-//! strangers, however many and however silent, keep nobody else out. Where all have shown one, the oldest goes of the tenant
-//! that has the most, if it has more than half of what the others leave: nor does a tenant.
+//! strangers, however many and however silent, keep nobody else out. Nor does a tenant: where strangers are few, the oldest
+//! goes of the tenant that has the most, if it has more than half of what the others leave. So newcomers, who are strangers
+//! until their first request, have the time to send it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -13,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::shares::half_of_the_rest;
+
+/// Of so many places one is for newcomers, whatever a tenant has.
+const NEWCOMERS: usize = 8;
 
 /// A place for each connection.
 #[derive(Debug)]
@@ -132,9 +136,17 @@ impl Taken {
 
     /// Whose connection is closed for another one.
     fn who_gives_way(&self, max: usize) -> Option<Caller> {
-        if self.by_caller.contains_key(&Caller::Stranger) {
-            return Some(Caller::Stranger);
+        let strangers = self.by_caller.get(&Caller::Stranger).map_or(0, BTreeMap::len);
+        if strangers < max.div_ceil(NEWCOMERS)
+            && let Some(tenant) = self.tenant_that_has_too_many(max)
+        {
+            return Some(tenant);
         }
+        (strangers > 0).then_some(Caller::Stranger)
+    }
+
+    /// The one that has the most, if it has more than half of what the others leave.
+    fn tenant_that_has_too_many(&self, max: usize) -> Option<Caller> {
         let tenants = self
             .by_caller
             .iter()
@@ -187,5 +199,54 @@ impl Holder {
     /// It is locked before what all share, never after.
     fn caller(&self) -> MutexGuard<'_, Caller> {
         self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREEDY: Caller = Caller::Tenant(None);
+
+    /// A connection that goes when it is asked to.
+    async fn open(seats: &Arc<Seats>) -> Arc<Holder> {
+        let seat = seats.take().await.expect("somebody gives way");
+        let holder = seat.holder();
+        tokio::spawn(async move { seat.is_needed().await });
+        holder
+    }
+
+    fn count(seats: &Seats, caller: Caller) -> usize {
+        let taken = seats.taken();
+        taken.by_caller.get(&caller).map_or(0, BTreeMap::len)
+    }
+
+    #[tokio::test]
+    async fn newcomers_do_not_close_one_another_where_a_tenant_has_too_many() {
+        let seats = Seats::new(16, Gauge::default());
+        for _ in 0..16 {
+            open(&seats).await.is(GREEDY);
+        }
+        let newcomers = [open(&seats).await, open(&seats).await];
+        for (number, newcomer) in (1..).zip(newcomers) {
+            let tenant = Caller::Tenant(Some(Uuid::from_u128(number)));
+            newcomer.is(tenant);
+            assert_eq!(count(&seats, tenant), 1, "it has been closed");
+        }
+        assert_eq!(count(&seats, GREEDY), 14);
+    }
+
+    #[tokio::test]
+    async fn strangers_take_few_places_from_a_tenant_that_has_too_many_and_none_from_others() {
+        let seats = Seats::new(16, Gauge::default());
+        let tenants = (1..=8).map(|number| Caller::Tenant(Some(Uuid::from_u128(number))));
+        for caller in tenants.chain([GREEDY; 8]) {
+            open(&seats).await.is(caller);
+        }
+        for _ in 0..32 {
+            open(&seats).await;
+        }
+        assert_eq!(count(&seats, Caller::Stranger), 2);
+        assert_eq!(count(&seats, GREEDY), 6);
     }
 }

@@ -305,6 +305,11 @@ async fn an_answer_that_is_not_the_handlers_own_counts_until_it_is_taken() {
         drop(untaken);
         until(|| held(&server) == 0).await;
     }
+    // They count with their requests: among the refusals so many would have no body.
+    let refused = (Method::DELETE, "/problems", "text/plain");
+    let mut untaken = ask(&server, refused.clone(), 1_000).await;
+    untaken.extend(ask(&server, refused, 100).await);
+    assert!(!untaken.iter().any(|answer| answer.body().is_end_stream()));
 }
 
 /// A large answer: whether it comes, or the code of its refusal.
