@@ -47,7 +47,7 @@ const ATTACKS: &str = r"
     UNION ALL SELECT format('ALTER TYPE %s OWNER TO CURRENT_USER', t.oid::regtype) FROM pg_type AS t
         WHERE t.typtype = 'e' AND t.typnamespace = 'event_store'::regnamespace
     UNION ALL SELECT format(a.attack, s.name) FROM schema AS s CROSS JOIN (VALUES
-        ('CREATE FUNCTION %s.introduce(varchar) RETURNS void LANGUAGE sql AS ''SELECT'''),
+        ('CREATE FUNCTION %s.attack() RETURNS void LANGUAGE sql AS ''SELECT'''),
         ('CREATE TABLE %s.attack ()'),
         ('CREATE VIEW %s.attack AS SELECT 1'),
         ('CREATE SEQUENCE %s.attack'),
@@ -112,6 +112,63 @@ async fn no_login_role_can_replace_or_add_what_an_administrator_runs() -> anyhow
     administer(&database).await?;
     assert!(!gained(&database).await?, "{succeeded:#?}");
     assert!(succeeded.is_empty(), "{succeeded:#?}");
+    Ok(())
+}
+
+/// Everybody could make things in the schema `public` of a database that was made by a Postgres before 15.
+#[tokio::test]
+async fn what_was_put_on_an_administrators_search_path_before_is_not_run() -> anyhow::Result<()> {
+    let cluster = test_cluster().await?;
+    // Makes the roles, which belong to the server.
+    Database::create(&cluster).await?;
+    let database = Database::create_empty(&cluster).await?;
+    let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
+    sqlx::query("GRANT ALL ON SCHEMA public TO PUBLIC")
+        .execute(&mut administrator)
+        .await?;
+    let mut attacker = PgConnection::connect(&database.url("daybook_query")).await?;
+    let shadow = format!(
+        "CREATE FUNCTION public.format(text, integer) RETURNS text LANGUAGE plpgsql AS '{}'",
+        PAYLOAD.replace(
+            "END; END",
+            "END; RETURN pg_catalog.format($1, VARIADIC ARRAY[$2]); END"
+        )
+    );
+    sqlx::query(AssertSqlSafe(shadow)).execute(&mut attacker).await?;
+    administer(&database).await?;
+    assert!(!gained(&database).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_migrated_while_a_login_role_may_add_to_a_schema_or_owns_a_part_of_it()
+-> anyhow::Result<()> {
+    let cluster = test_cluster().await?;
+    for (gift, complaint) in [
+        (
+            "GRANT CREATE ON SCHEMA read_model TO daybook_projector",
+            "daybook_projector may create in the schema read_model",
+        ),
+        (
+            "ALTER FUNCTION read_model.introduce OWNER TO daybook_projector",
+            "daybook_projector owns read_model.introduce(text)",
+        ),
+        (
+            "ALTER TABLE event_store.migration OWNER TO daybook_query",
+            "daybook_query owns event_store.migration",
+        ),
+        (
+            "GRANT ALL ON event_store.migration TO daybook_command",
+            "daybook_command owns event_store.migration, or may put triggers on it",
+        ),
+    ] {
+        let database = Database::create(&cluster).await?;
+        let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
+        sqlx::query(gift).execute(&mut administrator).await?;
+        let said = daybook(&[("DATABASE_URL", &database.superuser_url())], &["migrate"]).await?;
+        assert_eq!(said.code, 1, "{said:?}");
+        assert!(said.errors.contains(complaint), "{said:?}");
+    }
     Ok(())
 }
 
