@@ -54,6 +54,7 @@ GRANT SELECT (tenant_id, number) ON event_store.tenant
 CREATE FUNCTION event_store.current_tenant_number() RETURNS integer
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS 'SELECT t.number FROM event_store.tenant AS t WHERE t.tenant_id = event_store.current_tenant()';
+ALTER FUNCTION event_store.current_tenant_number OWNER TO daybook_functions;
 
 -- The tenant comes from the credential, so this look-up cannot be held by a tenant: it runs as a role of its own and
 -- gives nothing but what belongs to the prefixes, which are names and no secrets. It takes many at once, so that a flood of

@@ -100,6 +100,7 @@ RETURN CASE get_byte(key, 0)
     WHEN 0 THEN encode(substr(key, 2), 'hex')::uuid::text
     ELSE convert_from(substr(key, 2), 'UTF8')
 END;
+ALTER FUNCTION event_store.key_text OWNER TO daybook_functions;
 
 -- Nobody has the privilege to rewrite events; this says so even to those who own the table.
 CREATE FUNCTION event_store.refuse_rewriting() RETURNS trigger
@@ -109,6 +110,7 @@ BEGIN
         USING ERRCODE = 'integrity_constraint_violation';
 END
 $$;
+ALTER FUNCTION event_store.refuse_rewriting OWNER TO daybook_functions;
 CREATE TRIGGER event_is_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON event_store.event
     FOR EACH STATEMENT EXECUTE FUNCTION event_store.refuse_rewriting();
 
@@ -127,7 +129,7 @@ CREATE POLICY own_tenant ON event_store.command USING (tenant_number = (SELECT e
 CREATE POLICY every_tenant ON event_store.event TO daybook_append, daybook_publisher, daybook_projector USING (true);
 CREATE POLICY every_tenant ON event_store.command TO daybook_append USING (true);
 
-GRANT SELECT ON event_store.log TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
+GRANT SELECT ON event_store.log TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_read_model;
 GRANT SELECT ON event_store.event TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
 -- To lock a row takes the right to update it.
 GRANT SELECT, UPDATE ON event_store.log TO daybook_append;
@@ -162,7 +164,8 @@ END
 $$;
 ALTER FUNCTION event_store.head OWNER TO daybook_append;
 REVOKE ALL ON FUNCTION event_store.head FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.head TO daybook_command, daybook_publisher, daybook_projector, daybook_query;
+GRANT EXECUTE ON FUNCTION event_store.head
+    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_read_model;
 
 -- The default is one partition.
 INSERT INTO event_store.log (partition) VALUES (0);

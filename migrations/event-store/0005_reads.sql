@@ -36,5 +36,6 @@ BEGIN
 END
 $$;
 
+ALTER FUNCTION event_store.read_stream OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.read_stream FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.read_stream TO daybook_command, daybook_query;

@@ -9,7 +9,9 @@
 --                                                  after a fill than during it: CREATE INDEX IF NOT EXISTS, the schema
 --                                                  named, whichever takes longest first; no rows when there are none
 --
--- and ends with SELECT read_model.introduce('<name>').
+-- begins with SET LOCAL ROLE daybook_read_model, as this file does, and ends with SELECT read_model.introduce('<name>').
+
+SET LOCAL ROLE daybook_read_model;
 
 CREATE TABLE read_model.projection (
     name                text        COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,39}$'),
@@ -167,19 +169,22 @@ REVOKE ALL ON FUNCTION read_model.advance, read_model.reached FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION read_model.advance TO daybook_projector;
 GRANT EXECUTE ON FUNCTION read_model.reached TO daybook_projector, daybook_query;
 
-GRANT SELECT, INSERT, UPDATE ON read_model.projection, read_model.rebuild TO daybook_projector;
-GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.fence, read_model.lease TO daybook_projector;
+GRANT SELECT ON read_model.projection, read_model.rebuild TO daybook_projector;
+-- To lock a row takes the right to update a column of it.
+GRANT UPDATE (updated_at) ON read_model.projection TO daybook_projector;
+GRANT SELECT, UPDATE ON read_model.fence, read_model.lease TO daybook_projector;
 GRANT SELECT, INSERT, DELETE ON read_model.checkpoint_step TO daybook_projector;
 GRANT SELECT ON read_model.checkpoint TO daybook_projector;
 GRANT SELECT ON read_model.projection, read_model.fence, read_model.checkpoint_step, read_model.checkpoint
     TO daybook_query;
 
--- The functions below run with the rights of the projector: it has to own the tables that it makes.
+-- The functions below run as daybook_read_model, which owns the tables that they make. What the projector gives them is a
+-- projection's name and a generation; which statements they run is written here.
 
 -- Points the view at a generation. Columns may be added at the end and nothing else, since cached statements and
 -- functions depend on the others.
 CREATE FUNCTION read_model.show(p_name text, p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- security_invoker: without it a view reads as its owner, and row-level security holds the wrong role.
@@ -191,7 +196,7 @@ $$;
 
 -- Throws a generation away: its tables and its checkpoints.
 CREATE FUNCTION read_model.discard(p_name text, p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     EXECUTE format('DROP TABLE IF EXISTS read_model.%I', p_name || '_g' || p_generation);
@@ -202,7 +207,7 @@ $$;
 
 -- Opens the checkpoints of a generation, at the beginning of each partition that has none yet.
 CREATE FUNCTION read_model.open(p_name text, p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO read_model.fence (projection, generation, partition, log_generation)
@@ -217,7 +222,7 @@ $$;
 
 -- Makes a generation's tables, and opens its checkpoints.
 CREATE FUNCTION read_model.make(p_name text, p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     EXECUTE format('SELECT read_model.%I($1)', 'create_' || p_name) USING p_generation;
@@ -225,20 +230,34 @@ BEGIN
 END
 $$;
 
--- The statements that make the further indexes of a generation, in the order worth starting them. They are returned and
--- not executed, because one session makes one index at a time: whoever fills the tables makes them in several. Whoever
--- died over them starts again with all of them, hence IF NOT EXISTS.
+-- The statements that make the further indexes of a generation, in the order worth starting them. Whoever died over them
+-- starts again with all of them, hence IF NOT EXISTS.
 CREATE FUNCTION read_model.further_indexes(p_name text, p_generation integer) RETURNS SETOF text
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY EXECUTE format('SELECT read_model.%I($1)', 'index_' || p_name) USING p_generation;
 END
 $$;
 
+-- Makes one of the further indexes, by its number from 1. One session makes one index at a time, so whoever has filled the
+-- tables makes them in several.
+CREATE FUNCTION read_model.make_index(p_name text, p_generation integer, p_number bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_index text;
+BEGIN
+    SELECT i.statement INTO STRICT v_index
+    FROM read_model.further_indexes(p_name, p_generation) WITH ORDINALITY AS i (statement, number)
+    WHERE i.number = p_number;
+    EXECUTE v_index;
+END
+$$;
+
 -- Registers a projection with its first generation, empty and live. Does nothing when it is there already.
 CREATE FUNCTION read_model.introduce(p_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_index text;
@@ -257,7 +276,7 @@ $$;
 -- Starts a rebuild and returns the generation that it fills. A second one at the same time violates
 -- rebuild_running_key.
 CREATE FUNCTION read_model.start_rebuild(p_name text, p_reason text, p_requested_by text) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_generation integer;
@@ -278,7 +297,7 @@ $$;
 -- Notes, once, that a filled generation has its indexes, with what the planner should know of tables that were empty a
 -- moment ago.
 CREATE FUNCTION read_model.finish_fill(p_name text, p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE read_model.rebuild AS r SET indexed_at = clock_timestamp()
@@ -291,7 +310,7 @@ $$;
 
 -- Ends a rebuild that cannot go on. The live tables stay as they are.
 CREATE FUNCTION read_model.fail_rebuild(p_name text, p_generation integer, p_error text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE read_model.rebuild AS r SET status = 'failed', ended_at = clock_timestamp(), error = p_error
@@ -310,7 +329,7 @@ $$;
 -- restored since does not count; its positions mean nothing any more. The new fence stops the workers of the old
 -- generation at their next step, wherever they run.
 CREATE FUNCTION read_model.go_live(p_name text, p_generation integer) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_live     integer;
@@ -355,16 +374,8 @@ BEGIN
 END
 $$;
 
-ALTER FUNCTION read_model.show OWNER TO daybook_projector;
-ALTER FUNCTION read_model.discard OWNER TO daybook_projector;
-ALTER FUNCTION read_model.open OWNER TO daybook_projector;
-ALTER FUNCTION read_model.make OWNER TO daybook_projector;
-ALTER FUNCTION read_model.further_indexes OWNER TO daybook_projector;
-ALTER FUNCTION read_model.introduce OWNER TO daybook_projector;
-ALTER FUNCTION read_model.start_rebuild OWNER TO daybook_projector;
-ALTER FUNCTION read_model.finish_fill OWNER TO daybook_projector;
-ALTER FUNCTION read_model.fail_rebuild OWNER TO daybook_projector;
-ALTER FUNCTION read_model.go_live OWNER TO daybook_projector;
 REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.open, read_model.make,
-    read_model.further_indexes, read_model.introduce, read_model.start_rebuild, read_model.finish_fill,
-    read_model.fail_rebuild, read_model.go_live FROM PUBLIC;
+    read_model.further_indexes, read_model.make_index, read_model.introduce, read_model.start_rebuild,
+    read_model.finish_fill, read_model.fail_rebuild, read_model.go_live FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION read_model.open, read_model.further_indexes, read_model.make_index, read_model.introduce,
+    read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live TO daybook_projector;

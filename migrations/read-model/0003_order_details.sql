@@ -1,7 +1,9 @@
 -- Order details: each order in full, as one JSON document.
 
+SET LOCAL ROLE daybook_read_model;
+
 CREATE FUNCTION read_model.create_order_details(p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $create$
 BEGIN
     EXECUTE format($ddl$
@@ -25,13 +27,14 @@ BEGIN
             USING (tenant_id = event_store.current_tenant());
         CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
         GRANT SELECT ON read_model.%1$I TO daybook_query;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'order_details_g' || p_generation);
 END
 $create$;
 
 -- Orders are found by their ids alone: no further index.
 CREATE FUNCTION read_model.index_order_details(p_generation integer) RETURNS SETOF text
-LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN;
@@ -39,7 +42,6 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION read_model.create_order_details, read_model.index_order_details FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.create_order_details, read_model.index_order_details TO daybook_projector;
 
 SELECT read_model.introduce('order_details');
 

@@ -1,7 +1,9 @@
 -- The order list: one short row per order, for lists with filters and sorting.
 
+SET LOCAL ROLE daybook_read_model;
+
 CREATE FUNCTION read_model.create_order_list(p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $create$
 BEGIN
     EXECUTE format($ddl$
@@ -29,6 +31,7 @@ BEGIN
             USING (tenant_id = event_store.current_tenant());
         CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
         GRANT SELECT ON read_model.%1$I TO daybook_query;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'order_list_g' || p_generation);
 END
 $create$;
@@ -37,7 +40,7 @@ $create$;
 -- first two serve the filters that leave little over, in the order that lists mostly have; with another sort they find
 -- what there is to sort.
 CREATE FUNCTION read_model.index_order_list(p_generation integer) RETURNS SETOF text
-LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $index$
 BEGIN
     RETURN QUERY
@@ -55,7 +58,6 @@ END
 $index$;
 
 REVOKE ALL ON FUNCTION read_model.create_order_list, read_model.index_order_list FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.create_order_list, read_model.index_order_list TO daybook_projector;
 
 SELECT read_model.introduce('order_list');
 
@@ -75,7 +77,7 @@ CREATE FUNCTION read_model.list_orders(
     p_sort text, p_descending boolean, p_after_moment timestamptz, p_after_amount bigint, p_after_order text,
     p_limit bigint)
 RETURNS SETOF read_model.order_list
-LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = '' SET enable_bitmapscan = off
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp SET enable_bitmapscan = off
 AS $$
 DECLARE
     v_comparison text := CASE WHEN p_descending THEN '<' ELSE '>' END;

@@ -1,7 +1,9 @@
 -- Customer totals: what a customer has bought, paid and got back, in each currency.
 
+SET LOCAL ROLE daybook_read_model;
+
 CREATE FUNCTION read_model.create_customer_totals(p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $create$
 BEGIN
     EXECUTE format($ddl$
@@ -31,13 +33,14 @@ BEGIN
             USING (tenant_id = event_store.current_tenant());
         CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
         GRANT SELECT ON read_model.%1$I TO daybook_query;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'customer_totals_g' || p_generation);
 END
 $create$;
 
 -- Totals are found by their customer alone: no further index.
 CREATE FUNCTION read_model.index_customer_totals(p_generation integer) RETURNS SETOF text
-LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN;
@@ -45,7 +48,6 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION read_model.create_customer_totals, read_model.index_customer_totals FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.create_customer_totals, read_model.index_customer_totals TO daybook_projector;
 
 SELECT read_model.introduce('customer_totals');
 

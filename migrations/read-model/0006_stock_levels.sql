@@ -1,7 +1,9 @@
 -- Stock levels: how much there is of each article, one short row per stock item.
 
+SET LOCAL ROLE daybook_read_model;
+
 CREATE FUNCTION read_model.create_stock_levels(p_generation integer) RETURNS void
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $create$
 BEGIN
     EXECUTE format($ddl$
@@ -26,13 +28,14 @@ BEGIN
             USING (tenant_id = event_store.current_tenant());
         CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
         GRANT SELECT ON read_model.%1$I TO daybook_query;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'stock_levels_g' || p_generation);
 END
 $create$;
 
 -- The list is by article, which is unique within a tenant. Of an article the newest row comes first, and dead ones after it.
 CREATE FUNCTION read_model.index_stock_levels(p_generation integer) RETURNS SETOF text
-LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = ''
+LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $index$
 BEGIN
     RETURN QUERY
@@ -42,7 +45,6 @@ END
 $index$;
 
 REVOKE ALL ON FUNCTION read_model.create_stock_levels, read_model.index_stock_levels FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.create_stock_levels, read_model.index_stock_levels TO daybook_projector;
 
 SELECT read_model.introduce('stock_levels');
 

@@ -9,7 +9,7 @@
 //! cannot be applied ends a rebuild, and the live tables stay.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::signal::{self, Applied};
@@ -40,7 +40,7 @@ const ROWS_KEPT_MAX: usize = 100_000;
 
 /// How many indexes are made at once, on a connection each. Making one keeps a core of the database's machine busy, and
 /// the smallest machine in use has two.
-const INDEXES_AT_ONCE: usize = 2;
+const INDEXES_AT_ONCE: i64 = 2;
 
 /// How long a statement about a rebuild may take: it may wait for the live workers, or for those who read a view.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -247,11 +247,10 @@ impl<M: ReadModel> Rebuilder<M> {
     ) -> Result<(), RebuildError> {
         let adding = "add the indexes";
         let tables = rebuild.tables;
-        let statements = registry::further_indexes(connection, M::NAME, tables);
-        let statements = answered(adding, STATEMENT_TIMEOUT, statements).await?;
-        let next = AtomicUsize::new(0);
-        let makers =
-            (0..INDEXES_AT_ONCE.min(statements.len())).map(|_| self.make_indexes(&statements, &next));
+        let counting = registry::count_indexes(connection, M::NAME, tables);
+        let count = answered(adding, STATEMENT_TIMEOUT, counting).await?;
+        let next = AtomicI64::new(1);
+        let makers = (0..INDEXES_AT_ONCE.min(count)).map(|_| self.make_indexes(tables, &next, count));
         // Not `try_join_all`: it would drop the others in the middle of their database work.
         let made = rebuild.renew_during(join_all(makers)).await?;
         made.into_iter().collect::<Result<(), _>>()?;
@@ -264,13 +263,20 @@ impl<M: ReadModel> Rebuilder<M> {
     }
 
     /// Makes one index after the other on a connection of its own, whichever is `next`, until there are none left.
-    async fn make_indexes(&self, statements: &[String], next: &AtomicUsize) -> Result<(), RebuildError> {
+    async fn make_indexes(
+        &self,
+        tables: Generation,
+        next: &AtomicI64,
+        count: i64,
+    ) -> Result<(), RebuildError> {
         let mut connection = self.connect().await?;
-        while !self.shutdown.is_cancelled()
-            && let Some(statement) = statements.get(next.fetch_add(1, Ordering::Relaxed))
-        {
+        while !self.shutdown.is_cancelled() {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number > count {
+                break;
+            }
             // Takes as long as it takes; the leases that are renewed meanwhile show that the database is there.
-            let made = registry::make_index(&mut connection, statement).await;
+            let made = registry::make_index(&mut connection, M::NAME, tables, number).await;
             made.map_err(|source| RebuildError::Database {
                 doing: "make an index",
                 source,

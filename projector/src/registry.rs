@@ -3,7 +3,7 @@
 //! The steps of a rebuild are SQL functions (`migrations/read-model/0002_projections.sql`), because each changes tables,
 //! view and registry in one transaction.
 
-use sqlx::{AssertSqlSafe, Executor as _, FromRow, PgConnection, Row as _};
+use sqlx::{FromRow, PgConnection, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
 
@@ -18,7 +18,8 @@ const NO_DATA_FOUND: &str = "P0002";
 const INTRODUCE: &str = "SELECT read_model.introduce($1)";
 const LIVE_GENERATION: &str = "SELECT p.live_generation FROM read_model.projection AS p WHERE p.name = $1";
 const START: &str = "SELECT read_model.start_rebuild($1, $2, $3)";
-const FURTHER_INDEXES: &str = "SELECT read_model.further_indexes($1, $2)";
+const COUNT_INDEXES: &str = "SELECT count(*) FROM read_model.further_indexes($1, $2)";
+const MAKE_INDEX: &str = "SELECT read_model.make_index($1, $2, $3)";
 const FINISH_FILL: &str = "SELECT read_model.finish_fill($1, $2)";
 const FAIL: &str = "SELECT read_model.fail_rebuild($1, $2, $3)";
 const GO_LIVE: &str = "SELECT read_model.go_live($1, $2)";
@@ -64,7 +65,8 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("introduce", INTRODUCE),
     ("live_generation", LIVE_GENERATION),
     ("start", START),
-    ("further_indexes", FURTHER_INDEXES),
+    ("count_indexes", COUNT_INDEXES),
+    ("make_index", MAKE_INDEX),
     ("finish_fill", FINISH_FILL),
     ("fail", FAIL),
     ("go_live", GO_LIVE),
@@ -176,24 +178,25 @@ pub async fn running_rebuild(
     }))
 }
 
-/// The statements that make the indexes of a filled generation, each for [`make_index`], in the order worth starting
-/// them.
-pub async fn further_indexes(
+/// How many indexes a filled generation is to get, besides its primary keys.
+pub async fn count_indexes(
     connection: &mut PgConnection,
     name: &str,
     tables: Generation,
-) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(FURTHER_INDEXES)
-        .bind(name)
-        .bind(tables.get())
-        .fetch_all(connection)
-        .await
+) -> Result<i64, sqlx::Error> {
+    let counting = sqlx::query_scalar(COUNT_INDEXES).bind(name).bind(tables.get());
+    counting.fetch_one(connection).await
 }
 
-/// Makes one of the [`further_indexes`], unless it is there.
-pub async fn make_index(connection: &mut PgConnection, statement: &str) -> Result<(), sqlx::Error> {
-    // Safe: it comes from the migrations.
-    connection.execute(AssertSqlSafe(statement)).await.map(drop)
+/// Makes one of these indexes, unless it is there. They are numbered from 1, in the order worth starting them.
+pub async fn make_index(
+    connection: &mut PgConnection,
+    name: &str,
+    tables: Generation,
+    number: i64,
+) -> Result<(), sqlx::Error> {
+    let making = sqlx::query(MAKE_INDEX).bind(name).bind(tables.get()).bind(number);
+    making.execute(connection).await.map(drop)
 }
 
 /// Notes that the indexes are there, and has the tables analyzed; once, however often it is asked for.

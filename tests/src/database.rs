@@ -52,6 +52,19 @@ impl Database {
         })
     }
 
+    /// Makes a database that nobody has migrated.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn create_empty(cluster: &Cluster) -> anyhow::Result<Self> {
+        let name = format!("daybook_{}", Uuid::now_v7().simple());
+        cluster.create_database(&name, None).await?;
+        Ok(Self {
+            cluster: cluster.clone(),
+            name,
+        })
+    }
+
     /// Makes a database that sorts texts as a language does, without the template; `None` where the server was built
     /// without ICU.
     ///

@@ -119,14 +119,14 @@ fn pool_options(max_connections: u32) -> PgPoolOptions {
 /// Checks that a schema is there and at least as new as this binary needs. Migrations are additive until every binary
 /// has gone along, so a newer schema is fine.
 ///
-/// `schema` is `event_store` or `read_model`; each has a function `schema_version()`.
+/// `schema` is `event_store` or `read_model`; in each the table `migration` says what was applied.
 ///
 /// # Errors
 /// When the schema is missing or older.
 pub async fn check_schema(pool: &PgPool, schema: &'static str, expected: i64) -> Result<(), DatabaseError> {
     let statement = match schema {
-        "read_model" => "SELECT read_model.schema_version()",
-        _ => "SELECT event_store.schema_version()",
+        "read_model" => "SELECT max(version) FROM read_model.migration WHERE success",
+        _ => "SELECT max(version) FROM event_store.migration WHERE success",
     };
     let version: Result<i64, sqlx::Error> = bounded(pool, LOOKUP_TIMEOUT, move |connection| {
         Box::pin(sqlx::query_scalar(statement).fetch_one(connection))

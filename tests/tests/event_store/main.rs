@@ -4,6 +4,7 @@ mod append;
 mod appender;
 mod keys;
 mod roles;
+mod takeover;
 
 use std::collections::HashMap;
 
