@@ -7,7 +7,8 @@
 -- be written asks only: whether its key is known, and what the newest event of its stream is.
 --
 -- The caller sees to it that no key and no stream's second chain is in a batch, and that the commands of a chain, and the
--- events of a command, are side by side and in order. If it were wrong, the keys of the tables would refuse the batch.
+-- events of a command, are side by side and in order. If it were wrong, the batch would be refused, by the keys of the tables
+-- or because its counts do not fit together: no caller, whatever it sends, leaves a hole.
 --
 -- Each statement takes its snapshot after the lock is held, so it sees everything that was committed before; under any
 -- other isolation than READ COMMITTED it would not. Plans are kept from the first calls, when the tables are still empty
@@ -168,6 +169,10 @@ BEGIN
             WHEN v_written_end[v_chain] = chain_end[v_chain] THEN chain_events[v_chain]
             ELSE command_events_before[v_written_end[v_chain]]
         END;
+        IF (v_position >= v_first_position[v_chain] AND command_chain[chain_first[v_chain]] = v_chain
+            AND chain_first[v_chain] > coalesce(chain_first[v_chain - 1], 0)) IS NOT TRUE THEN
+            RAISE EXCEPTION 'the batch''s chains do not match its commands' USING ERRCODE = 'raise_exception';
+        END IF;
     END LOOP;
     v_first_position := v_first_position || v_position;
 
@@ -191,7 +196,7 @@ BEGIN
     WHERE e.command < v_written_end[e.chain]
       AND e.index >= 0 AND v_first_position[e.chain] + e.index < v_first_position[e.chain + 1];
     GET DIAGNOSTICS v_written = ROW_COUNT;
-    IF v_head + 1 + v_written <> v_position THEN
+    IF v_head + 1 + v_written IS DISTINCT FROM v_position THEN
         RAISE EXCEPTION 'the batch''s event counts do not match its events' USING ERRCODE = 'raise_exception';
     END IF;
 

@@ -276,6 +276,52 @@ async fn a_batch_whose_events_would_leave_a_hole_is_refused_as_a_whole() -> anyh
     Ok(())
 }
 
+/// Counts that are none, or negative, and chains that are not in the order of their commands.
+#[tokio::test]
+async fn a_batch_whose_chains_do_not_fit_its_commands_is_refused_as_a_whole() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let batch = |stream: &str,
+                 command_chain: &str,
+                 first: &str,
+                 end: &str,
+                 chain_events: &str,
+                 index: &str| {
+        format!(
+            "SELECT event_store.append(
+                 0, ARRAY['{TENANT}'::uuid], '{{}}', '{{}}', '{{1, 1}}', '{{{stream}, {stream}-2}}', '{{order, order}}',
+                 '{{NULL, NULL}}', '{{{first}}}', '{{{end}}}', '{{{chain_events}}}', '{{{command_chain}}}',
+                 ARRAY[convert_to('{stream}', 'UTF8'), convert_to('{stream}-2', 'UTF8')], '{{7, 7}}',
+                 ARRAY['{{}}'::json, '{{}}'], '{{1, 0}}', '{{0, 0}}', '{{NULL, NULL}}',
+                 '{{1}}', '{{{index}}}', ARRAY[gen_random_uuid()], '{{t}}', '{{1}}', ARRAY['{{}}'::json])"
+        )
+    };
+    let misfits = [
+        ("1, 2", "1, 2", "2, 2", "5, NULL", "4"),
+        ("1, 2", "1, 2", "2, 2", "5, -4", "4"),
+        ("1, 2", "1, 2", "2, 3", "-200, 201", "0"),
+        ("2, 1", "2, 1", "3, 2", "0, 1", "0"),
+        ("1, 2", "2, 2", "2, 2", "0, 1", "0"),
+        ("1, 2", "1, NULL", "2, 2", "1, 0", "0"),
+    ];
+    for (number, (command_chain, first, end, chain_events, index)) in misfits.into_iter().enumerate() {
+        let misfit = batch(
+            &format!("m{number}"),
+            command_chain,
+            first,
+            end,
+            chain_events,
+            index,
+        );
+        let refused = log.connection.execute(AssertSqlSafe(misfit)).await;
+        assert!(refused.is_err(), "case {number} is taken");
+        assert!(log.events().await?.is_empty(), "case {number} left something");
+    }
+    let fit = batch("fit", "1, 2", "1, 2", "2, 3", "1, 0", "0");
+    log.connection.execute(AssertSqlSafe(fit)).await?;
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
 /// As the publisher and a rebuild read: many tenants, and most of what they read is newer than the last ANALYZE.
 #[tokio::test]
 async fn a_read_of_the_log_touches_no_more_than_it_gives_however_old_the_statistics_are() -> anyhow::Result<()>
