@@ -26,6 +26,7 @@ use crate::checkpoint::{self, Claim, Key, LEASE_CHECK_INTERVAL};
 use crate::fill::{self, FillError};
 use crate::fold::Poison;
 use crate::registry::{self, Running};
+use crate::replica::with_same_duties;
 use crate::runner::{ApplyError, Runner, chain};
 use crate::worker::{CLAIM_INTERVAL, Context, pause};
 
@@ -115,31 +116,32 @@ impl<M: ReadModel> Rebuilder<M> {
         let mut errors = 0;
         let shutdown = self.shutdown.clone();
         while !shutdown.is_cancelled() {
-            match self.step().await {
-                Ok(Step::Progressed) => errors = 0,
+            let rest = match self.step().await {
+                Ok(Step::Progressed) => {
+                    errors = 0;
+                    continue;
+                }
                 Ok(Step::Idle) => {
                     errors = 0;
-                    let _ = shutdown.run_until_cancelled(self.wait()).await;
+                    self.idle_pause()
                 }
                 Err(error) => {
                     warn::<M>(&error);
                     errors += 1;
-                    let rest = tokio::time::sleep(pause(errors));
-                    let _ = shutdown.run_until_cancelled(rest).await;
+                    pause(errors)
                 }
-            }
+            };
+            let wait = with_same_duties(&self.context.duties, tokio::time::sleep(rest));
+            let _ = shutdown.run_until_cancelled(wait).await;
         }
         Ok(())
     }
 
-    /// Waits for a rebuild. One that is there and could not be claimed is tried again a little later.
-    async fn wait(&mut self) {
-        let duties = &mut self.context.duties;
-        let is_there = duties.borrow().owner_of_rebuild(M::NAME).is_some();
-        tokio::select! {
-            Ok(()) = duties.changed() => {}
-            () = tokio::time::sleep(CLAIM_INTERVAL), if is_there => {}
-            else => std::future::pending().await,
+    /// A rebuild that is there and could not be claimed is tried again a little later.
+    fn idle_pause(&self) -> Duration {
+        match self.context.duties.borrow().owner_of_rebuild(M::NAME) {
+            Some(_) => CLAIM_INTERVAL,
+            None => Duration::MAX,
         }
     }
 

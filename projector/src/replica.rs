@@ -35,8 +35,8 @@ pub const SILENCE_MAX: Duration = Duration::from_millis(1_250);
 /// The pause between two looks, however many notifications there are.
 const NOTIFIED_PAUSE: Duration = Duration::from_millis(20);
 
-/// The backoff before a session that was lost is made again.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The pause before a session that was lost is made again: how soon a database that is back is used.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 const JOIN: &str = "
     INSERT INTO read_model.replica (id, projections, pid, session_started_at)
@@ -129,12 +129,21 @@ pub async fn run(
                 error = &error as &dyn std::error::Error,
                 "the session that shows that this replica lives is lost, and is made again"
             );
-            let _ = shutdown
-                .run_until_cancelled(tokio::time::sleep(RETRY_PAUSE))
-                .await;
+            let pause = tokio::time::sleep(RETRY_PAUSE);
+            let _ = shutdown.run_until_cancelled(pause).await;
         }
     }
     Ok(())
+}
+
+/// Waits, but not for longer than the duties are those that were seen last.
+pub(crate) async fn with_same_duties(duties: &watch::Receiver<Duties>, wait: impl Future<Output = ()>) {
+    let mut duties = duties.clone();
+    tokio::select! {
+        // When the process stops, nobody tells of new ones.
+        Ok(()) = duties.changed() => {}
+        () = wait => {}
+    }
 }
 
 /// Takes part over one session.
@@ -235,5 +244,22 @@ fn duties(own: Uuid, members: &[Member], rows: Vec<WorkRow>) -> Duties {
         owner: own,
         live,
         rebuilds,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn new_duties_end_a_wait_once_and_the_end_of_the_process_does_not() {
+        let (tell, mut duties) = watch::channel(Duties::default());
+        tell.send_modify(|duties| duties.owner = Uuid::from_u128(1));
+        with_same_duties(&duties, std::future::pending()).await;
+        duties.mark_unchanged();
+        drop(tell);
+        let started = tokio::time::Instant::now();
+        with_same_duties(&duties, tokio::time::sleep(LOOK_INTERVAL)).await;
+        assert!(started.elapsed() >= LOOK_INTERVAL);
     }
 }

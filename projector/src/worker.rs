@@ -29,7 +29,7 @@ use crate::feed::{Feed, Subscription, Taken};
 use crate::fold::Poison;
 use crate::metrics::{Metrics, WorkerMetrics};
 use crate::registry::{self, StartError};
-use crate::replica::Duties;
+use crate::replica::{Duties, with_same_duties};
 use crate::runner::{ApplyError, Runner};
 use crate::trace::EventSpans;
 
@@ -187,14 +187,16 @@ impl<M: ReadModel> Worker<M> {
                 Ok(Step::Progressed) => errors = 0,
                 Ok(idle) => {
                     errors = 0;
-                    let _ = shutdown.run_until_cancelled(self.wait(idle)).await;
+                    let duties = self.context.duties.clone();
+                    let wait = with_same_duties(&duties, self.wait(idle));
+                    let _ = shutdown.run_until_cancelled(wait).await;
                 }
                 Err(error) => {
                     self.warn(&error);
                     errors += 1;
-                    let _ = shutdown
-                        .run_until_cancelled(tokio::time::sleep(pause(errors)))
-                        .await;
+                    // When the replica has joined anew, the database is back.
+                    let wait = with_same_duties(&self.context.duties, tokio::time::sleep(pause(errors)));
+                    let _ = shutdown.run_until_cancelled(wait).await;
                 }
             }
         }
@@ -412,17 +414,8 @@ impl<M: ReadModel> Worker<M> {
         Ok(Step::Stuck)
     }
 
-    /// Waits for a reason to take the next step.
+    /// Waits for a reason to take the next step, but for new duties.
     async fn wait(&mut self, idle: Step) {
-        let mut duties = self.context.duties.clone();
-        tokio::select! {
-            // Nobody tells of new ones when the process stops.
-            Ok(()) = duties.changed() => {}
-            () = self.wait_with_same_duties(idle) => {}
-        }
-    }
-
-    async fn wait_with_same_duties(&mut self, idle: Step) {
         match idle {
             Step::Progressed => {}
             Step::Standby if self.owner().is_none() => std::future::pending().await,
