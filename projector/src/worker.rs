@@ -179,11 +179,7 @@ impl<M: ReadModel> Worker<M> {
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut errors = 0;
         while !shutdown.is_cancelled() {
-            // A step that is dropped takes its connection with it.
-            match tokio::time::timeout(STEP_TIMEOUT, self.step())
-                .await
-                .unwrap_or(Err(StepError::Silent))
-            {
+            match self.bounded_step().await {
                 Ok(Step::Progressed) => errors = 0,
                 Ok(idle) => {
                     errors = 0;
@@ -202,6 +198,18 @@ impl<M: ReadModel> Worker<M> {
         }
         self.release().await;
         Ok(())
+    }
+
+    /// A step that is dropped when it takes too long, or when this replica lost its session and came back as another one:
+    /// what the step works with is void then, and may be silent for long. It takes its connection with it.
+    async fn bounded_step(&mut self) -> Result<Step, StepError> {
+        let mut duties = self.context.duties.clone();
+        let owner = duties.borrow().owner;
+        let another = async { duties.wait_for(|duties| duties.owner != owner).await.map(drop) };
+        tokio::select! {
+            step = tokio::time::timeout(STEP_TIMEOUT, self.step()) => step.unwrap_or(Err(StepError::Silent)),
+            Ok(()) = another => Ok(Step::Progressed),
+        }
     }
 
     /// Does the next thing that there is to do.

@@ -134,7 +134,11 @@ async fn another_replica_takes_over_from_one_whose_machine_is_gone() -> anyhow::
 
     network.postgres.heal();
     network.nats.heal();
+    let healed = Instant::now();
     share_as(&backend.superuser, &[2, 2]).await?;
+    let back = visible_after(&backend.superuser, &load, healed).await?;
+    eprintln!("back at work after {back:?}");
+    assert!(back < TAKEOVER_MAX, "{back:?}");
     let ledger = load.stop().await;
     check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
     drop(other);
