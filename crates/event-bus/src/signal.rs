@@ -40,6 +40,10 @@ pub async fn announce(bus: &Bus, applied: &Applied) {
 /// Tells the replicas of the projector that one has given work back, or that there is new work.
 pub async fn announce_freed(bus: &Bus) {
     send(bus, FREED.to_owned(), Vec::new()).await;
+    // Whoever tells may be about to end, and what is not sent by then never is.
+    if bus.is_connected() {
+        let _ = tokio::time::timeout(ANNOUNCE_TIMEOUT, bus.client().flush()).await;
+    }
 }
 
 async fn send(bus: &Bus, subject: String, payload: Vec<u8>) {
