@@ -26,9 +26,29 @@ CREATE TABLE read_model.projection (
     CHECK (live_generation < next_generation)
 );
 
+-- The projector's replicas. One lives as long as the session that entered it, which the server ends when it has been
+-- silent for a moment (`idle_session_timeout`). So nothing is written to stay alive, which under a held snapshot would
+-- make the row a chain of dead versions; no clock decides who lives; and nobody else can pass for a session.
+CREATE TABLE read_model.replica (
+    id                 uuid        PRIMARY KEY,
+    -- The projections that its program has.
+    projections        text[]      NOT NULL,
+    -- Which session: numbers of processes come again, together with the moment of the start they do not.
+    pid                integer     NOT NULL,
+    session_started_at timestamptz NOT NULL
+);
+
+-- Whether each replica lives. To be asked by the projector's own role: of another role's sessions the server does not tell
+-- when they started.
+CREATE VIEW read_model.replica_state WITH (security_invoker = true) AS
+SELECT r.id, r.projections,
+       EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a
+               WHERE a.pid = r.pid AND a.backend_start = r.session_started_at) AS lives
+FROM read_model.replica AS r;
+
 -- Who may take a generation of tables further in a partition of the log: a row that changes only when its owner does, or
 -- when the projection fails and recovers. Every batch locks it, which makes no new version of it; what is written more
--- often is in the tables below. Otherwise a snapshot that somebody holds (a backup, a forgotten session) would make it a
+-- often is in the table below. Otherwise a snapshot that somebody holds (a backup, a forgotten session) would make it a
 -- chain of dead versions that every batch has to walk.
 CREATE TABLE read_model.fence (
     projection     text        COLLATE "C" NOT NULL REFERENCES read_model.projection,
@@ -36,6 +56,8 @@ CREATE TABLE read_model.fence (
     partition      integer     NOT NULL,
     -- One more with each owner. A worker that lost its lease without noticing (a zombie) has a lower one.
     number         bigint      NOT NULL DEFAULT 0,
+    -- The replica that holds the lease, for as long as it lives.
+    owner          uuid,
     -- The generation of the *log* that the positions belong to: another one after a restore.
     log_generation uuid        NOT NULL,
     -- Set while the projection is failed: it stands before an event that it cannot take, and never skips it.
@@ -44,19 +66,6 @@ CREATE TABLE read_model.fence (
     failed_at      timestamptz,
     PRIMARY KEY (projection, generation, partition),
     CHECK ((error IS NULL) = (failed_at IS NULL))
-);
-
--- Which process works on it, and until when. Renewed every few seconds, hence beside the fence.
-CREATE TABLE read_model.lease (
-    projection     text        COLLATE "C" NOT NULL,
-    generation     integer     NOT NULL,
-    partition      integer     NOT NULL,
-    -- NULL when nobody does.
-    owner          uuid,
-    -- Until when nobody else may take it, by this server's clock.
-    lease_until    timestamptz NOT NULL DEFAULT '-infinity',
-    PRIMARY KEY (projection, generation, partition),
-    FOREIGN KEY (projection, generation, partition) REFERENCES read_model.fence ON DELETE CASCADE
 );
 
 -- How far it has come: the step of its newest batch; none at the beginning of the log.
@@ -165,16 +174,55 @@ BEGIN
     END IF;
 END
 $$;
-REVOKE ALL ON FUNCTION read_model.advance, read_model.reached FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.advance TO daybook_projector;
+
+-- Takes the lease on a partition for a replica, unless another one that lives has it: on the live tables, or on those that a
+-- running rebuild fills. Returns which generation it is and the new fencing number; no row when it is not to be had.
+--
+-- A switch to other tables holds the projection's row. So it is over before the claim, which is then one on the new tables,
+-- or it comes after it, and takes the lease away again. (Were the generation looked up first and claimed then, a worker
+-- could hold the old tables' lease for good: the switch that takes it away has been.)
+CREATE FUNCTION read_model.claim(p_projection text, p_rebuilt integer, p_partition integer, p_owner uuid)
+RETURNS TABLE (generation integer, number bigint)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_generation integer;
+    v_owner      uuid;
+BEGIN
+    SELECT p.live_generation INTO v_generation
+    FROM read_model.projection AS p WHERE p.name = p_projection FOR SHARE;
+
+    -- Each statement from here on sees what was committed while a lock was waited for.
+    IF p_rebuilt IS NOT NULL THEN
+        SELECT r.generation INTO v_generation
+        FROM read_model.rebuild AS r
+        WHERE r.projection = p_projection AND r.generation = p_rebuilt AND r.status = 'running';
+    END IF;
+
+    SELECT f.owner INTO v_owner
+    FROM read_model.fence AS f
+    WHERE f.projection = p_projection AND f.generation = v_generation AND f.partition = p_partition
+    FOR NO KEY UPDATE;
+
+    IF v_owner = p_owner OR NOT EXISTS (SELECT FROM read_model.replica_state AS s WHERE s.id = v_owner AND s.lives) THEN
+        RETURN QUERY
+        UPDATE read_model.fence AS f SET number = f.number + 1, owner = p_owner
+        WHERE f.projection = p_projection AND f.generation = v_generation AND f.partition = p_partition
+        RETURNING f.generation, f.number;
+    END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION read_model.advance, read_model.claim, read_model.reached FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION read_model.advance, read_model.claim TO daybook_projector;
 GRANT EXECUTE ON FUNCTION read_model.reached TO daybook_projector, daybook_query;
 
 GRANT SELECT ON read_model.projection, read_model.rebuild TO daybook_projector;
 -- To lock a row takes the right to update a column of it.
 GRANT UPDATE (updated_at) ON read_model.projection TO daybook_projector;
-GRANT SELECT, UPDATE ON read_model.fence, read_model.lease TO daybook_projector;
-GRANT SELECT, INSERT, DELETE ON read_model.checkpoint_step TO daybook_projector;
-GRANT SELECT ON read_model.checkpoint TO daybook_projector;
+GRANT SELECT, UPDATE ON read_model.fence TO daybook_projector;
+GRANT SELECT, INSERT, DELETE ON read_model.checkpoint_step, read_model.replica TO daybook_projector;
+GRANT SELECT ON read_model.checkpoint, read_model.replica_state TO daybook_projector;
 GRANT SELECT ON read_model.projection, read_model.fence, read_model.checkpoint_step, read_model.checkpoint
     TO daybook_query;
 
@@ -212,10 +260,6 @@ AS $$
 BEGIN
     INSERT INTO read_model.fence (projection, generation, partition, log_generation)
     SELECT p_name, p_generation, l.partition, l.generation FROM event_store.log AS l
-    ON CONFLICT DO NOTHING;
-    INSERT INTO read_model.lease (projection, generation, partition)
-    SELECT f.projection, f.generation, f.partition FROM read_model.fence AS f
-    WHERE f.projection = p_name AND f.generation = p_generation
     ON CONFLICT DO NOTHING;
 END
 $$;
@@ -326,8 +370,8 @@ $$;
 -- further in some partition.
 --
 -- The lock on the live fences holds the live worker still for the comparison. A checkpoint of a log that has been
--- restored since does not count; its positions mean nothing any more. The new fence stops the workers of the old
--- generation at their next step, wherever they run.
+-- restored since does not count; its positions mean nothing any more. The new fences stop the workers of the old
+-- generation and whoever filled the new one at their next step, wherever they run; the leases are free.
 CREATE FUNCTION read_model.go_live(p_name text, p_generation integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -361,8 +405,8 @@ BEGIN
         RETURN false;
     END IF;
 
-    UPDATE read_model.fence AS f SET number = f.number + 1
-    WHERE f.projection = p_name AND f.generation = v_live;
+    UPDATE read_model.fence AS f SET number = f.number + 1, owner = NULL
+    WHERE f.projection = p_name AND f.generation IN (v_live, p_generation);
     UPDATE read_model.projection AS p
     SET live_generation = p_generation, previous_generation = v_live, updated_at = now()
     WHERE p.name = p_name;

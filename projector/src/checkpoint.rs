@@ -1,12 +1,12 @@
-//! The tables `read_model.fence`, `lease` and `checkpoint_step`: how far a generation of tables has come, and who may
-//! take it further.
+//! The tables `read_model.fence` and `checkpoint_step`: how far a generation of tables has come, and who may take it
+//! further.
 //!
-//! Whoever works on a generation holds a [`Lease`] on its checkpoint, by this database's clock. Each new owner gets the
-//! next fencing number, and every step names the number and the position that it starts from, so that a worker that was
-//! superseded without noticing (a zombie) changes nothing.
+//! Whoever works on a generation holds a [`Lease`] on its checkpoint, for as long as its replica lives
+//! ([`replica`](crate::replica)). Each new owner gets the next fencing number, and every step names the number and the
+//! position that it starts from, so that a worker that was superseded without noticing (a zombie) changes nothing.
 //!
-//! A snapshot that somebody holds for an hour slows nothing down: a batch inserts a step and updates no row, and the lease,
-//! which is updated every few seconds, is not what a batch looks at (`migrations/read-model/0002_projections.sql`).
+//! A snapshot that somebody holds for an hour slows nothing down: a batch inserts a step and updates no row, and a lease is
+//! written only when its owner changes (`migrations/read-model/0002_projections.sql`).
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Postgres, Row as _, Transaction};
@@ -15,9 +15,10 @@ use uuid::Uuid;
 
 use daybook_read_model::{Advance, Generation};
 
-/// A lease that has not been renewed for ten seconds may be taken by anyone (the statements below say so too).
-/// It is renewed this often.
-pub const LEASE_RENEWAL: std::time::Duration = std::time::Duration::from_secs(3);
+use crate::registry;
+
+/// How often whoever holds a lease and does not use it asks whether it is lost.
+pub const LEASE_CHECK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(3);
 
 const OPEN: &str = "
     SELECT read_model.open(p.name, g.generation)
@@ -29,20 +30,7 @@ const OPEN: &str = "
     ) AS g (generation)
 ";
 
-const CLAIM: &str = "
-    WITH taken AS (
-        UPDATE read_model.lease AS l
-        SET owner = $4, lease_until = clock_timestamp() + interval '10 seconds'
-        WHERE l.projection = $1 AND l.generation = $2 AND l.partition = $3
-          AND (l.owner IS NULL OR l.owner = $4 OR l.lease_until < clock_timestamp())
-        RETURNING l.projection, l.generation, l.partition
-    )
-    UPDATE read_model.fence AS f
-    SET number = f.number + 1
-    FROM taken AS t
-    WHERE f.projection = t.projection AND f.generation = t.generation AND f.partition = t.partition
-    RETURNING f.number
-";
+const CLAIM: &str = "SELECT c.generation, c.number FROM read_model.claim($1, $2, $3, $4) AS c";
 
 const STANDING: &str = "
     SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed, h.generation AS newest_log_generation, h.head
@@ -51,22 +39,18 @@ const STANDING: &str = "
     WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3
 ";
 
-const RENEW: &str = "
-    UPDATE read_model.lease AS l
-    SET lease_until = clock_timestamp() + interval '10 seconds'
-    FROM read_model.checkpoint AS c
-    CROSS JOIN LATERAL event_store.head(c.partition) AS h
-    WHERE l.projection = $1 AND l.generation = $2 AND l.partition = $3 AND l.owner = $5
-      AND c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND c.fence = $4
-      AND c.log_generation = h.generation AND c.position <= h.head
+const IS_HELD: &str = "
+    SELECT EXISTS (
+        SELECT FROM read_model.checkpoint AS c
+        CROSS JOIN LATERAL event_store.head(c.partition) AS h
+        WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3 AND c.fence = $4
+          AND c.log_generation = h.generation AND c.position <= h.head
+    )
 ";
 
 const RELEASE: &str = "
-    UPDATE read_model.lease AS l
-    SET owner = NULL, lease_until = '-infinity'
-    FROM read_model.fence AS f
-    WHERE l.projection = $1 AND l.generation = $2 AND l.partition = $3 AND l.owner = $5
-      AND f.projection = $1 AND f.generation = $2 AND f.partition = $3 AND f.number = $4
+    UPDATE read_model.fence AS f SET owner = NULL
+    WHERE f.projection = $1 AND f.generation = $2 AND f.partition = $3 AND f.number = $4
 ";
 
 const FAIL: &str = "
@@ -102,7 +86,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("open", OPEN),
     ("claim", CLAIM),
     ("standing", STANDING),
-    ("renew", RENEW),
+    ("is_held", IS_HELD),
     ("release", RELEASE),
     ("fail", FAIL),
     ("newest", NEWEST),
@@ -125,7 +109,7 @@ pub struct Key {
 pub struct Lease {
     /// The checkpoint.
     pub key: Key,
-    /// The process that holds it.
+    /// The replica that holds it.
     pub owner: Uuid,
     /// The fencing number.
     pub fence: i64,
@@ -164,7 +148,7 @@ pub enum Claim {
     Held(Lease),
     /// It is ours, but it is no use: the position belongs to a log that is gone (restored), or does not exist in it yet.
     OfAnotherLog(Lease),
-    /// Somebody else holds it, or the generation has been thrown away.
+    /// Another replica that lives holds it, or the generation is neither live nor being rebuilt.
     Refused,
 }
 
@@ -173,17 +157,46 @@ pub async fn open_all(connection: &mut PgConnection) -> Result<(), sqlx::Error> 
     sqlx::query(OPEN).execute(connection).await.map(drop)
 }
 
-/// Takes the lease when nobody has it, when it has run out, or when `owner` has it already.
-pub async fn claim(connection: &mut PgConnection, key: Key, owner: Uuid) -> Result<Claim, sqlx::Error> {
-    let fence: Option<i64> = on(CLAIM, key)
-        .bind(owner)
-        .fetch_optional(&mut *connection)
-        .await?
-        .map(|row| row.try_get("number"))
-        .transpose()?;
-    let Some(fence) = fence else {
+/// Takes the lease on the live tables of a projection, unless another replica that lives has it.
+pub async fn claim_live(
+    connection: &mut PgConnection,
+    projection: &'static str,
+    partition: i32,
+    owner: Uuid,
+) -> Result<Claim, sqlx::Error> {
+    claim(connection, projection, None, partition, owner).await
+}
+
+/// Takes the lease on tables that a running rebuild fills, unless another replica that lives has it.
+pub async fn claim_rebuilt(
+    connection: &mut PgConnection,
+    key: Key,
+    owner: Uuid,
+) -> Result<Claim, sqlx::Error> {
+    claim(connection, key.projection, Some(key.tables), key.partition, owner).await
+}
+
+async fn claim(
+    connection: &mut PgConnection,
+    projection: &'static str,
+    rebuilt: Option<Generation>,
+    partition: i32,
+    owner: Uuid,
+) -> Result<Claim, sqlx::Error> {
+    let claiming = sqlx::query(CLAIM)
+        .bind(projection)
+        .bind(rebuilt.map(Generation::get))
+        .bind(partition)
+        .bind(owner);
+    let Some(row) = claiming.fetch_optional(&mut *connection).await? else {
         return Ok(Claim::Refused);
     };
+    let key = Key {
+        projection,
+        tables: registry::generation(row.try_get("generation")?)?,
+        partition,
+    };
+    let fence = row.try_get("number")?;
     // A statement of its own: it sees what the last owner committed while the new number was waited for, and from then on
     // the last owner commits nothing.
     let standing = on(STANDING, key).fetch_optional(connection).await?;
@@ -208,16 +221,15 @@ fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx
     })
 }
 
-/// Renews a lease; `false` when it is lost, or the log is another one.
-pub async fn renew(connection: &mut PgConnection, lease: &Lease) -> Result<bool, sqlx::Error> {
-    let done = held(RENEW, lease).bind(lease.owner).execute(connection).await?;
-    Ok(done.rows_affected() == 1)
+/// Whether a lease is held still, and the log is the one that it was acquired for.
+pub async fn is_held(connection: &mut PgConnection, lease: &Lease) -> Result<bool, sqlx::Error> {
+    let row = held(IS_HELD, lease).fetch_one(connection).await?;
+    row.try_get(0)
 }
 
-/// Gives a lease back, so that another process need not wait for its end.
+/// Gives a lease back, so that another replica may take it.
 pub async fn release(connection: &mut PgConnection, lease: &Lease) -> Result<(), sqlx::Error> {
-    let releasing = held(RELEASE, lease).bind(lease.owner);
-    releasing.execute(connection).await.map(drop)
+    held(RELEASE, lease).execute(connection).await.map(drop)
 }
 
 /// Marks the projection as failed before the event at `position`; the next advance clears the mark.

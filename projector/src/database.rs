@@ -13,6 +13,10 @@ use sqlx::{ConnectOptions as _, PgConnection, PgPool};
 /// How long a statement of a worker may run. A batch takes milliseconds; what takes longer than this hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a transaction may wait for its client. Whoever takes over from a worker that was stopped in the middle of one
+/// waits for that long.
+const IDLE_IN_TRANSACTION_TIMEOUT: &str = "1s";
+
 /// How long a worker waits for a row that another one holds.
 const LOCK_TIMEOUT: &str = "10s";
 
@@ -33,12 +37,24 @@ impl Connector {
 
     /// A connection that shows its purpose in `pg_stat_activity`.
     pub async fn connect(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
-        within(CONNECT_TIMEOUT, self.named(purpose).connect()).await
+        let options = self
+            .named(purpose)
+            .options([("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT)]);
+        within(CONNECT_TIMEOUT, options.connect()).await
     }
 
     /// A connection for work that may take as long as it takes, like making indexes.
     pub async fn connect_for_long(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
         let options = self.named(purpose).options([("statement_timeout", "0")]);
+        within(CONNECT_TIMEOUT, options.connect()).await
+    }
+
+    /// The session that shows that a replica lives. The server ends it when it has been silent for so long.
+    pub async fn connect_as_replica(&self, silence_max: Duration) -> Result<PgConnection, sqlx::Error> {
+        let silence_max = silence_max.as_millis().to_string();
+        let options = self
+            .named("replica")
+            .options([("idle_session_timeout", silence_max)]);
         within(CONNECT_TIMEOUT, options.connect()).await
     }
 

@@ -10,6 +10,7 @@
 //! | [`batch`] | consecutive events, decoded |
 //! | [`rebuild`], [`fill`] | new tables beside the live ones, filled from the log and swapped in |
 //! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
+//! | [`replica`], [`sharing`] | this process among the replicas: who lives, and who works on what |
 //! | [`registry`] | which generation is live, and what is being rebuilt |
 //! | [`service`] | what operators see and ask for |
 //!
@@ -28,16 +29,16 @@ pub mod metrics;
 pub mod projections;
 pub mod rebuild;
 pub mod registry;
+pub mod replica;
 pub mod runner;
 pub mod service;
+pub mod sharing;
 mod trace;
 pub mod worker;
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_event_bus::Bus;
+use daybook_event_bus::{Bus, signal};
 use daybook_event_store::EventStore;
 use daybook_postgres::within;
 use daybook_proto::FILE_DESCRIPTOR_SET;
@@ -51,15 +52,15 @@ use daybook_service::shutdown::Supervisor;
 use daybook_service::{database as shared_database, problems};
 use sqlx::{Connection as _, PgPool};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub use config::Config;
 
 use crate::database::Connector;
 use crate::feed::Feed;
 use crate::metrics::Metrics;
+use crate::replica::Duties;
 use crate::service::Projections;
 use crate::worker::Context;
 
@@ -92,15 +93,27 @@ pub async fn run(
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
     let connector = Connector::new(url.expose())?;
+    let (duties, assigned) = watch::channel(Duties::default());
     let context = Context {
         store: EventStore::new(connector.pool(config.database_connections)),
         connector,
         bus: Bus::connect_as(config.common.nats_url.expose(), "daybook-projector").await?,
         metrics: Metrics::new(&registry),
-        owner: Uuid::now_v7(),
+        duties: assigned,
     };
     watch_dependencies(&mut tasks, &readiness, &pool);
-    let requested = start_projections(&context, &mut tasks, &shutdown).await?;
+    start_projections(&context, &mut tasks, &shutdown).await?;
+    let freed = signal::subscribe_freed(&context.bus).await?;
+    tasks.spawn(
+        "replica",
+        replica::run(
+            context.connector.clone(),
+            context.bus.clone(),
+            duties,
+            freed,
+            shutdown.clone(),
+        ),
+    );
     tasks.spawn(
         "metrics",
         context
@@ -116,7 +129,7 @@ pub async fn run(
             Ok(())
         }
     });
-    let operators = ProjectionServiceServer::new(Projections::new(pool, requested))
+    let operators = ProjectionServiceServer::new(Projections::new(pool, context.bus.clone()))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let grpc = GrpcServices::default()
@@ -161,12 +174,11 @@ fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPo
 }
 
 /// Starts a feed for each partition, a worker for each projection and partition, and a rebuilder for each projection.
-/// Returns what wakes the rebuilders.
 async fn start_projections(
     context: &Context,
     tasks: &mut Supervisor,
     shutdown: &CancellationToken,
-) -> anyhow::Result<HashMap<&'static str, Arc<Notify>>> {
+) -> anyhow::Result<()> {
     within(OPEN_TIMEOUT, open_checkpoints(&context.connector)).await?;
     for partition in context.store.partitions().await? {
         let feed = Feed::default();
@@ -178,16 +190,10 @@ async fn start_projections(
         }
         tasks.spawn("feed", feed.run(context.clone(), partition, shutdown.clone()));
     }
-    let mut requested = HashMap::new();
     for projection in projections::ALL {
-        let wake = Arc::new(Notify::new());
-        tasks.spawn(
-            "rebuilder",
-            projection.rebuild(context.clone(), Arc::clone(&wake), shutdown.clone()),
-        );
-        requested.insert(projection.name, wake);
+        tasks.spawn("rebuilder", projection.rebuild(context.clone(), shutdown.clone()));
     }
-    Ok(requested)
+    Ok(())
 }
 
 /// Every projection has a checkpoint in every partition before anyone looks for it.

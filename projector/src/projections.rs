@@ -1,11 +1,9 @@
 //! The projections that this program runs: all read models that there are.
 
 use std::fmt;
-use std::sync::Arc;
 
 use daybook_read_model::{ReadModel, each_read_model};
 use futures::future::BoxFuture;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::Feed;
@@ -24,7 +22,7 @@ pub struct Projection {
     /// Its name.
     pub name: &'static str,
     work: fn(Context, i32, &Feed, CancellationToken) -> Task,
-    rebuild: fn(Context, Arc<Notify>, CancellationToken) -> Task,
+    rebuild: fn(Context, CancellationToken) -> Task,
 }
 
 impl Projection {
@@ -35,9 +33,7 @@ impl Projection {
             work: |context, partition, feed, shutdown| {
                 Box::pin(Worker::<M>::new(context, partition, feed).run(shutdown))
             },
-            rebuild: |context, requested, shutdown| {
-                Box::pin(Rebuilder::<M>::new(context, shutdown).run(requested))
-            },
+            rebuild: |context, shutdown| Box::pin(Rebuilder::<M>::new(context, shutdown).run()),
         }
     }
 
@@ -47,8 +43,8 @@ impl Projection {
     }
 
     /// The task that runs its rebuilds.
-    pub fn rebuild(&self, context: Context, requested: Arc<Notify>, shutdown: CancellationToken) -> Task {
-        (self.rebuild)(context, requested, shutdown)
+    pub fn rebuild(&self, context: Context, shutdown: CancellationToken) -> Task {
+        (self.rebuild)(context, shutdown)
     }
 }
 

@@ -19,18 +19,16 @@ use futures::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use sqlx::{Connection as _, PgConnection};
 use thiserror::Error;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::checkpoint::{self, Claim, Key, LEASE_RENEWAL};
+use crate::checkpoint::{self, Claim, Key, LEASE_CHECK_INTERVAL};
 use crate::fill::{self, FillError};
 use crate::fold::Poison;
 use crate::registry::{self, Running};
+use crate::replica::with_same_duties;
 use crate::runner::{ApplyError, Runner, chain};
-use crate::worker::{Context, pause};
-
-/// How often the registry is looked at for a rebuild that another process was asked for.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+use crate::worker::{CLAIM_INTERVAL, Context, pause};
 
 /// The tables go live when a pass over the log finds no more than this many events to catch up with.
 const LAST_PASS_EVENTS_MAX: u64 = 2_000;
@@ -113,36 +111,52 @@ impl<M: ReadModel> Rebuilder<M> {
         }
     }
 
-    /// Works until it is told to stop. `requested` wakes it when this process was asked for a rebuild.
-    pub async fn run(self, requested: std::sync::Arc<Notify>) -> anyhow::Result<()> {
+    /// Works until it is told to stop, whenever there is a rebuild that nobody else works on.
+    pub async fn run(mut self) -> anyhow::Result<()> {
         let mut errors = 0;
-        while !self.shutdown.is_cancelled() {
+        let shutdown = self.shutdown.clone();
+        while !shutdown.is_cancelled() {
             let rest = match self.step().await {
                 Ok(Step::Progressed) => {
                     errors = 0;
                     continue;
                 }
-                Ok(Step::Idle) => LOOK_INTERVAL,
+                Ok(Step::Idle) => {
+                    errors = 0;
+                    self.idle_pause()
+                }
                 Err(error) => {
                     warn::<M>(&error);
                     errors += 1;
                     pause(errors)
                 }
             };
-            let rest = tokio::time::timeout(rest, requested.notified());
-            let _ = self.shutdown.run_until_cancelled(rest).await;
+            let wait = with_same_duties(&self.context.duties, tokio::time::sleep(rest));
+            let _ = shutdown.run_until_cancelled(wait).await;
         }
         Ok(())
     }
 
+    /// A rebuild that is there and could not be claimed is tried again a little later.
+    fn idle_pause(&self) -> Duration {
+        match self.context.duties.borrow().owner_of_rebuild(M::NAME) {
+            Some(_) => CLAIM_INTERVAL,
+            None => Duration::MAX,
+        }
+    }
+
     /// Takes the rebuild that is running, if there is one and nobody else works on it, as far as it goes.
-    pub async fn step(&self) -> Result<Step, RebuildError> {
+    pub async fn step(&mut self) -> Result<Step, RebuildError> {
+        let owner = self.context.duties.borrow_and_update().owner_of_rebuild(M::NAME);
+        let Some(owner) = owner else {
+            return Ok(Step::Idle);
+        };
         let mut connection = self.connect().await?;
         let running = registry::running_rebuild(&mut connection, M::NAME);
         let Some(running) = answered("look for a rebuild", STATEMENT_TIMEOUT, running).await? else {
             return Ok(Step::Idle);
         };
-        let Some(mut rebuild) = self.take_up(&mut connection, running).await? else {
+        let Some(mut rebuild) = self.claim(&mut connection, running, owner).await? else {
             return Ok(Step::Idle);
         };
         match self.complete(&mut connection, &mut rebuild, running).await {
@@ -166,10 +180,11 @@ impl<M: ReadModel> Rebuilder<M> {
     }
 
     /// Takes the leases on all of the rebuild's checkpoints.
-    async fn take_up(
+    async fn claim(
         &self,
         connection: &mut PgConnection,
         running: Running,
+        owner: Uuid,
     ) -> Result<Option<Rebuild<M>>, RebuildError> {
         let mut rebuild = Rebuild {
             tables: running.tables,
@@ -181,7 +196,7 @@ impl<M: ReadModel> Rebuilder<M> {
                 tables: running.tables,
                 partition,
             };
-            let claiming = checkpoint::claim(connection, key, self.context.owner);
+            let claiming = checkpoint::claim_rebuilt(connection, key, owner);
             match answered("take a lease", STATEMENT_TIMEOUT, claiming).await? {
                 Claim::Held(lease) => rebuild.partitions.push(self.part(lease).await?),
                 Claim::OfAnotherLog(_) => {
@@ -222,7 +237,7 @@ impl<M: ReadModel> Rebuilder<M> {
             self.add_indexes(connection, rebuild).await?;
         }
         while !self.shutdown.is_cancelled() {
-            rebuild.renew().await?;
+            rebuild.check_leases().await?;
             if self.catch_up(rebuild).await? <= LAST_PASS_EVENTS_MAX
                 && self.go_live(connection, rebuild).await?
             {
@@ -252,7 +267,7 @@ impl<M: ReadModel> Rebuilder<M> {
         let next = AtomicI64::new(1);
         let makers = (0..INDEXES_AT_ONCE.min(count)).map(|_| self.make_indexes(tables, &next, count));
         // Not `try_join_all`: it would drop the others in the middle of their database work.
-        let made = rebuild.renew_during(join_all(makers)).await?;
+        let made = rebuild.check_leases_during(join_all(makers)).await?;
         made.into_iter().collect::<Result<(), _>>()?;
         // Told to stop, the makers may have left some out.
         if self.shutdown.is_cancelled() {
@@ -275,7 +290,7 @@ impl<M: ReadModel> Rebuilder<M> {
             if number > count {
                 break;
             }
-            // Takes as long as it takes; the leases that are renewed meanwhile show that the database is there.
+            // Takes as long as it takes; the leases that are checked meanwhile show that the database is there.
             let made = registry::make_index(&mut connection, M::NAME, tables, number).await;
             made.map_err(|source| RebuildError::Database {
                 doing: "make an index",
@@ -373,23 +388,25 @@ impl<M: ReadModel> Rebuild<M> {
             .find(|part| part.runner.lease().key.partition == partition)
     }
 
-    /// Whoever was fenced off finds out with the next batch, so the answers are of no interest here.
-    async fn renew(&mut self) -> Result<(), RebuildError> {
+    /// Finds out that another replica works on the rebuild, or has made it live.
+    async fn check_leases(&mut self) -> Result<(), RebuildError> {
         for part in &mut self.partitions {
-            answered("renew a lease", LOOKUP_TIMEOUT, part.runner.renew()).await?;
+            let is_held = answered("check a lease", LOOKUP_TIMEOUT, part.runner.holds_lease());
+            if !is_held.await? {
+                return Err(FillError::Apply(ApplyError::Fenced).into());
+            }
         }
         Ok(())
     }
 
-    /// Keeps the leases while something takes its time that does not advance the checkpoints: nobody else takes up the
-    /// rebuild meanwhile, and does the same beside it. When the database does not answer that, the work is given up: its
-    /// connections close, and the server ends what they had begun.
-    async fn renew_during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, RebuildError> {
+    /// Gives work up that takes its time and does not advance the checkpoints, when a lease is lost meanwhile or the
+    /// database does not answer: its connections close, and the server ends what they had begun.
+    async fn check_leases_during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, RebuildError> {
         let mut work = pin!(work);
         loop {
-            match tokio::time::timeout(LEASE_RENEWAL, &mut work).await {
+            match tokio::time::timeout(LEASE_CHECK_INTERVAL, &mut work).await {
                 Ok(done) => return Ok(done),
-                Err(_elapsed) => self.renew().await?,
+                Err(_elapsed) => self.check_leases().await?,
             }
         }
     }
@@ -397,7 +414,7 @@ impl<M: ReadModel> Rebuild<M> {
     async fn release(self) {
         for part in self.partitions {
             if let Err(error) = within(LOOKUP_TIMEOUT, part.runner.release()).await {
-                tracing::warn!(projection.name = M::NAME, %error, "a lease was not given back; it will run out");
+                tracing::warn!(projection.name = M::NAME, %error, "a lease was not given back");
             }
         }
     }

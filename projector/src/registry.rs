@@ -16,7 +16,6 @@ const ONE_RUNNING: &str = "rebuild_running_key";
 const NO_DATA_FOUND: &str = "P0002";
 
 const INTRODUCE: &str = "SELECT read_model.introduce($1)";
-const LIVE_GENERATION: &str = "SELECT p.live_generation FROM read_model.projection AS p WHERE p.name = $1";
 const START: &str = "SELECT read_model.start_rebuild($1, $2, $3)";
 const COUNT_INDEXES: &str = "SELECT count(*) FROM read_model.further_indexes($1, $2)";
 const MAKE_INDEX: &str = "SELECT read_model.make_index($1, $2, $3)";
@@ -63,7 +62,6 @@ const PROGRESS: &str = "
 /// Every SQL statement of this file, by name, for the test that prepares each against the migrated schema.
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("introduce", INTRODUCE),
-    ("live_generation", LIVE_GENERATION),
     ("start", START),
     ("count_indexes", COUNT_INDEXES),
     ("make_index", MAKE_INDEX),
@@ -131,15 +129,6 @@ pub async fn introduce(connection: &mut PgConnection, name: &str) -> Result<(), 
         .execute(connection)
         .await
         .map(drop)
-}
-
-/// The generation that queries see.
-pub async fn live_generation(connection: &mut PgConnection, name: &str) -> Result<Generation, sqlx::Error> {
-    let number = sqlx::query_scalar(LIVE_GENERATION)
-        .bind(name)
-        .fetch_one(connection)
-        .await?;
-    generation(number)
 }
 
 /// Starts a rebuild: makes the next generation's tables and notes that it is to be filled.
@@ -268,7 +257,8 @@ pub async fn progress(
         .await
 }
 
-fn generation(number: i32) -> Result<Generation, sqlx::Error> {
+/// A generation of tables, as the database numbers it.
+pub(crate) fn generation(number: i32) -> Result<Generation, sqlx::Error> {
     Generation::new(number)
         .ok_or_else(|| sqlx::Error::Decode("a generation of tables is not positive".into()))
 }

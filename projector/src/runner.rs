@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use thiserror::Error;
 
 use crate::batch::Decoded;
-use crate::checkpoint::{self, LEASE_RENEWAL, Lease};
+use crate::checkpoint::{self, LEASE_CHECK_INTERVAL, Lease};
 use crate::fold::{Changes, Poison, Reason, Rows};
 
 /// Why a batch was not applied. After anything but [`ApplyError::Poison`] the runner has to be dropped: its connection
@@ -42,7 +42,7 @@ pub enum ApplyError {
 pub struct Runner<M: ReadModel> {
     connection: PgConnection,
     lease: Lease,
-    renew_at: Instant,
+    check_at: Instant,
     rows: Rows<M>,
     /// Whether rows that cannot be in the table are inserted without looking for them, at half the cost.
     trusts_new: bool,
@@ -55,7 +55,7 @@ impl<M: ReadModel> Runner<M> {
         Self {
             connection,
             lease,
-            renew_at: Instant::now() + LEASE_RENEWAL,
+            check_at: Instant::now() + LEASE_CHECK_INTERVAL,
             rows: Rows::new(rows_kept_max, is_empty),
             trusts_new: true,
         }
@@ -71,9 +71,6 @@ impl<M: ReadModel> Runner<M> {
     /// were none.
     pub async fn apply(&mut self, events: &[&Decoded]) -> Result<usize, ApplyError> {
         self.check_continues(events)?;
-        if !self.renew_if_due().await? {
-            return Err(ApplyError::Fenced);
-        }
         let mut events = events;
         while !events.is_empty() {
             match self.attempt(events).await {
@@ -173,23 +170,23 @@ impl<M: ReadModel> Runner<M> {
         })
     }
 
-    /// When the lease is to be renewed next.
-    pub fn renew_at(&self) -> Instant {
-        self.renew_at
+    /// When it is to be asked next whether the lease is lost.
+    pub fn check_at(&self) -> Instant {
+        self.check_at
     }
 
-    /// Renews the lease when it is time; `false` when it is lost.
-    pub async fn renew_if_due(&mut self) -> Result<bool, sqlx::Error> {
-        if Instant::now() < self.renew_at {
+    /// Asks whether the lease is held still, when it is time.
+    pub async fn holds_lease_if_due(&mut self) -> Result<bool, sqlx::Error> {
+        if Instant::now() < self.check_at {
             return Ok(true);
         }
-        self.renew().await
+        self.holds_lease().await
     }
 
-    /// Renews the lease; `false` when it is lost.
-    pub async fn renew(&mut self) -> Result<bool, sqlx::Error> {
-        self.renew_at = Instant::now() + LEASE_RENEWAL;
-        checkpoint::renew(&mut self.connection, &self.lease).await
+    /// Asks whether the lease is held still.
+    pub async fn holds_lease(&mut self) -> Result<bool, sqlx::Error> {
+        self.check_at = Instant::now() + LEASE_CHECK_INTERVAL;
+        checkpoint::is_held(&mut self.connection, &self.lease).await
     }
 
     /// Notes for operators why the projection does not go on.

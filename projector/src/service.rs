@@ -1,9 +1,10 @@
 //! `daybook.projections.v1.ProjectionService`: what operators ask of projections.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use daybook_event_bus::Bus;
+use daybook_event_bus::signal;
 use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
 use daybook_proto::projections::v1::projection_service_server::ProjectionService;
 use daybook_proto::projections::v1::{
@@ -18,7 +19,6 @@ use prost_types::Timestamp;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
 use crate::checkpoint::{self, Live};
@@ -31,17 +31,13 @@ const REASON_BYTES_MAX: usize = 512;
 #[derive(Debug, Clone)]
 pub struct Projections {
     pool: PgPool,
-    /// Wakes the rebuilder of each projection.
-    requested: Arc<HashMap<&'static str, Arc<Notify>>>,
+    bus: Bus,
 }
 
 impl Projections {
-    /// Reads and writes through `pool`; `requested` is told of rebuilds, by projection.
-    pub fn new(pool: PgPool, requested: HashMap<&'static str, Arc<Notify>>) -> Self {
-        Self {
-            pool,
-            requested: Arc::new(requested),
-        }
+    /// Reads and writes through `pool`; the replicas are notified of rebuilds over the bus.
+    pub fn new(pool: PgPool, bus: Bus) -> Self {
+        Self { pool, bus }
     }
 
     async fn live(&self, name: Option<String>) -> Result<Vec<Projection>, ApiError> {
@@ -119,9 +115,7 @@ impl ProjectionService for Projections {
         let RebuildProjectionRequest { name, reason } = request.into_inner();
         let (name, reason) = (named(name)?, valid_reason(reason)?);
         let generation = self.start(name.clone(), reason, operator.credential()).await?;
-        if let Some(rebuilder) = self.requested.get(name.as_str()) {
-            rebuilder.notify_one();
-        }
+        signal::announce_freed(&self.bus).await;
         let rebuild = self.progress(name, generation).await?;
         Ok(Response::new(RebuildProjectionResponse { rebuild }))
     }

@@ -1,8 +1,9 @@
 //! A worker keeps the live tables of one projection up to date, in one partition.
 //!
-//! [`Worker::step`] looks at what is true and does the next thing: take the lease, apply a batch, renew the lease, note a
-//! failure. Signals only wake it earlier. A worker without the lease waits for it; one that finds that it has lost it
-//! (another process took it, or a rebuild went live) begins at the lease again.
+//! [`Worker::step`] looks at what is true and does the next thing: take the lease, apply a batch, ask whether the lease is
+//! lost, give it back, note a failure. Signals only wake it earlier. Whether the lease is this replica's business is in its
+//! [`Duties`]. A worker that finds that it has lost it (another replica took it, or a rebuild went live) begins at the
+//! lease again.
 //!
 //! An event that cannot be applied stops the projection, not the process: the failure is noted for operators, nothing is
 //! skipped, and the worker goes on trying, less and less often.
@@ -17,16 +18,18 @@ use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use daybook_read_model::ReadModel;
 use sqlx::PgConnection;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::batch::{Batch, Decoded};
-use crate::checkpoint::{self, Claim, Key, LEASE_RENEWAL, Lease};
+use crate::checkpoint::{self, Claim, LEASE_CHECK_INTERVAL, Lease};
 use crate::database::Connector;
 use crate::feed::{Feed, Subscription, Taken};
 use crate::fold::Poison;
 use crate::metrics::{Metrics, WorkerMetrics};
 use crate::registry::{self, StartError};
+use crate::replica::{Duties, with_same_duties};
 use crate::runner::{ApplyError, Runner};
 use crate::trace::EventSpans;
 
@@ -36,11 +39,10 @@ const BATCH_EVENTS_MAX: usize = 2_000;
 /// How many rows a worker keeps in memory.
 const ROWS_KEPT_MAX: usize = 10_000;
 
-/// How often a worker without the lease tries to get it.
-const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a lease is tried for that this replica should have.
+pub(crate) const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a step may take. It takes milliseconds; a worker whose lease has run out meanwhile has to begin at the
-/// checkpoint again anyhow.
+/// How long a step may take. It takes milliseconds.
 const STEP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How often an event is tried before its projection is failed.
@@ -90,7 +92,7 @@ pub enum Step {
     Progressed,
     /// Nothing: everything is applied.
     CaughtUp,
-    /// Nothing: somebody else holds the lease, or new tables have to go live first.
+    /// Nothing: the lease is another replica's business, or new tables have to go live first.
     Standby,
     /// Nothing: the next event cannot be applied.
     Stuck,
@@ -107,8 +109,8 @@ pub struct Context {
     pub bus: Bus,
     /// What is measured.
     pub metrics: Metrics,
-    /// This process, as the owner of leases.
-    pub owner: Uuid,
+    /// What this process is to work on.
+    pub duties: watch::Receiver<Duties>,
 }
 
 /// Keeps one read model up to date in one partition.
@@ -177,22 +179,20 @@ impl<M: ReadModel> Worker<M> {
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut errors = 0;
         while !shutdown.is_cancelled() {
-            // A step that is dropped takes its connection with it.
-            match tokio::time::timeout(STEP_TIMEOUT, self.step())
-                .await
-                .unwrap_or(Err(StepError::Silent))
-            {
+            match self.bounded_step().await {
                 Ok(Step::Progressed) => errors = 0,
                 Ok(idle) => {
                     errors = 0;
-                    let _ = shutdown.run_until_cancelled(self.wait(idle)).await;
+                    let duties = self.context.duties.clone();
+                    let wait = with_same_duties(&duties, self.wait(idle));
+                    let _ = shutdown.run_until_cancelled(wait).await;
                 }
                 Err(error) => {
                     self.warn(&error);
                     errors += 1;
-                    let _ = shutdown
-                        .run_until_cancelled(tokio::time::sleep(pause(errors)))
-                        .await;
+                    // When the replica has joined anew, the database is back.
+                    let wait = with_same_duties(&self.context.duties, tokio::time::sleep(pause(errors)));
+                    let _ = shutdown.run_until_cancelled(wait).await;
                 }
             }
         }
@@ -200,18 +200,37 @@ impl<M: ReadModel> Worker<M> {
         Ok(())
     }
 
+    /// A step that is dropped when it takes too long, or when this replica lost its session and came back as another one:
+    /// what the step works with is void then, and may be silent for long. It takes its connection with it.
+    async fn bounded_step(&mut self) -> Result<Step, StepError> {
+        let mut duties = self.context.duties.clone();
+        let owner = duties.borrow().owner;
+        let another = async { duties.wait_for(|duties| duties.owner != owner).await.map(drop) };
+        tokio::select! {
+            step = tokio::time::timeout(STEP_TIMEOUT, self.step()) => step.unwrap_or(Err(StepError::Silent)),
+            Ok(()) = another => Ok(Step::Progressed),
+        }
+    }
+
     /// Does the next thing that there is to do.
     pub async fn step(&mut self) -> Result<Step, StepError> {
+        let owner = self.owner();
         // Whatever goes wrong: what is known about the connection and the checkpoint is put back only when it is certain.
-        let Some(mut runner) = self.runner.take() else {
-            return self.claim().await;
+        let mut runner = match (self.runner.take(), owner) {
+            (Some(runner), Some(owner)) if runner.lease().owner == owner => runner,
+            (Some(runner), _) => return self.give_back(runner).await,
+            (None, Some(owner)) => return self.claim(owner).await,
+            (None, None) => {
+                self.feed.step_aside();
+                return Ok(Step::Standby);
+            }
         };
         if self.retry.as_ref().is_some_and(|retry| Instant::now() < retry.at) {
-            return self.renew(runner, Step::Stuck).await;
+            return self.check_lease(runner, Step::Stuck).await;
         }
         let lease = runner.lease();
         let Some(delivery) = self.next_delivery(lease).await? else {
-            return self.renew(runner, Step::CaughtUp).await;
+            return self.check_lease(runner, Step::CaughtUp).await;
         };
         if !delivery.is_of(lease.log_generation) {
             return Ok(Step::Progressed);
@@ -235,13 +254,19 @@ impl<M: ReadModel> Worker<M> {
         self.runner.as_ref().map(|runner| runner.lease().position)
     }
 
+    /// In whose name to hold the lease; `None` when it is another replica's business.
+    fn owner(&mut self) -> Option<Uuid> {
+        let duties = self.context.duties.borrow_and_update();
+        duties.owner_of_live(M::NAME, self.partition)
+    }
+
     /// Takes the lease on the live tables, if it is to be had.
-    async fn claim(&mut self) -> Result<Step, StepError> {
+    async fn claim(&mut self, owner: Uuid) -> Result<Step, StepError> {
         let mut connection = match self.spare.take() {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let claimed = claim_live::<M>(&mut connection, self.partition, self.context.owner).await;
+        let claimed = checkpoint::claim_live(&mut connection, M::NAME, self.partition, owner).await;
         match claimed.map_err(StepError::while_doing("take a lease"))? {
             Claim::Held(lease) => {
                 tracing::info!(
@@ -353,10 +378,19 @@ impl<M: ReadModel> Worker<M> {
         signal::announce(&self.context.bus, &applied).await;
     }
 
-    /// Keeps the lease while there is nothing to apply.
-    async fn renew(&mut self, mut runner: Runner<M>, idle: Step) -> Result<Step, StepError> {
-        let renewed = runner.renew_if_due().await;
-        if !renewed.map_err(StepError::while_doing("renew a lease"))? {
+    /// Gives the lease back, for another replica has less to do, or in order to hold it in a new name.
+    async fn give_back(&mut self, runner: Runner<M>) -> Result<Step, StepError> {
+        let released = runner.release().await;
+        released.map_err(StepError::while_doing("give a lease back"))?;
+        tracing::info!(projection.name = M::NAME, self.partition, "lease given back");
+        signal::announce_freed(&self.context.bus).await;
+        Ok(Step::Progressed)
+    }
+
+    /// Finds out that the lease is lost while there is nothing to apply.
+    async fn check_lease(&mut self, mut runner: Runner<M>, idle: Step) -> Result<Step, StepError> {
+        let is_held = runner.holds_lease_if_due().await;
+        if !is_held.map_err(StepError::while_doing("check a lease"))? {
             return Ok(Step::Progressed);
         }
         self.runner = Some(runner);
@@ -388,19 +422,20 @@ impl<M: ReadModel> Worker<M> {
         Ok(Step::Stuck)
     }
 
-    /// Waits for a reason to take the next step.
+    /// Waits for a reason to take the next step, but for new duties.
     async fn wait(&mut self, idle: Step) {
         match idle {
             Step::Progressed => {}
+            Step::Standby if self.owner().is_none() => std::future::pending().await,
             Step::Standby => tokio::time::sleep(CLAIM_INTERVAL).await,
             Step::Stuck => {
                 let retry_at = self.retry.as_ref().map_or_else(Instant::now, |retry| retry.at);
-                let renew_at = self.runner.as_ref().map_or(retry_at, Runner::renew_at);
+                let check_at = self.runner.as_ref().map_or(retry_at, Runner::check_at);
                 self.reads_log = true;
-                tokio::time::sleep_until(retry_at.min(renew_at).into()).await;
+                tokio::time::sleep_until(retry_at.min(check_at).into()).await;
             }
             Step::CaughtUp => {
-                let changed = tokio::time::timeout(LEASE_RENEWAL, self.feed.changed()).await;
+                let changed = tokio::time::timeout(LEASE_CHECK_INTERVAL, self.feed.changed()).await;
                 // The feed is a hint. When it is silent, the log is looked at all the same.
                 self.reads_log = changed.is_err();
             }
@@ -420,23 +455,9 @@ impl<M: ReadModel> Worker<M> {
         if let Some(runner) = self.runner
             && let Err(error) = within(LOOKUP_TIMEOUT, runner.release()).await
         {
-            tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back; it will run out");
+            tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back");
         }
     }
-}
-
-async fn claim_live<M: ReadModel>(
-    connection: &mut PgConnection,
-    partition: i32,
-    owner: Uuid,
-) -> Result<Claim, sqlx::Error> {
-    let tables = registry::live_generation(connection, M::NAME).await?;
-    let key = Key {
-        projection: M::NAME,
-        tables,
-        partition,
-    };
-    checkpoint::claim(connection, key, owner).await
 }
 
 /// The pause after this many failed attempts in a row.

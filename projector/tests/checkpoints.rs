@@ -3,7 +3,7 @@
 mod support;
 
 use daybook_projector::checkpoint::{self, Claim};
-use daybook_projector::runner::{ApplyError, Runner};
+use daybook_projector::runner::Runner;
 use daybook_read_model::{Advance, CustomerTotals, ReadModel};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
@@ -25,26 +25,18 @@ async fn assert_refused(connection: &mut PgConnection, advance: &Advance) {
     assert!(Advance::is_refused(&error), "{error}");
 }
 
-async fn expire_leases(setup: &Setup) {
-    let expire = "UPDATE read_model.lease SET lease_until = '-infinity'";
-    setup.execute(expire).await;
-}
-
 #[tokio::test]
 async fn a_superseded_owner_takes_no_step_and_gives_no_lease_back() {
     let setup = setup_with_log(31).await;
-    let (old, new, third) = (
-        setup.process().await,
-        setup.process().await,
-        setup.process().await,
-    );
-    let (mut zombie, lost) = hold::<Model>(&old).await;
-    expire_leases(&setup).await;
-    let (mut connection, held) = hold::<Model>(&new).await;
+    let (mut zombie, lost) = hold::<Model>(&setup.process().await).await;
+    assert!(checkpoint::is_held(&mut zombie, &lost).await.expect("an answer"));
+    setup.kill_replicas().await;
+    let (mut connection, held) = hold::<Model>(&setup.process().await).await;
 
     assert_refused(&mut zombie, &lost.advance_to(10)).await;
-    assert!(!checkpoint::renew(&mut zombie, &lost).await.expect("an answer"));
+    assert!(!checkpoint::is_held(&mut zombie, &lost).await.expect("an answer"));
     checkpoint::release(&mut zombie, &lost).await.expect("an answer");
+    let third = setup.process().await;
     assert_eq!(claim::<Model>(&third).await.1, Claim::Refused, "it is held");
 
     held.advance_to(10)
@@ -169,25 +161,26 @@ async fn the_projector_itself_may_not_rewrite_a_step() {
 }
 
 #[tokio::test]
-async fn a_worker_renews_its_lease_between_batches_and_learns_there_that_it_is_lost() {
+async fn a_lease_that_is_given_back_is_for_whoever_comes() {
     let setup = setup_with_log(38).await;
-    let (connection, lease) = hold::<Model>(&setup.process().await).await;
-    let mut runner = Runner::<Model>::new(connection, lease, 10_000);
-    let until = "SELECT extract(epoch FROM lease_until)::float8 FROM read_model.lease
-                 WHERE projection = 'customer_totals'";
-    let taken = setup.value::<f64>(until).await;
-    eventually("a longer lease", async || {
-        runner.apply(&[]).await.expect("nothing to do");
-        setup.value::<f64>(until).await > taken
-    })
-    .await;
+    let (first, second) = (setup.process().await, setup.process().await);
+    let (connection, lease) = hold::<Model>(&first).await;
+    assert_eq!(claim::<Model>(&second).await.1, Claim::Refused, "it is held");
+    let again = hold::<Model>(&first).await.1;
+    assert!(again.fence > lease.fence, "whoever has it may have it again");
 
-    expire_leases(&setup).await;
-    let (_rival, _) = hold::<Model>(&setup.process().await).await;
-    eventually("the loss", async || {
-        matches!(runner.apply(&[]).await, Err(ApplyError::Fenced))
-    })
-    .await;
+    let mut runner = Runner::<Model>::new(connection, lease, 10_000);
+    assert!(!runner.holds_lease().await.expect("an answer"));
+    runner.release().await.expect("an answer");
+    assert_eq!(
+        claim::<Model>(&second).await.1,
+        Claim::Refused,
+        "it was not its own"
+    );
+    let (connection, lease) = hold::<Model>(&first).await;
+    let runner = Runner::<Model>::new(connection, lease, 10_000);
+    runner.release().await.expect("it is given back");
+    hold::<Model>(&second).await;
 }
 
 #[tokio::test]
@@ -198,7 +191,7 @@ async fn what_the_last_owner_commits_while_a_lease_is_taken_belongs_to_it() {
     let begun = checkpoint::begin_advance(&mut connection, &step)
         .await
         .expect("its turn");
-    expire_leases(&setup).await;
+    setup.kill_replicas().await;
     let successor = setup.process().await;
     let taking = tokio::spawn(async move { claim::<Model>(&successor).await.1 });
     eventually("a successor that waits", async || {

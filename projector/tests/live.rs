@@ -59,10 +59,7 @@ async fn die_between_apply_and_commit<M: ReadModel>(setup: &Setup) {
     })
     .await;
     assert_eq!(setup.position(M::NAME).await, before, "nothing was committed");
-    // Ten seconds later.
-    setup
-        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
-        .await;
+    setup.kill_replicas().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,9 +95,7 @@ async fn workers_that_are_killed_between_apply_and_commit_a_hundred_times_end_wi
         assert_eq!(drain(&mut list).await, Step::CaughtUp);
         assert_eq!(drain(&mut details).await, Step::CaughtUp);
         assert_eq!(drain(&mut totals).await, Step::CaughtUp);
-        setup
-            .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
-            .await;
+        setup.kill_replicas().await;
     }
     setup.assert_equals_fold::<OrderList>().await;
     setup.assert_equals_fold::<OrderDetails>().await;
@@ -114,21 +109,20 @@ async fn a_worker_whose_lease_was_taken_changes_nothing_and_stands_by() {
     orders.append(&setup, 300).await;
     let mut zombie = setup.worker::<CustomerTotals>().await;
     assert_eq!(drain(&mut zombie).await, Step::CaughtUp);
-    let mut rival = setup.worker::<CustomerTotals>().await;
+    let mut standby = setup.worker::<CustomerTotals>().await;
     assert_eq!(
-        rival.step().await.expect("a step"),
+        standby.step().await.expect("a step"),
         Step::Standby,
         "the lease is held"
     );
 
-    setup
-        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
-        .await;
+    setup.kill_replicas().await;
+    let mut rival = setup.worker::<CustomerTotals>().await;
     orders.append(&setup, 300).await;
     assert_eq!(
         rival.step().await.expect("a step"),
         Step::Progressed,
-        "the lease has run out"
+        "the lease is free"
     );
     let before = setup.digest(CustomerTotals::NAME).await;
     assert_eq!(
@@ -158,7 +152,7 @@ async fn twice<M: ReadModel>(setup: &Setup) {
     drop(worker);
     let once = setup.digest(M::NAME).await;
     setup.execute("DELETE FROM read_model.checkpoint_step").await;
-    setup.execute("UPDATE read_model.lease SET owner = NULL").await;
+    setup.kill_replicas().await;
     assert_eq!(drain(&mut setup.worker::<M>().await).await, Step::CaughtUp);
     assert_eq!(setup.digest(M::NAME).await, once);
     setup.assert_equals_fold::<M>().await;
@@ -222,9 +216,7 @@ async fn a_projection_goes_on_by_itself_when_the_reason_of_its_failure_is_gone()
         drain(&mut setup.worker::<OrderList>().await).await,
         Step::CaughtUp
     );
-    setup
-        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
-        .await;
+    setup.kill_replicas().await;
     setup
         .execute("UPDATE read_model.order_list_g1 SET version = version + 100")
         .await;
@@ -270,13 +262,11 @@ async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
         .execute("UPDATE event_store.log SET generation = gen_random_uuid()")
         .await;
     drop(worker);
-    setup
-        .execute("UPDATE read_model.lease SET lease_until = '-infinity'")
-        .await;
+    setup.kill_replicas().await;
     let mut worker = setup.worker::<OrderList>().await;
     assert_eq!(drain(&mut worker).await, Step::Standby);
 
-    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
     assert_eq!(rebuilder.step().await.expect("a step"), rebuild::Step::Progressed);
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);

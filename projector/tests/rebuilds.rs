@@ -2,10 +2,11 @@
 
 mod support;
 
+use daybook_projector::checkpoint::{self, Claim, Key};
 use daybook_projector::rebuild::{Rebuilder, Step};
 use daybook_projector::registry::{self, StartError};
-use daybook_projector::worker;
-use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
+use daybook_projector::{replica, worker};
+use daybook_read_model::{CustomerTotals, Generation, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 
 use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
@@ -68,7 +69,7 @@ async fn under_load<M: ReadModel>(setup: &Setup, seed: u64) {
         }
     };
     let rebuild = async {
-        let rebuilder = Rebuilder::<M>::new(setup.process().await, CancellationToken::new());
+        let mut rebuilder = Rebuilder::<M>::new(setup.process().await, CancellationToken::new());
         assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
         live.cancel();
     };
@@ -94,7 +95,7 @@ async fn a_rebuild_that_is_killed_half_way_goes_on_where_it_was_and_is_equal_to_
     request::<OrderDetails>(&setup).await.expect("a rebuild");
 
     let context = setup.process().await;
-    let rebuilder = Rebuilder::<OrderDetails>::new(context.clone(), CancellationToken::new());
+    let mut rebuilder = Rebuilder::<OrderDetails>::new(context.clone(), CancellationToken::new());
     let position = "SELECT position FROM read_model.checkpoint WHERE generation = 2";
     let kill = async {
         eventually("a part of the fill", async || {
@@ -113,7 +114,7 @@ async fn a_rebuild_that_is_killed_half_way_goes_on_where_it_was_and_is_equal_to_
     assert_eq!(setup.live_generation(OrderDetails::NAME).await, 1);
 
     // The same process, and so the same owner of the leases.
-    let again = Rebuilder::<OrderDetails>::new(context, CancellationToken::new());
+    let mut again = Rebuilder::<OrderDetails>::new(context, CancellationToken::new());
     assert_eq!(again.step().await.expect("a step"), Step::Progressed);
     assert_eq!(setup.live_generation(OrderDetails::NAME).await, 2);
     assert_eq!(
@@ -132,7 +133,7 @@ async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_i
     let all = indexes(&setup, 1).await;
 
     let context = setup.process().await;
-    let rebuilder = Rebuilder::<OrderList>::new(context.clone(), CancellationToken::new());
+    let mut rebuilder = Rebuilder::<OrderList>::new(context.clone(), CancellationToken::new());
     // Whoever makes the last index waits to hear whether its name is taken.
     let mut obstacle = setup.superuser.begin().await.expect("a transaction");
     let take_name = "SET LOCAL idle_in_transaction_session_timeout = 0;
@@ -153,7 +154,7 @@ async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_i
     assert_eq!(setup.live_generation(OrderList::NAME).await, 1);
 
     // The same process, and so the same owner of the leases.
-    let again = Rebuilder::<OrderList>::new(context, CancellationToken::new());
+    let mut again = Rebuilder::<OrderList>::new(context, CancellationToken::new());
     assert_eq!(again.step().await.expect("a step"), Step::Progressed);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
     assert_eq!(indexes(&setup, 2).await, all);
@@ -161,7 +162,7 @@ async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_keeps_its_lease_for_as_long_as_the_indexes_take() {
+async fn a_rebuild_is_given_up_over_the_indexes_when_another_replica_has_taken_it() {
     let setup = Setup::new().await;
     Orders::new(16).append(&setup, 100).await;
     request::<OrderList>(&setup).await.expect("a rebuild");
@@ -181,14 +182,68 @@ async fn a_rebuild_keeps_its_lease_for_as_long_as_the_indexes_take() {
         setup.value::<i64>(waiting).await == 2
     })
     .await;
-    let lease = "SELECT extract(epoch FROM lease_until)::float8 FROM read_model.lease
-                 WHERE projection = 'order_list' AND generation = 2";
-    let taken = setup.value::<f64>(lease).await;
-    eventually("a longer lease", async || setup.value::<f64>(lease).await > taken).await;
+    setup.kill_replicas().await;
+    let rival = setup.process().await;
+    let owner = rival.duties.borrow().owner;
+    let key = Key {
+        projection: OrderList::NAME,
+        tables: Generation::new(2).expect("a positive number"),
+        partition: 0,
+    };
+    let mut connection = rival.connector.connect("test").await.expect("a connection");
+    let claimed = checkpoint::claim_rebuilt(&mut connection, key, owner).await;
+    assert!(matches!(claimed.expect("an answer"), Claim::Held(_)));
+
+    rebuilding
+        .await
+        .expect("no panic")
+        .expect_err("it has lost its lease");
     writer.rollback().await.expect("the lock is given back");
-    let ended = rebuilding.await.expect("no panic").expect("a step");
-    assert_eq!(ended, Step::Progressed);
+    let mut again = Rebuilder::<OrderList>::new(rival, CancellationToken::new());
+    assert_eq!(again.step().await.expect("a step"), Step::Progressed);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
+    let late = checkpoint::claim_rebuilt(&mut connection, key, owner).await;
+    assert_eq!(
+        late.expect("an answer"),
+        Claim::Refused,
+        "it is no rebuild any more"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_claimed_while_a_rebuild_goes_live_is_a_lease_on_the_tables_that_are_live_afterwards()
+{
+    let setup = Setup::new().await;
+    Orders::new(17).append(&setup, 100).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+    setup
+        .execute("UPDATE read_model.rebuild SET indexed_at = now()")
+        .await;
+    let mut switch = setup.superuser.begin().await.expect("a transaction");
+    let going = "SET LOCAL idle_in_transaction_session_timeout = 0;
+                 SELECT read_model.go_live('order_list', 2)";
+    sqlx::raw_sql(going)
+        .execute(&mut *switch)
+        .await
+        .expect("a switch");
+
+    let mut worker = setup.worker::<OrderList>().await;
+    let claiming = tokio::spawn(async move {
+        worker.step().await.expect("a step");
+        worker
+    });
+    eventually("a claim that waits for the switch", async || {
+        let waits = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        setup.value::<i64>(waits).await == 1
+    })
+    .await;
+    switch.commit().await.expect("a commit");
+
+    let mut worker = claiming.await.expect("no panic");
+    assert_eq!(drain(&mut worker).await, worker::Step::CaughtUp);
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
+    setup.assert_equals_fold::<OrderList>().await;
 }
 
 #[tokio::test]
@@ -203,7 +258,7 @@ async fn one_rebuild_of_a_projection_runs_at_a_time() {
         .await
         .expect("another projection is another matter");
 
-    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
     assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
     assert_eq!(rebuilder.step().await.expect("a step"), Step::Idle);
     assert_eq!(request::<OrderList>(&setup).await.expect("the next one"), 3);
@@ -221,7 +276,7 @@ async fn a_rebuild_that_meets_an_event_that_cannot_be_applied_fails_and_leaves_t
     setup.append(vec![unknown_event()]).await;
     request::<OrderList>(&setup).await.expect("a rebuild");
 
-    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
     assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
     assert_eq!(status(&setup).await, "failed");
     assert_eq!(setup.live_generation(OrderList::NAME).await, 1);
@@ -241,7 +296,7 @@ async fn a_rebuild_passes_an_event_of_an_aggregate_that_nobody_knows() {
     orders.append(&setup, 100).await;
     request::<OrderList>(&setup).await.expect("a rebuild");
 
-    let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
     assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
     assert_eq!(status(&setup).await, "done");
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
@@ -253,7 +308,7 @@ async fn the_tables_before_the_last_are_dropped_and_the_last_are_kept() {
     let setup = Setup::new().await;
     for _ in 0..2 {
         request::<OrderList>(&setup).await.expect("a rebuild");
-        let rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+        let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
         assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
     }
     let tables: Vec<String> = sqlx::query_scalar(
@@ -275,7 +330,8 @@ async fn every_statement_is_understood_by_the_migrated_schema() {
     let mut connection = context.connector.connect("test").await.expect("a connection");
     let statements = daybook_projector::checkpoint::STATEMENTS
         .iter()
-        .chain(registry::STATEMENTS);
+        .chain(registry::STATEMENTS)
+        .chain(replica::STATEMENTS);
     for (name, statement) in statements {
         let prepared = connection.prepare(statement.into_sql_str()).await;
         assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());

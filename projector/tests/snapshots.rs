@@ -64,7 +64,7 @@ async fn blocks_of(setup: &Setup, statement: &str) -> i64 {
 /// a probe for a row that thousands of dead ones lie behind.
 async fn assert_no_dearer<M: ReadModel>(setup: &Setup, reads: &[&str]) {
     // Nothing but batches is to be counted.
-    for table in [&format!("{}_g1", M::NAME), "checkpoint_step", "fence", "lease"] {
+    for table in [&format!("{}_g1", M::NAME), "checkpoint_step", "fence"] {
         let alter = format!("ALTER TABLE read_model.{table} SET (autovacuum_enabled = off)");
         setup.execute(&alter).await;
     }

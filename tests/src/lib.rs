@@ -14,6 +14,7 @@
 //! | [`load`] | callers that go on until they are stopped |
 //! | [`probe`] | callers with a deadline, and how long their answers took |
 //! | [`ledger`] | what every caller was told |
+//! | [`replicas`] | how the projectors share the work, and how soon one takes over from another |
 //! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
@@ -32,6 +33,7 @@ pub mod orders;
 pub mod probe;
 pub mod raw;
 pub mod refusal;
+pub mod replicas;
 pub mod stack;
 pub mod stock;
 pub mod tenant;

@@ -108,9 +108,6 @@ async fn a_rebuild_goes_on_when_the_projector_was_killed_half_way() -> anyhow::R
         .fetch_one(&backend.superuser)
         .await?;
         killed_half_way += usize::from(is_running);
-        sqlx::query("UPDATE read_model.lease SET lease_until = '-infinity'")
-            .execute(&backend.superuser)
-            .await?;
         projector.service.restart().await?;
         wait_until_done(&caller, name, rebuilt).await?;
     }

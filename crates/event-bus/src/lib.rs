@@ -8,7 +8,8 @@
 //!   itself refuses duplicates and holes, and any number of replicas may publish the same log at once.
 //! - [`consume`] gives events in order without gap or duplicate, from the stream while that is right and from Postgres
 //!   while it is not: gone, behind, damaged or foreign.
-//! - [`signal`] tells on core NATS how far a projection has come. Signals are hints; checkpoints are facts.
+//! - [`signal`] tells on core NATS how far a projection has come, and that there is work for projectors. Signals are hints;
+//!   checkpoints and leases are facts.
 //! - [`replica`] carries what the replicas of a service have to say to each other. It is a hint as well.
 //!
 //! What goes over the wire is described in `proto/asyncapi.yaml`. The crate carries bytes, a type name and metadata; it

@@ -1,7 +1,7 @@
-//! How far a projection has come, told on core NATS.
+//! Signals on core NATS: how far a projection has come, and that there is work that no replica of the projector has.
 //!
-//! A signal wakes those who wait for a position. It may be lost, late or double: whoever needs the truth reads the
-//! checkpoint, and polls it as a fallback.
+//! A signal wakes those who wait for it. It may be lost, late or double: whoever needs the truth reads it in the database,
+//! and polls as a fallback.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::bus::{Bus, BusError};
 
 const SUBJECT: &str = "daybook.applied";
+const FREED: &str = "daybook.freed";
 
 /// How long a full queue may hold up a signal; after that it is dropped.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -31,11 +32,24 @@ pub struct Applied {
 
 /// Tells everyone. A hint never fails: without a connection it is dropped.
 pub async fn announce(bus: &Bus, applied: &Applied) {
+    let subject = format!("{SUBJECT}.{}.{}", applied.projection, applied.partition);
+    let payload = serde_json::to_vec(applied).expect("strings and numbers always serialize");
+    send(bus, subject, payload).await;
+}
+
+/// Tells the replicas of the projector that one has given work back, or that there is new work.
+pub async fn announce_freed(bus: &Bus) {
+    send(bus, FREED.to_owned(), Vec::new()).await;
+    // Whoever tells may be about to end, and what is not sent by then never is.
+    if bus.is_connected() {
+        let _ = tokio::time::timeout(ANNOUNCE_TIMEOUT, bus.client().flush()).await;
+    }
+}
+
+async fn send(bus: &Bus, subject: String, payload: Vec<u8>) {
     if !bus.is_connected() {
         return;
     }
-    let subject = format!("{SUBJECT}.{}.{}", applied.projection, applied.partition);
-    let payload = serde_json::to_vec(applied).expect("strings and numbers always serialize");
     let publish = bus.client().publish(subject, payload.into());
     match tokio::time::timeout(ANNOUNCE_TIMEOUT, publish).await {
         Ok(Ok(())) => {}
@@ -52,6 +66,15 @@ pub async fn announce(bus: &Bus, applied: &Applied) {
 pub async fn subscribe(bus: &Bus) -> Result<impl Stream<Item = Applied> + Send + Unpin + 'static, BusError> {
     let signals = bus.subscribe(format!("{SUBJECT}.>")).await?;
     Ok(signals.filter_map(|message| std::future::ready(decode(&message.payload))))
+}
+
+/// Every time that work is given back. Survives outages; what was announced meanwhile is lost.
+///
+/// # Errors
+/// As [`subscribe`].
+pub async fn subscribe_freed(bus: &Bus) -> Result<impl Stream<Item = ()> + Send + Unpin + 'static, BusError> {
+    let signals = bus.subscribe(FREED.to_owned()).await?;
+    Ok(signals.map(|_| ()))
 }
 
 fn decode(payload: &[u8]) -> Option<Applied> {

@@ -4,20 +4,22 @@
 
 mod commands;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_event_bus::Bus;
 use daybook_event_store::{EventStore, NewCommand, RecordedEvent};
-use daybook_projector::checkpoint::{self, Claim, Key, Lease};
+use daybook_projector::checkpoint::{self, Claim, Lease};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;
 use daybook_projector::metrics::Metrics;
+use daybook_projector::replica::{self, Duties};
 use daybook_projector::worker::{Context, Step, Worker};
-use daybook_read_model::{Change, Event, Generation, ReadModel};
+use daybook_read_model::{Change, Event, Generation, ReadModel, each_read_model};
 use daybook_service::metrics::Registry;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub(crate) use self::commands::{Orders, append_stock, foreign_event, unknown_event};
@@ -42,6 +44,8 @@ pub(crate) struct Setup {
     /// A pool that may do everything.
     pub(crate) superuser: PgPool,
     command: PgPool,
+    /// What shows that the replicas live.
+    sessions: tokio::sync::Mutex<Vec<PgConnection>>,
 }
 
 impl Setup {
@@ -82,6 +86,7 @@ impl Setup {
                 .expect("the command role"),
             cluster,
             name,
+            sessions: tokio::sync::Mutex::default(),
         }
     }
 
@@ -96,9 +101,19 @@ impl Setup {
         EventStore::new(PgPool::connect(&url).await.expect("the publisher's role"))
     }
 
-    /// A projector process, as the owner of leases.
+    /// A projector process that lives, and to which all work falls.
     pub(crate) async fn process(&self) -> Context {
         let connector = Connector::new(&self.projector_url()).expect("a valid address");
+        let duties = Duties {
+            owner: Uuid::now_v7(),
+            live: BTreeMap::from(each_read_model!(M => (M::NAME.to_owned(), BTreeSet::from([0])))),
+            rebuilds: BTreeSet::from(each_read_model!(M => M::NAME.to_owned())),
+        };
+        let mut session = connector.connect("replica").await.expect("a connection");
+        replica::join(&mut session, duties.owner)
+            .await
+            .expect("a new replica");
+        self.sessions.lock().await.push(session);
         Context {
             store: EventStore::new(connector.pool(4)),
             connector,
@@ -106,8 +121,13 @@ impl Setup {
                 .await
                 .expect("it connects in the background"),
             metrics: Metrics::new(&Registry::new()),
-            owner: Uuid::now_v7(),
+            duties: watch::channel(duties).1,
         }
+    }
+
+    /// Every replica that there is dies; their workers know nothing of it.
+    pub(crate) async fn kill_replicas(&self) {
+        self.execute("DELETE FROM read_model.replica").await;
     }
 
     /// A worker of a process, without a feed: it reads the log alone.
@@ -248,20 +268,18 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
     rows
 }
 
-/// Takes the lease on the first tables of a read model.
+/// Takes the lease on the live tables of a read model.
 pub(crate) async fn claim<M: ReadModel>(process: &Context) -> (PgConnection, Claim) {
-    let key = Key {
-        projection: M::NAME,
-        tables: Generation::FIRST,
-        partition: 0,
-    };
+    let owner = process.duties.borrow().owner;
     let connected = process.connector.connect("test").await;
     let mut connection = connected.expect("a connection");
-    let claimed = checkpoint::claim(&mut connection, key, process.owner).await;
+    let patient = sqlx::query("SET idle_in_transaction_session_timeout = 0");
+    patient.execute(&mut connection).await.expect("a setting");
+    let claimed = checkpoint::claim_live(&mut connection, M::NAME, 0, owner).await;
     (connection, claimed.expect("an answer"))
 }
 
-/// Takes the lease on the first tables of a read model, which is to be had.
+/// Takes the lease on the live tables of a read model, which is to be had.
 pub(crate) async fn hold<M: ReadModel>(process: &Context) -> (PgConnection, Lease) {
     match claim::<M>(process).await {
         (connection, Claim::Held(lease)) => (connection, lease),

@@ -33,7 +33,9 @@ async fn hold_lists(superuser: &PgPool) -> anyhow::Result<Transaction<'static, P
     let live = "SELECT max(live_generation) FROM read_model.projection WHERE name = 'stock_levels'";
     let generation: i32 = sqlx::query_scalar(live).fetch_one(superuser).await?;
     let mut holder = superuser.begin().await?;
-    let lock = format!("LOCK TABLE read_model.stock_levels_g{generation}");
+    let lock = format!(
+        "SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE read_model.stock_levels_g{generation}"
+    );
     holder.execute(AssertSqlSafe(lock)).await?;
     Ok(holder)
 }

@@ -23,6 +23,7 @@ mod stale;
 mod strangers;
 mod streams;
 mod sustained;
+mod takeover;
 mod visible;
 
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
     /// Only measurements of these groups: raw, append, disk, visible, commands, queries, import, snapshot, replicas,
-    /// repeats, stale, streams, strangers, network; and with `--long` sustained, races.
+    /// repeats, stale, streams, strangers, network, takeover; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
@@ -143,6 +144,11 @@ async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<
         black_hole::measure(&servers().await?, report)
             .await
             .context("a silent network")?;
+    }
+    if options.wants("takeover") {
+        takeover::measure(servers().await?, report)
+            .await
+            .context("takeover")?;
     }
     if options.wants("snapshot") {
         snapshot::measure(options, report)

@@ -1,0 +1,187 @@
+//! How the replicas of the projector share the work evenly, without a leader.
+//!
+//! Every replica sees who lives and who holds which lease, and comes to the same conclusion by itself. Free work goes to
+//! whoever holds the least. Work that is held moves only from a replica that holds at least two more than another one:
+//! so each move evens out the sum, none is ever taken back, and in the end no two replicas that run the same projections
+//! differ by more than one. Two replicas that see different moments may both want the same lease; one gets it.
+
+use uuid::Uuid;
+
+/// A replica that lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id, as the owner of leases.
+    pub id: Uuid,
+    /// The projections that its program has. While a deployment is under way they differ.
+    pub projections: Vec<String>,
+}
+
+impl Member {
+    fn runs(&self, projection: &str) -> bool {
+        self.projections.iter().any(|name| name == projection)
+    }
+}
+
+/// The live tables of a projection in one partition: what a worker works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    /// The projection's name.
+    pub projection: String,
+    /// The partition of the log.
+    pub partition: i32,
+    /// Who holds or last held the lease.
+    pub owner: Option<Uuid>,
+}
+
+/// What a replica is to work on: what it holds and keeps, and what is free and falls to it. `members` and `work` are in
+/// an order that all replicas see.
+pub fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<&'w Work> {
+    let mut loads = vec![0_usize; members.len()];
+    let mut holders: Vec<Option<usize>> = work
+        .iter()
+        .map(|work| members.iter().position(|member| Some(member.id) == work.owner))
+        .collect();
+    for &holder in holders.iter().flatten() {
+        loads[holder] += 1;
+    }
+    for (work, holder) in work.iter().zip(&mut holders) {
+        if holder.is_none() {
+            *holder = least(members, &loads, &work.projection).inspect(|&least| loads[least] += 1);
+        }
+    }
+    for (work, holder) in work.iter().zip(&mut holders) {
+        if let (Some(giver), Some(taker)) = (*holder, least(members, &loads, &work.projection))
+            && loads[giver] >= loads[taker] + 2
+        {
+            loads[giver] -= 1;
+            loads[taker] += 1;
+            // Whoever takes it finds it free when it has been given back.
+            *holder = None;
+        }
+    }
+    let own = members.iter().position(|member| member.id == own);
+    work.iter()
+        .zip(holders)
+        .filter(|(_, holder)| own.is_some() && *holder == own)
+        .map(|(work, _)| work)
+        .collect()
+}
+
+/// The member that runs a projection and has the least to do.
+fn least(members: &[Member], loads: &[usize], projection: &str) -> Option<usize> {
+    (0..members.len())
+        .filter(|&member| members[member].runs(projection))
+        .min_by_key(|&member| loads[member])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &[&str] = &["list", "totals"];
+    const NEW: &[&str] = &["list", "totals", "sales"];
+
+    fn member(id: u128, projections: &[&str]) -> Member {
+        Member {
+            id: Uuid::from_u128(id),
+            projections: projections.iter().map(|&name| name.to_owned()).collect(),
+        }
+    }
+
+    fn work_of(projections: &[&str], partitions: i32) -> Vec<Work> {
+        let work = projections.iter().flat_map(|&projection| {
+            (0..partitions).map(|partition| Work {
+                projection: projection.to_owned(),
+                partition,
+                owner: None,
+            })
+        });
+        work.collect()
+    }
+
+    /// Has every member take and give back what it should, until nobody has anything to do; gives how many leases were
+    /// acquired, and how many each member holds.
+    fn settle(members: &[Member], work: &mut [Work]) -> (usize, Vec<usize>) {
+        let mut acquired = 0;
+        for _ in 0..10 {
+            let shares: Vec<Vec<Work>> = members
+                .iter()
+                .map(|member| share(member.id, members, work).into_iter().cloned().collect())
+                .collect();
+            let before = work.to_vec();
+            for work in work.iter_mut() {
+                let is_in = |share: &Vec<Work>| {
+                    share.iter().any(|other| {
+                        (&other.projection, other.partition) == (&work.projection, work.partition)
+                    })
+                };
+                let wanted: Vec<usize> = (0..members.len()).filter(|&m| is_in(&shares[m])).collect();
+                assert!(wanted.len() <= 1, "two want {work:?}");
+                let owner = wanted.first().map(|&member| members[member].id);
+                acquired += usize::from(owner.is_some() && owner != work.owner);
+                work.owner = owner;
+            }
+            if before == work {
+                let held = |member: &Member| work.iter().filter(|w| w.owner == Some(member.id)).count();
+                return (acquired, members.iter().map(held).collect());
+            }
+        }
+        panic!("it does not settle: {work:?}");
+    }
+
+    #[test]
+    fn each_holds_the_floor_or_the_ceiling_of_its_share_after_every_join_and_leave() {
+        for partitions in [1, 2, 5, 16] {
+            let mut work = work_of(NEW, partitions);
+            let mut members = Vec::new();
+            // Twelve join one after another, then the older half leave at once, then all but one.
+            let leaves: [Box<dyn Fn(u128) -> bool>; 2] = [Box::new(|id| id > 6), Box::new(|id| id == 9)];
+            for id in 1..=12 {
+                members.push(member(id, NEW));
+                assert_even(&members, &mut work);
+            }
+            for stays in leaves {
+                members.retain(|member| stays(member.id.as_u128()));
+                assert_even(&members, &mut work);
+            }
+        }
+    }
+
+    fn assert_even(members: &[Member], work: &mut [Work]) {
+        let (_, held) = settle(members, work);
+        let (least, most) = (work.len() / members.len(), work.len().div_ceil(members.len()));
+        assert!(held.iter().all(|&held| held == least || held == most), "{held:?}");
+        assert_eq!(held.iter().sum::<usize>(), work.len(), "something is left lying");
+    }
+
+    #[test]
+    fn no_more_moves_than_has_to() {
+        let mut work = work_of(NEW, 4);
+        let mut members = vec![member(1, NEW), member(2, NEW)];
+        assert_eq!(settle(&members, &mut work), (12, vec![6, 6]));
+        assert_eq!(settle(&members, &mut work).0, 0, "nothing moves by itself");
+        members.push(member(3, NEW));
+        assert_eq!(settle(&members, &mut work), (4, vec![4, 4, 4]));
+        members.remove(0);
+        assert_eq!(settle(&members, &mut work), (4, vec![6, 6]));
+    }
+
+    #[test]
+    fn a_projection_goes_to_those_whose_program_has_it() {
+        let mut work = work_of(NEW, 1);
+        let members = [member(1, OLD), member(2, OLD), member(3, NEW)];
+        assert_eq!(settle(&members, &mut work), (3, vec![1, 1, 1]));
+        let sales = work.iter().find(|work| work.projection == "sales");
+        assert_eq!(sales.and_then(|work| work.owner), Some(members[2].id));
+
+        let alone = [member(1, OLD)];
+        assert_eq!(settle(&alone, &mut work).1, [2], "nobody has the third");
+    }
+
+    #[test]
+    fn who_is_not_counted_among_the_living_works_on_nothing() {
+        let members = [member(1, NEW)];
+        let work = work_of(NEW, 1);
+        assert!(share(Uuid::from_u128(2), &members, &work).is_empty());
+    }
+}
