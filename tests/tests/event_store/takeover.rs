@@ -192,6 +192,7 @@ async fn nothing_is_migrated_while_a_login_role_may_add_to_a_schema_or_owns_a_pa
     Ok(())
 }
 
+/// Every argument is NULL, so a function that refuses that at once is tried no further than to there.
 #[tokio::test]
 async fn a_function_that_runs_as_its_owner_takes_nothing_of_its_callers_session() -> anyhow::Result<()> {
     let cluster = test_cluster().await?;
