@@ -339,14 +339,20 @@ END
 $$;
 
 -- Notes, once, that a filled generation has its indexes, with what the planner should know of tables that were empty a
--- moment ago.
+-- moment ago. Makes those that are missing: where `index_<name>` was replaced while they were made by number, one was
+-- passed over.
 CREATE FUNCTION read_model.finish_fill(p_name text, p_generation integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_index text;
 BEGIN
     UPDATE read_model.rebuild AS r SET indexed_at = clock_timestamp()
     WHERE r.projection = p_name AND r.generation = p_generation AND r.indexed_at IS NULL;
     IF FOUND THEN
+        FOR v_index IN SELECT read_model.further_indexes(p_name, p_generation) LOOP
+            EXECUTE v_index;
+        END LOOP;
         EXECUTE format('ANALYZE read_model.%I', p_name || '_g' || p_generation);
     END IF;
 END

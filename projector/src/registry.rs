@@ -188,7 +188,8 @@ pub async fn make_index(
     making.execute(connection).await.map(drop)
 }
 
-/// Notes that the indexes are there, and has the tables analyzed; once, however often it is asked for.
+/// Makes the indexes that are missing still, notes that all are there, and has the tables analyzed; once, however often it
+/// is asked for.
 pub async fn finish_fill(
     connection: &mut PgConnection,
     name: &str,

@@ -161,6 +161,17 @@ async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_i
     setup.assert_equals_fold::<OrderList>().await;
 }
 
+/// A deploy may replace the statements that make them while they are made by number.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_does_not_count_as_filled_without_all_of_its_indexes() {
+    let setup = Setup::new().await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+    setup
+        .execute("SELECT read_model.finish_fill('order_list', 2)")
+        .await;
+    assert_eq!(indexes(&setup, 2).await, indexes(&setup, 1).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_is_given_up_over_the_indexes_when_another_replica_has_taken_it() {
     let setup = Setup::new().await;

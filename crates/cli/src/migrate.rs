@@ -2,10 +2,6 @@
 //!
 //! Migrations only go forward, each in a transaction of its own, under a lock that keeps a second `migrate` waiting. One
 //! that was changed after it had been applied, or that this version does not know, stops everything.
-//!
-//! An administrator runs them, and what they call and write must be nobody else's: a function or a table that a service's
-//! role could change would hand the administrator's rights to whoever has that role's password. So roles that can log in
-//! own nothing in the schemas, and where one does, nothing is run.
 
 use std::collections::HashMap;
 
@@ -28,30 +24,6 @@ pub(crate) struct Arguments {
     #[arg(long)]
     check: bool,
 }
-
-/// Who else could have put something in the way: a role that can log in and owns a part of the schemas, or may add to them.
-const STRANGERS: &str = "
-    WITH schema AS (
-        SELECT n.oid, n.nspname FROM pg_namespace AS n WHERE n.nspname IN ('event_store', 'read_model')
-    ), stranger AS (
-        SELECT r.oid, r.rolname FROM pg_roles AS r
-        WHERE r.rolcanlogin AND NOT EXISTS (
-            -- An administrator, or a member of its role.
-            SELECT FROM pg_roles AS a
-            WHERE (a.rolsuper OR a.rolname = current_user) AND pg_has_role(r.oid, a.oid, 'MEMBER')
-        )
-    )
-    SELECT format('the role %s may create in the schema %s', r.rolname, s.nspname)
-    FROM stranger AS r CROSS JOIN schema AS s WHERE has_schema_privilege(r.oid, s.oid, 'CREATE')
-    UNION ALL
-    SELECT format('the role %s owns %s', r.rolname, p.oid::regprocedure)
-    FROM pg_proc AS p JOIN schema AS s ON s.oid = p.pronamespace JOIN stranger AS r ON r.oid = p.proowner
-    UNION ALL
-    SELECT format('the role %s owns %s, or may put triggers on it', r.rolname, c.oid::regclass)
-    FROM pg_class AS c JOIN schema AS s ON s.oid = c.relnamespace CROSS JOIN stranger AS r
-    WHERE c.relkind IN ('r', 'p', 'v') AND has_table_privilege(r.oid, c.oid, 'TRIGGER')
-    LIMIT 1
-";
 
 /// Nobody but administrators makes temporary tables and types, which may take the place of others. Each `migrate` says so,
 /// since a database that was copied or restored from a dump lets everybody again. Two at once would fail.
@@ -99,7 +71,6 @@ fn schemas() -> [Schema; 2] {
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut connection = database::connect(settings).await?;
-    refuse_strangers(&mut connection).await?;
     if !arguments.check {
         connection.execute(NO_TEMPORARY_TABLES).await?;
     }
@@ -117,16 +88,6 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         0 => print("the schemas are up to date"),
         _ if arguments.check => Err(Failure::Shown(Exit::Failed)),
         _ => Ok(()),
-    }
-}
-
-async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Failure> {
-    let stranger: Option<String> = sqlx::query_scalar(STRANGERS).fetch_optional(connection).await?;
-    match stranger {
-        None => Ok(()),
-        Some(stranger) => Err(Failure::Failed(format!(
-            "{stranger}: nothing is migrated, since it could gain the rights of an administrator by that"
-        ))),
     }
 }
 

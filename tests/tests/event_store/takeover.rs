@@ -5,6 +5,14 @@ use daybook_tests::cli::daybook;
 use daybook_tests::database::{Database, ROLES};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+/// What an administrator does with a database.
+const VERBS: [&str; 4] = [
+    "migrate",
+    "bootstrap --tenant acme --operator",
+    "idempotency show",
+    "idempotency turn --yes",
+];
+
 /// What a stranger's code does: it leaves a schema behind when it runs as an administrator, and nothing otherwise.
 const PAYLOAD: &str = "BEGIN CREATE SCHEMA gained; EXCEPTION WHEN OTHERS THEN NULL; END";
 
@@ -86,6 +94,17 @@ const SHADOWS: &str = "
     $$
 ";
 
+/// Roles of this file alone: one that must `SET ROLE` to act as the other.
+const MEMBER: &str = "
+    DO $$
+    BEGIN
+        CREATE ROLE tests_group NOLOGIN;
+        CREATE ROLE tests_member LOGIN NOINHERIT IN ROLE tests_group;
+    EXCEPTION WHEN duplicate_object THEN NULL;
+    END
+    $$
+";
+
 /// A call of every function that runs as its owner and that this role may call.
 const CALLS: &str = "
     SELECT format('SELECT * FROM %s(%s)', p.oid::regproc, array_to_string(array_fill('NULL'::text, ARRAY[p.pronargs::integer]), ', '))
@@ -93,6 +112,70 @@ const CALLS: &str = "
     WHERE p.pronamespace IN ('event_store'::regnamespace, 'read_model'::regnamespace) AND p.prosecdef
       AND has_function_privilege($1, p.oid, 'EXECUTE')
 ";
+
+/// What somebody did to a database, and what an administrator is told about it.
+const STRANGERS: [(&str, &str); 13] = [
+    (
+        "GRANT CREATE ON SCHEMA read_model TO daybook_projector",
+        "daybook_projector may create in the schema read_model",
+    ),
+    (
+        "GRANT CREATE ON SCHEMA read_model TO tests_group",
+        "tests_member may create in the schema read_model",
+    ),
+    (
+        "ALTER SCHEMA event_store OWNER TO daybook_query;
+         REVOKE ALL ON SCHEMA event_store FROM daybook_query",
+        "daybook_query owns the schema event_store",
+    ),
+    (
+        "ALTER FUNCTION read_model.introduce OWNER TO daybook_projector",
+        "daybook_projector owns the function read_model.introduce(pg_catalog.text)",
+    ),
+    (
+        "ALTER FUNCTION read_model.introduce OWNER TO tests_group",
+        "tests_member owns the function read_model.introduce(pg_catalog.text)",
+    ),
+    (
+        "ALTER TABLE event_store.migration OWNER TO daybook_query;
+         REVOKE ALL ON event_store.migration FROM daybook_query",
+        "daybook_query owns the table event_store.migration",
+    ),
+    (
+        "CREATE SEQUENCE event_store.mine; ALTER SEQUENCE event_store.mine OWNER TO daybook_query",
+        "daybook_query owns the sequence event_store.mine",
+    ),
+    (
+        "ALTER TYPE event_store.key_turn OWNER TO daybook_command",
+        "daybook_command owns the type event_store.key_turn",
+    ),
+    (
+        "GRANT ALL ON event_store.migration TO daybook_command",
+        "daybook_command may put triggers on event_store.migration",
+    ),
+    (
+        "GRANT TRIGGER ON event_store.api_key TO daybook_publisher",
+        "daybook_publisher may put triggers on event_store.api_key",
+    ),
+    (
+        "GRANT TRIGGER ON event_store.tenant TO tests_group",
+        "tests_member may put triggers on event_store.tenant",
+    ),
+    (
+        "CREATE SCHEMA elsewhere;
+         CREATE FUNCTION elsewhere.attack() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+         CREATE TRIGGER attack BEFORE INSERT ON event_store.tenant EXECUTE FUNCTION elsewhere.attack();
+         ALTER FUNCTION elsewhere.attack OWNER TO daybook_projector",
+        "daybook_projector owns the function elsewhere.attack(), which the trigger event_store.tenant.attack calls",
+    ),
+    (
+        "CREATE SCHEMA elsewhere;
+         CREATE FUNCTION elsewhere.attack() RETURNS timestamptz LANGUAGE sql RETURN now();
+         ALTER TABLE event_store.tenant ALTER created_at SET DEFAULT elsewhere.attack();
+         ALTER FUNCTION elsewhere.attack OWNER TO tests_group",
+        "tests_member owns the function elsewhere.attack(), which the default value event_store.tenant.created_at calls",
+    ),
+];
 
 #[tokio::test]
 async fn no_login_role_can_replace_or_add_what_an_administrator_runs() -> anyhow::Result<()> {
@@ -160,38 +243,63 @@ async fn what_was_put_on_an_administrators_search_path_before_is_not_run() -> an
     Ok(())
 }
 
+/// Whoever may make schemas can be there before the first `migrate`.
 #[tokio::test]
-async fn nothing_is_migrated_while_a_login_role_may_add_to_a_schema_or_owns_a_part_of_it()
--> anyhow::Result<()> {
+async fn what_a_login_role_made_before_the_first_migration_is_not_run() -> anyhow::Result<()> {
     let cluster = test_cluster().await?;
-    for (gift, complaint) in [
-        (
-            "GRANT CREATE ON SCHEMA read_model TO daybook_projector",
-            "daybook_projector may create in the schema read_model",
-        ),
-        (
-            "ALTER FUNCTION read_model.introduce OWNER TO daybook_projector",
-            "daybook_projector owns read_model.introduce(text)",
-        ),
-        (
-            "ALTER TABLE event_store.migration OWNER TO daybook_query",
-            "daybook_query owns event_store.migration",
-        ),
-        (
-            "GRANT ALL ON event_store.migration TO daybook_command",
-            "daybook_command owns event_store.migration, or may put triggers on it",
-        ),
-    ] {
-        let database = Database::create(&cluster).await?;
-        let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
-        sqlx::query(gift).execute(&mut administrator).await?;
-        let said = daybook(&[("DATABASE_URL", &database.superuser_url())], &["migrate"]).await?;
-        assert_eq!(said.code, 1, "{said:?}");
-        assert!(said.errors.contains(complaint), "{said:?}");
-    }
+    // Makes the roles, which belong to the server.
+    Database::create(&cluster).await?;
+    let database = Database::create_empty(&cluster).await?;
+    let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
+    let grant = "DO $$ BEGIN
+        EXECUTE format('GRANT CREATE ON DATABASE %I TO daybook_query', current_database());
+    END $$";
+    sqlx::raw_sql(grant).execute(&mut administrator).await?;
+    let mut attacker = PgConnection::connect(&database.url("daybook_query")).await?;
+    let ambush = format!(
+        "CREATE SCHEMA elsewhere;
+         CREATE FUNCTION elsewhere.attack() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {PAYLOAD}; RETURN NEW; END $$;
+         CREATE SCHEMA event_store;
+         CREATE TABLE event_store.migration (
+            version bigint PRIMARY KEY, description text NOT NULL, installed_on timestamptz NOT NULL DEFAULT now(),
+            success boolean NOT NULL, checksum bytea NOT NULL, execution_time bigint NOT NULL);
+         CREATE TRIGGER attack BEFORE INSERT ON event_store.migration
+            FOR EACH ROW EXECUTE FUNCTION elsewhere.attack();
+         REVOKE ALL ON event_store.migration FROM daybook_query;
+         REVOKE ALL ON SCHEMA event_store FROM daybook_query"
+    );
+    sqlx::raw_sql(AssertSqlSafe(ambush))
+        .execute(&mut attacker)
+        .await?;
+    let said = daybook(&[("DATABASE_URL", &database.superuser_url())], &["migrate"]).await?;
+    assert!(!gained(&database).await?, "{said:?}");
+    assert_eq!(said.code, 1, "{said:?}");
     Ok(())
 }
 
+#[tokio::test]
+async fn an_administrator_does_nothing_while_a_login_role_owns_a_part_of_a_schema_or_may_add_to_it()
+-> anyhow::Result<()> {
+    let cluster = test_cluster().await?;
+    let mut missed = Vec::new();
+    for (gift, complaint) in STRANGERS {
+        let database = Database::create(&cluster).await?;
+        let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
+        sqlx::raw_sql(MEMBER).execute(&mut administrator).await?;
+        sqlx::raw_sql(gift).execute(&mut administrator).await?;
+        for verb in VERBS {
+            let arguments: Vec<&str> = verb.split(' ').collect();
+            let said = daybook(&[("DATABASE_URL", &database.superuser_url())], &arguments).await?;
+            if said.code != 1 || !said.errors.contains(complaint) {
+                missed.push(format!("{verb}: {complaint}: {said:?}"));
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+    Ok(())
+}
+
+/// Every argument is NULL, so a function that refuses that at once is tried no further than to there.
 #[tokio::test]
 async fn a_function_that_runs_as_its_owner_takes_nothing_of_its_callers_session() -> anyhow::Result<()> {
     let cluster = test_cluster().await?;
@@ -240,17 +348,12 @@ async fn attack(database: &Database, role: &str) -> anyhow::Result<Vec<String>> 
     Ok(succeeded)
 }
 
-/// What an administrator does with a database.
+/// Does all that an administrator does with a database.
 async fn administer(database: &Database) -> anyhow::Result<()> {
     let url = database.superuser_url();
     let settings = [("DATABASE_URL", url.as_str())];
-    for arguments in [
-        "migrate",
-        "bootstrap --tenant acme --operator",
-        "idempotency show",
-        "idempotency turn --yes",
-    ] {
-        let arguments: Vec<&str> = arguments.split(' ').collect();
+    for verb in VERBS {
+        let arguments: Vec<&str> = verb.split(' ').collect();
         let said = daybook(&settings, &arguments).await?;
         anyhow::ensure!(said.code == 0, "{said:?}");
     }
