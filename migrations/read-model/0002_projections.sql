@@ -130,9 +130,12 @@ CREATE UNIQUE INDEX rebuild_running_key ON read_model.rebuild (projection) WHERE
 -- rows, or travel in one message with BEGIN.
 --
 -- A log that was restored since is another log, however far it has come; and what is beyond its head was never recorded.
+-- The bus is no authority: what came over it is named event by event, and has to be what the log holds in these places.
 CREATE FUNCTION read_model.advance(
     p_projection text, p_generation integer, p_partition integer, p_fence bigint, p_log_generation uuid,
-    p_from bigint, p_to bigint)
+    p_from bigint, p_to bigint,
+    -- The ids of the batch's events, in order; NULL when they were read from the log.
+    p_event_ids uuid[])
 RETURNS void
 LANGUAGE plpgsql SECURITY INVOKER SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off
@@ -140,6 +143,7 @@ AS $$
 DECLARE
     v_failed_at timestamptz;
     v_newest    read_model.checkpoint_step;
+    v_is_there  boolean := false;
 BEGIN
     SELECT f.failed_at INTO v_failed_at
     FROM read_model.fence AS f
@@ -154,14 +158,27 @@ BEGIN
         WHERE s.projection = p_projection AND s.generation = p_generation AND s.partition = p_partition
         ORDER BY s.from_position DESC LIMIT 1;
 
+        v_is_there := p_from = coalesce(v_newest.position, 0) AND p_from < p_to;
         INSERT INTO read_model.checkpoint_step (projection, generation, partition, from_position, position)
         SELECT p_projection, p_generation, p_partition, p_from, p_to
         FROM event_store.log AS l
-        WHERE l.partition = p_partition AND l.generation = p_log_generation
-          AND p_from = coalesce(v_newest.position, 0) AND p_from < p_to
-          AND EXISTS (SELECT FROM event_store.event AS e WHERE e.partition = p_partition AND e.position >= p_to);
+        WHERE l.partition = p_partition AND l.generation = p_log_generation AND v_is_there
+          AND CASE
+              WHEN p_event_ids IS NULL
+              THEN EXISTS (SELECT FROM event_store.event AS e WHERE e.partition = p_partition AND e.position >= p_to)
+              ELSE p_event_ids = ARRAY(
+                  SELECT e.event_id FROM event_store.event AS e
+                  WHERE e.partition = p_partition AND e.position > p_from AND e.position <= p_to
+                  ORDER BY e.position)
+              END;
     END IF;
     IF NOT FOUND THEN
+        IF p_event_ids IS NOT NULL AND v_is_there AND EXISTS (
+            SELECT FROM event_store.log AS l WHERE l.partition = p_partition AND l.generation = p_log_generation
+        ) THEN
+            RAISE EXCEPTION 'the log does not hold what % was given as its events % to %', p_projection, p_from + 1, p_to
+                USING ERRCODE = 'DBK02';
+        END IF;
         RAISE EXCEPTION 'the checkpoint of % is not where this worker left it', p_projection USING ERRCODE = 'DBK01';
     END IF;
 

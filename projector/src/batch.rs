@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use daybook_event_bus::consume::Source;
 use daybook_event_store::RecordedEvent;
 use daybook_read_model::{DecodeError, Event, ReadModel};
 use serde::Deserialize;
@@ -13,6 +14,10 @@ use uuid::Uuid;
 pub struct Decoded {
     /// Its position in the partition.
     pub position: u64,
+    /// Its id.
+    pub event_id: Uuid,
+    /// Where it came from: what came over the bus counts only when the log holds it too.
+    pub source: Source,
     /// Its category; `None` for one that this program does not know.
     pub category: Option<&'static str>,
     /// What was decoded.
@@ -21,9 +26,11 @@ pub struct Decoded {
 
 impl Decoded {
     /// Decodes an event.
-    pub fn new(recorded: &RecordedEvent) -> Self {
+    pub fn new(recorded: &RecordedEvent, source: Source) -> Self {
         Self {
             position: recorded.position,
+            event_id: recorded.event_id,
+            source,
             category: Event::known_category(recorded),
             event: Event::decode(recorded).map_err(Arc::new),
         }
@@ -50,8 +57,14 @@ pub struct Batch {
 
 impl Batch {
     /// Decodes events that were just read; `None` when there are none.
-    pub fn decode(log_generation: Uuid, recorded: &[RecordedEvent], delivered_at: Instant) -> Option<Self> {
-        let events: Vec<_> = recorded.iter().map(Decoded::new).collect();
+    pub fn decode(
+        log_generation: Uuid,
+        recorded: &[RecordedEvent],
+        source: Source,
+        delivered_at: Instant,
+    ) -> Option<Self> {
+        let decoded = recorded.iter().map(|event| Decoded::new(event, source));
+        let events: Vec<_> = decoded.collect();
         (!events.is_empty()).then_some(Self {
             log_generation,
             events,

@@ -122,7 +122,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The step from where the checkpoint stands to `position`.
+    /// The step from where the checkpoint stands to `position`, over events that were read from the log.
     pub fn advance_to(&self, position: u64) -> Advance {
         let Key {
             projection,
@@ -137,6 +137,7 @@ impl Lease {
             log_generation: self.log_generation,
             from: self.position,
             to: position,
+            event_ids: None,
         }
     }
 }
@@ -272,12 +273,21 @@ pub async fn begin_advance<'c>(
         log_generation,
         from,
         to,
+        event_ids,
     } = advance;
+    let event_ids = event_ids.as_ref().map_or_else(
+        || "NULL".to_owned(),
+        |ids| {
+            let ids: Vec<_> = ids.iter().map(|id| id.simple().to_string()).collect();
+            format!("'{{{}}}'", ids.join(","))
+        },
+    );
     let statement = format!(
         "BEGIN; SELECT read_model.advance(
-            '{projection}', {tables}, {partition}, {fence}, '{log_generation}', {from}, {to})"
+            '{projection}', {tables}, {partition}, {fence}, '{log_generation}', {from}, {to},
+            {event_ids})"
     );
-    // Numbers, a UUID and a name that is a constant of this program: nothing that could break out of the statement.
+    // Numbers, UUIDs and a name that is a constant of this program: nothing that could break out of the statement.
     connection.begin_with(AssertSqlSafe(statement)).await
 }
 

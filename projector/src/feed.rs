@@ -46,6 +46,8 @@ struct Shared {
     changed: watch::Sender<u64>,
     /// Told when a worker has moved on.
     moved: Notify,
+    /// Up to here the stream was found to hold what the log does not: these positions are read from the log.
+    distrusted: watch::Sender<u64>,
 }
 
 /// Batches whose positions are consecutive, from `start + 1` to `end`.
@@ -94,13 +96,19 @@ impl Feed {
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
         while !shutdown.is_cancelled() {
+            // Before the window begins anew: what is distrusted after that ends this reader.
+            let mut distrusted = self.0.distrusted.subscribe();
+            let distrusted_up_to = *distrusted.borrow_and_update();
             let failure = match start_position(&context.connector, partition).await {
                 Ok(start) => {
                     self.0.restart(start, None);
-                    let options = ReaderOptions::default();
+                    let options = ReaderOptions {
+                        distrusted_up_to,
+                        ..ReaderOptions::default()
+                    };
                     let (bus, store) = (context.bus.clone(), context.store.clone());
                     let reader = Reader::new(bus, store, partition, start, options);
-                    self.follow(reader, &shutdown).await
+                    self.follow(reader, distrusted, &shutdown).await
                 }
                 Err(error) => Some(anyhow::Error::from(error)),
             };
@@ -118,17 +126,25 @@ impl Feed {
         Ok(())
     }
 
-    /// Reads until told to stop, or until the reader fails.
-    async fn follow(&self, mut reader: Reader, shutdown: &CancellationToken) -> Option<anyhow::Error> {
+    /// Reads until told to stop, until the reader fails, or until a worker finds that the log does not hold what was read.
+    async fn follow(
+        &self,
+        mut reader: Reader,
+        mut distrusted: watch::Receiver<u64>,
+        shutdown: &CancellationToken,
+    ) -> Option<anyhow::Error> {
         loop {
-            let read = shutdown
-                .run_until_cancelled(reader.next_batch(READ_EVENTS_MAX))
-                .await?;
+            let read = tokio::select! {
+                () = shutdown.cancelled() => return None,
+                Ok(()) = distrusted.changed() => return Some(anyhow::anyhow!("the log does not hold what the stream does")),
+                read = reader.next_batch(READ_EVENTS_MAX) => read,
+            };
             let read = match read {
                 Ok(read) => read,
                 Err(error) => return Some(error.into()),
             };
-            if let Some(batch) = Batch::decode(read.generation, &read.events, read.delivered_at) {
+            if let Some(batch) = Batch::decode(read.generation, &read.events, read.source, read.delivered_at)
+            {
                 shutdown.run_until_cancelled(self.push(Arc::new(batch))).await?;
             }
         }
@@ -272,6 +288,22 @@ impl Subscription {
         }
     }
 
+    /// Throws the window away, and has the positions up to here read from the log: what the stream holds there is not the
+    /// log's. Workers read the log alone until the feed has begun anew, after a pause.
+    pub fn distrust(&mut self, position: u64) {
+        let mut window = self.shared.window();
+        // Others meet the same events.
+        if position > *self.shared.distrusted.borrow() {
+            window.is_fed = false;
+            window.batches.clear();
+            window.events = 0;
+            window.start = window.end;
+            self.shared.distrusted.send_replace(position);
+        }
+        drop(window);
+        self.shared.moved.notify_waiters();
+    }
+
     /// Leaves the window without its place in it: a worker that does not go on must not hold it up.
     pub fn step_aside(&mut self) {
         self.shared.window().workers.remove(&self.worker);
@@ -289,6 +321,7 @@ impl Drop for Subscription {
 mod tests {
     use super::*;
     use crate::batch::Decoded;
+    use daybook_event_bus::consume::Source;
     use daybook_event_store::RecordedEvent;
     use time::OffsetDateTime;
 
@@ -296,7 +329,7 @@ mod tests {
 
     /// A batch of this many events after a position. What happened in them does not matter here.
     fn batch(log_generation: Uuid, after: u64, events: u64) -> Arc<Batch> {
-        let events = (after + 1..=after + events).map(|position| Decoded::new(&event(position)));
+        let events = (after + 1..=after + events).map(|position| Decoded::new(&event(position), Source::Bus));
         Arc::new(Batch {
             log_generation,
             events: events.collect(),

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use daybook_event_bus::consume::Source;
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::within;
 use daybook_read_model::ReadModel;
@@ -91,7 +92,7 @@ fn read_ahead<M: ReadModel>(store: EventStore, runner: &Runner<M>) -> mpsc::Rece
             let Some(last) = recorded.last() else { break };
             position = last.position;
             let is_last = recorded.len() < CHUNK_EVENTS as usize;
-            let decode = move || Batch::decode(log_generation, &recorded, Instant::now());
+            let decode = move || Batch::decode(log_generation, &recorded, Source::Log, Instant::now());
             if sender
                 .send(Ok(tokio::task::spawn_blocking(decode)))
                 .await
@@ -118,7 +119,7 @@ pub(crate) async fn fill_up_to<M: ReadModel>(
         let recorded = store
             .read_log(lease.key.partition, lease.position, CHUNK_EVENTS)
             .await?;
-        let Some(batch) = Batch::decode(log_generation, &recorded, Instant::now()) else {
+        let Some(batch) = Batch::decode(log_generation, &recorded, Source::Log, Instant::now()) else {
             break;
         };
         apply_all(runner, &batch, &applied).await?;

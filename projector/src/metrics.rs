@@ -35,6 +35,7 @@ pub struct Metrics {
     moments: EventMoments,
     applied: Family<Labels, Counter>,
     batches: Family<Labels, Histogram>,
+    refuted: Family<Labels, Counter>,
     rebuilt: Family<Labels, Counter>,
     position: Family<Labels, Gauge>,
     head: Family<Labels, Gauge>,
@@ -59,6 +60,11 @@ impl Metrics {
                 "projection_batch_events",
                 "Events that are applied in one transaction",
                 Family::new_with_constructor(batch_sizes as fn() -> Histogram),
+            ),
+            refuted: registry.register(
+                "projection_batches_refuted",
+                "Batches from the bus that were not applied, because the log does not hold their events",
+                Family::default(),
             ),
             rebuilt: registry.register(
                 "projection_rebuild_events_applied",
@@ -103,6 +109,7 @@ impl Metrics {
         let labels = labels(projection, partition);
         WorkerMetrics {
             applied: self.applied.get_or_create_owned(&labels),
+            refuted: self.refuted.get_or_create_owned(&labels),
             batches: self.batches.get_or_create_owned(&labels),
             committed_to_delivered: self.moments.latency(Moment::Committed, Moment::Delivered),
             delivered_to_applied: self.moments.latency(Moment::Delivered, Moment::Applied),
@@ -179,6 +186,7 @@ fn labels(projection: &str, partition: i32) -> Labels {
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerMetrics {
     applied: Counter,
+    refuted: Counter,
     batches: Histogram,
     committed_to_delivered: Histogram,
     delivered_to_applied: Histogram,
@@ -187,6 +195,11 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
+    /// Notes a batch that the log does not hold.
+    pub(crate) fn refuted(&self) {
+        self.refuted.inc();
+    }
+
     /// Notes a batch that was committed just now.
     pub(crate) fn applied(&self, events: &[&Decoded], delivered_at: Instant) {
         self.applied.inc_by(events.len() as u64);

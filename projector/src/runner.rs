@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use daybook_event_bus::consume::Source;
 use daybook_read_model::{Advance, Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
@@ -21,6 +22,9 @@ pub enum ApplyError {
     /// The lease is lost: another worker owns the checkpoint, its tables are gone, or the log is another one.
     #[error("the lease on the checkpoint is lost")]
     Fenced,
+    /// The bus gave what the log does not hold: forged, or beyond the log's head. Nothing was changed.
+    #[error("the log does not hold the events that came over the bus")]
+    NotInLog,
     /// The next event cannot be applied; nothing was changed.
     #[error(transparent)]
     Poison(#[from] Poison),
@@ -125,7 +129,7 @@ impl<M: ReadModel> Runner<M> {
         self.load(events).await?;
         self.rows.fold(events)?;
         let position = events.last().map_or(self.lease.position, |event| event.position);
-        self.store(position).await?;
+        self.store(events, position).await?;
         self.lease.position = position;
         self.lease.failed = false;
         self.rows.keep();
@@ -143,8 +147,12 @@ impl<M: ReadModel> Runner<M> {
     }
 
     /// Everything that a batch changes, in one transaction: of one statement, where one does it.
-    async fn store(&mut self, position: u64) -> Result<(), ApplyError> {
-        let advance = self.lease.advance_to(position);
+    async fn store(&mut self, events: &[&Decoded], position: u64) -> Result<(), ApplyError> {
+        let is_from_bus = events.iter().any(|event| event.source == Source::Bus);
+        let advance = Advance {
+            event_ids: is_from_bus.then(|| events.iter().map(|event| event.event_id).collect()),
+            ..self.lease.advance_to(position)
+        };
         let changes = self.rows.changes();
         let (connection, trusts_new) = (&mut self.connection, self.trusts_new);
         let stored = if changes.is_empty() {
@@ -157,6 +165,9 @@ impl<M: ReadModel> Runner<M> {
         stored.map_err(|error| {
             if Advance::is_refused(&error) {
                 return ApplyError::Fenced;
+            }
+            if Advance::is_refuted(&error) {
+                return ApplyError::NotInLog;
             }
             let code = error.as_database_error().and_then(|error| error.code());
             match code.as_deref() {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::Bus;
+use daybook_event_bus::consume::Source;
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
@@ -155,6 +156,10 @@ impl Delivery {
             .all(|batch| batch.log_generation == log_generation)
     }
 
+    fn last(&self) -> u64 {
+        self.batches.last().map_or(0, |batch| batch.last())
+    }
+
     fn delivered_at(&self) -> Option<Instant> {
         self.batches.first().map(|batch| batch.delivered_at)
     }
@@ -242,6 +247,10 @@ impl<M: ReadModel> Worker<M> {
             }
             Err(ApplyError::Fenced) => {
                 tracing::info!(projection.name = M::NAME, self.partition, "the lease is lost");
+                Ok(Step::Progressed)
+            }
+            Err(ApplyError::NotInLog) => {
+                self.distrust(&delivery);
                 Ok(Step::Progressed)
             }
             Err(ApplyError::Poison(poison)) => self.retry_later(runner, &poison).await,
@@ -338,8 +347,29 @@ impl<M: ReadModel> Worker<M> {
         match taken {
             Taken::Batches(batches) if !reads_log => Ok(Some(Delivery { batches })),
             Taken::CaughtUp if !reads_log => Ok(None),
-            _ => self.read_log(lease).await,
+            taken => {
+                let read = self.read_log(lease).await?;
+                if read.is_none()
+                    && let Taken::Batches(batches) = taken
+                {
+                    self.distrust(&Delivery { batches });
+                }
+                Ok(read)
+            }
         }
+    }
+
+    /// The bus gave what the log does not hold. Its events are read from the log, and were never poison.
+    fn distrust(&mut self, delivery: &Delivery) {
+        self.metrics.refuted();
+        tracing::warn!(
+            projection.name = M::NAME,
+            self.partition,
+            position = delivery.last(),
+            "the bus has events that the log does not hold; the log is read instead"
+        );
+        self.feed.distrust(delivery.last());
+        self.retry = None;
     }
 
     async fn read_log(&self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
@@ -350,7 +380,7 @@ impl<M: ReadModel> Worker<M> {
             .read_log(self.partition, lease.position, limit)
             .await?;
         // What was read belongs to the lease's log, or the advance fails: it looks at the log's generation itself.
-        let batch = Batch::decode(lease.log_generation, &recorded, Instant::now());
+        let batch = Batch::decode(lease.log_generation, &recorded, Source::Log, Instant::now());
         Ok(batch.map(|batch| Delivery {
             batches: vec![Arc::new(batch)],
         }))

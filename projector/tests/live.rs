@@ -2,10 +2,18 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use daybook_event_bus::consume::Source;
+use daybook_event_store::RecordedEvent;
+use daybook_projector::batch::Batch;
+use daybook_projector::feed::Feed;
 use daybook_projector::rebuild::{self, Rebuilder};
-use daybook_projector::worker::Step;
+use daybook_projector::worker::{Step, Worker};
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
 
@@ -270,5 +278,78 @@ async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
     assert_eq!(rebuilder.step().await.expect("a step"), rebuild::Step::Progressed);
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
+    setup.assert_equals_fold::<OrderList>().await;
+}
+
+/// Hands a worker what came over the bus, as the feed does.
+async fn deliver(setup: &Setup, feed: &Feed, events: &[RecordedEvent]) {
+    let log_generation = setup
+        .value("SELECT generation FROM event_store.log WHERE partition = 0")
+        .await;
+    let batch = Batch::decode(log_generation, events, Source::Bus, Instant::now()).expect("events");
+    feed.push(Arc::new(batch)).await;
+}
+
+/// An event that looks like another one, and is not in the log.
+fn forged(event: &RecordedEvent, position: u64) -> RecordedEvent {
+    RecordedEvent {
+        position,
+        event_id: Uuid::now_v7(),
+        payload: event.payload.replace("customer-", "nobody-"),
+        ..event.clone()
+    }
+}
+
+#[tokio::test]
+async fn what_the_bus_gives_is_applied_only_when_the_log_holds_it() {
+    let setup = Setup::new().await;
+    let mut orders = Orders::new(9);
+    orders.append(&setup, 300).await;
+    let feed = Feed::default();
+    let mut worker = Worker::<OrderList>::new(setup.process().await, 0, &feed);
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+
+    let head = setup.head().await;
+    orders.append(&setup, 50).await;
+    let log = setup.log().await;
+    let new = &log[usize::try_from(head).expect("a small log")..];
+    deliver(&setup, &feed, new).await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    setup.assert_equals_fold::<OrderList>().await;
+
+    // In the place of one event, among others that are right.
+    let head = setup.head().await;
+    orders.append(&setup, 50).await;
+    let log = setup.log().await;
+    let mut new = log[usize::try_from(head).expect("a small log")..].to_vec();
+    let opening = new
+        .iter_mut()
+        .find(|event| event.stream_version == 1)
+        .expect("half of them place an order");
+    *opening = forged(opening, opening.position);
+    deliver(&setup, &feed, &new).await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    setup.assert_equals_fold::<OrderList>().await;
+
+    // Beyond the head; and one that no fold takes, which is no failure of the projection.
+    let head = setup.head().await;
+    let (opening, newest) = (&log[0], log.last().expect("events"));
+    let order = daybook_domain::ids::OrderId::from_uuid(Uuid::now_v7()).to_string();
+    let placed = RecordedEvent {
+        stream_id: order,
+        ..forged(opening, head + 1)
+    };
+    for beyond in [placed, forged(newest, head + 1)] {
+        deliver(&setup, &feed, &[beyond]).await;
+        eventually("the end of the log", async || {
+            worker.step().await.expect("a step") == Step::CaughtUp
+        })
+        .await;
+        assert_eq!(worker.position(), Some(head));
+    }
+    let is_failed = "SELECT bool_or(error IS NOT NULL) FROM read_model.checkpoint";
+    assert!(!setup.value::<bool>(is_failed).await);
+    orders.append(&setup, 10).await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     setup.assert_equals_fold::<OrderList>().await;
 }

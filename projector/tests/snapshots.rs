@@ -3,6 +3,7 @@
 
 mod support;
 
+use daybook_event_bus::consume::Source;
 use daybook_projector::batch::Decoded;
 use daybook_projector::runner::Runner;
 use daybook_read_model::{CustomerTotals, ReadModel, StockLevels};
@@ -68,7 +69,12 @@ async fn assert_no_dearer<M: ReadModel>(setup: &Setup, reads: &[&str]) {
         let alter = format!("ALTER TABLE read_model.{table} SET (autovacuum_enabled = off)");
         setup.execute(&alter).await;
     }
-    let log: Vec<_> = setup.log().await.iter().map(Decoded::new).collect();
+    let log: Vec<_> = setup
+        .log()
+        .await
+        .iter()
+        .map(|event| Decoded::new(event, Source::Log))
+        .collect();
     let (first, rest) = log.split_at(COUNTED);
     let (many, rest) = rest.split_at(BATCHES);
 

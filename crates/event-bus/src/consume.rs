@@ -34,6 +34,8 @@ const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(200);
 pub struct ReaderOptions {
     /// The generation of the log that the reader's start belongs to; whatever the log has when `None`.
     pub generation: Option<Uuid>,
+    /// Up to here no message of the stream is believed: somebody found that the log does not hold it.
+    pub distrusted_up_to: u64,
     /// How long the stream may be silent before the reader compares itself with the log.
     pub idle_interval: Duration,
     /// How often the log is looked at while the stream cannot be read.
@@ -50,6 +52,7 @@ impl Default for ReaderOptions {
     fn default() -> Self {
         Self {
             generation: None,
+            distrusted_up_to: 0,
             idle_interval: Duration::from_millis(250),
             poll_interval: Duration::from_millis(50),
             silence_max: Duration::from_secs(2),
@@ -337,6 +340,9 @@ impl Reader {
 
     /// The message's event, if it is what belongs at its sequence in this log.
     fn trusted(&self, message: &jetstream::Message, sequence: u64) -> Option<RecordedEvent> {
+        if sequence <= self.options.distrusted_up_to {
+            return None;
+        }
         let decoded = message
             .headers
             .as_ref()
@@ -407,8 +413,10 @@ impl Reader {
         }
     }
 
-    /// Goes on with the event behind the hole once the hole is filled. A foreign message beyond the log's head made none.
+    /// Goes on with the event behind the hole once the hole is filled. A message beyond the log's head made none: it was
+    /// forged, and whoever waited for what comes before it would ask the log again and again.
     fn close_hole(&mut self, head: u64) {
+        self.ahead.take_if(|event| event.position > head);
         if self.ahead.is_none() {
             self.hole_end = self.hole_end.min(head);
         }

@@ -28,7 +28,7 @@ const LIVE: &str = "
     ORDER BY c.projection, c.partition
 ";
 
-const ADVANCE: &str = "SELECT read_model.advance($1, $2, $3, $4, $5, $6, $7)";
+const ADVANCE: &str = "SELECT read_model.advance($1, $2, $3, $4, $5, $6, $7, $8)";
 
 /// Every statement of this file, by name.
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[("checkpoint.live", LIVE), ("checkpoint.advance", ADVANCE)];
@@ -50,11 +50,16 @@ pub struct Advance {
     pub from: u64,
     /// Where it is afterwards.
     pub to: u64,
+    /// The ids of the events in between, for the log to be compared with; `None` when they were read from it.
+    pub event_ids: Option<Vec<Uuid>>,
 }
 
 impl Advance {
     /// SQLSTATE of the exception when the checkpoint is not where this worker left it.
     const FENCED_OFF: &'static str = "DBK01";
+
+    /// SQLSTATE of the exception when the log does not hold these events.
+    const NOT_IN_LOG: &'static str = "DBK02";
 
     /// The constraint that lets one step begin at a position. (The lock on the fence comes before it; this is what holds
     /// were the lock ever missing.)
@@ -67,6 +72,13 @@ impl Advance {
         })
     }
 
+    /// Whether an error says that the log does not hold the events that were to be applied.
+    pub fn is_refuted(error: &sqlx::Error) -> bool {
+        error
+            .as_database_error()
+            .is_some_and(|error| error.code().as_deref() == Some(Self::NOT_IN_LOG))
+    }
+
     /// Advances the checkpoint, for a batch that changes no row.
     pub async fn execute(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         self.bind(sqlx::query(ADVANCE))
@@ -77,7 +89,7 @@ impl Advance {
 
     /// The call in a statement's `FROM`, its parameters counted from this one.
     pub(crate) fn call(first: usize) -> String {
-        let parameters: Vec<String> = (first..first + 7).map(|number| format!("${number}")).collect();
+        let parameters: Vec<String> = (first..first + 8).map(|number| format!("${number}")).collect();
         format!("read_model.advance({})", parameters.join(", "))
     }
 
@@ -91,6 +103,7 @@ impl Advance {
             .bind(self.log_generation)
             .bind(self.from.cast_signed())
             .bind(self.to.cast_signed())
+            .bind(self.event_ids.clone())
     }
 }
 

@@ -1,8 +1,13 @@
 //! NATS goes away, and comes back with nothing.
 
+use anyhow::Context as _;
+use daybook_event_bus::message;
+use daybook_event_store::RecordedEvent;
 use daybook_tests::load::Load;
+use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::{Backend, Running};
-use daybook_tests::{check, log, metrics};
+use daybook_tests::{check, log, metrics, wait};
+use uuid::Uuid;
 
 #[tokio::test]
 async fn a_lost_stream_is_refilled_and_nobody_had_to_wait_for_it() -> anyhow::Result<()> {
@@ -58,4 +63,56 @@ async fn a_stream_that_holds_what_the_log_does_not_is_made_anew() -> anyhow::Res
     assert!(rebuilt > 0.0, "the foreign message was not noticed");
     assert!(log::head(&backend.superuser).await? > 0);
     Ok(())
+}
+
+/// What the projector counts: batches that the log does not hold.
+const REFUTED: &str = "daybook_projection_batches_refuted_total";
+
+#[tokio::test]
+async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one_is() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?.with_projector().await?;
+    let projector = backend.projector.as_ref().context("there is a projector")?.admin;
+    let ledger = {
+        let load = Load::start(&backend.callers()?, 8);
+        load.progress(200).await?;
+        load.stop().await
+    };
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
+
+    let events = log::events(&backend.superuser).await?;
+    let (newest, opening) = (
+        events.last().context("events")?,
+        events
+            .iter()
+            .find(|event| event.category == "order" && event.stream_version == 1),
+    );
+    let forged = RecordedEvent {
+        position: newest.position + 1,
+        event_id: Uuid::now_v7(),
+        stream_id: new_order_id(),
+        ..opening.context("an order was placed")?.clone()
+    };
+    let generation = sqlx::query_scalar("SELECT generation FROM event_store.log WHERE partition = $1")
+        .bind(log::PARTITION)
+        .fetch_one(&backend.superuser)
+        .await?;
+    let message = message::encode(&forged, generation);
+    let bus = async_nats::jetstream::new(async_nats::connect(backend.servers.nats.url()).await?);
+    bus.publish_with_headers(message.subject, message.headers, message.payload)
+        .await?
+        .await?;
+    wait::until("the projector has met the forged event", async || {
+        Ok((metrics::sum(projector, REFUTED).await? > 0.0).then_some(()))
+    })
+    .await?;
+    check::read_models(&backend.superuser, &events).await?;
+
+    // Real events take its place.
+    let load = Load::start(&backend.callers()?, 8);
+    load.progress(200).await?;
+    load.stop().await;
+    let events = log::events(&backend.superuser).await?;
+    check::caught_up(&backend.superuser).await?;
+    check::bus(&backend.superuser, &backend.servers.nats.url(), &events).await?;
+    check::read_models(&backend.superuser, &events).await
 }
