@@ -60,6 +60,14 @@ pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut R
             "ms",
             Goal::AtMost(0.3),
         );
+        if let Some(lone_insert) = report.median(raw::LONE_INSERT) {
+            report.note(
+                "append: one writer, p50, of a lone INSERT",
+                lone.quantile_ms(0.5) / lone_insert * 100.0,
+                "%",
+                Goal::None,
+            );
+        }
         let crowd = run(&CROWD, options, servers, &appender).await?;
         report.note(
             "append: 64 in flight, p99",

@@ -12,9 +12,10 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgPoolCopyExt as _, PgPoolOptions};
 use uuid::Uuid;
 
+use crate::Options;
 use crate::append::{METADATA, PAYLOAD};
+use crate::load::{self, Load};
 use crate::report::{Goal, Report};
-use crate::{Options, load};
 
 /// Rows in the COPY.
 const COPY_ROWS: usize = 200_000;
@@ -31,15 +32,20 @@ const PUBLISH_WINDOW: usize = 2_048;
 /// The name of the COPY's row, for ratios.
 pub(crate) const COPY: &str = "raw: COPY of the same rows";
 
+/// The name of the lone row: what one writer waits for when nothing but the row and its commit is asked of the server.
+pub(crate) const LONE_INSERT: &str = "raw: one INSERT per transaction, one connection, p50";
+
 pub(crate) async fn measure(options: &Options, servers: &Servers, report: &mut Report) -> anyhow::Result<()> {
     let superuser = servers.database.superuser().await?;
     for _ in 0..options.runs {
         settle(&superuser).await?;
         report.note(COPY, copy(&superuser).await?, "events/s", Goal::None);
-        let inserts = inserts(options, servers, &superuser).await?;
+        let lone = inserts(1, options, servers, &superuser).await?;
+        report.note(LONE_INSERT, lone.quantile_ms(0.5), "ms", Goal::None);
+        let crowd = inserts(INSERT_CONNECTIONS, options, servers, &superuser).await?;
         report.note(
             "raw: one INSERT per transaction, 64 connections",
-            inserts,
+            crowd.rate(),
             "events/s",
             Goal::None,
         );
@@ -110,14 +116,19 @@ fn rows(chunk: usize) -> String {
     text
 }
 
-async fn inserts(options: &Options, servers: &Servers, superuser: &PgPool) -> anyhow::Result<f64> {
+async fn inserts(
+    connections: u32,
+    options: &Options,
+    servers: &Servers,
+    superuser: &PgPool,
+) -> anyhow::Result<Load> {
     fresh_table(superuser).await?;
     sqlx::query("CREATE SEQUENCE IF NOT EXISTS raw_position CACHE 1")
         .execute(superuser)
         .await?;
     let pool = PgPoolOptions::new()
-        .max_connections(INSERT_CONNECTIONS)
-        .min_connections(INSERT_CONNECTIONS)
+        .max_connections(connections)
+        .min_connections(connections)
         .test_before_acquire(false)
         .connect(&servers.database.superuser_url())
         .await?;
@@ -135,10 +146,9 @@ async fn inserts(options: &Options, servers: &Servers, superuser: &PgPool) -> an
         .await?;
         Ok(pool)
     };
-    let workers = INSERT_CONNECTIONS as usize;
-    let load = load::closed(workers, options.duration(), |_| pool.clone(), insert).await?;
+    let load = load::closed(connections as usize, options.duration(), |_| pool.clone(), insert).await?;
     pool.close().await;
-    Ok(load.rate())
+    Ok(load)
 }
 
 async fn publish(options: &Options, servers: &Servers) -> anyhow::Result<f64> {
