@@ -31,7 +31,7 @@ use std::time::Duration;
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
 use daybook_event_store::keys::{self, KeyTurn};
-use daybook_event_store::{Appender, AppenderOptions, EventStore, PostgresLog};
+use daybook_event_store::{Appender, AppenderOptions, EventStore, NotAppendable, PostgresLog, SeenEpoch};
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::admin::{self, Readiness};
 use daybook_service::database;
@@ -106,11 +106,11 @@ pub async fn run(
     let readiness = Readiness::new(shutdown.clone());
     let mut tasks = Supervisor::new(shutdown.clone());
     let readiness_pool = database::connect(&config.common.database_url, "daybook-readiness", 1).await?;
-    watch_dependencies(&mut tasks, &readiness, readiness_pool);
 
     let moments = EventMoments::new(&registry);
     let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
-    let partitions = start_partitions(&config, pool, &bus, &mut tasks, &registry, &moments).await?;
+    let (partitions, seen) = start_partitions(&config, pool, &bus, &mut tasks, &registry, &moments).await?;
+    watch_dependencies(&mut tasks, &readiness, readiness_pool, seen);
     // A connection of its own: behind a full queue of events, commands would be too late.
     let replicas = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc-replicas").await?;
     let homes = Homes::new(replicas, &replica_keys, metrics::register_homes(&registry));
@@ -153,13 +153,24 @@ pub async fn run(
 
 /// NATS is not among them: commands do not need it.
 /// The check has a connection of its own, so that it never waits behind loads.
-fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: PgPool) {
+fn watch_dependencies(
+    tasks: &mut Supervisor,
+    readiness: &Readiness,
+    pool: PgPool,
+    seen: Vec<(i32, SeenEpoch)>,
+) {
     let log = EventStore::new(pool);
     tasks.spawn(
         "postgres check",
         readiness.watch("postgres", move || {
-            let log = log.clone();
-            async move { log.check_append().await }
+            let (log, seen) = (log.clone(), seen.clone());
+            async move {
+                log.check_append().await?;
+                for (partition, seen) in seen {
+                    log.check_epoch(partition, &seen).await?;
+                }
+                Ok::<_, NotAppendable>(())
+            }
         }),
     );
 }
@@ -172,7 +183,7 @@ async fn start_partitions(
     tasks: &mut Supervisor,
     registry: &Registry,
     moments: &EventMoments,
-) -> anyhow::Result<Partitions> {
+) -> anyhow::Result<(Partitions, Vec<(i32, SeenEpoch)>)> {
     let publisher_url = &config.publisher_database_url;
     let log =
         EventStore::new(database::connect(publisher_url, "daybook-publisher", PUBLISHER_CONNECTIONS).await?);
@@ -185,12 +196,14 @@ async fn start_partitions(
     );
     let streams = Arc::new(EventStore::new(loads));
     let loads = load_shares(config.database_connections);
-    let (mut partitions, mut publishers) = (Vec::new(), Vec::new());
+    let (mut partitions, mut publishers, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
+        let seen = SeenEpoch::default();
+        epochs.push((partition, seen.clone()));
         let connecting = database::connect_options(url, "daybook-appender", database::STATEMENT_TIMEOUT)?;
         let (appender, appending) = Appender::new(
-            PostgresLog::new(connecting, receipts.clone()),
+            PostgresLog::new(connecting, partition, receipts.clone(), seen.clone()),
             partition,
             AppenderOptions::default(),
             Some(committed),
@@ -201,7 +214,7 @@ async fn start_partitions(
             ..PublisherOptions::default()
         };
         let (publisher, publishing) =
-            Publisher::new(bus.clone(), log.clone(), partition, to_publish, options);
+            Publisher::new(bus.clone(), log.clone(), partition, to_publish, seen, options);
         // Requests that may finish after the stop signal still need both.
         tasks.spawn_companion("appender", async move {
             appending.await;
@@ -219,7 +232,7 @@ async fn start_partitions(
     let partitions: Partitions = partitions.into_iter().collect();
     metrics::register_appenders(registry, partitions.appenders().cloned().collect());
     metrics::register_publishers(registry, &publishers);
-    Ok(partitions)
+    Ok((partitions, epochs))
 }
 
 /// Has the tables of idempotency keys take turns when it is time.

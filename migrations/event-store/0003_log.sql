@@ -15,8 +15,10 @@
 
 CREATE TABLE event_store.log (
     partition  integer PRIMARY KEY,
-    -- New after every restore: what carries another generation (a message, a checkpoint) belongs to a log that is gone.
-    generation uuid    NOT NULL DEFAULT gen_random_uuid()
+    -- Of the newest epoch (0004), beside the lock, so that an append reads them with it.
+    epoch      integer NOT NULL,
+    generation uuid    NOT NULL,
+    timeline   text    COLLATE "C" NOT NULL
 );
 
 CREATE TABLE event_store.event (
@@ -52,7 +54,7 @@ CREATE TABLE event_store.event (
 );
 
 -- Idempotency keys: what was answered to each command. A row commits with the events of its command and is kept for at
--- least the retention time. There are exactly two tables, which take turns (0007); an append looks into both and writes
+-- least the retention time. There are exactly two tables, which take turns (0008); an append looks into both and writes
 -- into one. A key is stored as bytes that sort as its text does: a zero byte and 16 bytes for a UUID in its usual form, a one
 -- and the text for anything else. So keys keep the order that callers give them: time-ordered ones (UUIDv7) go to the end of
 -- the index, and take half of the room.
@@ -136,36 +138,3 @@ GRANT SELECT, UPDATE ON event_store.log TO daybook_append;
 GRANT SELECT, INSERT ON event_store.event TO daybook_append;
 GRANT SELECT, INSERT ON event_store.command TO daybook_append;
 GRANT SELECT ON event_store.current_key_table TO daybook_append;
-
--- Where a partition of the log stands. It runs as a role that sees every tenant's events, and gives away no payload.
-CREATE FUNCTION event_store.head(
-    p_partition     integer,
-    OUT generation  uuid,
-    -- The position of the newest event, 0 when there is none; then the next two are NULL.
-    OUT head        bigint,
-    OUT recorded_at timestamptz,
-    OUT event_id    uuid
-)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off SET enable_bitmapscan = off
-AS $$
-BEGIN
-    SELECT l.generation, coalesce(newest.position, 0), newest.recorded_at, newest.event_id
-    INTO generation, head, recorded_at, event_id
-    FROM event_store.log AS l
-    LEFT JOIN LATERAL (
-        SELECT e.position, e.recorded_at, e.event_id
-        FROM event_store.event AS e
-        WHERE e.partition = l.partition
-        ORDER BY e.position DESC LIMIT 1
-    ) AS newest ON true
-    WHERE l.partition = p_partition;
-END
-$$;
-ALTER FUNCTION event_store.head OWNER TO daybook_append;
-REVOKE ALL ON FUNCTION event_store.head FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.head
-    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_read_model;
-
--- The default is one partition.
-INSERT INTO event_store.log (partition) VALUES (0);

@@ -80,31 +80,47 @@ CREATE TABLE read_model.checkpoint_step (
     partition      integer     NOT NULL,
     -- Where the batch began.
     from_position  bigint      NOT NULL,
-    -- Everything up to here is applied.
+    -- Everything up to here is applied,
     position       bigint      NOT NULL,
+    -- and this is the event there. Positions come again when the log's history forks; ids do not.
+    event_id       uuid        NOT NULL,
     PRIMARY KEY (projection, generation, partition, from_position)
 );
 
--- Everything up to here is applied; 0 is the beginning of the log. One probe from the end of the index. The plan must not
--- depend on statistics: they count one live row, and a scan of a table of one row meets all of its dead ones.
-CREATE FUNCTION read_model.reached(p_projection text, p_generation integer, p_partition integer) RETURNS bigint
+-- Everything up to here is applied; 0, without an event, is the beginning of the log. One probe from the end of the
+-- index. The plan must not depend on statistics: they count one live row, and a scan of a table of one row meets all of
+-- its dead ones.
+CREATE FUNCTION read_model.reached(
+    p_projection text, p_generation integer, p_partition integer, OUT "position" bigint, OUT event_id uuid)
 LANGUAGE plpgsql STABLE SECURITY INVOKER SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
-    RETURN coalesce((
-        SELECT s.position FROM read_model.checkpoint_step AS s
-        WHERE s.projection = p_projection AND s.generation = p_generation AND s.partition = p_partition
-        ORDER BY s.from_position DESC LIMIT 1
-    ), 0);
+    SELECT s.position, s.event_id INTO "position", event_id
+    FROM read_model.checkpoint_step AS s
+    WHERE s.projection = p_projection AND s.generation = p_generation AND s.partition = p_partition
+    ORDER BY s.from_position DESC LIMIT 1;
+    "position" := coalesce("position", 0);
+END
+$$;
+
+-- Whether the log holds this event at this position, and so everything that was recorded before it. To be asked by a role
+-- that sees every tenant's events.
+CREATE FUNCTION read_model.is_in_log(p_partition integer, p_position bigint, p_event_id uuid) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+BEGIN
+    RETURN p_position = 0 OR EXISTS (
+        SELECT FROM event_store.event AS e
+        WHERE e.partition = p_partition AND e.position = p_position AND e.event_id = p_event_id);
 END
 $$;
 
 -- How far each generation of tables has come in each partition.
 CREATE VIEW read_model.checkpoint WITH (security_invoker = true) AS
-SELECT f.projection, f.generation, f.partition, r.position, f.log_generation, f.number AS fence,
+SELECT f.projection, f.generation, f.partition, r.position, r.event_id, f.log_generation, f.number AS fence,
        f.error, f.error_position, f.failed_at
 FROM read_model.fence AS f
-CROSS JOIN LATERAL read_model.reached(f.projection, f.generation, f.partition) AS r (position);
+CROSS JOIN LATERAL read_model.reached(f.projection, f.generation, f.partition) AS r;
 
 CREATE TABLE read_model.rebuild (
     projection   text        COLLATE "C" NOT NULL REFERENCES read_model.projection,
@@ -159,18 +175,15 @@ BEGIN
         ORDER BY s.from_position DESC LIMIT 1;
 
         v_is_there := p_from = coalesce(v_newest.position, 0) AND p_from < p_to;
-        INSERT INTO read_model.checkpoint_step (projection, generation, partition, from_position, position)
-        SELECT p_projection, p_generation, p_partition, p_from, p_to
+        INSERT INTO read_model.checkpoint_step (projection, generation, partition, from_position, position, event_id)
+        SELECT p_projection, p_generation, p_partition, p_from, p_to, newest.event_id
         FROM event_store.log AS l
+        JOIN event_store.event AS newest ON newest.partition = l.partition AND newest.position = p_to
         WHERE l.partition = p_partition AND l.generation = p_log_generation AND v_is_there
-          AND CASE
-              WHEN p_event_ids IS NULL
-              THEN EXISTS (SELECT FROM event_store.event AS e WHERE e.partition = p_partition AND e.position >= p_to)
-              ELSE p_event_ids = ARRAY(
+          AND (p_event_ids IS NULL OR p_event_ids = ARRAY(
                   SELECT e.event_id FROM event_store.event AS e
                   WHERE e.partition = p_partition AND e.position > p_from AND e.position <= p_to
-                  ORDER BY e.position)
-              END;
+                  ORDER BY e.position));
     END IF;
     IF NOT FOUND THEN
         IF p_event_ids IS NOT NULL AND v_is_there AND EXISTS (
@@ -223,15 +236,23 @@ BEGIN
     FOR NO KEY UPDATE;
 
     IF v_owner = p_owner OR NOT EXISTS (SELECT FROM read_model.replica_state AS s WHERE s.id = v_owner AND s.lives) THEN
+        -- Where the log's history has forked since, and the fork is behind the checkpoint, it goes on in the new epoch.
         RETURN QUERY
-        UPDATE read_model.fence AS f SET number = f.number + 1, owner = p_owner
+        UPDATE read_model.fence AS f
+        SET number = f.number + 1, owner = p_owner,
+            log_generation = (
+                SELECT CASE WHEN read_model.is_in_log(p_partition, r.position, r.event_id)
+                            THEN l.generation ELSE f.log_generation END
+                FROM event_store.log AS l
+                CROSS JOIN LATERAL read_model.reached(f.projection, f.generation, f.partition) AS r
+                WHERE l.partition = p_partition)
         WHERE f.projection = p_projection AND f.generation = v_generation AND f.partition = p_partition
         RETURNING f.generation, f.number;
     END IF;
 END
 $$;
-REVOKE ALL ON FUNCTION read_model.advance, read_model.claim, read_model.reached FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.advance, read_model.claim TO daybook_projector;
+REVOKE ALL ON FUNCTION read_model.advance, read_model.claim, read_model.reached, read_model.is_in_log FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION read_model.advance, read_model.claim, read_model.is_in_log TO daybook_projector;
 GRANT EXECUTE ON FUNCTION read_model.reached TO daybook_projector, daybook_query;
 
 GRANT SELECT ON read_model.projection, read_model.rebuild TO daybook_projector;
@@ -392,8 +413,8 @@ $$;
 -- changed, when its rebuild is not running and indexed, or when the swap would take readers back: the live tables are
 -- further in some partition.
 --
--- The lock on the live fences holds the live worker still for the comparison. A checkpoint of a log that has been
--- restored since does not count; its positions mean nothing any more. The new fences stop the workers of the old
+-- The lock on the live fences holds the live worker still for the comparison. A checkpoint beyond a fork of the log does not
+-- count; its position means nothing any more. The new fences stop the workers of the old
 -- generation and whoever filled the new one at their next step, wherever they run; the leases are free.
 CREATE FUNCTION read_model.go_live(p_name text, p_generation integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -416,7 +437,7 @@ BEGIN
         LEFT JOIN read_model.checkpoint AS next
              ON next.projection = p_name AND next.generation = p_generation AND next.partition = live.partition
         WHERE live.projection = p_name AND live.generation = v_live
-          AND live.log_generation = h.generation AND live.position <= h.head
+          AND event_store.has(live.partition, live.log_generation, live.position) AND live.position <= h.head
           AND live.position > coalesce(next.position, 0)
     ) THEN
         RETURN false;

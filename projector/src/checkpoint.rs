@@ -33,7 +33,8 @@ const OPEN: &str = "
 const CLAIM: &str = "SELECT c.generation, c.number FROM read_model.claim($1, $2, $3, $4) AS c";
 
 const STANDING: &str = "
-    SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed, h.generation AS newest_log_generation, h.head
+    SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed,
+           c.log_generation = h.generation AND read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log
     FROM read_model.checkpoint AS c
     CROSS JOIN LATERAL event_store.head(c.partition) AS h
     WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3
@@ -64,7 +65,7 @@ const NEWEST: &str = "
     FROM read_model.checkpoint AS c
     JOIN read_model.projection AS p ON p.name = c.projection AND p.live_generation = c.generation
     CROSS JOIN LATERAL event_store.head(c.partition) AS h
-    WHERE c.partition = $1 AND c.log_generation = h.generation
+    WHERE c.partition = $1 AND event_store.has(c.partition, c.log_generation, c.position)
 ";
 
 const LIVE: &str = "
@@ -147,8 +148,8 @@ impl Lease {
 pub enum Claim {
     /// It is ours.
     Held(Lease),
-    /// It is ours, but it is no use: the position belongs to a log that is gone (restored), or does not exist in it yet.
-    OfAnotherLog(Lease),
+    /// It is ours, but it is no use: the tables hold what the log has not, since its history forked before that.
+    BeyondFork(Lease),
     /// Another replica that lives holds it, or the generation is neither live nor being rebuilt.
     Refused,
 }
@@ -213,12 +214,10 @@ fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx
         log_generation: row.try_get("log_generation")?,
         failed: row.try_get("failed")?,
     };
-    let head = row.try_get::<i64, _>("head")?.cast_unsigned();
-    let newest: Uuid = row.try_get("newest_log_generation")?;
-    Ok(if newest == lease.log_generation && lease.position <= head {
+    Ok(if row.try_get("is_in_log")? {
         Claim::Held(lease)
     } else {
-        Claim::OfAnotherLog(lease)
+        Claim::BeyondFork(lease)
     })
 }
 

@@ -199,7 +199,7 @@ impl<M: ReadModel> Rebuilder<M> {
             let claiming = checkpoint::claim_rebuilt(connection, key, owner);
             match answered("take a lease", STATEMENT_TIMEOUT, claiming).await? {
                 Claim::Held(lease) => rebuild.partitions.push(self.part(lease).await?),
-                Claim::OfAnotherLog(_) => {
+                Claim::BeyondFork(_) => {
                     self.give_up_restored(connection, running.tables).await?;
                     return Ok(None);
                 }

@@ -43,7 +43,7 @@ const LIVE_POSITIONS: &str = "
     FROM read_model.projection AS p
     JOIN read_model.checkpoint AS c ON c.projection = p.name AND c.generation = p.live_generation
     CROSS JOIN LATERAL event_store.head(c.partition) AS h
-    WHERE p.name = $1 AND c.log_generation = h.generation AND c.position <= h.head
+    WHERE p.name = $1 AND event_store.has(c.partition, c.log_generation, c.position) AND c.position <= h.head
 ";
 
 const PROGRESS: &str = "

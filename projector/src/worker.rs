@@ -289,7 +289,7 @@ impl<M: ReadModel> Worker<M> {
                 self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
                 Ok(Step::Progressed)
             }
-            Claim::OfAnotherLog(lease) => {
+            Claim::BeyondFork(lease) => {
                 self.begin_anew(&mut connection, &lease).await?;
                 self.stand_by(connection)
             }
@@ -309,17 +309,17 @@ impl<M: ReadModel> Worker<M> {
         Ok(Step::Standby)
     }
 
-    /// The log was restored to before what these tables hold: they are of no use, and new ones have to be built. Until
+    /// The log's history forked before what these tables hold: they are of no use, and new ones have to be built. Until
     /// those go live, readers see the old ones.
     async fn begin_anew(&self, connection: &mut PgConnection, lease: &Lease) -> Result<(), StepError> {
-        const REASON: &str = "the log was restored, and the tables hold what is not in it";
+        const REASON: &str = "the log was set back, and the tables hold what is not in it";
         match registry::start_rebuild(connection, M::NAME, REASON, OURSELVES).await {
             Ok(tables) => tracing::warn!(
                 projection.name = M::NAME,
                 projection.generation = tables.get(),
                 self.partition,
                 position = lease.position,
-                "the log was restored; the projection is rebuilt"
+                "the log was set back; the projection is rebuilt"
             ),
             Err(StartError::Running) => {}
             Err(StartError::Database(source)) => {

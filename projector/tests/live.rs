@@ -281,6 +281,22 @@ async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
     setup.assert_equals_fold::<OrderList>().await;
 }
 
+#[tokio::test]
+async fn tables_that_stand_before_a_fork_go_on_in_the_next_epoch() {
+    let setup = Setup::new().await;
+    Orders::new(7).append(&setup, 300).await;
+    let mut worker = setup.worker::<OrderList>().await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+
+    // What a promotion without loss leaves: every event, and another epoch from there on.
+    let opened = "SELECT opened FROM event_store.attach(0, 1, ARRAY[301], ARRAY[NULL::uuid], 0)";
+    assert!(setup.value::<Option<String>>(opened).await.is_some());
+    Orders::new(8).append(&setup, 50).await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 1);
+    setup.assert_equals_fold::<OrderList>().await;
+}
+
 /// Hands a worker what came over the bus, as the feed does.
 async fn deliver(setup: &Setup, feed: &Feed, events: &[RecordedEvent]) {
     let log_generation = setup

@@ -10,6 +10,7 @@ use daybook_devstack::testing::temporary_directory;
 use daybook_devstack::{Nats, NatsOptions};
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
 use daybook_event_bus::{Bus, signal};
+use daybook_event_store::SeenEpoch;
 use daybook_projector::Config;
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
 use daybook_proto::projections::v1::{
@@ -242,8 +243,14 @@ async fn events_come_over_the_bus_and_what_is_applied_is_announced() {
         compare_interval: Duration::from_millis(20),
         ..PublisherOptions::default()
     };
-    let (_handle, publishing) =
-        Publisher::new(bus.clone(), setup.publisher_store().await, 0, to_publish, options);
+    let (_handle, publishing) = Publisher::new(
+        bus.clone(),
+        setup.publisher_store().await,
+        0,
+        to_publish,
+        SeenEpoch::default(),
+        options,
+    );
     let publishing = tokio::spawn(publishing);
     let mut signals = signal::subscribe(&bus).await.expect("a subscription");
     let running = Running::start(&setup, &nats.url()).await;

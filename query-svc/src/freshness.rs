@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use daybook_event_bus::signal::Applied;
-use daybook_event_store::{EventStore, LogHead};
+use daybook_event_store::{EventStore, Lineage, LogHead};
 use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::checkpoint::{self, LiveCheckpoint};
 use daybook_service::ApiError;
@@ -102,13 +102,13 @@ impl Freshness {
     pub async fn reach(&self, model: &str, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
         let token = demand.token();
         let is_reached = |marks: &Marks| {
-            marks.log_generation(token.partition) == Some(token.generation)
+            marks.has(token.partition, token.generation, token.position) == Some(true)
                 && marks.position(model, token.partition) >= token.position
         };
         if is_reached(&self.marks.borrow()) {
             return Ok(());
         }
-        self.check_generation(tenant_id, demand).await?;
+        self.check_lineage(tenant_id, demand).await?;
         let _waits = self.waiting.begin();
         let mut marks = self.marks.clone();
         match timeout_at(demand.until(), marks.wait_for(is_reached)).await {
@@ -121,18 +121,21 @@ impl Freshness {
         }
     }
 
-    /// Refuses a token for a log that is gone. It is the log itself that is asked when the token is not for the log
-    /// known here: that one may be gone, too. Anybody can invent such tokens, so it is a read of the tenant's own.
-    async fn check_generation(&self, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
+    /// Refuses a token for what the log has not. It is the log itself that is asked when the token's generation is not known
+    /// here: it may be newer. Anybody can invent such tokens, so it is a read of the tenant's own.
+    async fn check_lineage(&self, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
         let token = demand.token();
-        let known = self.marks.borrow().log_generation(token.partition);
-        if known == Some(token.generation) {
-            return Ok(());
-        }
-        let partition = token.partition;
-        let read = async move |store: EventStore| store.head(partition).await;
-        let head = self.shared.read_log(tenant_id, read).await?;
-        if head.generation == token.generation {
+        let (partition, generation, position) = (token.partition, token.generation, token.position);
+        let known = self.marks.borrow().has(partition, generation, position);
+        let is_in_log = match known {
+            Some(known) => known,
+            None => {
+                let read = async move |store: EventStore| store.lineage(partition).await;
+                let lineage = self.shared.read_log(tenant_id, read).await?;
+                lineage.has(generation, position)
+            }
+        };
+        if is_in_log {
             Ok(())
         } else {
             Err(demand.for_another_log())
@@ -234,19 +237,25 @@ impl Watcher {
         };
         self.marks.send_if_modified(|known| {
             let mut changed = known.note_checkpoints(now, marks);
-            for (partition, head) in heads {
-                changed |= known.note_head(now, partition, head);
+            for (partition, head, lineage) in heads {
+                changed |= known.note_head(now, partition, head, lineage);
             }
             changed
         });
         Ok(())
     }
 
-    /// The heads of all partitions that have checkpoints.
-    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<(i32, LogHead)>, ReadFailure> {
+    /// The heads of all partitions that have checkpoints, and the lineages of those that go on in another generation.
+    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<(i32, LogHead, Option<Lineage>)>, ReadFailure> {
         let mut heads = Vec::with_capacity(marks.len());
         for &partition in marks.keys() {
-            heads.push((partition, self.store.head(partition).await?));
+            let head = self.store.head(partition).await?;
+            let known = self.marks.borrow().log_generation(partition);
+            let lineage = match known {
+                Some(known) if known == head.generation => None,
+                _ => Some(self.store.lineage(partition).await?),
+            };
+            heads.push((partition, head, lineage));
         }
         Ok(heads)
     }

@@ -110,15 +110,13 @@ pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The stream holds the log: waits until it has its head, and then compares it event by event.
+/// The stream holds the log: waits until it has its head, and then compares it event by event. It begins with the log, or
+/// behind a fork of the log's history.
 ///
 /// # Errors
 /// The first difference.
 pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -> anyhow::Result<()> {
-    let generation = EventStore::new(superuser.clone())
-        .head(PARTITION)
-        .await?
-        .generation;
+    let lineage = EventStore::new(superuser.clone()).lineage(PARTITION).await?;
     let head = events.last().map_or(0, |event| event.position);
     let context = jetstream::new(async_nats::connect(nats_url).await?);
     let state = wait::until("the stream has the whole log", async || {
@@ -129,8 +127,9 @@ pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -
         Ok((state.last_sequence >= head).then_some(state))
     })
     .await?;
+    let first = state.first_sequence.max(1);
     ensure!(
-        state.last_sequence == head && state.messages == head && (head == 0 || state.first_sequence == 1),
+        state.last_sequence == head && state.messages == head + 1 - first && lineage.has_epoch_from(first),
         "the stream has {} messages, {} to {}, the log has {head}",
         state.messages,
         state.first_sequence,
@@ -144,6 +143,7 @@ pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -
             ..Default::default()
         })
         .await?;
+    let events = &events[usize::try_from(first - 1)?..];
     let mut messages = consumer.messages().await?.take(events.len());
     for event in events {
         let message = messages.next().await.context("the stream ends early")??;
@@ -159,7 +159,7 @@ pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -
         let headers = message.headers.as_ref().context("a message has headers")?;
         let (published, of) = message::decode(headers, &message.payload)?;
         ensure!(
-            published == *event && of == generation,
+            published == *event && lineage.has(of, sequence),
             "the message at {sequence} is another event than the log's"
         );
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use daybook_devstack::Cluster;
-use daybook_event_store::PostgresLog;
+use daybook_event_store::{PostgresLog, SeenEpoch};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
@@ -92,6 +92,15 @@ impl Database {
         Ok(Some(database))
     }
 
+    /// The same database on another server, which has a copy of it.
+    #[must_use]
+    pub fn on(&self, cluster: &Cluster) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            name: self.name.clone(),
+        }
+    }
+
     /// The address for a login role.
     #[must_use]
     pub fn url(&self, role: &str) -> String {
@@ -121,7 +130,12 @@ impl Database {
     /// When the server does not let the role in.
     pub async fn log(&self) -> anyhow::Result<PostgresLog> {
         let role = "daybook_command";
-        Ok(PostgresLog::new(self.url(role).parse()?, self.pool(role).await?))
+        Ok(PostgresLog::new(
+            self.url(role).parse()?,
+            0,
+            self.pool(role).await?,
+            SeenEpoch::default(),
+        ))
     }
 
     /// A pool with a login role.

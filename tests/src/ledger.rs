@@ -114,6 +114,17 @@ impl Ledger {
         answer
     }
 
+    /// Takes in another ledger, of other commands.
+    pub fn absorb(&self, other: &Self) {
+        let others = other.entries().clone();
+        for (key, entry) in others {
+            let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            *tally.of(&entry.outcome) += 1;
+            drop(tally);
+            self.entries().insert(key, entry);
+        }
+    }
+
     /// Notes the answer to a command, and returns what this answer alone says. What was once known stays so; a command that is sent again after it was accepted
     /// must be answered with an equal receipt. A refusal that no key remembers (a version conflict, say) is about this
     /// send only: what became of an earlier one stays unknown.

@@ -15,6 +15,7 @@
 //! | [`probe`] | callers with a deadline, and how long their answers took |
 //! | [`ledger`] | what every caller was told |
 //! | [`replicas`] | how the projectors share the work, and how soon one takes over from another |
+//! | [`standby`] | a primary with a standby, and services that can be led from one to the other |
 //! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
@@ -35,6 +36,7 @@ pub mod raw;
 pub mod refusal;
 pub mod replicas;
 pub mod stack;
+pub mod standby;
 pub mod stock;
 pub mod tenant;
 pub mod wait;

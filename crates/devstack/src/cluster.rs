@@ -3,6 +3,8 @@
 //! It needs no more than an address, so it stands for a private server as well as for one that another process runs
 //! (`cargo xtask test` starts one for all tests).
 
+use std::net::SocketAddr;
+
 use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
@@ -74,6 +76,18 @@ impl Cluster {
     #[must_use]
     pub fn superuser_url(&self, database: &str) -> String {
         self.address(&self.superuser, &self.password, database)
+    }
+
+    /// The superuser's address of a database, by way of a proxy.
+    pub(crate) fn superuser_url_through(&self, through: SocketAddr, database: &str) -> String {
+        let mut proxied = self.clone();
+        proxied.authority = through.to_string();
+        proxied.superuser_url(database)
+    }
+
+    pub(crate) async fn promote(&self) -> Result<(), DevstackError> {
+        let promote = "SELECT pg_promote(true, 60)".to_owned();
+        self.run(promote, "promote the standby".to_owned()).await
     }
 
     /// A role's address of a database, with the password that [`Self::enable_login`] gives it.

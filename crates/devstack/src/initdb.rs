@@ -100,6 +100,37 @@ fn initialise(
     rename(&partial, &directory.join(DATA))
 }
 
+/// Copies a primary that runs, with what a standby needs to stream from it.
+pub(crate) fn copy_primary(
+    programs: &PostgresPrograms,
+    primary_url: &str,
+    directory: &Path,
+    account: Option<&Account>,
+) -> Result<(), DevstackError> {
+    let mut command = Command::new(programs.directory.join("pg_basebackup"));
+    command.args([
+        "--write-recovery-conf",
+        "--checkpoint=fast",
+        "--no-sync",
+        "--dbname",
+    ]);
+    command.arg(primary_url).arg("--pgdata").arg(directory.join(DATA));
+    if let Some(account) = account {
+        account.run(&mut command);
+    }
+    let output = command
+        .current_dir(directory)
+        .output()
+        .map_err(DevstackError::file("run", &programs.directory))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(DevstackError::Program {
+        program: "pg_basebackup".to_owned(),
+        reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
 fn initdb_failure(said: &str, directory: &Path) -> DevstackError {
     if says_disk_full(said) {
         return DevstackError::DiskFull {

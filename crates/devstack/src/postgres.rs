@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -120,6 +121,61 @@ impl Postgres {
         let mut server = prepared.expect("preparing does not panic and is not cancelled")?;
         server.launch().await?;
         Ok(server)
+    }
+
+    /// Starts a standby that streams from this server, to which `through` leads: itself, or a proxy in between. It answers
+    /// queries, and may be [promoted](Self::promote).
+    ///
+    /// # Errors
+    /// As [`Self::start`], and [`DevstackError::Program`] when the copy cannot be made.
+    pub async fn start_standby(
+        &self,
+        options: PostgresOptions,
+        through: SocketAddr,
+    ) -> Result<Self, DevstackError> {
+        let (programs, account) = (self.programs.clone(), self.account.clone());
+        let password = self.directory.join(PASSWORD);
+        let (primary, wanted) = (self.cluster.clone(), options.data_dir.clone());
+        let copying = tokio::task::spawn_blocking(move || {
+            let wanted = std::path::absolute(&wanted).map_err(DevstackError::file("find", &wanted))?;
+            let directory = account::place(&wanted, account.as_ref());
+            files::make_directory(&directory, 0o700, account.as_ref())?;
+            let primary = primary.superuser_url_through(through, "postgres");
+            initdb::copy_primary(&programs, &primary, &directory, account.as_ref())?;
+            let password =
+                std::fs::read_to_string(&password).map_err(DevstackError::file("read", &password))?;
+            files::write_secret(&directory.join(PASSWORD), &password, account.as_ref())
+        });
+        copying
+            .await
+            .expect("copying does not panic and is not cancelled")?;
+        Self::start(options).await
+    }
+
+    /// Makes a standby a primary of its own, on a timeline of its own.
+    ///
+    /// # Errors
+    /// [`DevstackError::Sql`].
+    pub async fn promote(&self) -> Result<(), DevstackError> {
+        self.cluster.promote().await
+    }
+
+    /// Copies the data as they are on the disk, of a server that is stopped.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn save_data(&self, to: &Path) -> Result<(), DevstackError> {
+        files::copy_tree(&self.directory.join(DATA), to, self.account.as_ref())
+    }
+
+    /// Puts saved data in the place of those of a server that is stopped.
+    ///
+    /// # Errors
+    /// When they cannot be moved.
+    pub fn restore_data(&self, from: &Path) -> Result<(), DevstackError> {
+        let data = self.directory.join(DATA);
+        std::fs::remove_dir_all(&data).map_err(DevstackError::file("remove", &data))?;
+        files::copy_tree(from, &data, self.account.as_ref())
     }
 
     fn prepare(options: PostgresOptions) -> Result<Self, DevstackError> {

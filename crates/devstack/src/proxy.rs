@@ -47,9 +47,10 @@ enum Fault {
     Refuse,
 }
 
-/// The fault, and how often connections were reset: a change of the number ends those that are open.
+/// Where bytes go, the fault, and how often connections were reset: a change of the number ends those that are open.
 #[derive(Debug, Clone, Copy)]
 struct State {
+    target: SocketAddr,
     fault: Fault,
     resets: u64,
 }
@@ -57,7 +58,7 @@ struct State {
 /// A running proxy. It ends, with its connections, when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
-    target: SocketAddr,
+    first_target: SocketAddr,
     address: SocketAddr,
     state: watch::Sender<State>,
     swallowed: Arc<AtomicUsize>,
@@ -79,13 +80,14 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (state, seen) = watch::channel(State {
+            target,
             fault: Fault::None,
             resets: 0,
         });
         let swallowed = Arc::default();
-        let accepting = tokio::spawn(accept_all(listener, target, seen, Arc::clone(&swallowed)));
+        let accepting = tokio::spawn(accept_all(listener, seen, Arc::clone(&swallowed)));
         Ok(Self {
-            target,
+            first_target: target,
             address,
             state,
             swallowed,
@@ -106,10 +108,10 @@ impl Proxy {
         Ok((proxy, proxied))
     }
 
-    /// Another URL of the server, with this proxy in its place.
+    /// Another URL of the first server, with this proxy in its place.
     #[must_use]
     pub fn in_place_of_server(&self, url: &str) -> String {
-        url.replacen(&self.target.to_string(), &self.address.to_string(), 1)
+        url.replacen(&self.first_target.to_string(), &self.address.to_string(), 1)
     }
 
     /// Where it listens.
@@ -139,6 +141,14 @@ impl Proxy {
         self.state.send_modify(|state| state.resets += 1);
     }
 
+    /// Forwards to another server from now on, and closes the connections that are open.
+    pub fn redirect(&self, target: SocketAddr) {
+        self.state.send_modify(|state| {
+            state.target = target;
+            state.resets += 1;
+        });
+    }
+
     /// Forwards again. Connections that have lost bytes stay silent.
     pub fn heal(&self) {
         self.set(Fault::None);
@@ -156,17 +166,12 @@ impl Proxy {
 }
 
 /// Accepts until it is aborted; its connections end with it.
-async fn accept_all(
-    listener: TcpListener,
-    target: SocketAddr,
-    state: watch::Receiver<State>,
-    swallowed: Arc<AtomicUsize>,
-) {
+async fn accept_all(listener: TcpListener, state: watch::Receiver<State>, swallowed: Arc<AtomicUsize>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Ok((client, _)) = listener.accept() => {
-                connections.spawn(forward(client, target, state.clone(), Arc::clone(&swallowed)));
+                connections.spawn(forward(client, state.clone(), Arc::clone(&swallowed)));
             }
             Some(_ended) = connections.join_next() => {}
         }
@@ -174,13 +179,12 @@ async fn accept_all(
 }
 
 /// One connection, until an end closes it or it is reset.
-async fn forward(
-    client: TcpStream,
-    target: SocketAddr,
-    mut state: watch::Receiver<State>,
-    swallowed: Arc<AtomicUsize>,
-) {
-    let State { fault, resets } = *state.borrow();
+async fn forward(client: TcpStream, mut state: watch::Receiver<State>, swallowed: Arc<AtomicUsize>) {
+    let State {
+        target,
+        fault,
+        resets,
+    } = *state.borrow();
     let was_reset = {
         let mut state = state.clone();
         async move { _ = state.wait_for(|state| state.resets != resets).await }

@@ -164,11 +164,11 @@ pub fn decode(headers: &HeaderMap, payload: &[u8]) -> Result<(RecordedEvent, Uui
     Ok((event, parsed(headers, &GENERATION, "daybook-generation")?))
 }
 
-/// Whether a message is the one that belongs to this event, whole or as a reference.
-pub(crate) fn is_message_of(headers: &HeaderMap, event: &RecordedEvent, generation: Uuid) -> bool {
+/// Whether a message is the one that belongs to this event, whole or as a reference. It may be of an earlier epoch: an
+/// event's id does not come again.
+pub(crate) fn is_message_of(headers: &HeaderMap, event: &RecordedEvent) -> bool {
     parsed(headers, &POSITION, "daybook-position").is_ok_and(|position: u64| position == event.position)
         && parsed(headers, &ID, "ce-id").is_ok_and(|id: Uuid| id == event.event_id)
-        && parsed(headers, &GENERATION, "daybook-generation").is_ok_and(|found: Uuid| found == generation)
 }
 
 fn text<'a>(
@@ -331,7 +331,7 @@ mod tests {
             let generation = Uuid::from_u128(generation);
             let message = encode(&event, generation);
             let headers = over_the_wire(&message.headers);
-            prop_assert!(is_message_of(&headers, &event, generation));
+            prop_assert!(is_message_of(&headers, &event));
             let (decoded, of_generation) = decode(&headers, &message.payload).expect("it was encoded");
             prop_assert_eq!((decoded, of_generation), (event, generation));
         }
@@ -403,7 +403,7 @@ mod tests {
     fn a_reference_is_the_event_but_cannot_be_decoded() {
         let (event, generation) = (sample(), Uuid::from_u128(3));
         let message = encode_as_reference(&event, generation);
-        assert!(is_message_of(&message.headers, &event, generation));
+        assert!(is_message_of(&message.headers, &event));
         assert!(matches!(
             decode(&message.headers, &message.payload),
             Err(MessageError::InLog)
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_another_position_event_or_generation_is_another() {
+    fn a_message_of_another_position_or_event_is_another() {
         let (event, generation) = (sample(), Uuid::from_u128(3));
         let headers = encode(&event, generation).headers;
         assert!(!is_message_of(
@@ -419,18 +419,15 @@ mod tests {
             &RecordedEvent {
                 position: 8,
                 ..event.clone()
-            },
-            generation
+            }
         ));
         assert!(!is_message_of(
             &headers,
             &RecordedEvent {
                 event_id: Uuid::nil(),
                 ..event.clone()
-            },
-            generation
+            }
         ));
-        assert!(!is_message_of(&headers, &event, Uuid::nil()));
-        assert!(!is_message_of(&HeaderMap::new(), &event, generation));
+        assert!(!is_message_of(&HeaderMap::new(), &event));
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use daybook_event_store::{Committed, EventStore, RecordedEvent};
+use daybook_event_store::{Committed, EventStore, RecordedEvent, SeenEpoch};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
@@ -138,7 +138,7 @@ pub struct Publisher;
 
 impl Publisher {
     /// Makes the publisher of a partition and the future that does its work; the caller spawns it. `store` reads every
-    /// tenant's events. The future ends well when `committed` is closed and what came through it is published, or was
+    /// tenant's events; `seen` is told of the epochs that the stream carries. The future ends well when `committed` is closed and what came through it is published, or was
     /// left to another replica or the next start.
     #[expect(
         clippy::new_ret_no_self,
@@ -149,6 +149,7 @@ impl Publisher {
         store: EventStore,
         partition: i32,
         committed: mpsc::Receiver<Committed>,
+        seen: SeenEpoch,
         options: PublisherOptions,
     ) -> (
         PublisherHandle,
@@ -165,6 +166,7 @@ impl Publisher {
                 bus,
                 store,
                 partition,
+                seen,
                 options,
                 metrics,
                 published: sender,

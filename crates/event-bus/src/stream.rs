@@ -8,6 +8,7 @@ use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
 };
+use daybook_event_store::LogHead;
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -16,8 +17,26 @@ use uuid::Uuid;
 
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 
-/// The stream's metadata that says which generation of the log it carries.
+/// The stream's metadata that says which epoch of the log it carries.
+const EPOCH_KEY: &str = "daybook-epoch";
 const GENERATION_KEY: &str = "daybook-generation";
+
+/// The epoch of the log that a stream carries. The later one is the greater: where two were opened under one number, the
+/// generations decide, for everybody alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StreamEpoch {
+    pub(crate) number: i32,
+    pub(crate) generation: Uuid,
+}
+
+impl From<&LogHead> for StreamEpoch {
+    fn from(head: &LogHead) -> Self {
+        Self {
+            number: head.epoch,
+            generation: head.generation,
+        }
+    }
+}
 
 /// JetStream's memory of message ids. Nothing here has one: the expected sequence refuses duplicates.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
@@ -70,18 +89,22 @@ pub(crate) struct Shape {
 pub(crate) struct StreamState {
     /// The sequence of the newest message, or what it would be if that were not deleted.
     pub(crate) last: u64,
-    /// The generation of the log that it was made for; `None` when it is not one of ours.
-    pub(crate) generation: Option<Uuid>,
+    /// The epoch of the log that it carries; `None` when it is not one of ours.
+    pub(crate) epoch: Option<StreamEpoch>,
     /// When it was made: another moment means another stream.
     pub(crate) created: OffsetDateTime,
 }
 
 impl From<&Info> for StreamState {
     fn from(info: &Info) -> Self {
-        let generation = info.config.metadata.get(GENERATION_KEY);
+        let metadata = |key| info.config.metadata.get(key);
+        let number = metadata(EPOCH_KEY).and_then(|text| text.parse().ok());
+        let generation = metadata(GENERATION_KEY).and_then(|text| text.parse().ok());
         Self {
             last: info.state.last_sequence,
-            generation: generation.and_then(|text| text.parse().ok()),
+            epoch: number
+                .zip(generation)
+                .map(|(number, generation)| StreamEpoch { number, generation }),
             created: info.created,
         }
     }
@@ -113,11 +136,11 @@ pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<StreamState
 pub(crate) async fn create(
     bus: &Bus,
     partition: i32,
-    generation: Uuid,
+    epoch: StreamEpoch,
     first: u64,
     shape: Shape,
 ) -> Result<(), StreamError> {
-    let config = config(partition, generation, first, shape);
+    let config = config(partition, epoch, first, shape);
     let doing = "make the stream";
     answered(doing, async {
         match bus.jetstream().create_stream(config).await {
@@ -135,10 +158,32 @@ pub(crate) async fn create(
     .await
 }
 
-/// Deletes the stream, unless it is no longer the one that was `seen`.
+/// Has the stream carry another epoch from now on, from its next message.
+pub(crate) async fn carry_on(
+    bus: &Bus,
+    partition: i32,
+    epoch: StreamEpoch,
+    shape: Shape,
+) -> Result<(), StreamError> {
+    let doing = "have the stream carry the next epoch";
+    answered(doing, async {
+        let handle = bus.jetstream().get_stream(name(partition)).await;
+        let first = handle
+            .map_err(StreamError::while_doing(doing))?
+            .cached_info()
+            .config
+            .first_sequence;
+        let config = config(partition, epoch, first.unwrap_or(1), shape);
+        let updated = bus.jetstream().update_stream(&config).await;
+        updated.map(drop).map_err(StreamError::while_doing(doing))
+    })
+    .await
+}
+
+/// Deletes the stream, unless it is no longer the one that was `seen`, or carries another epoch by now.
 pub(crate) async fn delete(bus: &Bus, partition: i32, seen: StreamState) -> Result<(), StreamError> {
     match find(bus, partition).await? {
-        Some(stream) if stream.created == seen.created => {}
+        Some(stream) if stream.created == seen.created && stream.epoch == seen.epoch => {}
         _ => return Ok(()),
     }
     let doing = "delete the stream";
@@ -171,7 +216,7 @@ pub(crate) async fn headers_at(
 }
 
 /// Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
-fn config(partition: i32, generation: Uuid, first: u64, shape: Shape) -> Config {
+fn config(partition: i32, epoch: StreamEpoch, first: u64, shape: Shape) -> Config {
     Config {
         name: name(partition),
         description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
@@ -190,7 +235,10 @@ fn config(partition: i32, generation: Uuid, first: u64, shape: Shape) -> Config 
         duplicate_window: DUPLICATE_WINDOW,
         allow_direct: true,
         first_sequence: (first > 1).then_some(first),
-        metadata: HashMap::from([(GENERATION_KEY.to_owned(), generation.to_string())]),
+        metadata: HashMap::from([
+            (EPOCH_KEY.to_owned(), epoch.number.to_string()),
+            (GENERATION_KEY.to_owned(), epoch.generation.to_string()),
+        ]),
         ..Config::default()
     }
 }

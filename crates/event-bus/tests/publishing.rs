@@ -120,7 +120,7 @@ async fn a_lost_store_is_filled_again() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_beyond_the_log_is_rebuilt() -> anyhow::Result<()> {
+async fn a_stream_beyond_the_log_is_made_anew_behind_the_log() -> anyhow::Result<()> {
     let mut stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
@@ -166,23 +166,103 @@ async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stream_of_another_generation_is_rebuilt() -> anyhow::Result<()> {
+async fn the_stream_goes_on_in_the_next_epoch_of_the_log() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+    let made = stack.raw_stream().await?.cached_info().created;
+
+    stack.fork(10).await?;
+    publishing.tell(stack.commit(5).await?);
+    stack.stream_equals_log(&publishing).await?;
+
+    let info = stack.raw_stream().await?.cached_info().clone();
+    let generation = stack.store.head(PARTITION).await?.generation.to_string();
+    assert_eq!((info.created, info.state.first_sequence), (made, 1));
+    assert_eq!(info.config.metadata.get("daybook-generation"), Some(&generation));
+    assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_fork_only_what_lies_above_it_is_published_again() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(1_000).await?);
+    publishing.published(1_000).await?;
+    let before = publishing.handle.metrics().published.load(Relaxed);
+
+    stack.fork(990).await?;
+    eventually("a stream from the fork on", async || {
+        let info = stack.raw_stream().await;
+        Ok(info.is_ok_and(|stream| stream.cached_info().state.first_sequence == 991))
+    })
+    .await?;
+    publishing.tell(stack.commit(1).await?);
+    stack.stream_equals_log(&publishing).await?;
+    assert_eq!(publishing.handle.metrics().published.load(Relaxed) - before, 11);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(100).await?);
+    publishing.published(100).await?;
+    publishing.crash().await;
+    let before = stack.store.head(PARTITION).await?;
+
+    sqlx::raw_sql(
+        "ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable;
+         DELETE FROM event_store.event WHERE position > 60;
+         ALTER TABLE event_store.event ENABLE TRIGGER event_is_immutable",
+    )
+    .execute(&stack.pool)
+    .await?;
+    let publishing = stack.publisher().await?;
+    eventually("another epoch", async || {
+        Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
+    })
+    .await?;
+    publishing.tell(stack.commit(30).await?);
+    stack.stream_equals_log(&publishing).await?;
+
+    let lineage = stack.store.lineage(PARTITION).await?;
+    assert_eq!(lineage.valid_up_to(before.generation), Some(60));
+    assert_eq!(publishing.handle.metrics().published.load(Relaxed), 30);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_publishes_for_a_log_that_was_superseded_leaves_the_stream_alone() -> anyhow::Result<()> {
     let mut stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
     publishing.published(10).await?;
 
-    sqlx::query("UPDATE event_store.log SET generation = gen_random_uuid()")
-        .execute(&stack.pool)
-        .await?;
+    // Another log goes on in the place of this one, as a promoted standby does while the old primary lives.
+    let mut other = stack.other_log().await?;
+    stack.exchange(&mut other);
+    stack.commit(1).await?;
+    stack.fork(0).await?;
+    let of_new = stack.publisher().await?;
+    stack.stream_equals_log(&of_new).await?;
+    let epoch = stack.store.head(PARTITION).await?.epoch;
 
-    eventually("a rebuilt stream", async || {
-        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+    stack.exchange(&mut other);
+    publishing.tell(stack.commit(10).await?);
+    eventually("the other epoch is seen", async || {
+        Ok(publishing.seen.number() == epoch)
     })
     .await?;
-    publishing.tell(stack.commit(1).await?);
-    stack.stream_equals_log(&publishing).await?;
-    publishing.stop().await
+    stack.exchange(&mut other);
+    of_new.tell(stack.commit(5).await?);
+    stack.stream_equals_log(&of_new).await?;
+    assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+    publishing.crash().await;
+    of_new.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! One call of `event_store.append`: a batch of chains in, a judgement on each out.
 //!
-//! The rules are written beside the function, in `migrations/event-store/0004_append.sql`.
+//! The rules are written beside the function, in `migrations/event-store/0005_append.sql`.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -31,6 +31,17 @@ pub enum AppendError {
     /// The outcome is unknown: the answer was lost, took too long, or never came.
     #[error("the database did not answer the append")]
     Unknown(#[source] sqlx::Error),
+    /// The log goes on in another epoch than its newest, on the timeline of a server that was promoted; nothing was written.
+    #[error("the epoch of the log is over")]
+    EpochOver(#[source] sqlx::Error),
+    /// The log that this process reaches was superseded: there is a later epoch elsewhere. Nothing was written.
+    #[error("the log was superseded: its epoch is {epoch}, and there is {seen}")]
+    Superseded {
+        /// The log's newest epoch.
+        epoch: i32,
+        /// The epoch that was met elsewhere.
+        seen: i32,
+    },
     /// A key was known, and is not any more: its time is over.
     #[error("the key is no longer remembered")]
     Forgotten,
@@ -46,6 +57,9 @@ const CONTRADICTIONS: [&str; 2] = ["23505", "P0001"];
 /// SQLSTATE `lock_not_available`.
 const LOCKED: &str = "55P03";
 
+/// The SQLSTATE of an append whose epoch is over.
+const EPOCH_OVER: &str = "DBK03";
+
 /// SQLSTATE classes that speak of the data: data exceptions, integrity constraints, limits of the program (a row that is
 /// too long for an index).
 const DATA_CLASSES: [&str; 3] = ["22", "23", "54"];
@@ -56,6 +70,7 @@ impl From<sqlx::Error> for AppendError {
         match code.as_deref() {
             Some(code) if CONTRADICTIONS.contains(&code) => Self::Contradiction(error),
             Some(LOCKED) => Self::Locked(error),
+            Some(EPOCH_OVER) => Self::EpochOver(error),
             Some(code) if DATA_CLASSES.iter().any(|class| code.starts_with(class)) => Self::Refused(error),
             _ => Self::Unknown(error),
         }

@@ -433,7 +433,12 @@ impl<L: Log> Task<L> {
         let mut backoff = Backoff::new(self.shared.options.retry_for);
         loop {
             let error = match self.log.append(self.shared.partition, commands).await {
-                Err(error @ (AppendError::Locked(_) | AppendError::Unknown(_))) => error,
+                Err(
+                    error @ (AppendError::Locked(_)
+                    | AppendError::EpochOver(_)
+                    | AppendError::Superseded { .. }
+                    | AppendError::Unknown(_)),
+                ) => error,
                 judged => return judged,
             };
             tracing::warn!(
@@ -442,8 +447,8 @@ impl<L: Log> Task<L> {
                 "the database did not judge an append",
             );
             let goes_on = match error {
-                // It has waited already.
-                AppendError::Locked(_) => backoff.has_time(),
+                // It has waited already; or the next attempt opens the next epoch.
+                AppendError::Locked(_) | AppendError::EpochOver(_) => backoff.has_time(),
                 _ => backoff.pause(&self.shared.metrics.retries).await,
             };
             if !goes_on {

@@ -1,4 +1,4 @@
-//! The two tables of idempotency keys, and their turn: see `migrations/event-store/0007_key_tables.sql`.
+//! The two tables of idempotency keys, and their turn: see `migrations/event-store/0008_key_tables.sql`.
 
 use daybook_postgres::{LOOKUP_TIMEOUT, bounded};
 use sqlx::postgres::types::PgInterval;

@@ -13,6 +13,7 @@ mod appender;
 mod command;
 mod event;
 pub mod keys;
+mod lineage;
 mod log;
 mod queue;
 mod read;
@@ -24,6 +25,7 @@ pub use appender::{
 };
 pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
 pub use event::{Metadata, RecordedEvent};
+pub use lineage::{Attached, Epoch, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};
 pub use queue::{BatchLimits, NotAdmitted};
 pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError};
@@ -49,6 +51,8 @@ pub fn schema_version() -> i64 {
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("append", append::APPEND),
     ("receipts", log::RECEIPTS),
+    ("attach", lineage::ATTACH),
+    ("epochs", lineage::EPOCHS),
     ("own_session", log::OWN_SESSION),
     ("end_session", log::END_SESSION),
     ("tend_keys", keys::TEND),

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::append::{AppendError, Judgement, append};
 use crate::command::{NewCommand, Receipt};
+use crate::lineage::{SeenEpoch, Witnesses, attach};
 use crate::stored_key::StoredKey;
 
 /// Where an appender sends its batches. Postgres is one; the other is the model of the log that the simulation checks
@@ -59,12 +60,14 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(750);
 /// How long the server may take to end a session that did not answer.
 const END_SESSION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The log in Postgres.
+/// A partition of the log in Postgres.
 #[derive(Debug)]
 pub struct PostgresLog {
     options: PgConnectOptions,
+    partition: i32,
     sessions: Mutex<Sessions>,
     receipts: PgPool,
+    seen: SeenEpoch,
 }
 
 /// The appender's session with the server.
@@ -75,12 +78,16 @@ struct Sessions {
     /// One that has not answered. It is ended before the next one appends: an attempt that was given up must not be
     /// committed after something was answered on the strength of another.
     unanswered: Option<SessionId>,
+    /// What was recorded through the sessions up to now.
+    witnesses: Witnesses,
 }
 
 #[derive(Debug)]
 struct Session {
     connection: PgConnection,
     id: SessionId,
+    /// The epoch that it appends to.
+    epoch: i32,
 }
 
 /// A session by its server process; process ids come round again.
@@ -92,29 +99,58 @@ struct SessionId {
 
 impl PostgresLog {
     /// Appends through a connection of its own, made with `options`, and reads receipts through the pool `receipts`. Both
-    /// log in as the role that may append.
+    /// log in as the role that may append. It stops appending while `seen` has a later epoch than the log that it reaches.
     #[must_use]
-    pub fn new(options: PgConnectOptions, receipts: PgPool) -> Self {
+    pub fn new(options: PgConnectOptions, partition: i32, receipts: PgPool, seen: SeenEpoch) -> Self {
         Self {
             options: options.options([
                 // Whatever the role's or the database's default is: the append function takes no other.
                 ("default_transaction_isolation", "read committed".to_owned()),
                 ("lock_timeout", LOCK_TIMEOUT.as_millis().to_string()),
             ]),
+            partition,
             sessions: Mutex::default(),
             receipts,
+            seen,
         }
     }
 
-    async fn connect(&self, unanswered: &mut Option<SessionId>) -> Result<Session, sqlx::Error> {
+    async fn connect(&self, sessions: &mut Sessions) -> Result<Session, sqlx::Error> {
         let mut connection = within(CONNECT_TIMEOUT, self.options.connect()).await?;
-        if let Some(session) = *unanswered {
+        if let Some(session) = sessions.unanswered {
             within(LOOKUP_TIMEOUT, end_session(&mut connection, session)).await?;
-            *unanswered = None;
+            sessions.unanswered = None;
         }
         let id = sqlx::query_as(OWN_SESSION);
         let id = within(LOOKUP_TIMEOUT, id.fetch_one(&mut connection)).await?;
-        Ok(Session { connection, id })
+        let attaching = attach(
+            &mut connection,
+            self.partition,
+            &sessions.witnesses,
+            self.seen.number(),
+        );
+        let epoch = within(LOOKUP_TIMEOUT, attaching).await?.epoch;
+        sessions.witnesses.begin(epoch);
+        Ok(Session {
+            connection,
+            id,
+            epoch,
+        })
+    }
+
+    /// A session with the newest epoch. One whose log was superseded is given up: perhaps the address leads to another server
+    /// by now.
+    async fn session(&self, sessions: &mut Sessions) -> Result<Session, AppendError> {
+        let seen = self.seen.number();
+        let session = match sessions.current.take() {
+            Some(session) if session.epoch >= seen => session,
+            _ => self.connect(sessions).await.map_err(AppendError::Unknown)?,
+        };
+        if session.epoch < seen {
+            let epoch = session.epoch;
+            return Err(AppendError::Superseded { epoch, seen });
+        }
+        Ok(session)
     }
 }
 
@@ -148,23 +184,26 @@ async fn end_session(connection: &mut PgConnection, session: SessionId) -> Resul
 
 impl Log for PostgresLog {
     async fn append(&self, partition: i32, commands: &[NewCommand]) -> Result<Judgement, AppendError> {
+        debug_assert_eq!(partition, self.partition, "a log is one partition's");
         let mut sessions = self.sessions.lock().await;
-        let mut session = match sessions.current.take() {
-            Some(session) => session,
-            None => self
-                .connect(&mut sessions.unanswered)
-                .await
-                .map_err(AppendError::Unknown)?,
-        };
+        let mut session = self.session(&mut sessions).await?;
         sessions.unanswered = Some(session.id);
         let answer = within(
             ATTEMPT_TIMEOUT,
             append(&mut session.connection, partition, commands),
         )
         .await;
-        if !matches!(answer, Err(AppendError::Unknown(_))) {
-            sessions.unanswered = None;
-            sessions.current = Some(session);
+        match &answer {
+            Err(AppendError::Unknown(_)) => {}
+            // The next attempt attaches anew.
+            Err(AppendError::EpochOver(_)) => sessions.unanswered = None,
+            judged => {
+                if let Ok(judgement) = judged {
+                    sessions.witnesses.note(commands, judgement);
+                }
+                sessions.unanswered = None;
+                sessions.current = Some(session);
+            }
         }
         answer
     }

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::RecordedEvent;
+use crate::lineage::{self, Attached, Epoch, Lineage, SeenEpoch, Witnesses};
 
 /// Why the log could not be read.
 #[derive(Debug, Error)]
@@ -43,12 +44,16 @@ pub enum Direction {
 /// Where a partition of the log stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogHead {
-    /// New after every restore.
+    /// The number of the newest epoch.
+    pub epoch: i32,
+    /// Its generation: another one after every fork of the log's history.
     pub generation: Uuid,
     /// The position of the newest event, 0 when there is none.
     pub position: u64,
     /// When the newest event was recorded; `None` when there is none.
     pub recorded_at: Option<OffsetDateTime>,
+    /// Whether a standby was asked, which may be behind.
+    pub is_standby: bool,
 }
 
 pub(crate) const READ_STREAM: &str = "
@@ -71,7 +76,7 @@ pub(crate) const READ_LOG: &str = "
 ";
 
 pub(crate) const HEAD: &str = "
-    SELECT generation, head, recorded_at FROM event_store.head($1)
+    SELECT epoch, generation, head, recorded_at, is_standby FROM event_store.head($1)
 ";
 
 pub(crate) const PARTITIONS: &str = "
@@ -89,6 +94,14 @@ pub enum NotAppendable {
     /// The database says why.
     #[error("{0}")]
     Refused(String),
+    /// There is a later epoch elsewhere.
+    #[error("the log was superseded: its epoch is {epoch}, and there is {seen}")]
+    Superseded {
+        /// The log's newest epoch.
+        epoch: i32,
+        /// The epoch that was met elsewhere.
+        seen: i32,
+    },
     /// The database does not answer.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -168,6 +181,37 @@ impl EventStore {
             .map_err(ReadError::while_doing("read the head of the log"))
     }
 
+    /// The epochs of a partition.
+    pub async fn lineage(&self, partition: i32) -> Result<Lineage, ReadError> {
+        let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(
+                sqlx::query_as(lineage::EPOCHS)
+                    .bind(partition)
+                    .fetch_all(connection),
+            )
+        });
+        let epochs: Result<Vec<Epoch>, _> = read.await;
+        epochs
+            .map(Lineage::from_iter)
+            .map_err(ReadError::while_doing("read the lineage of the log"))
+    }
+
+    /// Makes sure that the newest epoch has all that the caller knows of, and opens the next one if not, with a number above
+    /// `seen`. It fails on a standby.
+    pub async fn attach(
+        &self,
+        partition: i32,
+        witnesses: Witnesses,
+        seen: i32,
+    ) -> Result<Attached, ReadError> {
+        let attaching = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(async move { lineage::attach(connection, partition, &witnesses, seen).await })
+        });
+        attaching
+            .await
+            .map_err(ReadError::while_doing("attach to the log"))
+    }
+
     /// Whether the pool's role could append: a primary answers that takes writes and makes them durable, and lets this role
     /// call `event_store.append`. Nothing is written, and a partition that is busy is no reason to say no.
     ///
@@ -182,6 +226,18 @@ impl EventStore {
             .map_err(ReadError::while_doing("check whether an append could succeed"))?;
         refusal.map_or(Ok(()), |reason| Err(NotAppendable::Refused(reason)))
     }
+
+    /// Whether no later epoch than a partition's newest was met elsewhere.
+    ///
+    /// # Errors
+    /// [`NotAppendable::Superseded`] when one was.
+    pub async fn check_epoch(&self, partition: i32, seen: &SeenEpoch) -> Result<(), NotAppendable> {
+        let (epoch, seen) = (self.head(partition).await?.epoch, seen.number());
+        if epoch < seen {
+            return Err(NotAppendable::Superseded { epoch, seen });
+        }
+        Ok(())
+    }
 }
 
 async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<RecordedEvent>, sqlx::Error> {
@@ -194,9 +250,11 @@ async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<Recorde
 async fn head(connection: &mut PgConnection, partition: i32) -> Result<LogHead, sqlx::Error> {
     let row = sqlx::query(HEAD).bind(partition).fetch_one(connection).await?;
     Ok(LogHead {
+        epoch: row.try_get("epoch")?,
         generation: row.try_get("generation")?,
         position: row.try_get::<i64, _>("head")?.cast_unsigned(),
         recorded_at: row.try_get("recorded_at")?,
+        is_standby: row.try_get("is_standby")?,
     })
 }
 

@@ -59,9 +59,9 @@ impl Demand {
         self.until
     }
 
-    /// The log was restored, and what the token stands for is not in it.
+    /// The log was set back, and what the token stands for is not in it.
     pub(super) fn for_another_log(&self) -> ApiError {
-        let message = "belongs to a log that has been restored since; read without it, then decide again";
+        let message = "stands for what the log no longer has: it was set back since; read without it, then decide again";
         ApiError::invalid_field(self.field, "STALE_GENERATION", message)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use daybook_event_store::LogHead;
+use daybook_event_store::{Lineage, LogHead};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,6 +22,8 @@ pub struct Staleness {
     /// How long ago, at the most, the oldest event was recorded that the answer may lack; 0 when it lacked none as of the
     /// last look at the log, a quarter of a second ago.
     pub lag_ms: u64,
+    /// The generation of the log; nil before the first look at it.
+    pub generation: Uuid,
 }
 
 /// How far the live tables of a read model have come in a partition.
@@ -48,14 +50,16 @@ struct Observation {
 #[derive(Clone, Debug)]
 struct Heads {
     generation: Uuid,
+    lineage: Lineage,
     /// Ascending by position; never empty.
     observations: VecDeque<Observation>,
 }
 
 impl Heads {
-    fn new(generation: Uuid, first: Observation) -> Self {
+    fn new(generation: Uuid, lineage: Lineage, first: Observation) -> Self {
         Self {
             generation,
+            lineage,
             observations: VecDeque::from([first]),
         }
     }
@@ -109,8 +113,15 @@ impl Marks {
         changed
     }
 
-    /// Notes the head of a partition, read at or after `at`. A restored log starts over. Whether it is another log.
-    pub(super) fn note_head(&mut self, at: Instant, partition: i32, head: LogHead) -> bool {
+    /// Notes the head of a partition, read at or after `at`, and the lineage where the generation is another than before.
+    /// What is known about heads starts over then. Whether it is another.
+    pub(super) fn note_head(
+        &mut self,
+        at: Instant,
+        partition: i32,
+        head: LogHead,
+        lineage: Option<Lineage>,
+    ) -> bool {
         let seen = Observation {
             at,
             position: head.position,
@@ -123,8 +134,14 @@ impl Marks {
                 false
             }
             _ => {
-                let before = self.heads.insert(partition, Heads::new(head.generation, seen));
-                before.is_none_or(|before| before.generation != head.generation)
+                let before = self.heads.remove(&partition);
+                let is_another = before.as_ref().map(|before| before.generation) != Some(head.generation);
+                let lineage = lineage
+                    .or(before.map(|before| before.lineage))
+                    .unwrap_or_default();
+                let heads = Heads::new(head.generation, lineage, seen);
+                self.heads.insert(partition, heads);
+                is_another
             }
         }
     }
@@ -134,12 +151,16 @@ impl Marks {
         self.heads.get(&partition).map(|heads| heads.generation)
     }
 
-    /// How far a read model has come in the log as it is now. One that belongs to a log from before a restore has not
-    /// come anywhere.
+    /// Whether the log has what a generation recorded up to a position; `None` when it is not known here.
+    pub(super) fn has(&self, partition: i32, generation: Uuid, position: u64) -> Option<bool> {
+        let last = self.heads.get(&partition)?.lineage.valid_up_to(generation)?;
+        Some(position <= last)
+    }
+
+    /// How far a read model has come in the log as it is now. One that is beyond a fork has not come anywhere.
     pub(super) fn position(&self, model: &str, partition: i32) -> u64 {
         let mark = self.marks.get(&partition).and_then(|marks| marks.get(model));
-        let current = self.log_generation(partition);
-        mark.filter(|mark| Some(mark.log_generation) == current)
+        mark.filter(|mark| self.has(partition, mark.log_generation, mark.position) == Some(true))
             .map_or(0, |mark| mark.position)
     }
 
@@ -159,6 +180,7 @@ impl Marks {
         Staleness {
             position,
             lag_ms: late_since.map_or(0, |since| millis(now.duration_since(since))),
+            generation: self.log_generation(partition).unwrap_or_default(),
         }
     }
 
@@ -168,7 +190,11 @@ impl Marks {
             .heads
             .get(&partition)
             .map_or(0, |heads| heads.newest().position);
-        Staleness { position, lag_ms: 0 }
+        Staleness {
+            position,
+            lag_ms: 0,
+            generation: self.log_generation(partition).unwrap_or_default(),
+        }
     }
 }
 
@@ -179,6 +205,8 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use daybook_event_store::Epoch;
+
     use super::*;
 
     const MODEL: &str = "order_list";
@@ -198,15 +226,19 @@ mod tests {
     }
 
     fn head(marks: &mut Marks, at: Instant, generation: Uuid, position: u64) -> bool {
-        marks.note_head(
-            at,
-            0,
-            LogHead {
-                generation,
-                position,
-                recorded_at: None,
-            },
-        )
+        let epoch = Epoch {
+            number: 1,
+            generation,
+            from_position: 1,
+        };
+        let head = LogHead {
+            epoch: epoch.number,
+            generation,
+            position,
+            recorded_at: None,
+            is_standby: false,
+        };
+        marks.note_head(at, 0, head, Some(Lineage::from_iter([epoch])))
     }
 
     fn staleness(marks: &Marks, now: Instant) -> Staleness {
@@ -222,7 +254,8 @@ mod tests {
             staleness(&marks, start + QUARTER),
             Staleness {
                 position: 7,
-                lag_ms: 0
+                lag_ms: 0,
+                generation: LOG
             }
         );
     }
@@ -269,6 +302,31 @@ mod tests {
         assert_eq!(marks.position(MODEL, 0), 0);
         assert_eq!(marks.log_generation(0), Some(RESTORED));
         assert_eq!(marks.log_staleness(0).position, 5);
+    }
+
+    #[test]
+    fn positions_before_a_fork_count_in_the_next_generation() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        for (fork, position) in [(7, 7), (6, 0)] {
+            let epochs =
+                [(1, LOG, 1), (2, RESTORED, fork + 1)].map(|(number, generation, from_position)| Epoch {
+                    number,
+                    generation,
+                    from_position,
+                });
+            let head = LogHead {
+                epoch: 2,
+                generation: RESTORED,
+                position: fork,
+                recorded_at: None,
+                is_standby: false,
+            };
+            marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
+            assert_eq!(marks.position(MODEL, 0), position);
+            assert_eq!(marks.has(0, LOG, 7), Some(position == 7));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use daybook_service::ApiError;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::schema::{Envelope, ListEnvelope, Pagination};
 use super::sparse::Fields;
@@ -34,13 +35,14 @@ const ENCODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 pub struct EntityTag(String);
 
 impl EntityTag {
-    /// The tag of a version of something, of all of it or of some fields. The position of the log is in it, so that a
-    /// version that came to be in a log that has been restored since is another one.
+    /// The tag of a version of something, of all of it or of some fields. The generation of the log is in it, so that a
+    /// version that came to be before the log was set back is another one.
     #[must_use]
-    pub fn new(version: u64, position: u64, fields: Option<&Fields>) -> Self {
+    pub fn new(version: u64, generation: Uuid, fields: Option<&Fields>) -> Self {
+        let (log, ..) = generation.as_fields();
         Self(match fields {
-            Some(fields) => format!("{version}-{position}-{}", fields.name()),
-            None => format!("{version}-{position}"),
+            Some(fields) => format!("{version}-{log:08x}-{}", fields.name()),
+            None => format!("{version}-{log:08x}"),
         })
     }
 
@@ -160,23 +162,31 @@ fn with_freshness(mut response: Response, staleness: Staleness) -> Response {
 mod tests {
     use super::*;
 
+    const LOG: Uuid = Uuid::from_u128(0x17 << 96);
+
     fn if_none_match(tags: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(tags))])
     }
 
     #[test]
     fn a_tag_is_found_among_others_weak_or_encoded() {
-        let tag = EntityTag::new(3, 17, None);
+        let tag = EntityTag::new(3, LOG, None);
         for tags in [
-            "\"3-17\"",
-            "\"1-1\", \"3-17\"",
-            "W/\"3-17\"",
-            "\"3-17;gzip\"",
+            "\"3-00000017\"",
+            "\"1-1\", \"3-00000017\"",
+            "W/\"3-00000017\"",
+            "\"3-00000017;gzip\"",
             "*",
         ] {
             assert!(tag.known(&if_none_match(tags)).is_some(), "{tags}");
         }
-        for tags in ["\"3-18\"", "3-17", "\"3-17-status\"", "\"3-17;zip\"", ""] {
+        for tags in [
+            "\"3-00000018\"",
+            "3-00000017",
+            "\"3-00000017-status\"",
+            "\"3-00000017;zip\"",
+            "",
+        ] {
             assert!(tag.known(&if_none_match(tags)).is_none(), "{tags}");
         }
     }
@@ -184,29 +194,32 @@ mod tests {
     #[test]
     fn some_fields_are_another_representation() {
         let fields = Fields::parse("status", &["status"]).expect("it is known");
-        assert_ne!(EntityTag::new(3, 17, Some(&fields)), EntityTag::new(3, 17, None));
+        assert_ne!(
+            EntityTag::new(3, LOG, Some(&fields)),
+            EntityTag::new(3, LOG, None)
+        );
     }
 
     #[test]
     fn what_the_caller_has_is_not_sent_again() {
-        let tag = EntityTag::new(3, 17, None);
+        let tag = EntityTag::new(3, LOG, None);
         let staleness = Staleness {
             position: 20,
-            lag_ms: 0,
+            ..Staleness::default()
         };
-        let response = document("{}", &tag, staleness, &if_none_match("\"3-17\""));
+        let response = document("{}", &tag, staleness, &if_none_match("\"3-00000017\""));
         assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
-        assert_eq!(response.headers()[ETAG], "\"3-17\"");
+        assert_eq!(response.headers()[ETAG], "\"3-00000017\"");
         assert_eq!(response.headers()[DAYBOOK_POSITION], "20");
         assert_eq!(
             document("{}", &tag, staleness, &HeaderMap::new()).status(),
             StatusCode::OK
         );
         for (known, sent) in [
-            ("\"3-17;gzip\"", "\"3-17;gzip\""),
-            ("W/\"3-17;br\"", "\"3-17;br\""),
-            ("\"1-1\", \"3-17\"", "\"3-17\""),
-            ("*", "\"3-17\""),
+            ("\"3-00000017;gzip\"", "\"3-00000017;gzip\""),
+            ("W/\"3-00000017;br\"", "\"3-00000017;br\""),
+            ("\"1-1\", \"3-00000017\"", "\"3-00000017\""),
+            ("*", "\"3-00000017\""),
         ] {
             let response = document("{}", &tag, staleness, &if_none_match(known));
             assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
@@ -218,13 +231,16 @@ mod tests {
     async fn a_compressed_answer_has_a_tag_of_its_own() {
         let mut response = document(
             "{}",
-            &EntityTag::new(3, 17, None),
+            &EntityTag::new(3, LOG, None),
             Staleness::default(),
             &HeaderMap::new(),
         );
         response
             .headers_mut()
             .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        assert_eq!(tag_encoding(response).await.headers()[ETAG], "\"3-17;gzip\"");
+        assert_eq!(
+            tag_encoding(response).await.headers()[ETAG],
+            "\"3-00000017;gzip\""
+        );
     }
 }

@@ -133,7 +133,7 @@ pub async fn get_order(
         Some(as_of) => reads.order_as_of(&caller, &order_id, as_of).await?,
         None => reads.order(&caller, &order_id, demand.as_ref()).await?,
     };
-    let tag = EntityTag::new(order.data.version, order.data.position, fields.as_ref());
+    let tag = EntityTag::new(order.data.version, order.staleness.generation, fields.as_ref());
     let Some(fields) = fields else {
         return Ok(answer::document(
             &order.data.json,

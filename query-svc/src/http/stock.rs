@@ -140,6 +140,6 @@ pub async fn get_stock_item(
     let id = params.finish(id)?;
     let item = reads.stock_item(&caller, &id, demand.as_ref()).await?;
     let json = serde_json::to_string(&StockItem::from(&item.data)).map_err(ApiError::internal)?;
-    let tag = EntityTag::new(item.data.version, item.data.position, None);
+    let tag = EntityTag::new(item.data.version, item.staleness.generation, None);
     Ok(answer::document(&json, &tag, item.staleness, &headers))
 }

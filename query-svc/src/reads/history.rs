@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use daybook_domain::aggregates::Kind;
 use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_service::{ApiError, identity::Principal};
+use uuid::Uuid;
 
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
@@ -43,17 +44,31 @@ impl Reads {
         list: &ListEvents,
     ) -> Result<Answer<Page<RecordedEvent>>, ApiError> {
         let question = list.question(caller);
-        let versions = match &list.cursor {
-            Some(cursor) => list.versions_after(version(&self.0.cursors.open(&question, cursor)?)?),
-            None => list.versions.clone(),
+        let last = match &list.cursor {
+            Some(cursor) => Some(Place::open(&self.0.cursors.open(&question, cursor)?)?),
+            None => None,
         };
         let staleness = self.0.freshness.of_log(caller.tenant_partition);
-        let found = self.stream(caller, list, versions, list.limit + 1).await?;
-        if found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
+        let found = match last {
+            // A page begins with the last event of the page before: another one in its place is another history.
+            Some(last) => {
+                let versions = list.versions_from(last.version);
+                let mut found = self.stream(caller, list, versions, list.limit + 2).await?;
+                if found.first().map(|event| event.event_id) != Some(last.event_id) {
+                    return Err(ApiError::invalid_cursor());
+                }
+                found.remove(0);
+                found
+            }
+            None => {
+                let versions = list.versions.clone();
+                self.stream(caller, list, versions, list.limit + 1).await?
+            }
+        };
+        if last.is_none() && found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
             return Err(ApiError::not_found(list.stream.kind.category, &list.stream.id));
         }
-        let cursor_after =
-            |last: &RecordedEvent| self.0.cursors.seal(&question, &last.stream_version.to_be_bytes());
+        let cursor_after = |last: &RecordedEvent| self.0.cursors.seal(&question, &Place::of(last).sealed());
         Ok(Answer {
             data: page(found, list.limit, cursor_after),
             staleness,
@@ -114,19 +129,40 @@ impl ListEvents {
             .with("order", direction)
     }
 
-    /// What is left of the versions after one of them.
-    fn versions_after(&self, last: u64) -> RangeInclusive<u64> {
+    /// What is left of the versions from one of them on.
+    fn versions_from(&self, last: u64) -> RangeInclusive<u64> {
         match self.direction {
-            Direction::Forward => last.saturating_add(1)..=*self.versions.end(),
-            Direction::Backward => *self.versions.start()..=last.saturating_sub(1),
+            Direction::Forward => last..=*self.versions.end(),
+            Direction::Backward => *self.versions.start()..=last,
         }
     }
 }
 
-/// The version that a verified cursor holds.
-fn version(place: &[u8]) -> Result<u64, ApiError> {
-    place
-        .try_into()
-        .map(u64::from_be_bytes)
-        .map_err(|_| ApiError::invalid_cursor())
+/// Where a page ended: what a cursor holds.
+#[derive(Clone, Copy)]
+struct Place {
+    version: u64,
+    event_id: Uuid,
+}
+
+impl Place {
+    fn of(event: &RecordedEvent) -> Self {
+        Self {
+            version: event.stream_version,
+            event_id: event.event_id,
+        }
+    }
+
+    fn sealed(self) -> Vec<u8> {
+        [&self.version.to_be_bytes()[..], self.event_id.as_bytes()].concat()
+    }
+
+    /// Reads what a verified cursor holds.
+    fn open(place: &[u8]) -> Result<Self, ApiError> {
+        let (version, event_id) = place.split_first_chunk().ok_or_else(ApiError::invalid_cursor)?;
+        Ok(Self {
+            version: u64::from_be_bytes(*version),
+            event_id: Uuid::from_slice(event_id).map_err(|_| ApiError::invalid_cursor())?,
+        })
+    }
 }

@@ -3,6 +3,7 @@
 mod append;
 mod appender;
 mod keys;
+mod lineage;
 mod roles;
 mod takeover;
 

@@ -2,6 +2,7 @@
 //! with the whole check of [`daybook_tests::check`], and fails when what it is meant to provoke did not happen.
 
 mod black_hole;
+mod failover;
 mod hot_orders;
 mod nats;
 mod one_home;

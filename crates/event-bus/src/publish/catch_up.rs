@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use daybook_event_store::{LogHead, ReadError, RecordedEvent};
+use daybook_event_store::{LogHead, ReadError, RecordedEvent, Witnesses};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use super::PublisherMetrics;
 use super::acks::Outgoing;
 use super::task::{Interruption, Setting, Task};
 use crate::message;
-use crate::stream::{self, StreamState};
+use crate::stream::{self, StreamEpoch, StreamState};
 
 /// The pause between two looks at a stream that someone else is filling, doubled up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
@@ -21,10 +21,10 @@ const LOOK_PAUSE_LAST: Duration = Duration::from_millis(8);
 /// Why a stream cannot stay as it is.
 #[derive(Debug, thiserror::Error)]
 enum Flaw {
-    #[error("it was made for another generation of the log")]
-    Generation,
-    #[error("it is longer than the log")]
-    Longer,
+    #[error("it carries an epoch that the log has not")]
+    Epoch,
+    #[error("it holds what an earlier epoch recorded behind position {0}, where the log's history parts")]
+    Fork(u64),
     #[error("its message {0} is not the log's event")]
     Foreign(u64),
 }
@@ -64,13 +64,19 @@ impl Task {
         } = &self.setting;
         // The stream first: the log's head, read later, can only be at the same place or further on.
         let found = stream::find(bus, *partition).await?;
-        let head = store.head(*partition).await?;
+        let mut head = store.head(*partition).await?;
+        if head.is_standby {
+            return Err(Interruption::Standby);
+        }
+        if let Some(stream) = found {
+            head = self.check_epoch(stream, head).await?;
+        }
         let last = match found {
             Some(stream) => match self.flaw(stream, head).await? {
                 None => stream.last,
                 Some(flaw) => self.rebuild(stream, head, &flaw).await?,
             },
-            None => self.create(head).await?,
+            None => self.create(head, 0).await?,
         };
         if last > self.checked {
             self.failures = 0;
@@ -89,20 +95,47 @@ impl Task {
         Ok((head, last))
     }
 
+    /// Compares the epochs of stream and log. Whoever meets a later one than its own log's leaves the stream alone, and the
+    /// appender stops. A stream that is further than its own epoch's log shows that the log was set back, or what nobody
+    /// committed: which of the two does not matter, since the next epoch costs only what is beyond the head.
+    async fn check_epoch(&self, stream: StreamState, head: LogHead) -> Result<LogHead, Interruption> {
+        let Setting {
+            store,
+            partition,
+            seen,
+            ..
+        } = &self.setting;
+        let Some(epoch) = stream.epoch else {
+            return Ok(head);
+        };
+        let own = StreamEpoch::from(&head);
+        if epoch > own {
+            // Under one number there are two: the other one is the later.
+            seen.note(epoch.number.max(own.number + 1));
+            return Err(Interruption::Superseded {
+                epoch: own.number,
+                seen: epoch.number,
+            });
+        }
+        if epoch == own && stream.last > head.position {
+            let witness = Witnesses::some_event_at(epoch.number, stream.last);
+            store.attach(*partition, witness, seen.number()).await?;
+            return Ok(store.head(*partition).await?);
+        }
+        Ok(head)
+    }
+
     /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
     /// a message of ours was refused: in between, the expected sequences keep everything in its place.
     async fn flaw(&self, stream: StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
-        if stream.generation != Some(head.generation) {
-            return Ok(Some(Flaw::Generation));
-        }
-        if stream.last > head.position {
-            return Ok(Some(Flaw::Longer));
+        if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
+            return Ok(Some(flaw));
         }
         if let Some(event) = self
             .suspect
             .as_ref()
             .filter(|event| event.position <= stream.last)
-            && !self.is_faithful(event, head).await?
+            && !self.is_faithful(event).await?
         {
             return Ok(Some(Flaw::Foreign(event.position)));
         }
@@ -115,18 +148,50 @@ impl Task {
             .read_log(self.setting.partition, stream.last - 1, 1)
             .await?;
         for event in newest {
-            if !self.is_faithful(&event, head).await? {
+            if !self.is_faithful(&event).await? {
                 return Ok(Some(Flaw::Foreign(event.position)));
             }
         }
         Ok(None)
     }
 
+    /// Whether the stream carries the log's epoch, or can go on with it.
+    async fn flaw_of_epoch(&self, stream: StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+        let Setting {
+            bus,
+            store,
+            partition,
+            options,
+            ..
+        } = &self.setting;
+        let own = StreamEpoch::from(&head);
+        if stream.epoch == Some(own) {
+            return Ok(None);
+        }
+        let Some(epoch) = stream.epoch else {
+            return Ok(Some(Flaw::Epoch));
+        };
+        let lineage = store.lineage(*partition).await?;
+        match lineage.valid_up_to(epoch.generation) {
+            Some(fork) if stream.last <= fork => {
+                stream::carry_on(bus, *partition, own, options.shape()).await?;
+                tracing::info!(
+                    partition,
+                    epoch = own.number,
+                    "the stream goes on in the log's new epoch"
+                );
+                Ok(None)
+            }
+            Some(fork) => Ok(Some(Flaw::Fork(fork))),
+            None => Ok(Some(Flaw::Epoch)),
+        }
+    }
+
     /// Whether the stream's message at the event's position is that event. A deleted message is no lie.
-    async fn is_faithful(&self, event: &RecordedEvent, head: LogHead) -> Result<bool, Interruption> {
+    async fn is_faithful(&self, event: &RecordedEvent) -> Result<bool, Interruption> {
         let Setting { bus, partition, .. } = &self.setting;
         let headers = stream::headers_at(bus, *partition, event.position).await?;
-        Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event, head.generation)))
+        Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event)))
     }
 
     async fn rebuild(&self, stream: StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
@@ -146,22 +211,27 @@ impl Task {
         stream::delete(bus, *partition, stream).await?;
         self.setting.published.send_replace(0);
         PublisherMetrics::add(&metrics.rebuilt, 1);
-        self.create(head).await
+        // What is below the fork is in nobody's way: whoever lacks it reads the log.
+        let skipped = match flaw {
+            Flaw::Fork(fork) => *fork,
+            Flaw::Epoch | Flaw::Foreign(_) => 0,
+        };
+        self.create(head, skipped).await
     }
 
-    /// Makes the stream so that the oldest event to be held comes first. Returns its last sequence: another replica may
-    /// have made it meanwhile, and filled it.
-    async fn create(&self, head: LogHead) -> Result<u64, Interruption> {
+    /// Makes the stream for what comes after the position `skipped`, or for the newest events that it is to hold. Returns its
+    /// last sequence: another replica may have made it meanwhile, and filled it.
+    async fn create(&self, head: LogHead, skipped: u64) -> Result<u64, Interruption> {
         let Setting {
             bus,
             partition,
             options,
             ..
         } = &self.setting;
-        let skipped = options
-            .retained_events_max
-            .map_or(0, |count| head.position.saturating_sub(count));
-        stream::create(bus, *partition, head.generation, skipped + 1, options.shape()).await?;
+        let retained = options.retained_events_max.unwrap_or(u64::MAX);
+        let skipped = skipped.max(head.position.saturating_sub(retained));
+        let epoch = StreamEpoch::from(&head);
+        stream::create(bus, *partition, epoch, skipped + 1, options.shape()).await?;
         let made = stream::find(bus, *partition).await?;
         // What is beyond the head that was read before is for the next comparison.
         Ok(made.map_or(skipped, |stream| stream.last.min(head.position)))

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_event_store::{Committed, EventStore, ReadError, RecordedEvent};
+use daybook_event_store::{Committed, EventStore, ReadError, RecordedEvent, SeenEpoch};
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -25,6 +25,7 @@ pub(super) struct Setting {
     pub(super) bus: Bus,
     pub(super) store: EventStore,
     pub(super) partition: i32,
+    pub(super) seen: SeenEpoch,
     pub(super) options: PublisherOptions,
     pub(super) metrics: Arc<PublisherMetrics>,
     pub(super) published: watch::Sender<u64>,
@@ -45,8 +46,12 @@ pub(super) enum Interruption {
     Disconnected,
     #[error("there is a new connection")]
     Reconnected,
-    #[error("the log has another generation")]
-    Generation,
+    #[error("the log goes on in another epoch")]
+    Epoch,
+    #[error("the log is a standby's")]
+    Standby,
+    #[error("the log was superseded: its epoch is {epoch}, and the stream carries {seen}")]
+    Superseded { epoch: i32, seen: i32 },
     #[error("a message was not sent")]
     Send(#[source] SendError),
     #[error("the log cannot be read")]
@@ -231,7 +236,7 @@ impl Task {
     /// what it expects, so it is sent all the same.
     pub(super) fn accept(&mut self, batch: Committed) -> Result<(), Interruption> {
         if batch.generation != self.generation {
-            return Err(Interruption::Generation);
+            return Err(Interruption::Epoch);
         }
         for event in batch.events {
             if event.position > self.queued {

@@ -12,7 +12,7 @@ use daybook_event_bus::consume::{Batch, Reader, ReaderError, ReaderOptions};
 use daybook_event_bus::message;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
 use daybook_event_store::{
-    Committed, Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent, append,
+    Committed, Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent, SeenEpoch, append,
 };
 use futures::StreamExt as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
@@ -31,13 +31,21 @@ pub(crate) struct Stack {
     pub(crate) pool: PgPool,
     pub(crate) store: EventStore,
     appended: u64,
-    _cluster: TestCluster,
+    cluster: TestCluster,
     _directory: tempfile::TempDir,
+}
+
+/// Another log than the stack's, to be exchanged for it.
+pub(crate) struct OtherLog {
+    pool: PgPool,
+    store: EventStore,
+    appended: u64,
 }
 
 /// A publisher that runs.
 pub(crate) struct Publishing {
     pub(crate) handle: PublisherHandle,
+    pub(crate) seen: SeenEpoch,
     committed: mpsc::Sender<Committed>,
     task: JoinHandle<Result<(), PublishError>>,
 }
@@ -54,9 +62,26 @@ impl Stack {
             pool,
             store,
             appended: 0,
-            _cluster: cluster,
+            cluster,
             _directory: directory,
         })
+    }
+
+    /// A log in a database of its own, and of the same first epoch.
+    pub(crate) async fn other_log(&self) -> anyhow::Result<OtherLog> {
+        let pool = PgPool::connect(&database(&self.cluster).await?).await?;
+        Ok(OtherLog {
+            store: EventStore::new(pool.clone()),
+            pool,
+            appended: 0,
+        })
+    }
+
+    /// Goes on with the other log, and keeps this one in its place.
+    pub(crate) fn exchange(&mut self, other: &mut OtherLog) {
+        std::mem::swap(&mut self.pool, &mut other.pool);
+        std::mem::swap(&mut self.store, &mut other.store);
+        std::mem::swap(&mut self.appended, &mut other.appended);
     }
 
     pub(crate) async fn bus(&self) -> anyhow::Result<Bus> {
@@ -71,10 +96,18 @@ impl Stack {
 
     pub(crate) async fn publisher_with(&self, options: PublisherOptions) -> anyhow::Result<Publishing> {
         let (committed, receiver) = mpsc::channel(64);
-        let bus = self.bus().await?;
-        let (handle, work) = Publisher::new(bus, self.store.clone(), PARTITION, receiver, options);
+        let (bus, seen) = (self.bus().await?, SeenEpoch::default());
+        let (handle, work) = Publisher::new(
+            bus,
+            self.store.clone(),
+            PARTITION,
+            receiver,
+            seen.clone(),
+            options,
+        );
         Ok(Publishing {
             handle,
+            seen,
             committed,
             task: tokio::spawn(work),
         })
@@ -160,7 +193,20 @@ impl Stack {
         Ok(events)
     }
 
-    /// Waits until the stream holds as many events as the log, and compares them one by one.
+    /// Opens the next epoch of the log, which parts from the one before behind a position.
+    pub(crate) async fn fork(&self, behind: u64) -> anyhow::Result<()> {
+        let attached = "
+            SELECT a.opened FROM event_store.log AS l
+            CROSS JOIN LATERAL event_store.attach(l.partition, l.epoch, ARRAY[$1], ARRAY[gen_random_uuid()], 0) AS a
+        ";
+        let opened: Option<String> = sqlx::query_scalar(attached)
+            .bind(behind.cast_signed() + 1)
+            .fetch_one(&self.pool)
+            .await?;
+        opened.context("no epoch was opened").map(drop)
+    }
+
+    /// Waits until the stream holds the log from its first message on, and compares them one by one.
     pub(crate) async fn stream_equals_log(&self, publishing: &Publishing) -> anyhow::Result<()> {
         let head = self.store.head(PARTITION).await?.position;
         publishing.published(head).await?;
@@ -170,7 +216,11 @@ impl Stack {
             "the log has {} events of {head}",
             log.len()
         );
-        ensure!(log == stream, "the stream differs from the log");
+        let first = stream.first().map_or(head, |event| event.position - 1);
+        ensure!(
+            log[usize::try_from(first)?..] == stream,
+            "the stream differs from the log"
+        );
         Ok(())
     }
 

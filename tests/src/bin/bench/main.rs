@@ -9,6 +9,7 @@ mod batches;
 mod black_hole;
 mod commands;
 mod disk;
+mod failover;
 mod imports;
 mod lives;
 mod load;
@@ -43,7 +44,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
     /// Only measurements of these groups: raw, append, disk, visible, commands, queries, import, snapshot, replicas,
-    /// repeats, stale, streams, strangers, network, takeover; and with `--long` sustained, races.
+    /// repeats, stale, streams, strangers, network, takeover, failover; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
@@ -149,6 +150,9 @@ async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<
         takeover::measure(servers().await?, report)
             .await
             .context("takeover")?;
+    }
+    if options.wants("failover") {
+        failover::measure(options, report).await.context("failover")?;
     }
     if options.wants("snapshot") {
         snapshot::measure(options, report)

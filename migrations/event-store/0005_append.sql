@@ -73,6 +73,7 @@ DECLARE
     v_commit CONSTANT text NOT NULL := set_config('synchronous_commit', 'on', true);
     v_tenant          integer[];
     v_generation      uuid;
+    v_timeline        text;
     v_recorded_at     timestamptz;
     v_head            bigint;
     v_known_until     bytea[];
@@ -98,8 +99,12 @@ BEGIN
     );
 
     -- Lock.
-    SELECT l.generation INTO STRICT v_generation
+    SELECT l.generation, l.timeline INTO STRICT v_generation, v_timeline
     FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
+    -- A session may have begun on a standby, and live through its promotion.
+    IF left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) <> v_timeline THEN
+        RAISE EXCEPTION 'the log''s newest epoch is of another timeline' USING ERRCODE = 'DBK03';
+    END IF;
     SELECT e.position, e.recorded_at INTO v_head, v_recorded_at
     FROM event_store.event AS e WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1;
     v_head := coalesce(v_head, 0);

@@ -1,0 +1,211 @@
+//! The lineage of a partition: the epochs of its log, one for each history that it has had.
+//!
+//! The rules are written beside the functions, in `migrations/event-store/0004_lineage.sql`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use crate::append::{Judgement, chains, events};
+use crate::command::NewCommand;
+
+/// Events that a process remembers to have seen recorded: its newest batches, and enough of them to find a fork that is
+/// not far behind.
+const WITNESSES_MAX: usize = 64;
+
+pub(crate) const ATTACH: &str = "
+    SELECT epoch, generation, opened FROM event_store.attach($1, $2, $3, $4, $5)
+";
+
+pub(crate) const EPOCHS: &str = "
+    SELECT number, generation, from_position FROM event_store.epoch WHERE partition = $1 ORDER BY number
+";
+
+/// One history of the log, as a link of its [`Lineage`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
+pub struct Epoch {
+    /// Greater than those of all epochs that were known when it was opened.
+    pub number: i32,
+    /// What names it for good.
+    pub generation: Uuid,
+    /// What earlier epochs recorded before this position is a part of it.
+    #[sqlx(try_from = "i64")]
+    pub from_position: u64,
+}
+
+/// The epochs of a partition, the newest last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lineage(Vec<Epoch>);
+
+impl FromIterator<Epoch> for Lineage {
+    /// From epochs in the order of their numbers.
+    fn from_iter<I: IntoIterator<Item = Epoch>>(epochs: I) -> Self {
+        Self(epochs.into_iter().collect())
+    }
+}
+
+impl Lineage {
+    /// Whether an epoch begins at a position.
+    #[must_use]
+    pub fn has_epoch_from(&self, position: u64) -> bool {
+        self.0.iter().any(|epoch| epoch.from_position == position)
+    }
+
+    /// The last position that a generation recorded and the log still has: `u64::MAX` for the newest one, `None` for one
+    /// that is not in the lineage.
+    #[must_use]
+    pub fn valid_up_to(&self, generation: Uuid) -> Option<u64> {
+        let index = self.0.iter().position(|epoch| epoch.generation == generation)?;
+        let later = self.0[index + 1..].iter().map(|epoch| epoch.from_position - 1);
+        Some(later.min().unwrap_or(u64::MAX))
+    }
+
+    /// Whether the log has what a generation recorded at a position, and before it.
+    #[must_use]
+    pub fn has(&self, generation: Uuid, position: u64) -> bool {
+        self.valid_up_to(generation).is_some_and(|last| position <= last)
+    }
+}
+
+/// The greatest number of an epoch that this process has met anywhere: a log with a lower one was superseded. Cheap to
+/// clone; the publisher, who sees the bus, tells the appender.
+#[derive(Debug, Clone, Default)]
+pub struct SeenEpoch(Arc<AtomicI32>);
+
+impl SeenEpoch {
+    /// Notes an epoch.
+    pub fn note(&self, number: i32) {
+        self.0.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// The greatest number so far; 0 when none was met.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// An epoch that a session has found to be the newest.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct Attached {
+    /// Its number.
+    pub epoch: i32,
+    /// Its generation.
+    pub generation: Uuid,
+    /// Why it was opened just now; `None` when it was open before.
+    pub opened: Option<String>,
+}
+
+/// What a caller remembers of an epoch of the log.
+#[derive(Debug, Clone, Default)]
+pub struct Witnesses {
+    epoch: i32,
+    /// Positions and ids of events, the newest last.
+    events: VecDeque<(u64, Option<Uuid>)>,
+}
+
+impl Witnesses {
+    /// There is an event at a position, recorded in an epoch of this number.
+    #[must_use]
+    pub fn some_event_at(epoch: i32, position: u64) -> Self {
+        Self {
+            epoch,
+            events: VecDeque::from([(position, None)]),
+        }
+    }
+
+    /// Remembers the newest event of a batch.
+    pub(crate) fn note(&mut self, commands: &[NewCommand], judgement: &Judgement) {
+        let newest = chains(commands)
+            .into_iter()
+            .zip(&judgement.chains)
+            .filter_map(|(chain, judged)| {
+                let written = commands.get(chain.start..judged.written_end)?;
+                let ids: Vec<Uuid> = written
+                    .iter()
+                    .flat_map(events)
+                    .map(|event| event.event_id)
+                    .collect();
+                let last = *ids.last()?;
+                Some((judged.first_position + ids.len() as u64 - 1, Some(last)))
+            })
+            .max();
+        if let Some(newest) = newest {
+            if self.events.len() == WITNESSES_MAX {
+                self.events.pop_front();
+            }
+            self.events.push_back(newest);
+        }
+    }
+
+    /// What was recorded in another epoch has been answered for when that was opened.
+    pub(crate) fn begin(&mut self, epoch: i32) {
+        if self.epoch != epoch {
+            *self = Self {
+                epoch,
+                events: VecDeque::new(),
+            };
+        }
+    }
+}
+
+/// Makes sure that the newest epoch is this server's and has all that the caller remembers; opens the next one if not.
+pub(crate) async fn attach(
+    connection: &mut PgConnection,
+    partition: i32,
+    witnesses: &Witnesses,
+    seen: i32,
+) -> Result<Attached, sqlx::Error> {
+    let (positions, ids): (Vec<i64>, Vec<Option<Uuid>>) = witnesses
+        .events
+        .iter()
+        .map(|(position, id)| (position.cast_signed(), *id))
+        .unzip();
+    let attached: Attached = sqlx::query_as(ATTACH)
+        .bind(partition)
+        .bind(witnesses.epoch)
+        .bind(positions)
+        .bind(ids)
+        .bind(seen)
+        .fetch_one(connection)
+        .await?;
+    if let Some(reason) = &attached.opened {
+        tracing::warn!(
+            partition,
+            epoch = attached.epoch,
+            reason,
+            "the log goes on in a new epoch"
+        );
+    }
+    Ok(attached)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(number: i32, from_position: u64) -> Epoch {
+        Epoch {
+            number,
+            generation: Uuid::from_u128(number.unsigned_abs().into()),
+            from_position,
+        }
+    }
+
+    #[test]
+    fn what_an_epoch_recorded_holds_below_every_later_fork() {
+        let epochs = [epoch(1, 1), epoch(2, 101), epoch(5, 51), epoch(6, 201)];
+        let lineage: Lineage = epochs.into_iter().collect();
+        let valid_up_to = |number: u128| lineage.valid_up_to(Uuid::from_u128(number));
+        assert_eq!(valid_up_to(1), Some(50));
+        assert_eq!(valid_up_to(2), Some(50));
+        assert_eq!(valid_up_to(5), Some(200));
+        assert_eq!(valid_up_to(6), Some(u64::MAX));
+        assert_eq!(valid_up_to(3), None);
+        assert!(lineage.has(Uuid::from_u128(1), 50) && !lineage.has(Uuid::from_u128(1), 51));
+        assert!(!lineage.has(Uuid::from_u128(3), 0));
+    }
+}

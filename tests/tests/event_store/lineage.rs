@@ -1,0 +1,219 @@
+//! Epochs of the log: what opens one, and what goes on.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use daybook_event_store::{
+    Appender, AppenderOptions, EventStore, PostgresLog, SeenEpoch, Verdict, Witnesses, append,
+};
+use sqlx::{Connection as _, PgConnection};
+
+use super::{Log, command};
+
+/// Connects without remembering anything; says why an epoch was opened.
+async fn attach(log: &Log) -> anyhow::Result<Option<String>> {
+    let store = EventStore::new(log.database.pool("daybook_publisher").await?);
+    Ok(store.attach(0, Witnesses::default(), 0).await?.opened)
+}
+
+async fn head(log: &Log) -> anyhow::Result<daybook_event_store::LogHead> {
+    let store = EventStore::new(log.database.pool("daybook_publisher").await?);
+    Ok(store.head(0).await?)
+}
+
+/// Takes the newest events away, as a backup or a disk image of an earlier moment does.
+async fn set_back(log: &Log, to: i64) -> anyhow::Result<()> {
+    let superuser = log.database.superuser().await?;
+    sqlx::raw_sql("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
+        .execute(&superuser)
+        .await?;
+    for table in ["event", "command"] {
+        let delete = format!("DELETE FROM event_store.{table} WHERE position > {to}");
+        sqlx::query(sqlx::AssertSqlSafe(delete))
+            .execute(&superuser)
+            .await?;
+    }
+    sqlx::raw_sql("ALTER TABLE event_store.event ENABLE TRIGGER event_is_immutable")
+        .execute(&superuser)
+        .await?;
+    Ok(())
+}
+
+/// Ends the appenders' sessions, as a server does that goes away.
+async fn end_sessions(log: &Log) -> anyhow::Result<()> {
+    let superuser = log.database.superuser().await?;
+    sqlx::query(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+         WHERE usename = 'daybook_command' AND datname = current_database()",
+    )
+    .execute(&superuser)
+    .await?;
+    Ok(())
+}
+
+fn is_appended(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Appended(_))
+}
+
+#[tokio::test]
+async fn a_copy_of_the_database_goes_on_in_an_epoch_of_its_own() -> anyhow::Result<()> {
+    // Every test's database is a copy of one that was migrated before.
+    let log = Log::new().await?;
+    let before = head(&log).await?;
+    let opened = attach(&log).await?;
+    ensure!(
+        opened.as_deref() == Some("the log was restored in another database"),
+        "{opened:?}"
+    );
+    let after = head(&log).await?;
+    assert_eq!(after.epoch, before.epoch + 1);
+    assert_ne!(after.generation, before.generation);
+    // And whoever comes next finds all as it should be.
+    assert_eq!(attach(&log).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_append_on_another_timeline_writes_nothing_and_the_appender_opens_the_next_epoch()
+-> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    let before = head(&log).await?;
+
+    // What a session finds that has lived through a promotion.
+    let superuser = log.database.superuser().await?;
+    for table in ["log", "epoch"] {
+        let update = format!("UPDATE event_store.{table} SET timeline = '000000FF'");
+        sqlx::query(sqlx::AssertSqlSafe(update))
+            .execute(&superuser)
+            .await?;
+    }
+    let refused = append(&mut log.connection, 0, &[command("b", None, 1)]).await;
+    ensure!(
+        matches!(refused, Err(daybook_event_store::AppendError::EpochOver(_))),
+        "{refused:?}"
+    );
+    assert_eq!(head(&log).await?.position, 1);
+
+    ensure!(is_appended(&appender.append(command("c", None, 1)).await?));
+    let after = head(&log).await?;
+    assert_eq!((after.epoch, after.position), (before.epoch + 1, 2));
+    let store = EventStore::new(log.database.pool("daybook_publisher").await?);
+    let lineage = store.lineage(0).await?;
+    assert_eq!(lineage.valid_up_to(before.generation), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_appender_that_remembers_more_than_the_log_has_opens_the_next_epoch_at_the_fork()
+-> anyhow::Result<()> {
+    for grown in [false, true] {
+        let log = Log::new().await?;
+        let appender = log.appender(AppenderOptions::default()).await?;
+        for number in 0..10 {
+            let verdict = appender.append(command(&format!("{number}"), None, 1)).await?;
+            ensure!(is_appended(&verdict));
+        }
+        let before = head(&log).await?;
+        set_back(&log, 4).await?;
+        if grown {
+            // Somebody who remembers nothing has gone on since.
+            let another = log.appender(AppenderOptions::default()).await?;
+            for number in 0..10 {
+                another
+                    .append(command(&format!("another-{number}"), None, 1))
+                    .await?;
+            }
+        }
+        end_sessions(&log).await?;
+        ensure!(is_appended(&appender.append(command("next", None, 1)).await?));
+        let after = head(&log).await?;
+        assert_eq!(after.epoch, before.epoch + 1, "one epoch, whoever finds the fork");
+        let store = EventStore::new(log.database.pool("daybook_publisher").await?);
+        let lineage = store.lineage(0).await?;
+        assert_eq!(lineage.valid_up_to(before.generation), Some(4));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_who_find_the_same_fork_open_one_epoch() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let mut appenders = Vec::new();
+    for number in 0..8 {
+        let appender = log.appender(AppenderOptions::default()).await?;
+        ensure!(is_appended(
+            &appender
+                .append(command(&format!("before-{number}"), None, 1))
+                .await?
+        ));
+        appenders.push(appender);
+    }
+    let before = head(&log).await?;
+    set_back(&log, 0).await?;
+    end_sessions(&log).await?;
+    let appends = appenders.iter().enumerate().map(|(number, appender)| async move {
+        appender
+            .append(command(&format!("after-{number}"), None, 1))
+            .await
+    });
+    for verdict in futures::future::join_all(appends).await {
+        ensure!(is_appended(&verdict?));
+    }
+    assert_eq!(head(&log).await?.epoch, before.epoch + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_appender_whose_log_was_superseded_writes_nothing() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let seen = SeenEpoch::default();
+    let options = AppenderOptions {
+        retry_for: Duration::from_millis(500),
+        ..AppenderOptions::default()
+    };
+    let postgres = PostgresLog::new(
+        log.database.url("daybook_command").parse()?,
+        0,
+        log.database.pool("daybook_command").await?,
+        seen.clone(),
+    );
+    let (appender, appending) = Appender::new(postgres, 0, options, None);
+    tokio::spawn(appending);
+    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    seen.note(head(&log).await?.epoch + 1);
+    let refused = appender.append(command("b", None, 1)).await;
+    ensure!(refused.is_err(), "{refused:?}");
+    assert_eq!(head(&log).await?.position, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_epoch_is_opened_under_read_committed_only() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let mut connection = PgConnection::connect(&log.database.url("daybook_publisher")).await?;
+    let mut transaction = connection
+        .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        .await?;
+    let refused = sqlx::query("SELECT * FROM event_store.attach(0, 1, '{}', '{}', 0)")
+        .execute(&mut *transaction)
+        .await;
+    let error = refused.err().context("it is refused")?;
+    let code = error.as_database_error().and_then(|error| error.code());
+    assert_eq!(code.as_deref(), Some("25000"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_those_who_write_may_open_an_epoch() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    for role in ["daybook_projector", "daybook_query"] {
+        let mut connection = PgConnection::connect(&log.database.url(role)).await?;
+        let refused = sqlx::query("SELECT * FROM event_store.attach(0, 1, '{7}', '{NULL}', 0)")
+            .execute(&mut connection)
+            .await;
+        ensure!(refused.is_err(), "{role} may");
+    }
+    Ok(())
+}
