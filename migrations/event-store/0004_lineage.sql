@@ -70,6 +70,7 @@ AS $$
     SELECT f.partition, f.epoch, f.generation, 1, s.system_identifier, s.database, s.timeline, 'the partition was added'
     FROM first AS f CROSS JOIN event_store.server() AS s
 $$;
+ALTER FUNCTION event_store.add_partition OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.add_partition FROM PUBLIC;
 
 -- Why the log cannot go on in its newest epoch; NULL when it can. The witnesses are events that were recorded in the epoch

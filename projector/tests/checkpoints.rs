@@ -88,7 +88,8 @@ async fn the_key_refuses_a_second_step_from_one_position_whatever_else_is_looked
         .execute(&mut connection)
         .await
         .expect("its turn");
-    let again = "INSERT INTO read_model.checkpoint_step VALUES ('customer_totals', 1, 0, 0, 20)";
+    let again =
+        "INSERT INTO read_model.checkpoint_step VALUES ('customer_totals', 1, 0, 0, 20, gen_random_uuid())";
     let refused = sqlx::query(again).execute(&mut connection).await;
     assert!(Advance::is_refused(&refused.expect_err("there is one")));
 }

@@ -46,10 +46,17 @@ impl Database {
             .context("cannot make the template database")?;
         let name = format!("daybook_{}", Uuid::now_v7().simple());
         cluster.create_database(&name, Some(&template)).await?;
-        Ok(Self {
+        let database = Self {
             cluster: cluster.clone(),
             name,
-        })
+        };
+        // A copy goes on in an epoch of its own. Whoever begins with it does not want to see that.
+        let mut connection = PgConnection::connect(&database.superuser_url()).await?;
+        sqlx::query("SELECT event_store.attach(0, 0, '{}', '{}', 0)")
+            .execute(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok(database)
     }
 
     /// Makes a database that nobody has migrated.
