@@ -84,6 +84,8 @@ pub struct Duties {
     pub owner: Uuid,
     /// The live tables: the partitions of each projection.
     pub live: BTreeMap<String, BTreeSet<i32>>,
+    /// The live tables that others are to work on, while the lease is recorded as this replica's.
+    pub surplus: BTreeMap<String, BTreeSet<i32>>,
     /// The projections with a rebuild that nobody else works on.
     pub rebuilds: BTreeSet<String>,
 }
@@ -92,6 +94,12 @@ impl Duties {
     /// In whose name to hold the lease on a projection's live tables; `None` when that is not this replica's business.
     pub fn owner_of_live(&self, projection: &str, partition: i32) -> Option<Uuid> {
         let partitions = self.live.get(projection)?;
+        partitions.contains(&partition).then_some(self.owner)
+    }
+
+    /// In whose name the lease on a projection's live tables is recorded; `None` when it is not, or rightly so.
+    pub fn owner_of_surplus(&self, projection: &str, partition: i32) -> Option<Uuid> {
+        let partitions = self.surplus.get(projection)?;
         partitions.contains(&partition).then_some(self.owner)
     }
 
@@ -148,6 +156,17 @@ pub(crate) async fn with_same_duties(duties: &watch::Receiver<Duties>, wait: imp
     }
 }
 
+/// Waits until this replica has lost its session and come back as another one: what it had begun before is void.
+pub(crate) fn returned(mut duties: watch::Receiver<Duties>) -> impl Future<Output = ()> {
+    let owner = duties.borrow().owner;
+    async move {
+        // When the process stops, nobody tells of new ones.
+        if duties.wait_for(|duties| duties.owner != owner).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// Takes part over one session.
 async fn take_part(
     connector: &Connector,
@@ -189,7 +208,7 @@ pub async fn join(session: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Erro
 }
 
 /// What a replica is to work on, as it is now. An error when it is not among the replicas any more.
-async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx::Error> {
+pub async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx::Error> {
     let rows: Vec<MemberRow> = sqlx::query_as(MEMBERS).fetch_all(&mut *session).await?;
     if rows.iter().any(|member| !member.lives) {
         sqlx::query(FORGET).execute(&mut *session).await?;
@@ -236,17 +255,26 @@ fn duties(own: Uuid, members: &[Member], rows: Vec<WorkRow>) -> Duties {
             },
         )
         .collect();
-    let mut live: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
-    for work in share(own, members, &work) {
-        live.entry(work.projection.clone())
-            .or_default()
-            .insert(work.partition);
-    }
-    Duties {
+    let mut duties = Duties {
         owner: own,
-        live,
+        live: by_projection(share(own, members, &work)),
+        surplus: BTreeMap::new(),
         rebuilds,
+    };
+    let is_surplus = |work: &&Work| {
+        work.owner == Some(own) && duties.owner_of_live(&work.projection, work.partition).is_none()
+    };
+    duties.surplus = by_projection(work.iter().filter(is_surplus));
+    duties
+}
+
+fn by_projection<'w>(work: impl IntoIterator<Item = &'w Work>) -> BTreeMap<String, BTreeSet<i32>> {
+    let mut partitions: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+    for work in work {
+        let of_projection = partitions.entry(work.projection.clone()).or_default();
+        of_projection.insert(work.partition);
     }
+    partitions
 }
 
 #[cfg(test)]
