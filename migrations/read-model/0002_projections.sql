@@ -33,6 +33,8 @@ CREATE TABLE read_model.replica (
     id                 uuid        PRIMARY KEY,
     -- The projections that its program has.
     projections        text[]      NOT NULL,
+    -- The partitions of the log that it has workers for: one that is added later it gets when it starts again.
+    partitions         integer[]   NOT NULL,
     -- Which session: numbers of processes come again, together with the moment of the start they do not.
     pid                integer     NOT NULL,
     session_started_at timestamptz NOT NULL
@@ -41,7 +43,7 @@ CREATE TABLE read_model.replica (
 -- Whether each replica lives. To be asked by the projector's own role: of another role's sessions the server does not tell
 -- when they started.
 CREATE VIEW read_model.replica_state WITH (security_invoker = true) AS
-SELECT r.id, r.projections,
+SELECT r.id, r.projections, r.partitions,
        EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a
                WHERE a.pid = r.pid AND a.backend_start = r.session_started_at) AS lives
 FROM read_model.replica AS r;

@@ -41,14 +41,14 @@ const NOTIFIED_PAUSE: Duration = Duration::from_millis(20);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 const JOIN: &str = "
-    INSERT INTO read_model.replica (id, projections, pid, session_started_at)
-    SELECT $1, $2, a.pid, a.backend_start
+    INSERT INTO read_model.replica (id, projections, partitions, pid, session_started_at)
+    SELECT $1, $2, $3, a.pid, a.backend_start
     FROM pg_catalog.pg_stat_activity AS a
     WHERE a.pid = pg_catalog.pg_backend_pid()
 ";
 
 const MEMBERS: &str = "
-    SELECT r.id, r.projections, r.lives FROM read_model.replica_state AS r ORDER BY r.id
+    SELECT r.id, r.projections, r.partitions, r.lives FROM read_model.replica_state AS r ORDER BY r.id
 ";
 
 const WORK: &str = "
@@ -113,6 +113,7 @@ impl Duties {
 struct MemberRow {
     id: Uuid,
     projections: Vec<String>,
+    partitions: Vec<i32>,
     lives: bool,
 }
 
@@ -124,17 +125,19 @@ struct WorkRow {
     is_live: bool,
 }
 
-/// Takes part until told to stop, and tells the workers through `duties` what they are to do. `freed` says that it is
-/// worth looking now. Without the database the workers go on with what they have: whether they may, the fence decides.
+/// Takes part until told to stop, and tells the workers, who are there for `partitions`, through `duties` what they are to
+/// do. `freed` says that it is worth looking now. Without the database the workers go on with what they have: whether they
+/// may, the fence decides.
 pub async fn run(
     connector: Connector,
     bus: Bus,
+    partitions: Vec<i32>,
     duties: watch::Sender<Duties>,
     mut freed: impl Stream<Item = ()> + Unpin,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     while !shutdown.is_cancelled() {
-        if let Err(error) = take_part(&connector, &bus, &duties, &mut freed, &shutdown).await {
+        if let Err(error) = take_part(&connector, &bus, &partitions, &duties, &mut freed, &shutdown).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the session that shows that this replica lives is lost, and is made again"
@@ -171,13 +174,14 @@ pub(crate) fn returned(mut duties: watch::Receiver<Duties>) -> impl Future<Outpu
 async fn take_part(
     connector: &Connector,
     bus: &Bus,
+    partitions: &[i32],
     duties: &watch::Sender<Duties>,
     freed: &mut (impl Stream<Item = ()> + Unpin),
     shutdown: &CancellationToken,
 ) -> Result<(), sqlx::Error> {
     let mut session = connector.connect_as_replica(SILENCE_MAX).await?;
     let own = Uuid::now_v7();
-    within(LOOKUP_TIMEOUT, join(&mut session, own)).await?;
+    within(LOOKUP_TIMEOUT, join(&mut session, own, partitions)).await?;
     tracing::info!(replica.id = %own, "joined the replicas");
     while !shutdown.is_cancelled() {
         let seen = within(LOOKUP_TIMEOUT, look(&mut session, own)).await?;
@@ -197,13 +201,13 @@ async fn take_part(
     Ok(())
 }
 
-/// Enters a replica that lives as long as this session.
-pub async fn join(session: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+/// Enters a replica that lives as long as this session, and works on these partitions.
+pub async fn join(session: &mut PgConnection, id: Uuid, partitions: &[i32]) -> Result<(), sqlx::Error> {
     let names: Vec<&str> = projections::ALL
         .iter()
         .map(|projection| projection.name)
         .collect();
-    let joining = sqlx::query(JOIN).bind(id).bind(names);
+    let joining = sqlx::query(JOIN).bind(id).bind(names).bind(partitions);
     joining.execute(session).await.map(drop)
 }
 
@@ -216,7 +220,11 @@ pub async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx:
     let members: Vec<Member> = rows
         .into_iter()
         .filter(|member| member.lives)
-        .map(|MemberRow { id, projections, .. }| Member { id, projections })
+        .map(|row| Member {
+            id: row.id,
+            projections: row.projections,
+            partitions: row.partitions,
+        })
         .collect();
     if !members.iter().any(|member| member.id == own) {
         return Err(sqlx::Error::RowNotFound);

@@ -2,6 +2,7 @@
 
 mod support;
 
+use daybook_projector::checkpoint;
 use daybook_projector::feed::Feed;
 use daybook_projector::replica::{self, Duties};
 use daybook_projector::worker::{Context, Step, Worker};
@@ -24,12 +25,18 @@ struct Replica {
 
 impl Replica {
     async fn join(setup: &Setup) -> Self {
+        Self::join_with(setup, &[0]).await
+    }
+
+    /// With workers for these partitions.
+    async fn join_with(setup: &Setup, partitions: &[i32]) -> Self {
         let (duties, assigned) = watch::channel(Duties::default());
         let process = setup.context(assigned).await;
         let connected = process.connector.connect("replica").await;
         let mut session = connected.expect("a connection");
         let id = Uuid::now_v7();
-        replica::join(&mut session, id).await.expect("a new replica");
+        let joining = replica::join(&mut session, id, partitions);
+        joining.await.expect("a new replica");
         let mut replica = Self {
             id,
             session,
@@ -49,8 +56,9 @@ impl Replica {
         Worker::new(self.process.clone(), 0, &Feed::default())
     }
 
-    fn has(&self, projection: &str) -> bool {
-        self.duties.borrow().owner_of_live(projection, 0).is_some()
+    fn has(&self, projection: &str, partition: i32) -> bool {
+        let duties = self.duties.borrow();
+        duties.owner_of_live(projection, partition).is_some()
     }
 }
 
@@ -69,7 +77,7 @@ async fn one_that_has_all_and_another(setup: &Setup) -> (Replica, Worker<Model>,
     each_read_model!(M => if M::NAME != Model::NAME { hold::<M>(&first.process).await; });
     first.look().await;
     let second = Replica::join(setup).await;
-    assert!(first.has(Model::NAME));
+    assert!(first.has(Model::NAME, 0));
     (first, worker, second)
 }
 
@@ -85,7 +93,7 @@ async fn a_lease_that_could_not_be_given_back_is_given_back_over_another_session
         .await;
     assert_eq!(killed, 1, "the worker's session");
     first.look().await;
-    assert!(!first.has(Model::NAME), "it falls to the other one");
+    assert!(!first.has(Model::NAME, 0), "it falls to the other one");
     worker.step().await.expect_err("its session is gone");
     assert_eq!(owner(&setup).await, Some(first.id));
 
@@ -107,7 +115,7 @@ async fn a_lease_whose_claim_was_never_answered_is_given_back() {
     each_read_model!(M => drop(hold::<M>(&first.process).await));
     let mut second = Replica::join(&setup).await;
     first.look().await;
-    assert!(!first.has(Model::NAME), "it falls to the other one");
+    assert!(!first.has(Model::NAME, 0), "it falls to the other one");
 
     assert_eq!(worker.step().await.expect("a step"), Step::Standby);
     assert_eq!(owner(&setup).await, None);
@@ -134,4 +142,22 @@ async fn a_worker_that_has_nothing_to_do_keeps_no_connection() {
         setup.value::<i64>(sessions).await == 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_partition_that_is_added_falls_to_those_who_have_workers_for_it() {
+    let setup = Setup::new().await;
+    let mut old = [Replica::join(&setup).await, Replica::join(&setup).await];
+    setup
+        .execute("INSERT INTO event_store.log (partition) VALUES (1)")
+        .await;
+    let mut new = Replica::join_with(&setup, &[0, 1]).await;
+    let opening = checkpoint::open_all(&mut new.session);
+    opening.await.expect("checkpoints");
+    new.look().await;
+    for replica in &mut old {
+        replica.look().await;
+        each_read_model!(M => assert!(!replica.has(M::NAME, 1)));
+    }
+    each_read_model!(M => assert!(new.has(M::NAME, 1)));
 }

@@ -123,7 +123,8 @@ impl Setup {
     pub(crate) async fn join(&self, id: Uuid) {
         let connector = Connector::new(&self.projector_url()).expect("a valid address");
         let mut session = connector.connect("replica").await.expect("a connection");
-        replica::join(&mut session, id).await.expect("a new replica");
+        let joining = replica::join(&mut session, id, &[0]);
+        joining.await.expect("a new replica");
         self.sessions.lock().await.push(session);
     }
 
