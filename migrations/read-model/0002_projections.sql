@@ -377,16 +377,29 @@ BEGIN
 END
 $$;
 
--- Ends a rebuild that cannot go on. The live tables stay as they are.
-CREATE FUNCTION read_model.fail_rebuild(p_name text, p_generation integer, p_error text) RETURNS void
+-- Ends a rebuild that cannot go on, for whoever holds the lease on one of its partitions; false, and nothing is changed,
+-- when that one is lost: the tables are another replica's to fill. The live tables stay as they are. (The other functions
+-- need no fence. What they do is right whoever asks for it.)
+CREATE FUNCTION read_model.fail_rebuild(
+    p_name text, p_generation integer, p_partition integer, p_fence bigint, p_error text)
+RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- Whoever wants to take the rebuild over waits, and finds none.
+    PERFORM FROM read_model.fence AS f
+    WHERE f.projection = p_name AND f.generation = p_generation AND f.partition = p_partition AND f.number = p_fence
+    FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
     UPDATE read_model.rebuild AS r SET status = 'failed', ended_at = clock_timestamp(), error = p_error
     WHERE r.projection = p_name AND r.generation = p_generation AND r.status = 'running';
-    IF FOUND THEN
-        PERFORM read_model.discard(p_name, p_generation);
+    IF NOT FOUND THEN
+        RETURN false;
     END IF;
+    PERFORM read_model.discard(p_name, p_generation);
+    RETURN true;
 END
 $$;
 
