@@ -19,6 +19,7 @@ use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use sqlx::{FromRow, PgConnection};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,8 +35,11 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(400);
 /// helps it least.
 pub const SILENCE_MAX: Duration = Duration::from_secs(4);
 
-/// The pause between two looks, however many notifications there are.
-const NOTIFIED_PAUSE: Duration = Duration::from_millis(20);
+/// The pause between a hint and the look for it: what else is freed in the same moment is seen as well.
+const HINT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The pause between two looks for a hint, however many hints there are: whoever may publish can send any number.
+const HINTED_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The pause before a session that was lost is made again: how soon a database that is back is used.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -183,6 +187,7 @@ async fn take_part(
     let own = Uuid::now_v7();
     within(LOOKUP_TIMEOUT, join(&mut session, own, partitions)).await?;
     tracing::info!(replica.id = %own, "joined the replicas");
+    let mut hinted_look_at = None;
     while !shutdown.is_cancelled() {
         let seen = within(LOOKUP_TIMEOUT, look(&mut session, own)).await?;
         duties.send_if_modified(|duties| std::mem::replace(duties, seen.clone()) != seen);
@@ -190,8 +195,10 @@ async fn take_part(
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             Some(()) = freed.next() => {
-                tokio::time::sleep(NOTIFIED_PAUSE).await;
+                let look_at = look_for_hint_at(Instant::now(), hinted_look_at);
+                let _ = shutdown.run_until_cancelled(tokio::time::sleep_until(look_at)).await;
                 while let Some(Some(())) = freed.next().now_or_never() {}
+                hinted_look_at = Some(look_at);
             }
         }
     }
@@ -199,6 +206,12 @@ async fn take_part(
     within(LOOKUP_TIMEOUT, sqlx::query(LEAVE).bind(own).execute(&mut session)).await?;
     signal::announce_freed(bus).await;
     Ok(())
+}
+
+/// When to look for a hint that comes `now`.
+fn look_for_hint_at(now: Instant, last_hinted_look: Option<Instant>) -> Instant {
+    let soonest = last_hinted_look.map_or(now, |last| last + HINTED_LOOK_INTERVAL);
+    soonest.max(now + HINT_PAUSE)
 }
 
 /// Enters a replica that lives as long as this session, and works on these partitions.
@@ -289,6 +302,16 @@ fn by_projection<'w>(work: impl IntoIterator<Item = &'w Work>) -> BTreeMap<Strin
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_hint_is_followed_at_once_and_a_flood_of_them_a_few_times_a_second() {
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        assert_eq!(look_for_hint_at(start, None), after(20));
+        assert_eq!(look_for_hint_at(after(21), Some(after(20))), after(220));
+        assert_eq!(look_for_hint_at(after(210), Some(after(20))), after(230));
+        assert_eq!(look_for_hint_at(after(1_000), Some(after(20))), after(1_020));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn new_duties_end_a_wait_once_and_the_end_of_the_process_does_not() {
         let (tell, mut duties) = watch::channel(Duties::default());
@@ -296,7 +319,7 @@ mod tests {
         with_same_duties(&duties, std::future::pending()).await;
         duties.mark_unchanged();
         drop(tell);
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         with_same_duties(&duties, tokio::time::sleep(LOOK_INTERVAL)).await;
         assert!(started.elapsed() >= LOOK_INTERVAL);
     }
