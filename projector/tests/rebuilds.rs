@@ -10,7 +10,7 @@ use daybook_projector::registry::{self, StartError};
 use daybook_projector::worker::Context;
 use daybook_projector::{replica, worker};
 use daybook_read_model::{CustomerTotals, Generation, OrderDetails, OrderList, ReadModel};
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -252,6 +252,28 @@ async fn a_lease_that_is_claimed_while_a_rebuild_goes_live_is_a_lease_on_the_tab
     assert_eq!(drain(&mut worker).await, worker::Step::CaughtUp);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
     setup.assert_equals_fold::<OrderList>().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_to_be_had_soon_after_a_rebuilder_was_stopped_in_its_switch() {
+    let setup = Setup::new().await;
+    let process = setup.process().await;
+    let connected = process.connector.connect_for_long("test").await;
+    let mut stopped = connected.expect("a connection");
+    let mut switch = stopped.begin().await.expect("a transaction");
+    let held = registry::hold_live(&mut switch, OrderList::NAME).await;
+    assert_eq!(held.expect("the live tables"), [(0, 0)]);
+
+    let mut connection = process.connector.connect("test").await.expect("a connection");
+    let patience = sqlx::query("SET lock_timeout = '4s'");
+    patience.execute(&mut connection).await.expect("a setting");
+    let owner = process.duties.borrow().owner;
+    let claimed = checkpoint::claim_live(&mut connection, OrderList::NAME, 0, owner).await;
+    assert!(matches!(
+        claimed.expect("it is let go of in time"),
+        Claim::Held(_)
+    ));
+    drop(switch);
 }
 
 #[tokio::test]
