@@ -168,7 +168,7 @@ BEGIN
           AND CASE
               WHEN p_event_ids IS NULL
               THEN EXISTS (SELECT FROM event_store.event AS e WHERE e.partition = p_partition AND e.position >= p_to)
-              ELSE p_event_ids = ARRAY(
+              ELSE cardinality(p_event_ids) = p_to - p_from AND p_event_ids = ARRAY(
                   SELECT e.event_id FROM event_store.event AS e
                   WHERE e.partition = p_partition AND e.position > p_from AND e.position <= p_to
                   ORDER BY e.position)

@@ -120,6 +120,26 @@ async fn no_step_leads_beyond_the_head_of_the_log_or_back_or_into_another_log() 
     assert_eq!(setup.position(Model::NAME).await, head);
 }
 
+/// Beyond the head the log holds nothing that an id could differ from.
+#[tokio::test]
+async fn a_step_over_events_that_are_named_leads_as_far_as_there_are_names() {
+    let setup = setup_with_log(40).await;
+    let ids: Vec<Uuid> = setup.log().await.iter().map(|event| event.event_id).collect();
+    let (mut connection, lease) = hold::<Model>(&setup.process().await).await;
+    let over = |to: u64| Advance {
+        event_ids: Some(ids.clone()),
+        ..lease.advance_to(to)
+    };
+    let head = setup.head().await;
+    for to in [head - 1, head + 1] {
+        let refuted = over(to).execute(&mut connection).await;
+        let error = refuted.expect_err("it is not as long as the list of names");
+        assert!(Advance::is_refuted(&error), "{error}");
+    }
+    over(head).execute(&mut connection).await.expect("its turn");
+    assert_eq!(setup.position(Model::NAME).await, head);
+}
+
 #[tokio::test]
 async fn of_many_steps_the_newest_is_kept_and_none_is_lost_with_a_batch_that_was_not_committed() {
     let setup = setup_with_log(36).await;
