@@ -18,6 +18,7 @@
 //! else believes to be in charge: rows and checkpoint change in one transaction, the checkpoint by compare-and-set. No
 //! event is ever skipped; one that cannot be applied stops its projection, in the sight of operators, and no other one.
 
+mod backoff;
 pub mod batch;
 pub mod checkpoint;
 mod config;

@@ -22,13 +22,14 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::backoff::pause;
 use crate::checkpoint::{self, Claim, Key, LEASE_CHECK_INTERVAL, Lease};
 use crate::fill::{self, FillError};
 use crate::fold::Poison;
 use crate::registry::{self, Running};
 use crate::replica::{returned, with_same_duties};
 use crate::runner::{ApplyError, Runner, chain};
-use crate::worker::{CLAIM_INTERVAL, Context, pause};
+use crate::worker::{CLAIM_INTERVAL, Context};
 
 /// The tables go live when a pass over the log finds no more than this many events to catch up with.
 const LAST_PASS_EVENTS_MAX: u64 = 2_000;

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::backoff::pause;
 use crate::batch::{Batch, Decoded};
 use crate::checkpoint::{self, Claim, LEASE_CHECK_INTERVAL, Lease};
 use crate::database::Connector;
@@ -48,12 +49,6 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How often an event is tried before its projection is failed.
 const ATTEMPTS_MAX: u32 = 3;
-
-/// The pause after the first failed attempt; it doubles.
-const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
-
-/// The longest pause between two attempts.
-const RETRY_PAUSE_LAST: Duration = Duration::from_secs(30);
 
 /// What rebuilds that nobody asked for say about who did.
 const OURSELVES: &str = "projector";
@@ -517,22 +512,5 @@ impl<M: ReadModel> Worker<M> {
         {
             tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back");
         }
-    }
-}
-
-/// The pause after this many failed attempts in a row.
-pub(crate) fn pause(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(16);
-    (RETRY_PAUSE_FIRST * 2_u32.pow(doublings)).min(RETRY_PAUSE_LAST)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_up_to_their_limit() {
-        let pauses = [1, 2, 3, 10, u32::MAX].map(|attempts| pause(attempts).as_millis());
-        assert_eq!(pauses, [50, 100, 200, 25_600, 30_000]);
     }
 }
