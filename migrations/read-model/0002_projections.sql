@@ -33,6 +33,8 @@ CREATE TABLE read_model.replica (
     id                 uuid        PRIMARY KEY,
     -- The projections that its program has.
     projections        text[]      NOT NULL,
+    -- The partitions of the log that it has workers for: one that is added later it gets when it starts again.
+    partitions         integer[]   NOT NULL,
     -- Which session: numbers of processes come again, together with the moment of the start they do not.
     pid                integer     NOT NULL,
     session_started_at timestamptz NOT NULL
@@ -41,7 +43,7 @@ CREATE TABLE read_model.replica (
 -- Whether each replica lives. To be asked by the projector's own role: of another role's sessions the server does not tell
 -- when they started.
 CREATE VIEW read_model.replica_state WITH (security_invoker = true) AS
-SELECT r.id, r.projections,
+SELECT r.id, r.projections, r.partitions,
        EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a
                WHERE a.pid = r.pid AND a.backend_start = r.session_started_at) AS lives
 FROM read_model.replica AS r;
@@ -396,16 +398,29 @@ BEGIN
 END
 $$;
 
--- Ends a rebuild that cannot go on. The live tables stay as they are.
-CREATE FUNCTION read_model.fail_rebuild(p_name text, p_generation integer, p_error text) RETURNS void
+-- Ends a rebuild that cannot go on, for whoever holds the lease on one of its partitions; false, and nothing is changed,
+-- when that one is lost: the tables are another replica's to fill. The live tables stay as they are. (The other functions
+-- need no fence. What they do is right whoever asks for it.)
+CREATE FUNCTION read_model.fail_rebuild(
+    p_name text, p_generation integer, p_partition integer, p_fence bigint, p_error text)
+RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- Whoever wants to take the rebuild over waits, and finds none.
+    PERFORM FROM read_model.fence AS f
+    WHERE f.projection = p_name AND f.generation = p_generation AND f.partition = p_partition AND f.number = p_fence
+    FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
     UPDATE read_model.rebuild AS r SET status = 'failed', ended_at = clock_timestamp(), error = p_error
     WHERE r.projection = p_name AND r.generation = p_generation AND r.status = 'running';
-    IF FOUND THEN
-        PERFORM read_model.discard(p_name, p_generation);
+    IF NOT FOUND THEN
+        RETURN false;
     END IF;
+    PERFORM read_model.discard(p_name, p_generation);
+    RETURN true;
 END
 $$;
 

@@ -54,6 +54,13 @@ const RELEASE: &str = "
     WHERE f.projection = $1 AND f.generation = $2 AND f.partition = $3 AND f.number = $4
 ";
 
+const RELEASE_LIVE: &str = "
+    UPDATE read_model.fence AS f SET owner = NULL
+    FROM read_model.projection AS p
+    WHERE p.name = f.projection AND p.live_generation = f.generation
+      AND f.projection = $1 AND f.partition = $2 AND f.owner = $3
+";
+
 const FAIL: &str = "
     UPDATE read_model.fence AS f
     SET error = $5, error_position = $6, failed_at = coalesce(f.failed_at, clock_timestamp())
@@ -89,6 +96,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("standing", STANDING),
     ("is_held", IS_HELD),
     ("release", RELEASE),
+    ("release_live", RELEASE_LIVE),
     ("fail", FAIL),
     ("newest", NEWEST),
     ("live", LIVE),
@@ -230,6 +238,22 @@ pub async fn is_held(connection: &mut PgConnection, lease: &Lease) -> Result<boo
 /// Gives a lease back, so that another replica may take it.
 pub async fn release(connection: &mut PgConnection, lease: &Lease) -> Result<(), sqlx::Error> {
     held(RELEASE, lease).execute(connection).await.map(drop)
+}
+
+/// Gives whatever lease on the live tables is recorded in the name of `owner` back; `false` when there is none. For an owner
+/// that does not know whether it got one, and does not work with it.
+pub async fn release_live(
+    connection: &mut PgConnection,
+    projection: &str,
+    partition: i32,
+    owner: Uuid,
+) -> Result<bool, sqlx::Error> {
+    let releasing = sqlx::query(RELEASE_LIVE)
+        .bind(projection)
+        .bind(partition)
+        .bind(owner);
+    let released = releasing.execute(connection).await?;
+    Ok(released.rows_affected() > 0)
 }
 
 /// Marks the projection as failed before the event at `position`; the next advance clears the mark.

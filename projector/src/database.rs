@@ -17,6 +17,10 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// waits for that long.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "1s";
 
+/// The same for the switch to new tables, which waits while they reach the live ones: whoever takes over from a replica that
+/// was stopped in the middle of one waits for that long.
+const IDLE_IN_SWITCH_TIMEOUT: &str = "2s";
+
 /// How long a worker waits for a row that another one holds.
 const LOCK_TIMEOUT: &str = "10s";
 
@@ -43,9 +47,12 @@ impl Connector {
         within(CONNECT_TIMEOUT, options.connect()).await
     }
 
-    /// A connection for work that may take as long as it takes, like making indexes.
+    /// A connection for work that may take as long as it takes, like making indexes; and for the switch.
     pub async fn connect_for_long(&self, purpose: &str) -> Result<PgConnection, sqlx::Error> {
-        let options = self.named(purpose).options([("statement_timeout", "0")]);
+        let options = self.named(purpose).options([
+            ("statement_timeout", "0"),
+            ("idle_in_transaction_session_timeout", IDLE_IN_SWITCH_TIMEOUT),
+        ]);
         within(CONNECT_TIMEOUT, options.connect()).await
     }
 

@@ -18,6 +18,7 @@
 //! else believes to be in charge: rows and checkpoint change in one transaction, the checkpoint by compare-and-set. No
 //! event is ever skipped; one that cannot be applied stops its projection, in the sight of operators, and no other one.
 
+mod backoff;
 pub mod batch;
 pub mod checkpoint;
 mod config;
@@ -102,13 +103,14 @@ pub async fn run(
         duties: assigned,
     };
     watch_dependencies(&mut tasks, &readiness, &pool);
-    start_projections(&context, &mut tasks, &shutdown).await?;
+    let partitions = start_projections(&context, &mut tasks, &shutdown).await?;
     let freed = signal::subscribe_freed(&context.bus).await?;
     tasks.spawn(
         "replica",
         replica::run(
             context.connector.clone(),
             context.bus.clone(),
+            partitions,
             duties,
             freed,
             shutdown.clone(),
@@ -174,13 +176,15 @@ fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPo
 }
 
 /// Starts a feed for each partition, a worker for each projection and partition, and a rebuilder for each projection.
+/// Returns the partitions.
 async fn start_projections(
     context: &Context,
     tasks: &mut Supervisor,
     shutdown: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<i32>> {
     within(OPEN_TIMEOUT, open_checkpoints(&context.connector)).await?;
-    for partition in context.store.partitions().await? {
+    let partitions = context.store.partitions().await?;
+    for &partition in &partitions {
         let feed = Feed::default();
         for projection in projections::ALL {
             tasks.spawn(
@@ -193,7 +197,7 @@ async fn start_projections(
     for projection in projections::ALL {
         tasks.spawn("rebuilder", projection.rebuild(context.clone(), shutdown.clone()));
     }
-    Ok(())
+    Ok(partitions)
 }
 
 /// Every projection has a checkpoint in every partition before anyone looks for it.

@@ -22,13 +22,14 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::checkpoint::{self, Claim, Key, LEASE_CHECK_INTERVAL};
+use crate::backoff::pause;
+use crate::checkpoint::{self, Claim, Key, LEASE_CHECK_INTERVAL, Lease};
 use crate::fill::{self, FillError};
 use crate::fold::Poison;
 use crate::registry::{self, Running};
-use crate::replica::with_same_duties;
+use crate::replica::{returned, with_same_duties};
 use crate::runner::{ApplyError, Runner, chain};
-use crate::worker::{CLAIM_INTERVAL, Context, pause};
+use crate::worker::{CLAIM_INTERVAL, Context};
 
 /// The tables go live when a pass over the log finds no more than this many events to catch up with.
 const LAST_PASS_EVENTS_MAX: u64 = 2_000;
@@ -116,7 +117,7 @@ impl<M: ReadModel> Rebuilder<M> {
         let mut errors = 0;
         let shutdown = self.shutdown.clone();
         while !shutdown.is_cancelled() {
-            let rest = match self.step().await {
+            let rest = match self.bounded_step().await {
                 Ok(Step::Progressed) => {
                     errors = 0;
                     continue;
@@ -135,6 +136,16 @@ impl<M: ReadModel> Rebuilder<M> {
             let _ = shutdown.run_until_cancelled(wait).await;
         }
         Ok(())
+    }
+
+    /// A step that is dropped when this replica lost its session and came back as another one: what the step works with is
+    /// void then, and may be silent for long. It takes its connections with it.
+    async fn bounded_step(&mut self) -> Result<Step, RebuildError> {
+        let returned = returned(self.context.duties.clone());
+        tokio::select! {
+            step = self.step() => step,
+            () = returned => Ok(Step::Progressed),
+        }
     }
 
     /// A rebuild that is there and could not be claimed is tried again a little later.
@@ -165,7 +176,7 @@ impl<M: ReadModel> Rebuilder<M> {
                 Ok(Step::Progressed)
             }
             Err(RebuildError::Fill(FillError::Apply(ApplyError::Poison(poison)))) => {
-                self.give_up(&mut connection, running.tables, &poison).await?;
+                give_up(&mut connection, rebuild.first_lease(), &poison).await?;
                 Ok(Step::Progressed)
             }
             Err(error) => Err(error),
@@ -199,8 +210,8 @@ impl<M: ReadModel> Rebuilder<M> {
             let claiming = checkpoint::claim_rebuilt(connection, key, owner);
             match answered("take a lease", STATEMENT_TIMEOUT, claiming).await? {
                 Claim::Held(lease) => rebuild.partitions.push(self.part(lease).await?),
-                Claim::BeyondFork(_) => {
-                    self.give_up_restored(connection, running.tables).await?;
+                Claim::BeyondFork(lease) => {
+                    give_up_restored(connection, &lease).await?;
                     return Ok(None);
                 }
                 Claim::Refused => {
@@ -212,7 +223,7 @@ impl<M: ReadModel> Rebuilder<M> {
         Ok(Some(rebuild))
     }
 
-    async fn part(&self, lease: checkpoint::Lease) -> Result<Part<M>, RebuildError> {
+    async fn part(&self, lease: Lease) -> Result<Part<M>, RebuildError> {
         let partition = lease.key.partition;
         let purpose = format!("{} rebuild/{partition}", M::NAME);
         let connecting = self.context.connector.connect(&purpose);
@@ -347,41 +358,49 @@ impl<M: ReadModel> Rebuilder<M> {
             signal::announce(&self.context.bus, &applied).await;
         }
     }
+}
 
-    async fn give_up(
-        &self,
-        connection: &mut PgConnection,
-        tables: Generation,
-        poison: &Poison,
-    ) -> Result<(), RebuildError> {
-        tracing::error!(
-            projection.name = M::NAME,
-            projection.generation = tables.get(),
-            event.position = poison.position,
-            error = poison as &dyn std::error::Error,
-            "a rebuild has failed"
-        );
-        let reason = chain(poison);
-        let failing = registry::fail_rebuild(connection, M::NAME, tables, &reason);
-        answered("end a rebuild", STATEMENT_TIMEOUT, failing).await
-    }
+async fn give_up(connection: &mut PgConnection, lease: &Lease, poison: &Poison) -> Result<(), RebuildError> {
+    fail(connection, lease, &chain(poison)).await?;
+    tracing::error!(
+        projection.name = lease.key.projection,
+        projection.generation = lease.key.tables.get(),
+        event.position = poison.position,
+        error = poison as &dyn std::error::Error,
+        "a rebuild has failed"
+    );
+    Ok(())
+}
 
-    async fn give_up_restored(
-        &self,
-        connection: &mut PgConnection,
-        tables: Generation,
-    ) -> Result<(), RebuildError> {
-        tracing::warn!(
-            projection.name = M::NAME,
-            projection.generation = tables.get(),
-            "the log was restored, so a rebuild is given up"
-        );
-        let failing = registry::fail_rebuild(connection, M::NAME, tables, "the log was restored meanwhile");
-        answered("end a rebuild", STATEMENT_TIMEOUT, failing).await
+async fn give_up_restored(connection: &mut PgConnection, lease: &Lease) -> Result<(), RebuildError> {
+    fail(connection, lease, "the log was restored meanwhile").await?;
+    tracing::warn!(
+        projection.name = lease.key.projection,
+        projection.generation = lease.key.tables.get(),
+        "the log was restored, so a rebuild is given up"
+    );
+    Ok(())
+}
+
+/// Ends a rebuild, unless another replica has taken it meanwhile.
+async fn fail(connection: &mut PgConnection, lease: &Lease, reason: &str) -> Result<(), RebuildError> {
+    let failing = registry::fail_rebuild(connection, lease, reason);
+    match answered("end a rebuild", STATEMENT_TIMEOUT, failing).await? {
+        true => Ok(()),
+        false => Err(FillError::Apply(ApplyError::Fenced).into()),
     }
 }
 
 impl<M: ReadModel> Rebuild<M> {
+    /// The lease that is lost before any other one: whoever takes a rebuild over begins with the first partition.
+    fn first_lease(&self) -> &Lease {
+        let first = self.partitions.first();
+        first
+            .expect("whoever met an event works on a partition")
+            .runner
+            .lease()
+    }
+
     fn part_mut(&mut self, partition: i32) -> Option<&mut Part<M>> {
         self.partitions
             .iter_mut()

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 
 use daybook_read_model::Generation;
 
+use crate::checkpoint::Lease;
+
 /// The constraint that allows one running rebuild of a projection.
 const ONE_RUNNING: &str = "rebuild_running_key";
 
@@ -20,7 +22,7 @@ const START: &str = "SELECT read_model.start_rebuild($1, $2, $3)";
 const COUNT_INDEXES: &str = "SELECT count(*) FROM read_model.further_indexes($1, $2)";
 const MAKE_INDEX: &str = "SELECT read_model.make_index($1, $2, $3)";
 const FINISH_FILL: &str = "SELECT read_model.finish_fill($1, $2)";
-const FAIL: &str = "SELECT read_model.fail_rebuild($1, $2, $3)";
+const FAIL: &str = "SELECT read_model.fail_rebuild($1, $2, $3, $4, $5)";
 const GO_LIVE: &str = "SELECT read_model.go_live($1, $2)";
 
 const RUNNING: &str = "
@@ -203,15 +205,19 @@ pub async fn finish_fill(
         .map(drop)
 }
 
-/// Ends a rebuild that cannot go on, and throws its tables away.
+/// Ends a rebuild that cannot go on, and throws its tables away; `false` when the lease on them is lost.
 pub async fn fail_rebuild(
     connection: &mut PgConnection,
-    name: &str,
-    tables: Generation,
+    lease: &Lease,
     error: &str,
-) -> Result<(), sqlx::Error> {
-    let failing = sqlx::query(FAIL).bind(name).bind(tables.get()).bind(error);
-    failing.execute(connection).await.map(drop)
+) -> Result<bool, sqlx::Error> {
+    let failing = sqlx::query_scalar(FAIL)
+        .bind(lease.key.projection)
+        .bind(lease.key.tables.get())
+        .bind(lease.key.partition)
+        .bind(lease.fence)
+        .bind(error);
+    failing.fetch_one(connection).await
 }
 
 /// Holds the live workers of a projection still until the transaction ends, and says where they stand, by partition.

@@ -19,6 +19,7 @@ use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use sqlx::{FromRow, PgConnection};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,21 +35,24 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(400);
 /// helps it least.
 pub const SILENCE_MAX: Duration = Duration::from_secs(4);
 
-/// The pause between two looks, however many notifications there are.
-const NOTIFIED_PAUSE: Duration = Duration::from_millis(20);
+/// The pause between a hint and the look for it: what else is freed in the same moment is seen as well.
+const HINT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The pause between two looks for a hint, however many hints there are: whoever may publish can send any number.
+const HINTED_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The pause before a session that was lost is made again: how soon a database that is back is used.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 const JOIN: &str = "
-    INSERT INTO read_model.replica (id, projections, pid, session_started_at)
-    SELECT $1, $2, a.pid, a.backend_start
+    INSERT INTO read_model.replica (id, projections, partitions, pid, session_started_at)
+    SELECT $1, $2, $3, a.pid, a.backend_start
     FROM pg_catalog.pg_stat_activity AS a
     WHERE a.pid = pg_catalog.pg_backend_pid()
 ";
 
 const MEMBERS: &str = "
-    SELECT r.id, r.projections, r.lives FROM read_model.replica_state AS r ORDER BY r.id
+    SELECT r.id, r.projections, r.partitions, r.lives FROM read_model.replica_state AS r ORDER BY r.id
 ";
 
 const WORK: &str = "
@@ -84,6 +88,8 @@ pub struct Duties {
     pub owner: Uuid,
     /// The live tables: the partitions of each projection.
     pub live: BTreeMap<String, BTreeSet<i32>>,
+    /// The live tables that others are to work on, while the lease is recorded as this replica's.
+    pub surplus: BTreeMap<String, BTreeSet<i32>>,
     /// The projections with a rebuild that nobody else works on.
     pub rebuilds: BTreeSet<String>,
 }
@@ -92,6 +98,12 @@ impl Duties {
     /// In whose name to hold the lease on a projection's live tables; `None` when that is not this replica's business.
     pub fn owner_of_live(&self, projection: &str, partition: i32) -> Option<Uuid> {
         let partitions = self.live.get(projection)?;
+        partitions.contains(&partition).then_some(self.owner)
+    }
+
+    /// In whose name the lease on a projection's live tables is recorded; `None` when it is not, or rightly so.
+    pub fn owner_of_surplus(&self, projection: &str, partition: i32) -> Option<Uuid> {
+        let partitions = self.surplus.get(projection)?;
         partitions.contains(&partition).then_some(self.owner)
     }
 
@@ -105,6 +117,7 @@ impl Duties {
 struct MemberRow {
     id: Uuid,
     projections: Vec<String>,
+    partitions: Vec<i32>,
     lives: bool,
 }
 
@@ -116,17 +129,19 @@ struct WorkRow {
     is_live: bool,
 }
 
-/// Takes part until told to stop, and tells the workers through `duties` what they are to do. `freed` says that it is
-/// worth looking now. Without the database the workers go on with what they have: whether they may, the fence decides.
+/// Takes part until told to stop, and tells the workers, who are there for `partitions`, through `duties` what they are to
+/// do. `freed` says that it is worth looking now. Without the database the workers go on with what they have: whether they
+/// may, the fence decides.
 pub async fn run(
     connector: Connector,
     bus: Bus,
+    partitions: Vec<i32>,
     duties: watch::Sender<Duties>,
     mut freed: impl Stream<Item = ()> + Unpin,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     while !shutdown.is_cancelled() {
-        if let Err(error) = take_part(&connector, &bus, &duties, &mut freed, &shutdown).await {
+        if let Err(error) = take_part(&connector, &bus, &partitions, &duties, &mut freed, &shutdown).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the session that shows that this replica lives is lost, and is made again"
@@ -148,18 +163,31 @@ pub(crate) async fn with_same_duties(duties: &watch::Receiver<Duties>, wait: imp
     }
 }
 
+/// Waits until this replica has lost its session and come back as another one: what it had begun before is void.
+pub(crate) fn returned(mut duties: watch::Receiver<Duties>) -> impl Future<Output = ()> {
+    let owner = duties.borrow().owner;
+    async move {
+        // When the process stops, nobody tells of new ones.
+        if duties.wait_for(|duties| duties.owner != owner).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// Takes part over one session.
 async fn take_part(
     connector: &Connector,
     bus: &Bus,
+    partitions: &[i32],
     duties: &watch::Sender<Duties>,
     freed: &mut (impl Stream<Item = ()> + Unpin),
     shutdown: &CancellationToken,
 ) -> Result<(), sqlx::Error> {
     let mut session = connector.connect_as_replica(SILENCE_MAX).await?;
     let own = Uuid::now_v7();
-    within(LOOKUP_TIMEOUT, join(&mut session, own)).await?;
+    within(LOOKUP_TIMEOUT, join(&mut session, own, partitions)).await?;
     tracing::info!(replica.id = %own, "joined the replicas");
+    let mut hinted_look_at = None;
     while !shutdown.is_cancelled() {
         let seen = within(LOOKUP_TIMEOUT, look(&mut session, own)).await?;
         duties.send_if_modified(|duties| std::mem::replace(duties, seen.clone()) != seen);
@@ -167,8 +195,10 @@ async fn take_part(
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             Some(()) = freed.next() => {
-                tokio::time::sleep(NOTIFIED_PAUSE).await;
+                let look_at = look_for_hint_at(Instant::now(), hinted_look_at);
+                let _ = shutdown.run_until_cancelled(tokio::time::sleep_until(look_at)).await;
                 while let Some(Some(())) = freed.next().now_or_never() {}
+                hinted_look_at = Some(look_at);
             }
         }
     }
@@ -178,18 +208,24 @@ async fn take_part(
     Ok(())
 }
 
-/// Enters a replica that lives as long as this session.
-pub async fn join(session: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+/// When to look for a hint that comes `now`.
+fn look_for_hint_at(now: Instant, last_hinted_look: Option<Instant>) -> Instant {
+    let soonest = last_hinted_look.map_or(now, |last| last + HINTED_LOOK_INTERVAL);
+    soonest.max(now + HINT_PAUSE)
+}
+
+/// Enters a replica that lives as long as this session, and works on these partitions.
+pub async fn join(session: &mut PgConnection, id: Uuid, partitions: &[i32]) -> Result<(), sqlx::Error> {
     let names: Vec<&str> = projections::ALL
         .iter()
         .map(|projection| projection.name)
         .collect();
-    let joining = sqlx::query(JOIN).bind(id).bind(names);
+    let joining = sqlx::query(JOIN).bind(id).bind(names).bind(partitions);
     joining.execute(session).await.map(drop)
 }
 
 /// What a replica is to work on, as it is now. An error when it is not among the replicas any more.
-async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx::Error> {
+pub async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx::Error> {
     let rows: Vec<MemberRow> = sqlx::query_as(MEMBERS).fetch_all(&mut *session).await?;
     if rows.iter().any(|member| !member.lives) {
         sqlx::query(FORGET).execute(&mut *session).await?;
@@ -197,7 +233,11 @@ async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx::Err
     let members: Vec<Member> = rows
         .into_iter()
         .filter(|member| member.lives)
-        .map(|MemberRow { id, projections, .. }| Member { id, projections })
+        .map(|row| Member {
+            id: row.id,
+            projections: row.projections,
+            partitions: row.partitions,
+        })
         .collect();
     if !members.iter().any(|member| member.id == own) {
         return Err(sqlx::Error::RowNotFound);
@@ -236,22 +276,41 @@ fn duties(own: Uuid, members: &[Member], rows: Vec<WorkRow>) -> Duties {
             },
         )
         .collect();
-    let mut live: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
-    for work in share(own, members, &work) {
-        live.entry(work.projection.clone())
-            .or_default()
-            .insert(work.partition);
-    }
-    Duties {
+    let mut duties = Duties {
         owner: own,
-        live,
+        live: by_projection(share(own, members, &work)),
+        surplus: BTreeMap::new(),
         rebuilds,
+    };
+    let is_surplus = |work: &&Work| {
+        work.owner == Some(own) && duties.owner_of_live(&work.projection, work.partition).is_none()
+    };
+    duties.surplus = by_projection(work.iter().filter(is_surplus));
+    duties
+}
+
+fn by_projection<'w>(work: impl IntoIterator<Item = &'w Work>) -> BTreeMap<String, BTreeSet<i32>> {
+    let mut partitions: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+    for work in work {
+        let of_projection = partitions.entry(work.projection.clone()).or_default();
+        of_projection.insert(work.partition);
     }
+    partitions
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_is_followed_at_once_and_a_flood_of_them_a_few_times_a_second() {
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        assert_eq!(look_for_hint_at(start, None), after(20));
+        assert_eq!(look_for_hint_at(after(21), Some(after(20))), after(220));
+        assert_eq!(look_for_hint_at(after(210), Some(after(20))), after(230));
+        assert_eq!(look_for_hint_at(after(1_000), Some(after(20))), after(1_020));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn new_duties_end_a_wait_once_and_the_end_of_the_process_does_not() {
@@ -260,7 +319,7 @@ mod tests {
         with_same_duties(&duties, std::future::pending()).await;
         duties.mark_unchanged();
         drop(tell);
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         with_same_duties(&duties, tokio::time::sleep(LOOK_INTERVAL)).await;
         assert!(started.elapsed() >= LOOK_INTERVAL);
     }

@@ -3,7 +3,8 @@
 //! Every replica sees who lives and who holds which lease, and comes to the same conclusion by itself. Free work goes to
 //! whoever holds the least. Work that is held moves only from a replica that holds at least two more than another one:
 //! so each move evens out the sum, none is ever taken back, and in the end no two replicas that run the same projections
-//! differ by more than one. Two replicas that see different moments may both want the same lease; one gets it.
+//! on the same partitions differ by more than one. Two replicas that see different moments may both want the same lease;
+//! one gets it.
 
 use uuid::Uuid;
 
@@ -14,11 +15,13 @@ pub struct Member {
     pub id: Uuid,
     /// The projections that its program has. While a deployment is under way they differ.
     pub projections: Vec<String>,
+    /// The partitions that it has workers for. While the log is given another one they differ.
+    pub partitions: Vec<i32>,
 }
 
 impl Member {
-    fn runs(&self, projection: &str) -> bool {
-        self.projections.iter().any(|name| name == projection)
+    fn runs(&self, work: &Work) -> bool {
+        self.partitions.contains(&work.partition) && self.projections.contains(&work.projection)
     }
 }
 
@@ -46,11 +49,11 @@ pub fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<&'w Wor
     }
     for (work, holder) in work.iter().zip(&mut holders) {
         if holder.is_none() {
-            *holder = least(members, &loads, &work.projection).inspect(|&least| loads[least] += 1);
+            *holder = least(members, &loads, work).inspect(|&least| loads[least] += 1);
         }
     }
     for (work, holder) in work.iter().zip(&mut holders) {
-        if let (Some(giver), Some(taker)) = (*holder, least(members, &loads, &work.projection))
+        if let (Some(giver), Some(taker)) = (*holder, least(members, &loads, work))
             && loads[giver] >= loads[taker] + 2
         {
             loads[giver] -= 1;
@@ -67,10 +70,10 @@ pub fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<&'w Wor
         .collect()
 }
 
-/// The member that runs a projection and has the least to do.
-fn least(members: &[Member], loads: &[usize], projection: &str) -> Option<usize> {
+/// The member that has the least to do of those that can do this.
+fn least(members: &[Member], loads: &[usize], work: &Work) -> Option<usize> {
     (0..members.len())
-        .filter(|&member| members[member].runs(projection))
+        .filter(|&member| members[member].runs(work))
         .min_by_key(|&member| loads[member])
 }
 
@@ -85,6 +88,7 @@ mod tests {
         Member {
             id: Uuid::from_u128(id),
             projections: projections.iter().map(|&name| name.to_owned()).collect(),
+            partitions: (0..16).collect(),
         }
     }
 
@@ -176,6 +180,20 @@ mod tests {
 
         let alone = [member(1, OLD)];
         assert_eq!(settle(&alone, &mut work).1, [2], "nobody has the third");
+    }
+
+    #[test]
+    fn a_partition_goes_to_those_who_have_workers_for_it() {
+        let mut work = work_of(OLD, 2);
+        let mut members = [member(1, OLD), member(2, OLD), member(3, OLD)];
+        for old in &mut members[..2] {
+            old.partitions = vec![0];
+        }
+        assert_eq!(settle(&members, &mut work), (4, vec![1, 1, 2]));
+        let added = work.iter().filter(|work| work.partition == 1);
+        assert!(added.into_iter().all(|work| work.owner == Some(members[2].id)));
+
+        assert_eq!(settle(&members[..1], &mut work).1, [2], "nobody has the second");
     }
 
     #[test]

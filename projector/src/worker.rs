@@ -16,13 +16,14 @@ use daybook_event_bus::consume::Source;
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
-use daybook_read_model::ReadModel;
+use daybook_read_model::{Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::backoff::pause;
 use crate::batch::{Batch, Decoded};
 use crate::checkpoint::{self, Claim, LEASE_CHECK_INTERVAL, Lease};
 use crate::database::Connector;
@@ -30,7 +31,7 @@ use crate::feed::{Feed, Subscription, Taken};
 use crate::fold::Poison;
 use crate::metrics::{Metrics, WorkerMetrics};
 use crate::registry::{self, StartError};
-use crate::replica::{Duties, with_same_duties};
+use crate::replica::{Duties, returned, with_same_duties};
 use crate::runner::{ApplyError, Runner};
 use crate::trace::EventSpans;
 
@@ -48,12 +49,6 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How often an event is tried before its projection is failed.
 const ATTEMPTS_MAX: u32 = 3;
-
-/// The pause after the first failed attempt; it doubles.
-const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
-
-/// The longest pause between two attempts.
-const RETRY_PAUSE_LAST: Duration = Duration::from_secs(30);
 
 /// What rebuilds that nobody asked for say about who did.
 const OURSELVES: &str = "projector";
@@ -132,6 +127,8 @@ pub struct Worker<M: ReadModel> {
 /// Attempts at an event that cannot be applied.
 #[derive(Debug)]
 struct Retry {
+    /// Whose event it is: other tables may well take it.
+    tables: Generation,
     attempts: u32,
     at: Instant,
 }
@@ -208,12 +205,10 @@ impl<M: ReadModel> Worker<M> {
     /// A step that is dropped when it takes too long, or when this replica lost its session and came back as another one:
     /// what the step works with is void then, and may be silent for long. It takes its connection with it.
     async fn bounded_step(&mut self) -> Result<Step, StepError> {
-        let mut duties = self.context.duties.clone();
-        let owner = duties.borrow().owner;
-        let another = async { duties.wait_for(|duties| duties.owner != owner).await.map(drop) };
+        let returned = returned(self.context.duties.clone());
         tokio::select! {
             step = tokio::time::timeout(STEP_TIMEOUT, self.step()) => step.unwrap_or(Err(StepError::Silent)),
-            Ok(()) = another => Ok(Step::Progressed),
+            () = returned => Ok(Step::Progressed),
         }
     }
 
@@ -225,10 +220,7 @@ impl<M: ReadModel> Worker<M> {
             (Some(runner), Some(owner)) if runner.lease().owner == owner => runner,
             (Some(runner), _) => return self.give_back(runner).await,
             (None, Some(owner)) => return self.claim(owner).await,
-            (None, None) => {
-                self.feed.step_aside();
-                return Ok(Step::Standby);
-            }
+            (None, None) => return self.leave_to_others().await,
         };
         if self.retry.as_ref().is_some_and(|retry| Instant::now() < retry.at) {
             return self.check_lease(runner, Step::Stuck).await;
@@ -269,12 +261,36 @@ impl<M: ReadModel> Worker<M> {
         duties.owner_of_live(M::NAME, self.partition)
     }
 
+    /// In whose name a lease may be recorded that is another replica's business.
+    fn owner_of_surplus(&self) -> Option<Uuid> {
+        let duties = self.context.duties.borrow();
+        duties.owner_of_surplus(M::NAME, self.partition)
+    }
+
+    /// Has nothing to do with the lease, and sees to it that nobody believes so: the answer to a claim may have been lost,
+    /// or the session on which the lease was to be given back. As long as this replica lives, no other one could take it.
+    async fn leave_to_others(&mut self) -> Result<Step, StepError> {
+        self.feed.step_aside();
+        let spare = self.spare.take();
+        if let Some(owner) = self.owner_of_surplus() {
+            let mut connection = self.connection(spare).await?;
+            let released = checkpoint::release_live(&mut connection, M::NAME, self.partition, owner).await;
+            if released.map_err(StepError::while_doing("give a lease back"))? {
+                tracing::info!(
+                    projection.name = M::NAME,
+                    self.partition,
+                    "a forgotten lease is given back"
+                );
+                signal::announce_freed(&self.context.bus).await;
+            }
+        }
+        Ok(Step::Standby)
+    }
+
     /// Takes the lease on the live tables, if it is to be had.
     async fn claim(&mut self, owner: Uuid) -> Result<Step, StepError> {
-        let mut connection = match self.spare.take() {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
+        let spare = self.spare.take();
+        let mut connection = self.connection(spare).await?;
         let claimed = checkpoint::claim_live(&mut connection, M::NAME, self.partition, owner).await;
         match claimed.map_err(StepError::while_doing("take a lease"))? {
             Claim::Held(lease) => {
@@ -286,6 +302,7 @@ impl<M: ReadModel> Worker<M> {
                     position = lease.position,
                     "lease acquired"
                 );
+                self.retry.take_if(|retry| retry.tables != lease.key.tables);
                 self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
                 Ok(Step::Progressed)
             }
@@ -297,7 +314,11 @@ impl<M: ReadModel> Worker<M> {
         }
     }
 
-    async fn connect(&self) -> Result<PgConnection, StepError> {
+    /// The connection that is there, or a new one.
+    async fn connection(&self, spare: Option<PgConnection>) -> Result<PgConnection, StepError> {
+        if let Some(connection) = spare {
+            return Ok(connection);
+        }
         let purpose = format!("{}/{}", M::NAME, self.partition);
         let connected = self.context.connector.connect(&purpose).await;
         connected.map_err(StepError::while_doing("connect to the database"))
@@ -410,6 +431,7 @@ impl<M: ReadModel> Worker<M> {
 
     /// Gives the lease back, for another replica has less to do, or in order to hold it in a new name.
     async fn give_back(&mut self, runner: Runner<M>) -> Result<Step, StepError> {
+        self.retry = None;
         let released = runner.release().await;
         released.map_err(StepError::while_doing("give a lease back"))?;
         tracing::info!(projection.name = M::NAME, self.partition, "lease given back");
@@ -432,6 +454,7 @@ impl<M: ReadModel> Worker<M> {
         let attempts = self.retry.as_ref().map_or(1, |retry| retry.attempts + 1);
         self.reads_log = true;
         self.retry = Some(Retry {
+            tables: runner.lease().key.tables,
             attempts,
             at: Instant::now() + pause(attempts),
         });
@@ -456,7 +479,9 @@ impl<M: ReadModel> Worker<M> {
     async fn wait(&mut self, idle: Step) {
         match idle {
             Step::Progressed => {}
-            Step::Standby if self.owner().is_none() => std::future::pending().await,
+            Step::Standby if self.owner().is_none() && self.owner_of_surplus().is_none() => {
+                std::future::pending().await
+            }
             Step::Standby => tokio::time::sleep(CLAIM_INTERVAL).await,
             Step::Stuck => {
                 let retry_at = self.retry.as_ref().map_or_else(Instant::now, |retry| retry.at);
@@ -487,22 +512,5 @@ impl<M: ReadModel> Worker<M> {
         {
             tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back");
         }
-    }
-}
-
-/// The pause after this many failed attempts in a row.
-pub(crate) fn pause(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(16);
-    (RETRY_PAUSE_FIRST * 2_u32.pow(doublings)).min(RETRY_PAUSE_LAST)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_up_to_their_limit() {
-        let pauses = [1, 2, 3, 10, u32::MAX].map(|attempts| pause(attempts).as_millis());
-        assert_eq!(pauses, [50, 100, 200, 25_600, 30_000]);
     }
 }

@@ -113,11 +113,128 @@ async fn no_step_leads_beyond_the_head_of_the_log_or_back_or_into_another_log() 
     let restored = "UPDATE event_store.log SET generation = gen_random_uuid()";
     setup.execute(restored).await;
     assert_refused(&mut connection, &lease.advance_to(head + 1)).await;
-    let another = Advance {
-        log_generation: Uuid::nil(),
-        ..lease.advance_to(head + 1)
+    let newest = setup.value("SELECT generation FROM event_store.log").await;
+    for log_generation in [Uuid::nil(), newest] {
+        let another = Advance {
+            log_generation,
+            ..lease.advance_to(head + 1)
+        };
+        assert_refused(&mut connection, &another).await;
+    }
+    assert_eq!(setup.position(Model::NAME).await, head);
+}
+
+#[tokio::test]
+async fn a_step_that_was_taken_is_not_taken_again_after_the_next_one() {
+    let setup = setup_with_log(41).await;
+    let (mut connection, mut lease) = hold::<Model>(&setup.process().await).await;
+    let first = lease.advance_to(10);
+    first.execute(&mut connection).await.expect("its turn");
+    lease.position = 10;
+    let second = lease.advance_to(20);
+    second.execute(&mut connection).await.expect("its turn");
+    assert_refused(&mut connection, &first).await;
+    assert_eq!(setup.position(Model::NAME).await, 20);
+}
+
+#[tokio::test]
+async fn a_superseded_owner_does_not_mark_the_projection_as_failed() {
+    let setup = setup_with_log(42).await;
+    let (mut zombie, lost) = hold::<Model>(&setup.process().await).await;
+    setup.kill_replicas().await;
+    let (mut connection, held) = hold::<Model>(&setup.process().await).await;
+    let is_failed = "SELECT bool_or(failed_at IS NOT NULL) FROM read_model.checkpoint";
+    let noted = checkpoint::fail(&mut zombie, &lost, 1, "an event").await;
+    noted.expect("an answer");
+    assert!(!setup.value::<bool>(is_failed).await);
+    let noted = checkpoint::fail(&mut connection, &held, 1, "an event").await;
+    noted.expect("an answer");
+    assert!(setup.value::<bool>(is_failed).await);
+}
+
+#[tokio::test]
+async fn a_lease_is_lost_when_its_log_is_another_one_or_ends_before_the_checkpoint() {
+    let setup = setup_with_log(43).await;
+    let head = setup.head().await;
+    let (mut connection, lease) = hold::<Model>(&setup.process().await).await;
+    let advance = lease.advance_to(head);
+    advance.execute(&mut connection).await.expect("its turn");
+    let held = checkpoint::is_held(&mut connection, &lease).await;
+    assert!(held.expect("an answer"));
+
+    let another = "UPDATE event_store.log SET generation = gen_random_uuid()";
+    setup.execute(another).await;
+    let held = checkpoint::is_held(&mut connection, &lease).await;
+    assert!(!held.expect("an answer"), "another log");
+    let same = format!(
+        "UPDATE event_store.log SET generation = '{}'",
+        lease.log_generation
+    );
+    setup.execute(&same).await;
+    let held = checkpoint::is_held(&mut connection, &lease).await;
+    assert!(held.expect("an answer"));
+
+    setup
+        .execute("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
+        .await;
+    let cut = format!("DELETE FROM event_store.event WHERE position = {head}");
+    setup.execute(&cut).await;
+    let held = checkpoint::is_held(&mut connection, &lease).await;
+    assert!(!held.expect("an answer"), "a shorter log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_who_claim_at_once_one_gets_the_lease() {
+    let setup = setup_with_log(44).await;
+    let (first, second) = (setup.process().await, setup.process().await);
+    let owner = first.duties.borrow().owner;
+    let mut connection = setup.superuser.acquire().await.expect("a connection");
+    let mut claiming = connection.begin().await.expect("a transaction");
+    let claimed = checkpoint::claim_live(&mut claiming, Model::NAME, 0, owner).await;
+    assert!(matches!(claimed.expect("an answer"), Claim::Held(_)));
+
+    let rival = tokio::spawn(async move { claim::<Model>(&second).await.1 });
+    eventually("a rival that waits", async || {
+        let waits = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        setup.value::<i64>(waits).await == 1
+    })
+    .await;
+    claiming.commit().await.expect("a commit");
+    assert_eq!(rival.await.expect("no panic"), Claim::Refused);
+}
+
+#[tokio::test]
+async fn a_session_that_has_the_number_of_one_that_ended_keeps_nobody_alive() {
+    let setup = setup_with_log(45).await;
+    hold::<Model>(&setup.process().await).await;
+    let second = setup.process().await;
+    assert_eq!(claim::<Model>(&second).await.1, Claim::Refused, "it is held");
+    setup
+        .execute("UPDATE read_model.replica SET session_started_at = session_started_at - interval '1 us'")
+        .await;
+    let lives = "SELECT count(*) FROM read_model.replica_state WHERE lives";
+    assert_eq!(setup.value::<i64>(lives).await, 0);
+    hold::<Model>(&second).await;
+}
+
+/// Beyond the head the log holds nothing that an id could differ from.
+#[tokio::test]
+async fn a_step_over_events_that_are_named_leads_as_far_as_there_are_names() {
+    let setup = setup_with_log(40).await;
+    let ids: Vec<Uuid> = setup.log().await.iter().map(|event| event.event_id).collect();
+    let (mut connection, lease) = hold::<Model>(&setup.process().await).await;
+    let over = |to: u64| Advance {
+        event_ids: Some(ids.clone()),
+        ..lease.advance_to(to)
     };
-    assert_refused(&mut connection, &another).await;
+    let head = setup.head().await;
+    for to in [head - 1, head + 1] {
+        let refuted = over(to).execute(&mut connection).await;
+        let error = refuted.expect_err("it is not as long as the list of names");
+        assert!(Advance::is_refuted(&error), "{error}");
+    }
+    over(head).execute(&mut connection).await.expect("its turn");
     assert_eq!(setup.position(Model::NAME).await, head);
 }
 

@@ -10,7 +10,8 @@ use daybook_event_store::RecordedEvent;
 use daybook_projector::batch::Batch;
 use daybook_projector::feed::Feed;
 use daybook_projector::rebuild::{self, Rebuilder};
-use daybook_projector::worker::{Step, Worker};
+use daybook_projector::registry;
+use daybook_projector::worker::{Context, Step, Worker};
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -249,6 +250,62 @@ async fn a_projection_goes_on_by_itself_when_the_reason_of_its_failure_is_gone()
     assert!(!setup.value::<bool>(is_failed).await);
     stop.cancel();
     running.await.expect("no panic").expect("no failure");
+    setup.assert_equals_fold::<OrderList>().await;
+}
+
+/// A worker of the order list that has failed over an event, because of what is in the rows.
+async fn failed_worker(setup: &Setup, process: Context) -> Worker<OrderList> {
+    let mut orders = Orders::new(7);
+    orders.append(setup, 100).await;
+    let worker = || Worker::<OrderList>::new(process.clone(), 0, &Feed::default());
+    assert_eq!(drain(&mut worker()).await, Step::CaughtUp);
+    setup
+        .execute("UPDATE read_model.order_list_g1 SET version = version + 100")
+        .await;
+    orders.append(setup, 100).await;
+    let mut worker = worker();
+    eventually("the failure", async || {
+        worker.step().await.expect("a step");
+        setup
+            .value::<bool>("SELECT bool_or(error IS NOT NULL) FROM read_model.checkpoint")
+            .await
+    })
+    .await;
+    worker
+}
+
+#[tokio::test]
+async fn whoever_gives_a_lease_back_forgets_the_backoff_with_it() {
+    let setup = Setup::new().await;
+    let (duties, process) = setup.process_with_duties().await;
+    let mut worker = failed_worker(&setup, process).await;
+    let own = duties.borrow().clone();
+    duties.send_modify(|duties| duties.live.clear());
+    assert_eq!(drain(&mut worker).await, Step::Standby);
+    setup
+        .execute("UPDATE read_model.order_list_g1 SET version = version - 100 WHERE version > 100")
+        .await;
+    duties.send_replace(own);
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp, "it does not wait");
+    setup.assert_equals_fold::<OrderList>().await;
+}
+
+#[tokio::test]
+async fn a_lease_on_other_tables_begins_without_the_backoff_of_the_last_ones() {
+    let setup = Setup::new().await;
+    let process = setup.process().await;
+    let mut worker = failed_worker(&setup, process.clone()).await;
+    let mut connection = process.connector.connect("test").await.expect("a connection");
+    let started = registry::start_rebuild(&mut connection, OrderList::NAME, "to see", "a test").await;
+    started.expect("a rebuild");
+    let mut rebuilder = Rebuilder::<OrderList>::new(process, CancellationToken::new());
+    assert_eq!(rebuilder.step().await.expect("a step"), rebuild::Step::Progressed);
+    eventually("the loss of the lease", async || {
+        worker.step().await.expect("a step");
+        worker.position().is_none()
+    })
+    .await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp, "it does not wait");
     setup.assert_equals_fold::<OrderList>().await;
 }
 

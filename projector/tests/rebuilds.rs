@@ -2,12 +2,17 @@
 
 mod support;
 
-use daybook_projector::checkpoint::{self, Claim, Key};
+use std::time::Duration;
+
+use daybook_projector::checkpoint::{self, Claim, Key, Lease};
 use daybook_projector::rebuild::{Rebuilder, Step};
 use daybook_projector::registry::{self, StartError};
+use daybook_projector::worker::Context;
 use daybook_projector::{replica, worker};
 use daybook_read_model::{CustomerTotals, Generation, OrderDetails, OrderList, ReadModel};
+use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
 
@@ -195,15 +200,7 @@ async fn a_rebuild_is_given_up_over_the_indexes_when_another_replica_has_taken_i
     .await;
     setup.kill_replicas().await;
     let rival = setup.process().await;
-    let owner = rival.duties.borrow().owner;
-    let key = Key {
-        projection: OrderList::NAME,
-        tables: Generation::new(2).expect("a positive number"),
-        partition: 0,
-    };
-    let mut connection = rival.connector.connect("test").await.expect("a connection");
-    let claimed = checkpoint::claim_rebuilt(&mut connection, key, owner).await;
-    assert!(matches!(claimed.expect("an answer"), Claim::Held(_)));
+    let (mut connection, held) = hold_rebuilt(&rival).await;
 
     rebuilding
         .await
@@ -213,7 +210,7 @@ async fn a_rebuild_is_given_up_over_the_indexes_when_another_replica_has_taken_i
     let mut again = Rebuilder::<OrderList>::new(rival, CancellationToken::new());
     assert_eq!(again.step().await.expect("a step"), Step::Progressed);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
-    let late = checkpoint::claim_rebuilt(&mut connection, key, owner).await;
+    let late = checkpoint::claim_rebuilt(&mut connection, held.key, held.owner).await;
     assert_eq!(
         late.expect("an answer"),
         Claim::Refused,
@@ -258,6 +255,28 @@ async fn a_lease_that_is_claimed_while_a_rebuild_goes_live_is_a_lease_on_the_tab
 }
 
 #[tokio::test]
+async fn a_lease_is_to_be_had_soon_after_a_rebuilder_was_stopped_in_its_switch() {
+    let setup = Setup::new().await;
+    let process = setup.process().await;
+    let connected = process.connector.connect_for_long("test").await;
+    let mut stopped = connected.expect("a connection");
+    let mut switch = stopped.begin().await.expect("a transaction");
+    let held = registry::hold_live(&mut switch, OrderList::NAME).await;
+    assert_eq!(held.expect("the live tables"), [(0, 0)]);
+
+    let mut connection = process.connector.connect("test").await.expect("a connection");
+    let patience = sqlx::query("SET lock_timeout = '4s'");
+    patience.execute(&mut connection).await.expect("a setting");
+    let owner = process.duties.borrow().owner;
+    let claimed = checkpoint::claim_live(&mut connection, OrderList::NAME, 0, owner).await;
+    assert!(matches!(
+        claimed.expect("it is let go of in time"),
+        Claim::Held(_)
+    ));
+    drop(switch);
+}
+
+#[tokio::test]
 async fn one_rebuild_of_a_projection_runs_at_a_time() {
     let setup = Setup::new().await;
     assert_eq!(request::<OrderList>(&setup).await.expect("a rebuild"), 2);
@@ -296,6 +315,87 @@ async fn a_rebuild_that_meets_an_event_that_cannot_be_applied_fails_and_leaves_t
         .value("SELECT count(*) FROM pg_class WHERE relname = 'order_list_g2'")
         .await;
     assert_eq!(left, 0, "its tables are thrown away");
+}
+
+/// Takes the lease on the second generation of the order list, which is to be had.
+async fn hold_rebuilt(process: &Context) -> (PgConnection, Lease) {
+    let key = Key {
+        projection: OrderList::NAME,
+        tables: Generation::new(2).expect("a positive number"),
+        partition: 0,
+    };
+    let owner = process.duties.borrow().owner;
+    let mut connection = process.connector.connect("test").await.expect("a connection");
+    let claimed = checkpoint::claim_rebuilt(&mut connection, key, owner).await;
+    match claimed.expect("an answer") {
+        Claim::Held(lease) => (connection, lease),
+        refused => panic!("{refused:?}"),
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_lost_a_rebuild_does_not_end_it() {
+    let setup = Setup::new().await;
+    Orders::new(18).append(&setup, 100).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+    let (mut zombie, lost) = hold_rebuilt(&setup.process().await).await;
+    setup.kill_replicas().await;
+    let (mut connection, held) = hold_rebuilt(&setup.process().await).await;
+
+    let ended = registry::fail_rebuild(&mut zombie, &lost, "an event").await;
+    assert!(!ended.expect("an answer"));
+    assert_eq!(status(&setup).await, "running");
+    let tables: i64 = setup
+        .value("SELECT count(*) FROM pg_class WHERE relname = 'order_list_g2'")
+        .await;
+    assert_eq!(tables, 1, "another replica fills it");
+
+    let ended = registry::fail_rebuild(&mut connection, &held, "an event").await;
+    assert!(ended.expect("an answer"));
+    assert_eq!(status(&setup).await, "failed");
+}
+
+/// The server would end that after a minute, as it does with whatever hangs.
+const SLEEP: &str = "
+    CREATE FUNCTION public.sleep() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_sleep(600);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER sleep AFTER INSERT ON read_model.order_list_g2 EXECUTE FUNCTION public.sleep();
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_came_back_as_another_one_does_not_wait_for_what_it_had_begun() {
+    let setup = Setup::new().await;
+    Orders::new(19).append(&setup, 100).await;
+    request::<OrderList>(&setup).await.expect("a rebuild");
+    sqlx::raw_sql(SLEEP)
+        .execute(&setup.superuser)
+        .await
+        .expect("a trigger");
+    let (duties, process) = setup.process_with_duties().await;
+    let rebuilder = Rebuilder::<OrderList>::new(process, CancellationToken::new());
+    let rebuilding = tokio::spawn(rebuilder.run());
+    eventually("a batch that hangs", async || {
+        let hangs = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        setup.value::<i64>(hangs).await == 1
+    })
+    .await;
+
+    setup.kill_replicas().await;
+    let returned = Uuid::now_v7();
+    setup.join(returned).await;
+    duties.send_modify(|duties| duties.owner = returned);
+    let claimed = eventually("a new lease", async || {
+        let owner = "SELECT owner FROM read_model.fence WHERE projection = 'order_list' AND generation = 2";
+        setup.value::<Option<Uuid>>(owner).await == Some(returned)
+    });
+    tokio::time::timeout(Duration::from_secs(30), claimed)
+        .await
+        .expect("before the server ends what hangs");
+    rebuilding.abort();
 }
 
 #[tokio::test]

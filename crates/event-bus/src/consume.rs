@@ -65,9 +65,9 @@ impl Default for ReaderOptions {
 /// Where a batch came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The stream.
+    /// The stream, or a part of it did: whether the log holds the same is to be seen.
     Bus,
-    /// Postgres.
+    /// Postgres, every event.
     Log,
 }
 
@@ -140,8 +140,9 @@ pub struct Reader {
     generation: Option<Uuid>,
     /// The position of the newest event that is ready or handed out.
     last: u64,
-    /// To be handed out, all of one source.
+    /// To be handed out.
     ready: VecDeque<RecordedEvent>,
+    /// Where they came from: all of them from the log, or any of them from the stream.
     source: Source,
     subscription: Option<pull::Stream>,
     subscribing: Option<JoinHandle<Result<pull::Stream, SourceError>>>,
@@ -428,6 +429,7 @@ impl Reader {
             && event.position == self.last + 1
         {
             self.last = event.position;
+            self.source = Source::Bus;
             self.ready.push_back(event);
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use daybook_event_bus::consume::{Reader, ReaderError, ReaderOptions, Source};
 use daybook_event_bus::signal::{self, Applied};
+use daybook_event_store::RecordedEvent;
 use futures::StreamExt as _;
 use support::{DEADLINE, PARTITION, Stack, attempt, eventually, next, read_to};
 use uuid::Uuid;
@@ -91,6 +92,50 @@ async fn a_foreign_message_is_not_delivered() -> anyhow::Result<()> {
 
     let mut reader = stack.reader(0).await?;
     assert_eq!(read_to(&mut reader, 6).await?, stack.log().await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(3).await?);
+    publishing.published(3).await?;
+    publishing.stop().await?;
+    let options = ReaderOptions {
+        idle_interval: DEADLINE,
+        ..ReaderOptions::default()
+    };
+    let mut reader = Reader::new(stack.bus().await?, stack.store.clone(), PARTITION, 0, options);
+    read_to(&mut reader, 3).await?;
+
+    // A hole, and what looks like an event behind it, which comes before the log has answered.
+    let in_their_place = stack.commit(2).await?;
+    let mut lock = stack.pool.begin().await?;
+    sqlx::query("LOCK TABLE event_store.event")
+        .execute(&mut *lock)
+        .await?;
+    let forged = RecordedEvent {
+        event_id: Uuid::now_v7(),
+        ..in_their_place.events[1].clone()
+    };
+    stack.publish_foreign().await?;
+    stack.publish_forged(&forged, in_their_place.generation).await?;
+    let metrics = reader.metrics();
+    let heard = eventually("both messages", async || Ok(metrics.holes.load(Relaxed) == 2));
+    tokio::select! {
+        heard = heard => heard?,
+        batch = next(&mut reader) => panic!("the log has not answered: {batch:?}"),
+    }
+    lock.rollback().await?;
+
+    let mut expected = in_their_place.events.as_slice();
+    while !expected.is_empty() {
+        let batch = next(&mut reader).await?;
+        let (in_log, rest) = expected.split_at(batch.events.len());
+        assert!(batch.source == Source::Bus || batch.events == in_log);
+        expected = rest;
+    }
     Ok(())
 }
 

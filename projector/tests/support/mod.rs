@@ -103,17 +103,34 @@ impl Setup {
 
     /// A projector process that lives, and to which all work falls.
     pub(crate) async fn process(&self) -> Context {
-        let connector = Connector::new(&self.projector_url()).expect("a valid address");
+        self.process_with_duties().await.1
+    }
+
+    /// The same, whose duties can be changed.
+    pub(crate) async fn process_with_duties(&self) -> (watch::Sender<Duties>, Context) {
         let duties = Duties {
             owner: Uuid::now_v7(),
             live: BTreeMap::from(each_read_model!(M => (M::NAME.to_owned(), BTreeSet::from([0])))),
             rebuilds: BTreeSet::from(each_read_model!(M => M::NAME.to_owned())),
+            ..Duties::default()
         };
+        self.join(duties.owner).await;
+        let (duties, assigned) = watch::channel(duties);
+        (duties, self.context(assigned).await)
+    }
+
+    /// Enters a replica that lives as long as this database.
+    pub(crate) async fn join(&self, id: Uuid) {
+        let connector = Connector::new(&self.projector_url()).expect("a valid address");
         let mut session = connector.connect("replica").await.expect("a connection");
-        replica::join(&mut session, duties.owner)
-            .await
-            .expect("a new replica");
+        let joining = replica::join(&mut session, id, &[0]);
+        joining.await.expect("a new replica");
         self.sessions.lock().await.push(session);
+    }
+
+    /// What a projector process has, with these duties.
+    pub(crate) async fn context(&self, duties: watch::Receiver<Duties>) -> Context {
+        let connector = Connector::new(&self.projector_url()).expect("a valid address");
         Context {
             store: EventStore::new(connector.pool(4)),
             connector,
@@ -121,7 +138,7 @@ impl Setup {
                 .await
                 .expect("it connects in the background"),
             metrics: Metrics::new(&Registry::new()),
-            duties: watch::channel(duties).1,
+            duties,
         }
     }
 

@@ -239,6 +239,17 @@ impl Stack {
             .await?;
         Ok(())
     }
+
+    /// Puts an event into the stream, at its position, whatever the log holds there.
+    pub(crate) async fn publish_forged(&self, event: &RecordedEvent, generation: Uuid) -> anyhow::Result<()> {
+        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
+        let message = message::encode(event, generation);
+        context
+            .publish_with_headers(message.subject, message.headers, message.payload)
+            .await?
+            .await?;
+        Ok(())
+    }
 }
 
 impl Publishing {
