@@ -2,7 +2,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`projections`] | the list of projections; a new read model is one line there |
+//! | [`projections`] | the list of projections: every read model that `daybook_read_model` lists |
 //! | [`worker`] | keeps the live tables of one projection up to date, in one partition |
 //! | [`runner`] | one batch into one generation of tables: load, fold, store, advance |
 //! | [`fold`] | the rows of a batch in memory |
