@@ -45,9 +45,8 @@ pub struct Readiness {
 /// The state of one dependency: what is wrong with it, if anything.
 type Status = Result<(), String>;
 
-/// One dependency, for the part of the process that knows how it is.
-#[derive(Clone, Debug)]
-pub struct Dependency {
+/// One dependency, for the task that looks at it.
+struct Dependency {
     name: &'static str,
     index: usize,
     dependencies: Arc<Mutex<Vec<(&'static str, Status)>>>,
@@ -64,8 +63,7 @@ impl Readiness {
     }
 
     /// Adds a dependency, which is not ready until it is said to be.
-    #[must_use]
-    pub fn depend_on(&self, name: &'static str) -> Dependency {
+    fn depend_on(&self, name: &'static str) -> Dependency {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         dependencies.push((name, Err("not checked yet".to_owned())));
         let index = dependencies.len() - 1;
@@ -98,7 +96,7 @@ impl Readiness {
 
     /// Whether everything is ready and the process is not stopping.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         !self.shutdown.is_cancelled() && dependencies.iter().all(|(_, status)| status.is_ok())
     }
@@ -116,12 +114,12 @@ impl Readiness {
 
 impl Dependency {
     /// It works.
-    pub fn set_ready(&self) {
+    fn set_ready(&self) {
         self.set(Ok(()));
     }
 
     /// It does not; `why` is for operators.
-    pub fn set_failed(&self, why: impl Into<String>) {
+    fn set_failed(&self, why: impl Into<String>) {
         self.set(Err(why.into()));
     }
 

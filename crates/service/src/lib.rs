@@ -12,8 +12,8 @@
 //! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
 //! | [`grpc`] | gRPC services with their health and, in development, reflection |
-//! | [`extract`] | axum extractors whose refusals are problems of the catalogue |
 //! | [`identity`] | API keys, principals and scopes |
+//! | [`path`] | the variables of a path; refusals are problems of the catalogue |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
@@ -27,11 +27,11 @@ pub mod config;
 pub mod consistency;
 pub mod database;
 pub mod error;
-pub mod extract;
 pub mod grpc;
 pub mod identity;
 pub mod key;
 pub mod metrics;
+pub mod path;
 pub mod problems;
 pub mod process;
 pub mod request;

@@ -46,8 +46,6 @@ pub enum Code {
     UnsupportedMediaType,
     /// There is no such method on this resource, or no such RPC.
     MethodNotAllowed,
-    /// It existed once and does not any more.
-    Gone,
     /// A fault of the service.
     Internal,
 }
@@ -95,7 +93,7 @@ pub struct Entry {
 
 impl Code {
     /// Every code except the domain's own, in the order of the catalogue.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 19] = [
         Self::MalformedRequest,
         Self::ValidationFailed,
         Self::InvalidCursor,
@@ -114,7 +112,6 @@ impl Code {
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::MethodNotAllowed,
-        Self::Gone,
         Self::Internal,
     ];
 
@@ -156,7 +153,6 @@ impl Code {
             Self::PayloadTooLarge => &PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => &UNSUPPORTED_MEDIA_TYPE,
             Self::MethodNotAllowed => &METHOD_NOT_ALLOWED,
-            Self::Gone => &GONE,
             Self::Internal => &INTERNAL,
         }
     }
@@ -238,8 +234,7 @@ static VERSION_CONFLICT: Entry = Entry {
     http: StatusCode::CONFLICT,
     retry: Retry::AfterReload,
     explanation: "Something else changed the aggregate after the caller looked. `expected_version` is what the request \
-                  demanded, `actual_version` what is true. A stale `If-Match` is answered with 412, a stale \
-                  `expected_version` with 409.",
+                  demanded, `actual_version` what is true.",
 };
 
 static ALREADY_EXISTS: Entry = Entry {
@@ -354,15 +349,6 @@ static METHOD_NOT_ALLOWED: Entry = Entry {
     retry: Retry::No,
     explanation: "The resource does not take this HTTP method (`Allow` lists those that it takes), or the service has \
                   no such RPC.",
-};
-
-static GONE: Entry = Entry {
-    name: "GONE",
-    title: "It does not exist any more",
-    grpc: tonic::Code::NotFound,
-    http: StatusCode::GONE,
-    retry: Retry::No,
-    explanation: "The version of the interface was retired, or the data subject was erased. `link` says where to go.",
 };
 
 static INTERNAL: Entry = Entry {

@@ -86,12 +86,6 @@ fn add_failure(details: &mut ErrorDetails, error: &ApiError) {
         Code::RateLimited => {
             details.add_quota_failure_violation(subject, error.message());
         }
-        Code::Gone => {
-            let link = error.details().iter().find(|(name, _)| *name == "link");
-            if let Some((_, Value::String(link))) = link {
-                details.add_help_link("successor", link);
-            }
-        }
         _ => {}
     }
 }
