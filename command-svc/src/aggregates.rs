@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::aggregates::AGGREGATES;
 use daybook_domain::{order, stock};
+use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
@@ -21,7 +22,7 @@ use crate::partitions::Partitions;
 
 /// Every aggregate's service.
 pub(crate) fn all(core: &Core) -> GrpcServices {
-    GrpcServices::default()
+    GrpcServices::described_by(FILE_DESCRIPTOR_SET)
         .with(crate::orders::service(core), commands::<order::State>())
         .with(crate::stock::service(core), commands::<stock::State>())
 }

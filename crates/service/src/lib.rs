@@ -18,6 +18,7 @@
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
+//! | [`start`] | one start for every process: schemas, identity, readiness, then both listeners |
 //! | [`shutdown`] | a task that ends ends the process; the process ends within ten seconds |
 //! | [`shares`] | connections that tenants share fairly |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
@@ -38,6 +39,7 @@ pub mod request;
 pub mod server;
 pub mod shares;
 pub mod shutdown;
+pub mod start;
 pub mod telemetry;
 
 pub use error::{ApiError, Code};
