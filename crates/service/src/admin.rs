@@ -269,9 +269,9 @@ mod tests {
     async fn a_dependency_is_watched_until_the_stop_signal() {
         let shutdown = CancellationToken::new();
         let readiness = Readiness::new(shutdown.clone());
-        let (seen, mut checks) = tokio::sync::mpsc::unbounded_channel();
+        let (seen, mut checks) = tokio::sync::mpsc::channel(8);
         let watching = tokio::spawn(readiness.watch("database", move || {
-            let sent = seen.send(());
+            let sent = seen.try_send(());
             async move { sent.map_err(|_| "nobody listens") }
         }));
         checks.recv().await.expect("a first check");

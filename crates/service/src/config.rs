@@ -157,6 +157,7 @@ impl fmt::Debug for Secret {
 /// Reads the configuration, and checks what only the service knows about it. Help and version go to standard output with
 /// exit code 0; anything wrong is one line on standard error and exit code 64.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "nothing has started yet")]
 pub fn parse_or_exit<C: Parser>(check: impl FnOnce(&C) -> anyhow::Result<()>) -> C {
     let line = match C::try_parse() {
         Ok(config) => match check(&config) {

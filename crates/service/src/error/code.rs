@@ -338,7 +338,7 @@ static UNSUPPORTED_MEDIA_TYPE: Entry = Entry {
     grpc: tonic::Code::Unimplemented,
     http: StatusCode::UNSUPPORTED_MEDIA_TYPE,
     retry: Retry::No,
-    explanation: "Send JSON as `application/json`; over gRPC, use no compression or gzip.",
+    explanation: "Send JSON as `application/json`; over gRPC, use no compression.",
 };
 
 static METHOD_NOT_ALLOWED: Entry = Entry {
