@@ -17,7 +17,6 @@ use crate::fingerprint::Fingerprints;
 use crate::handler::Served;
 use crate::home::{HandleForwarded, Homes};
 use crate::mailbox::{MailboxMetrics, Mailboxes};
-use crate::metrics;
 use crate::partitions::Partitions;
 
 /// Every aggregate's service.
@@ -68,7 +67,7 @@ impl Core {
             homes,
             handlers: Mutex::default(),
             partitions,
-            mailbox_metrics: metrics::register_mailboxes(registry),
+            mailbox_metrics: Arc::new(MailboxMetrics::new(registry)),
         }
     }
 

@@ -44,7 +44,7 @@ pub use config::Config;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
-use crate::home::Homes;
+use crate::home::{HomeMetrics, Homes};
 use crate::mailbox::{ReadStream, load_shares};
 use crate::partitions::{Partition, Partitions};
 
@@ -90,7 +90,7 @@ pub async fn run(
     let partitions = start_partitions(&config, &bus, &mut start, &moments).await?;
     // A connection of its own: behind a full queue of events, commands would be too late.
     let replicas = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc-replicas").await?;
-    let homes = Homes::new(replicas, &replica_keys, metrics::register_homes(&start.registry));
+    let homes = Homes::new(replicas, &replica_keys, HomeMetrics::new(&start.registry));
     let core = Core::new(
         partitions,
         fingerprints,
