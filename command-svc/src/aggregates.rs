@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::aggregates::AGGREGATES;
 use daybook_domain::{order, stock};
+use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
@@ -16,12 +17,11 @@ use crate::fingerprint::Fingerprints;
 use crate::handler::Served;
 use crate::home::{HandleForwarded, Homes};
 use crate::mailbox::{MailboxMetrics, Mailboxes};
-use crate::metrics;
 use crate::partitions::Partitions;
 
 /// Every aggregate's service.
 pub(crate) fn all(core: &Core) -> GrpcServices {
-    GrpcServices::default()
+    GrpcServices::described_by(FILE_DESCRIPTOR_SET)
         .with(crate::orders::service(core), commands::<order::State>())
         .with(crate::stock::service(core), commands::<stock::State>())
 }
@@ -67,7 +67,7 @@ impl Core {
             homes,
             handlers: Mutex::default(),
             partitions,
-            mailbox_metrics: metrics::register_mailboxes(registry),
+            mailbox_metrics: Arc::new(MailboxMetrics::new(registry)),
         }
     }
 

@@ -75,3 +75,26 @@ pub struct Config {
     )]
     pub idempotency_retention_days: u16,
 }
+
+impl Config {
+    /// Whether the keys are there that it needs.
+    ///
+    /// # Errors
+    /// When there is none outside of development, or one that anybody could know.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.fingerprint_keys()?;
+        self.replica_keys().map(drop)
+    }
+
+    /// The keys of fingerprints; errors as in [`Self::check`].
+    pub(crate) fn fingerprint_keys(&self) -> anyhow::Result<Vec<SecretKey>> {
+        let development = self.common.is_development();
+        SecretKey::given(&self.fingerprint_keys, "DAYBOOK_FINGERPRINT_KEY", development)
+    }
+
+    /// The keys that the command services share; errors as in [`Self::check`].
+    pub(crate) fn replica_keys(&self) -> anyhow::Result<Vec<SecretKey>> {
+        let development = self.common.is_development();
+        SecretKey::given(&self.replica_keys, "DAYBOOK_REPLICA_KEY", development)
+    }
+}

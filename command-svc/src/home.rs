@@ -14,17 +14,18 @@ mod seal;
 mod shares;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use daybook_event_bus::replica::{self, Incoming, RequestError};
 use daybook_event_bus::{Bus, BusError};
 use daybook_service::key::SecretKey;
+use daybook_service::metrics::Registry;
 use daybook_service::request::{Context, X_REQUEST_ID, deadline};
 use daybook_service::telemetry::{self, TRACEPARENT};
 use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use prometheus_client::metrics::counter::Counter;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
@@ -61,11 +62,34 @@ const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct HomeMetrics {
     /// Commands that a home has answered.
-    pub(crate) forwarded: AtomicU64,
+    forwarded: Counter,
     /// Commands of other replicas that were handled here.
-    pub(crate) handled: AtomicU64,
+    handled: Counter,
     /// Commands that were handled here because their home did not.
-    pub(crate) failed: AtomicU64,
+    failed: Counter,
+}
+
+impl HomeMetrics {
+    /// Registers the metrics.
+    pub(crate) fn new(registry: &Registry) -> Self {
+        Self {
+            forwarded: registry.register(
+                "commands_forwarded",
+                "Commands for contended aggregates that the home, another replica, has answered",
+                Counter::default(),
+            ),
+            handled: registry.register(
+                "commands_handled_for_others",
+                "Commands that other replicas forwarded and that were handled here",
+                Counter::default(),
+            ),
+            failed: registry.register(
+                "command_forwards_failed",
+                "Commands handled here because the home of their aggregate did not",
+                Counter::default(),
+            ),
+        }
+    }
 }
 
 /// Handles what other replicas forward: what an aggregate's handler is to the commands of callers.
@@ -111,7 +135,7 @@ pub(crate) struct Homes {
     forwarding: Shares,
     handling: Arc<Semaphore>,
     exchanges: Mutex<Exchanges>,
-    metrics: Arc<HomeMetrics>,
+    metrics: HomeMetrics,
 }
 
 impl fmt::Debug for Homes {
@@ -124,7 +148,7 @@ impl fmt::Debug for Homes {
 
 impl Homes {
     /// A replica with a new id. Without [`Self::run`] it stays alone.
-    pub(crate) fn new(bus: Bus, keys: &[SecretKey], metrics: Arc<HomeMetrics>) -> Self {
+    pub(crate) fn new(bus: Bus, keys: &[SecretKey], metrics: HomeMetrics) -> Self {
         let own = Uuid::from_u128(rand::random());
         Self {
             own,
@@ -157,7 +181,7 @@ impl Homes {
             Forwarded::Answered { .. } => &self.metrics.forwarded,
             Forwarded::NotHandled | Forwarded::Unknown => &self.metrics.failed,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.inc();
         forwarded
     }
 
@@ -301,7 +325,7 @@ impl Homes {
             };
             let Some(forwarded) = forwarded else { return };
             if let Forwarded::Answered { .. } = forwarded {
-                homes.metrics.handled.fetch_add(1, Ordering::Relaxed);
+                homes.metrics.handled.inc();
             }
             let (answer, now) = (ForwardedAnswer::from(forwarded), OffsetDateTime::now_utc());
             let message = homes.seal.seal(Kind::Answer, from, exchange, &answer, now);
@@ -370,7 +394,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_stops_ends_once_it_has_handled_what_was_forwarded_to_it() {
         let bus = Bus::connect("nats://127.0.0.1:1").await.expect("an address");
-        let homes = Arc::new(Homes::new(bus, &[KEY], Arc::default()));
+        let homes = Arc::new(Homes::new(bus, &[KEY], HomeMetrics::default()));
         let stop = CancellationToken::new();
         stop.cancel();
         let handled = Arc::clone(&homes.handling).try_acquire_owned();

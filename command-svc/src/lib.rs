@@ -32,15 +32,9 @@ use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
 use daybook_event_store::keys::{self, KeyTurn};
 use daybook_event_store::{Appender, AppenderOptions, EventStore, NotAppendable, PostgresLog, SeenEpoch};
-use daybook_proto::FILE_DESCRIPTOR_SET;
-use daybook_service::admin::{self, Readiness};
-use daybook_service::database;
-use daybook_service::identity::Authenticator;
-use daybook_service::key::SecretKey;
-use daybook_service::metrics::{EventMoments, Registry, ServerMetrics};
-use daybook_service::problems;
-use daybook_service::server::{self, Access, Limits, Routes};
-use daybook_service::shutdown::Supervisor;
+use daybook_service::metrics::EventMoments;
+use daybook_service::start::Start;
+use daybook_service::{database, problems};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -50,7 +44,7 @@ pub use config::Config;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
-use crate::home::Homes;
+use crate::home::{HomeMetrics, Homes};
 use crate::mailbox::{ReadStream, load_shares};
 use crate::partitions::{Partition, Partitions};
 
@@ -84,104 +78,50 @@ pub async fn run(
     admin_listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let pool = database::connect(
-        &config.common.database_url,
-        "daybook-command-svc",
-        config.database_connections,
-    )
-    .await?;
-    database::check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
+    let fingerprints = Fingerprints::new(&config.fingerprint_keys()?);
+    let replica_keys = config.replica_keys()?;
+    let schemas = [("event_store", daybook_event_store::schema_version())];
+    let mut start = Start::new(&config.common, &schemas, shutdown).await?;
 
-    let fingerprints = Fingerprints::new(&SecretKey::given(
-        &config.fingerprint_keys,
-        "DAYBOOK_FINGERPRINT_KEY",
-        config.common.is_development(),
-    )?);
-    let replica_keys = SecretKey::given(
-        &config.replica_keys,
-        "DAYBOOK_REPLICA_KEY",
-        config.common.is_development(),
-    )?;
-    let registry = Registry::new();
-    let readiness = Readiness::new(shutdown.clone());
-    let mut tasks = Supervisor::new(shutdown.clone());
-    let readiness_pool = database::connect(&config.common.database_url, "daybook-readiness", 1).await?;
-
-    let moments = EventMoments::new(&registry);
+    let moments = EventMoments::new(&start.registry);
     let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
-    let (partitions, seen) = start_partitions(&config, pool, &bus, &mut tasks, &registry, &moments).await?;
-    watch_dependencies(&mut tasks, &readiness, readiness_pool, seen);
+    let (partitions, seen) = start_partitions(&config, &bus, &mut start, &moments).await?;
+    // NATS is not watched: commands do not need it.
+    start.watch_postgres(move |pool| check_append(EventStore::new(pool), seen.clone()));
     // A connection of its own: behind a full queue of events, commands would be too late.
     let replicas = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc-replicas").await?;
-    let homes = Homes::new(replicas, &replica_keys, metrics::register_homes(&registry));
-    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
-    tasks.spawn_companion("key lookups", lookups);
-    let core = Core::new(partitions, fingerprints, Arc::new(homes), &registry, &moments);
-
-    let (admin_readiness, admin_registry) = (readiness, registry.clone());
-    tasks.spawn_companion("admin", async move {
-        admin::serve(admin_listener, admin_readiness, admin_registry).await;
-        Ok(())
-    });
-    let grpc = aggregates::all(&core)
-        .into_router(
-            FILE_DESCRIPTOR_SET,
-            config.common.reflection(),
-            &mut tasks,
-            &shutdown,
-        )
-        .await?;
-    let handling = Arc::clone(&core.homes).run(core.handlers(), shutdown.clone());
-    tasks.spawn("homes", async move {
+    let homes = Homes::new(replicas, &replica_keys, HomeMetrics::new(&start.registry));
+    let core = Core::new(
+        partitions,
+        fingerprints,
+        Arc::new(homes),
+        &start.registry,
+        &moments,
+    );
+    let grpc = aggregates::all(&core);
+    let handling = Arc::clone(&core.homes).run(core.handlers(), start.shutdown.clone());
+    start.tasks.spawn("homes", async move {
         handling.await;
         Ok(())
     });
-    let metrics = ServerMetrics::new(&registry);
-    let routes = Routes {
-        http: problems::router(&aggregates::rules()),
-        grpc,
-        access: Access::Identified(authenticator),
-    };
-    tasks.spawn("server", async move {
-        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
-        Ok(())
-    });
-    tracing::info!("ready");
-    tasks.run().await?;
-    Ok(())
+    let http = problems::router(&aggregates::rules());
+    start.serve(listener, admin_listener, http, grpc).await
 }
 
-/// NATS is not among them: commands do not need it.
-/// The check has a connection of its own, so that it never waits behind loads.
-fn watch_dependencies(
-    tasks: &mut Supervisor,
-    readiness: &Readiness,
-    pool: PgPool,
-    seen: Vec<(i32, SeenEpoch)>,
-) {
-    let log = EventStore::new(pool);
-    tasks.spawn(
-        "postgres check",
-        readiness.watch("postgres", move || {
-            let (log, seen) = (log.clone(), seen.clone());
-            async move {
-                log.check_append().await?;
-                for (partition, seen) in seen {
-                    log.check_epoch(partition, &seen).await?;
-                }
-                Ok::<_, NotAppendable>(())
-            }
-        }),
-    );
+/// Whether every partition could take an append.
+async fn check_append(log: EventStore, seen: Vec<(i32, SeenEpoch)>) -> Result<(), NotAppendable> {
+    log.check_append().await?;
+    for (partition, seen) in seen {
+        log.check_epoch(partition, &seen).await?;
+    }
+    Ok(())
 }
 
 /// Starts an appender and a publisher for each partition of the log.
 async fn start_partitions(
     config: &Config,
-    loads: PgPool,
     bus: &Bus,
-    tasks: &mut Supervisor,
-    registry: &Registry,
+    start: &mut Start,
     moments: &EventMoments,
 ) -> anyhow::Result<(Partitions, Vec<(i32, SeenEpoch)>)> {
     let publisher_url = &config.publisher_database_url;
@@ -189,8 +129,9 @@ async fn start_partitions(
         EventStore::new(database::connect(publisher_url, "daybook-publisher", PUBLISHER_CONNECTIONS).await?);
     let url = &config.common.database_url;
     // Pools of their own, so that no crowd of one kind keeps another from its connections.
+    let loads = database::connect(url, "daybook-command-svc", config.database_connections).await?;
     let receipts = database::connect(url, "daybook-receipts", RECEIPT_CONNECTIONS).await?;
-    tasks.spawn_companion(
+    start.tasks.spawn_companion(
         "idempotency keys",
         tend_keys(receipts.clone(), config.idempotency_retention_days),
     );
@@ -216,11 +157,13 @@ async fn start_partitions(
         let (publisher, publishing) =
             Publisher::new(bus.clone(), log.clone(), partition, to_publish, seen, options);
         // Requests that may finish after the stop signal still need both.
-        tasks.spawn_companion("appender", async move {
+        start.tasks.spawn_companion("appender", async move {
             appending.await;
             Ok(())
         });
-        tasks.spawn_companion("publisher", async move { Ok(publishing.await?) });
+        start
+            .tasks
+            .spawn_companion("publisher", async move { Ok(publishing.await?) });
         let streams: Arc<dyn ReadStream> = Arc::clone(&streams) as _;
         partitions.push(Partition {
             streams,
@@ -230,8 +173,8 @@ async fn start_partitions(
         publishers.push(publisher);
     }
     let partitions: Partitions = partitions.into_iter().collect();
-    metrics::register_appenders(registry, partitions.appenders().cloned().collect());
-    metrics::register_publishers(registry, &publishers);
+    metrics::register_appenders(&start.registry, partitions.appenders().cloned().collect());
+    metrics::register_publishers(&start.registry, &publishers);
     Ok((partitions, epochs))
 }
 

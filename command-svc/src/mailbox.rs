@@ -19,10 +19,12 @@ mod slot;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use daybook_domain::aggregate::Aggregate;
 use daybook_event_store::{NotAdmitted, Receipt, Unanswered};
+use daybook_service::metrics::Registry;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use thiserror::Error;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -117,11 +119,31 @@ pub enum HandleError {
 #[derive(Debug, Default)]
 pub struct MailboxMetrics {
     /// Commands that had to be decided again.
-    pub retries: AtomicU64,
+    retries: Counter,
     /// Aggregates that were loaded from the log.
-    pub loads: AtomicU64,
+    loads: Counter,
     /// Bytes of aggregates in memory.
-    pub bytes: AtomicU64,
+    bytes: Gauge,
+}
+
+impl MailboxMetrics {
+    /// Registers the metrics of the mailboxes of every kind of aggregate.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            retries: registry.register(
+                "mailbox_retries",
+                "Commands decided again because another process wrote",
+                Counter::default(),
+            ),
+            loads: registry.register(
+                "mailbox_loads",
+                "Aggregates loaded from the log",
+                Counter::default(),
+            ),
+            bytes: registry.register("mailbox_bytes", "Bytes of aggregates in memory", Gauge::default()),
+        }
+    }
 }
 
 /// The mailboxes of one kind of aggregate. Cheap to clone.

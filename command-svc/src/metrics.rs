@@ -1,4 +1,4 @@
-//! What the command service shows of itself, summed over the partitions.
+//! What the command service shows of its appenders and publishers, summed over the partitions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +8,6 @@ use daybook_event_bus::publish::{PublishObserver, PublisherHandle, PublisherMetr
 use daybook_event_store::{Appender, AppenderMetrics, RecordedEvent};
 use daybook_service::metrics::{EventMoments, Moment, Reading, Registry};
 use prometheus_client::metrics::histogram::Histogram;
-
-use crate::home::HomeMetrics;
-use crate::mailbox::MailboxMetrics;
 
 /// Shows what the appenders do.
 pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) {
@@ -94,60 +91,6 @@ pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHa
         "Comparisons of log and stream after an interruption",
         |one| &one.resyncs,
     );
-}
-
-/// Shows what the mailboxes of every kind of aggregate do.
-pub(crate) fn register_mailboxes(registry: &Registry) -> Arc<MailboxMetrics> {
-    let metrics = Arc::new(MailboxMetrics::default());
-    let counter = |name: &str, help: &str, of: fn(&MailboxMetrics) -> &AtomicU64| {
-        let metrics = Arc::clone(&metrics);
-        registry.register(
-            name,
-            help,
-            Reading::counter(move || of(&metrics).load(Ordering::Relaxed)),
-        );
-    };
-    counter(
-        "mailbox_retries",
-        "Commands decided again because another process wrote",
-        |one| &one.retries,
-    );
-    counter("mailbox_loads", "Aggregates loaded from the log", |one| {
-        &one.loads
-    });
-    let bytes = Arc::clone(&metrics);
-    registry.register(
-        "mailbox_bytes",
-        "Bytes of aggregates in memory",
-        Reading::gauge(move || bytes.bytes.load(Ordering::Relaxed)),
-    );
-    metrics
-}
-
-/// Shows what replicas do for each other.
-pub(crate) fn register_homes(registry: &Registry) -> Arc<HomeMetrics> {
-    let metrics = Arc::new(HomeMetrics::default());
-    let counter = |name: &str, help: &str, of: fn(&HomeMetrics) -> &AtomicU64| {
-        let metrics = Arc::clone(&metrics);
-        let read = move || of(&metrics).load(Ordering::Relaxed);
-        registry.register(name, help, Reading::counter(read));
-    };
-    counter(
-        "commands_forwarded",
-        "Commands for contended aggregates that the home, another replica, has answered",
-        |one| &one.forwarded,
-    );
-    counter(
-        "commands_handled_for_others",
-        "Commands that other replicas forwarded and that were handled here",
-        |one| &one.handled,
-    );
-    counter(
-        "command_forwards_failed",
-        "Commands handled here because the home of their aggregate did not",
-        |one| &one.failed,
-    );
-    metrics
 }
 
 fn sum<'a>(counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {

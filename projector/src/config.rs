@@ -12,7 +12,7 @@ pub struct Config {
     pub common: CommonConfig,
 
     /// How many connections this process may have to answer operators, and how many to read the log, besides one for
-    /// each projection and partition and two that look keys up.
+    /// each projection and partition, two that look keys up and one for readiness.
     #[arg(
         long,
         env = "DAYBOOK_DATABASE_CONNECTIONS",

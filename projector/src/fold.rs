@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use daybook_read_model::{Change, DecodeError, Event, FoldError, ReadModel};
+use daybook_read_model::{DecodeError, Event, FoldError, ReadModel};
 use thiserror::Error;
 
 use crate::batch::Decoded;
@@ -65,11 +65,6 @@ impl<R> Touched<R> {
             has_changed: false,
         }
     }
-
-    fn change(&mut self, row: Option<R>) {
-        self.row = row;
-        self.has_changed = true;
-    }
 }
 
 /// What a batch changes in the table. Rows come in the order of their keys, which is that of the table's index.
@@ -79,19 +74,17 @@ pub(crate) struct Changes<'a, M: ReadModel> {
     pub(crate) new: Vec<&'a M::Row>,
     /// Rows of keys that have one, or of a model that replaces its rows.
     pub(crate) changed: Vec<&'a M::Row>,
-    /// Keys whose rows are to go.
-    pub(crate) deleted: Vec<M::Key>,
 }
 
 impl<M: ReadModel> Changes<'_, M> {
     /// Whether no row changes.
     pub(crate) fn is_empty(&self) -> bool {
-        self.new.is_empty() && self.changed.is_empty() && self.deleted.is_empty()
+        self.new.is_empty() && self.changed.is_empty()
     }
 
     /// Whether one statement can make all the changes and advance the checkpoint.
     pub(crate) fn fit_one_statement(&self) -> bool {
-        self.deleted.is_empty() && (self.new.is_empty() || self.changed.is_empty())
+        self.new.is_empty() || self.changed.is_empty()
     }
 }
 
@@ -164,12 +157,10 @@ impl<M: ReadModel> Rows<M> {
                     entry.insert_entry(Touched::before(row))
                 }
             };
-            let change = M::fold(entry.key(), entry.get().row.as_ref(), event)?;
-            let touched = entry.into_mut();
-            match change {
-                Change::Put(row) => touched.change(Some(row)),
-                Change::Delete => touched.change(None),
-                Change::Keep => {}
+            if let Some(row) = M::fold(entry.key(), entry.get().row.as_ref(), event)? {
+                let touched = entry.into_mut();
+                touched.row = Some(row);
+                touched.has_changed = true;
             }
         }
         Ok(())
@@ -181,19 +172,19 @@ impl<M: ReadModel> Rows<M> {
             .touched
             .iter()
             .filter(|(_, touched)| touched.has_changed)
+            .filter_map(|(key, touched)| Some((key, touched.row.as_ref()?, touched.is_stored)))
             .collect();
-        touched.sort_unstable_by_key(|(key, _)| *key);
+        touched.sort_unstable_by_key(|(key, ..)| *key);
         let mut changes = Changes {
             new: Vec::new(),
             changed: Vec::new(),
-            deleted: Vec::new(),
         };
-        for (key, touched) in touched {
-            match &touched.row {
-                // Replacing a row that is not there is no harm, and then one statement does for all.
-                Some(row) if touched.is_stored || !M::REPLACE.is_empty() => changes.changed.push(row),
-                Some(row) => changes.new.push(row),
-                None => changes.deleted.push(key.clone()),
+        for (_, row, is_stored) in touched {
+            // Replacing a row that is not there is no harm, and then one statement does for all.
+            if is_stored || !M::REPLACE.is_empty() {
+                changes.changed.push(row);
+            } else {
+                changes.new.push(row);
             }
         }
         changes

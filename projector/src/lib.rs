@@ -2,7 +2,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`projections`] | the list of projections; a new read model is one line there |
+//! | [`projections`] | the list of projections: every read model that `daybook_read_model` lists |
 //! | [`worker`] | keeps the live tables of one projection up to date, in one partition |
 //! | [`runner`] | one batch into one generation of tables: load, fold, store, advance |
 //! | [`fold`] | the rows of a batch in memory |
@@ -44,14 +44,12 @@ use daybook_event_store::EventStore;
 use daybook_postgres::within;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::projections::v1::projection_service_server::ProjectionServiceServer;
-use daybook_service::admin::{self, Readiness};
 use daybook_service::grpc::GrpcServices;
-use daybook_service::identity::{Authenticator, Scope};
-use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{self, Access, Limits, Needs, Routes};
-use daybook_service::shutdown::Supervisor;
+use daybook_service::identity::Scope;
+use daybook_service::server::Needs;
+use daybook_service::start::Start;
 use daybook_service::{database as shared_database, problems};
-use sqlx::{Connection as _, PgPool};
+use sqlx::Connection as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -85,103 +83,53 @@ pub async fn run(
     admin_listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let url = &config.common.database_url;
-    let pool = shared_database::connect(url, "daybook-projector", config.database_connections).await?;
-    shared_database::check_schema(&pool, "event_store", daybook_event_store::schema_version()).await?;
-    shared_database::check_schema(&pool, "read_model", daybook_read_model::schema_version()).await?;
+    let schemas = [
+        ("event_store", daybook_event_store::schema_version()),
+        ("read_model", daybook_read_model::schema_version()),
+    ];
+    let mut start = Start::new(&config.common, &schemas, shutdown).await?;
+    // NATS is not watched: without it the workers read the log.
+    start.watch_postgres(shared_database::ping);
 
-    let registry = Registry::new();
-    let readiness = Readiness::new(shutdown.clone());
-    let mut tasks = Supervisor::new(shutdown.clone());
-    let connector = Connector::new(url.expose())?;
+    let connector = Connector::new(config.common.database_url.expose())?;
     let (duties, assigned) = watch::channel(Duties::default());
     let context = Context {
         store: EventStore::new(connector.pool(config.database_connections)),
-        connector,
+        connector: connector.clone(),
         bus: Bus::connect_as(config.common.nats_url.expose(), "daybook-projector").await?,
-        metrics: Metrics::new(&registry),
+        metrics: Metrics::new(&start.registry),
         duties: assigned,
     };
-    watch_dependencies(&mut tasks, &readiness, &pool);
-    let partitions = start_projections(&context, &mut tasks, &shutdown).await?;
+    let partitions = start_projections(&context, &mut start).await?;
     let freed = signal::subscribe_freed(&context.bus).await?;
-    tasks.spawn(
-        "replica",
-        replica::run(
-            context.connector.clone(),
-            context.bus.clone(),
-            partitions,
-            duties,
-            freed,
-            shutdown.clone(),
-        ),
+    let replica = replica::run(
+        connector.clone(),
+        context.bus.clone(),
+        partitions,
+        duties,
+        freed,
+        start.shutdown.clone(),
     );
-    tasks.spawn(
-        "metrics",
-        context
-            .metrics
-            .clone()
-            .watch(context.connector.clone(), shutdown.clone()),
-    );
-    tasks.spawn("admin", {
-        let serving = admin::serve(admin_listener, readiness, registry.clone());
-        let shutdown = shutdown.clone();
-        async move {
-            shutdown.run_until_cancelled_owned(serving).await;
-            Ok(())
-        }
-    });
-    let operators = ProjectionServiceServer::new(Projections::new(pool, context.bus.clone()))
+    start.tasks.spawn("replica", replica);
+    let lag = context.metrics.watch(connector, start.shutdown.clone());
+    start.tasks.spawn("metrics", lag);
+
+    let url = &config.common.database_url;
+    let pool = shared_database::connect(url, "daybook-projector", config.database_connections).await?;
+    let operators = ProjectionServiceServer::new(Projections::new(pool, context.bus))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
-    let grpc = GrpcServices::default()
-        .with(
-            operators,
-            Needs::scope(Scope::ProjectionsOperate).with_message(REQUEST_BYTES_MAX),
-        )
-        .into_router(
-            FILE_DESCRIPTOR_SET,
-            config.common.reflection(),
-            &mut tasks,
-            &shutdown,
-        )
-        .await?;
-    let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
-    tasks.spawn_companion("key lookups", lookups);
-    let metrics = ServerMetrics::new(&registry);
-    let routes = Routes {
-        http: problems::router(&[]),
-        grpc,
-        access: Access::Identified(authenticator),
-    };
-    tasks.spawn("server", async move {
-        server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
-        Ok(())
-    });
-    tracing::info!("ready");
-    tasks.run().await?;
-    Ok(())
-}
-
-/// NATS is not among them: without it the workers read the log.
-fn watch_dependencies(tasks: &mut Supervisor, readiness: &Readiness, pool: &PgPool) {
-    let pool = pool.clone();
-    tasks.spawn(
-        "postgres check",
-        readiness.watch("postgres", move || {
-            let pool = pool.clone();
-            async move { shared_database::ping(&pool).await }
-        }),
-    );
+    let needs = Needs::scope(Scope::ProjectionsOperate).with_message(REQUEST_BYTES_MAX);
+    let grpc = GrpcServices::described_by(FILE_DESCRIPTOR_SET).with(operators, needs);
+    start
+        .serve(listener, admin_listener, problems::router(&[]), grpc)
+        .await
 }
 
 /// Starts a feed for each partition, a worker for each projection and partition, and a rebuilder for each projection.
 /// Returns the partitions.
-async fn start_projections(
-    context: &Context,
-    tasks: &mut Supervisor,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Vec<i32>> {
+async fn start_projections(context: &Context, start: &mut Start) -> anyhow::Result<Vec<i32>> {
+    let Start { tasks, shutdown, .. } = start;
     within(OPEN_TIMEOUT, open_checkpoints(&context.connector)).await?;
     let partitions = context.store.partitions().await?;
     for &partition in &partitions {

@@ -9,7 +9,7 @@ use daybook_service::{config, process};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let config: Config = config::parse_or_exit();
+    let config: Config = config::parse_or_exit(|_| Ok(()));
     let common = config.common.clone();
     process::run(
         "daybook-projector",

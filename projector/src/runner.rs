@@ -240,11 +240,7 @@ async fn write<M: ReadModel>(
     trusts_new: bool,
     advance: Option<&Advance>,
 ) -> Result<(), sqlx::Error> {
-    let Changes {
-        new,
-        changed,
-        deleted,
-    } = changes;
+    let Changes { new, changed } = changes;
     if trusts_new && !new.is_empty() {
         M::insert(connection, tables, new, advance).await?;
     } else if !new.is_empty() {
@@ -252,9 +248,6 @@ async fn write<M: ReadModel>(
     }
     if !changed.is_empty() {
         M::store(connection, tables, changed, advance).await?;
-    }
-    if !deleted.is_empty() {
-        M::delete(connection, tables, deleted).await?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! `daybook.projections.v1.ProjectionService`: what operators ask of projections.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use daybook_event_bus::Bus;
 use daybook_event_bus::signal;
 use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
+use daybook_proto::convert::to_timestamp;
 use daybook_proto::projections::v1::projection_service_server::ProjectionService;
 use daybook_proto::projections::v1::{
     GetProjectionRequest, GetProjectionResponse, GetRebuildRequest, GetRebuildResponse,
@@ -15,9 +15,7 @@ use daybook_proto::projections::v1::{
 use daybook_service::ApiError;
 use daybook_service::database::bounded_for_request;
 use daybook_service::identity::{Operator, Scope, operator_with};
-use prost_types::Timestamp;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tonic::{Request, Response, Status};
 
@@ -226,12 +224,8 @@ fn rebuild(progress: Progress) -> Rebuild {
         position: progress.position,
         head: progress.head,
         events_per_second: progress.position as f64 / progress.seconds.max(0.001),
-        started_at: Some(timestamp(progress.started_at)),
-        ended_at: progress.ended_at.map(timestamp),
+        started_at: Some(to_timestamp(progress.started_at)),
+        ended_at: progress.ended_at.map(to_timestamp),
         error: progress.error.unwrap_or_default(),
     }
-}
-
-fn timestamp(moment: OffsetDateTime) -> Timestamp {
-    SystemTime::from(moment).into()
 }

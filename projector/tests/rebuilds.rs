@@ -140,7 +140,8 @@ async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_i
     let context = setup.process().await;
     let mut rebuilder = Rebuilder::<OrderList>::new(context.clone(), CancellationToken::new());
     // Whoever makes the last index waits to hear whether its name is taken.
-    let mut obstacle = setup.superuser.begin().await.expect("a transaction");
+    let mut connection = setup.superuser.acquire().await.expect("a connection");
+    let mut obstacle = connection.begin().await.expect("a transaction");
     let take_name = "SET LOCAL idle_in_transaction_session_timeout = 0;
                      CREATE TABLE read_model.order_list_g2_placed_at ()";
     let taken = sqlx::raw_sql(take_name).execute(&mut *obstacle).await;
@@ -183,7 +184,8 @@ async fn a_rebuild_is_given_up_over_the_indexes_when_another_replica_has_taken_i
     Orders::new(16).append(&setup, 100).await;
     request::<OrderList>(&setup).await.expect("a rebuild");
     // Whoever writes to a table holds up the making of its indexes.
-    let mut writer = setup.superuser.begin().await.expect("a transaction");
+    let mut connection = setup.superuser.acquire().await.expect("a connection");
+    let mut writer = connection.begin().await.expect("a transaction");
     let hold = "SET LOCAL idle_in_transaction_session_timeout = 0;
                 LOCK TABLE read_model.order_list_g2 IN ROW EXCLUSIVE MODE";
     sqlx::raw_sql(hold).execute(&mut *writer).await.expect("a lock");
@@ -227,7 +229,8 @@ async fn a_lease_that_is_claimed_while_a_rebuild_goes_live_is_a_lease_on_the_tab
     setup
         .execute("UPDATE read_model.rebuild SET indexed_at = now()")
         .await;
-    let mut switch = setup.superuser.begin().await.expect("a transaction");
+    let mut connection = setup.superuser.acquire().await.expect("a connection");
+    let mut switch = connection.begin().await.expect("a transaction");
     let going = "SET LOCAL idle_in_transaction_session_timeout = 0;
                  SELECT read_model.go_live('order_list', 2)";
     sqlx::raw_sql(going)

@@ -7,6 +7,7 @@ use daybook_event_bus::consume::Source;
 use daybook_projector::batch::Decoded;
 use daybook_projector::runner::Runner;
 use daybook_read_model::{CustomerTotals, ReadModel, StockLevels};
+use sqlx::Connection as _;
 use uuid::Uuid;
 
 use support::{Orders, Setup, append_stock, eventually, hold};
@@ -78,7 +79,8 @@ async fn assert_no_dearer<M: ReadModel>(setup: &Setup, reads: &[&str]) {
     let (first, rest) = log.split_at(COUNTED);
     let (many, rest) = rest.split_at(BATCHES);
 
-    let mut holder = setup.superuser.begin().await.expect("a transaction");
+    let mut connection = setup.superuser.acquire().await.expect("a connection");
+    let mut holder = connection.begin().await.expect("a transaction");
     let hold = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
                 SET LOCAL idle_in_transaction_session_timeout = 0;
                 SELECT count(*) FROM read_model.checkpoint_step";

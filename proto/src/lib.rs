@@ -14,7 +14,13 @@ macro_rules! packages {
         $(#[$meta])*
         pub mod $area {
             /// Version 1.
-            #[allow(missing_docs, clippy::all, reason = "generated")]
+            #[allow(
+                missing_docs,
+                clippy::all,
+                clippy::allow_attributes,
+                clippy::too_many_lines,
+                reason = "generated"
+            )]
             pub mod v1 {
                 include!(concat!(env!("OUT_DIR"), "/daybook.", stringify!($area), ".v1.rs"));
             }

@@ -33,6 +33,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether the keys are there that it needs.
+    ///
+    /// # Errors
+    /// As [`Self::cursors`].
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.cursors().map(drop)
+    }
+
     /// The signer of cursors.
     ///
     /// # Errors

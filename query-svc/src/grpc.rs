@@ -4,34 +4,45 @@
 //! of the catalogue.
 
 mod fields;
-pub mod history;
-pub mod orders;
-pub mod stock;
+mod history;
+mod orders;
+mod stock;
 mod wire;
 
 use std::sync::Arc;
 
+use daybook_proto::FILE_DESCRIPTOR_SET;
+use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
+use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
+use daybook_proto::stock::v1::stock_query_service_server::StockQueryServiceServer;
 use daybook_service::ApiError;
+use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::{Principal, Scope, principal_with};
+use daybook_service::server::Needs;
 use tonic::Request;
 
 use crate::reads::Reads;
 
 /// The largest request, in bytes: a filter and a cursor.
-pub const REQUEST_BYTES_MAX: usize = 64 * 1_024;
+const REQUEST_BYTES_MAX: usize = 64 * 1_024;
 
-/// What both services work with.
+/// What the services work with.
 #[derive(Clone)]
-pub struct Queries {
+struct Queries {
     reads: Reads,
 }
 
-impl Queries {
-    /// The services on top of these reads.
-    #[must_use]
-    pub fn new(reads: Reads) -> Self {
-        Self { reads }
-    }
+/// The services on top of these reads.
+pub(crate) fn services(reads: Reads) -> GrpcServices {
+    let queries = Queries { reads };
+    let orders = OrderQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let stock = StockQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let history = HistoryServiceServer::new(queries).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let needs = |scope| Needs::scope(scope).with_message(REQUEST_BYTES_MAX);
+    GrpcServices::described_by(FILE_DESCRIPTOR_SET)
+        .with(orders, needs(Scope::OrdersRead))
+        .with(stock, needs(Scope::StockRead))
+        .with(history, needs(Scope::EventsRead))
 }
 
 /// The caller of a request, if it may do this.

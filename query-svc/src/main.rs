@@ -9,7 +9,7 @@ use daybook_service::{config, process};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let config: Config = config::parse_or_exit();
+    let config: Config = config::parse_or_exit(Config::check);
     let common = config.common.clone();
     process::run(SERVICE_NAME, &common, |listener, admin_listener, shutdown| {
         daybook_query_svc::run(config, listener, admin_listener, shutdown)

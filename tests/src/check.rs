@@ -15,7 +15,7 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use daybook_event_bus::message;
 use daybook_event_store::{EventStore, RecordedEvent};
-use daybook_read_model::{Change, Event, Generation, ReadModel, checkpoint, each_read_model};
+use daybook_read_model::{Event, Generation, ReadModel, checkpoint, each_read_model};
 use daybook_simulation::meaning::Streams;
 pub use daybook_simulation::meaning::log;
 use futures::StreamExt as _;
@@ -214,10 +214,8 @@ fn fold<M: ReadModel>(events: &[Event]) -> anyhow::Result<BTreeMap<M::Key, M::Ro
     let mut rows = BTreeMap::new();
     for event in events {
         for key in M::keys(event) {
-            match M::fold(&key, rows.get(&key), event)? {
-                Change::Put(row) => drop(rows.insert(key, row)),
-                Change::Delete => drop(rows.remove(&key)),
-                Change::Keep => {}
+            if let Some(row) = M::fold(&key, rows.get(&key), event)? {
+                rows.insert(key, row);
             }
         }
     }

@@ -70,7 +70,10 @@ async fn holes_inversions_and_lost_or_doubled_events_are_found() -> anyhow::Resu
         check::ledger(&Ledger::default(), &events).is_err(),
         "events that nobody asked for"
     );
+    outcomes_that_contradict_the_log_are_found(&events)
+}
 
+fn outcomes_that_contradict_the_log_are_found(events: &[RecordedEvent]) -> anyhow::Result<()> {
     let unknown = Ledger::default();
     let lost = place(&new_order_id(), "customer-1");
     unknown.note(&lost, &Err::<Receipt, _>(Status::unavailable("no answer")));

@@ -16,7 +16,7 @@ use http_body_util::{Empty, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sqlx::Executor as _;
+use sqlx::{Connection as _, Executor as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -117,7 +117,8 @@ async fn callers_who_are_known_and_readiness_do_not_notice_keys_that_cannot_be_l
     let backend = Backend::start(1).await?;
     let (running, caller) = (&backend.commands[0], backend.caller()?);
     caller.place(&new_order_id(), "customer-1").await?;
-    let mut lock = backend.superuser.begin().await?;
+    let mut connection = backend.superuser.acquire().await?;
+    let mut lock = connection.begin().await?;
     lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         .await?;
     lock.execute("LOCK TABLE event_store.api_key IN ACCESS EXCLUSIVE MODE")

@@ -2,13 +2,13 @@
 
 use anyhow::Context as _;
 use daybook_proto::projections::v1::{GetRebuildRequest, RebuildProjectionRequest, RebuildStatus};
-use daybook_read_model::Generation;
+use daybook_read_model::{Generation, ReadModel as _, each_read_model};
 use daybook_tests::client::Caller;
 use daybook_tests::load::Load;
 use daybook_tests::stack::Backend;
 use daybook_tests::{check, refusal, wait};
 
-const PROJECTIONS: [&str; 3] = ["customer_totals", "order_details", "order_list"];
+const PROJECTIONS: &[&str] = &each_read_model!(M => M::NAME);
 
 async fn start_rebuild(caller: &Caller, name: &str) -> anyhow::Result<u32> {
     let request = RebuildProjectionRequest {
@@ -52,7 +52,7 @@ async fn a_rebuild_under_load_comes_to_what_the_log_folds_to() -> anyhow::Result
     let caller = backend.caller()?;
     let load = Load::start(std::slice::from_ref(&caller), 8);
     load.progress(2_000).await?;
-    for name in PROJECTIONS {
+    for &name in PROJECTIONS {
         let rebuilt = start_rebuild(&caller, name).await?;
         assert_eq!(rebuilt, 2);
         let request = RebuildProjectionRequest {
@@ -78,7 +78,7 @@ async fn a_rebuild_of_what_stands_still_has_the_digest_of_the_tables_before() ->
     load.progress(500).await?;
     drop(load.stop().await);
     check::caught_up(&backend.superuser).await?;
-    for name in PROJECTIONS {
+    for &name in PROJECTIONS {
         let before = check::digest(&backend.superuser, name, Generation::FIRST).await?;
         let rebuilt = start_rebuild(&caller, name).await?;
         wait_until_done(&caller, name, rebuilt).await?;
@@ -96,7 +96,7 @@ async fn a_rebuild_goes_on_when_the_projector_was_killed_half_way() -> anyhow::R
     load.progress(4_000).await?;
 
     let mut killed_half_way = 0;
-    for name in PROJECTIONS {
+    for &name in PROJECTIONS {
         let rebuilt = start_rebuild(&caller, name).await?;
         let projector = backend.projector.as_mut().context("there is a projector")?;
         projector.service.kill().await?;

@@ -38,6 +38,11 @@ fn checks() -> Vec<(&'static str, Command)> {
     } else {
         skipped("dependencies (cargo deny)", "cargo-deny");
     }
+    if is_there("cargo", &["machete", "--version"]) {
+        checks.push(("unused dependencies", unused_dependencies()));
+    } else {
+        skipped("unused dependencies (cargo machete)", "cargo-machete");
+    }
     checks
 }
 
@@ -80,6 +85,12 @@ fn protos() -> Command {
 fn dependencies() -> Command {
     let mut command = cargo();
     command.args(["deny", "--log-level", "error", "check"]);
+    command
+}
+
+fn unused_dependencies() -> Command {
+    let mut command = cargo();
+    command.arg("machete");
     command
 }
 

@@ -1,6 +1,5 @@
 //! The mailboxes in memory: bounded by bytes, the least recently used goes first, and none that is at work.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use daybook_domain::aggregate::Aggregate;
@@ -76,11 +75,9 @@ impl<A: Aggregate> Cache<A> {
         }
         entries.bytes = before - of_mailbox + bytes.unwrap_or(0);
         entries.evict(self.bytes_max);
-        let after = entries.bytes as u64;
+        let difference = entries.bytes as i64 - before as i64;
         drop(entries);
-        // Wraps where it shrinks, and so does the sum.
-        let difference = after.wrapping_sub(before as u64);
-        self.metrics.bytes.fetch_add(difference, Ordering::Relaxed);
+        self.metrics.bytes.inc_by(difference);
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries<A>> {

@@ -4,7 +4,6 @@ mod question;
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -226,7 +225,7 @@ impl<A: Aggregate> Mailbox<A> {
 
     async fn load(&self) -> Result<Cached<A>, LoadError> {
         let base = self.slot().bases.confirmed();
-        self.metrics.loads.fetch_add(1, Ordering::Relaxed);
+        self.metrics.loads.inc();
         let ((tenant_id, stream_id), partition) = (self.stream.clone(), &self.partition);
         let log = Arc::clone(&partition.streams);
         let load = load(log, tenant_id, partition.appender.partition(), stream_id, base);
@@ -382,7 +381,7 @@ impl<A: Aggregate> Mailbox<A> {
     }
 
     fn decide_again(self: &Arc<Self>, slot: &mut Slot<A>, mut command: Pending<A>) {
-        self.metrics.retries.fetch_add(1, Ordering::Relaxed);
+        self.metrics.retries.inc();
         command.attempts += 1;
         if command.attempts == command.attempts_max {
             self.reply(slot, command, Err(HandleError::Contended));

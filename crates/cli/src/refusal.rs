@@ -5,6 +5,8 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use daybook_service::error::grpc::code_name;
+use daybook_service::error::{Code as Catalogued, Retry};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
@@ -36,7 +38,7 @@ impl From<Status> for Refusal {
         let details = status.get_error_details();
         let info = details.error_info();
         Self {
-            code: info.map_or_else(|| name(status.code()).to_owned(), |info| info.reason.clone()),
+            code: info.map_or_else(|| code_name(status.code()), |info| info.reason.clone()),
             grpc: status.code(),
             message: message(&status),
             violations: details
@@ -57,26 +59,25 @@ impl From<Status> for Refusal {
 impl Refusal {
     /// How the process ends when this ends it.
     pub(crate) fn exit(&self) -> Exit {
-        match self.code.as_str() {
-            "IDEMPOTENCY_KEY_REUSED" => Exit::Conflict,
-            "PAYLOAD_TOO_LARGE" => Exit::Usage,
+        match self.catalogued() {
+            Some(Catalogued::IdempotencyKeyReused) => Exit::Conflict,
+            Some(Catalogued::PayloadTooLarge) => Exit::Usage,
             _ => self.grpc.into(),
         }
+    }
+
+    /// The code in the catalogue, if it is of this version and not a rule of the domain.
+    fn catalogued(&self) -> Option<Catalogued> {
+        let mut all = Catalogued::ALL.into_iter();
+        all.find(|code| self.is_answer && code.name() == self.code)
     }
 
     /// Whether the same request with the same idempotency key may well succeed later. A connection that broke counts:
     /// whether the request arrived is unknown, and the key makes it safe to send again.
     pub(crate) fn is_transient(&self) -> bool {
         if self.is_answer {
-            return matches!(
-                self.code.as_str(),
-                "RATE_LIMITED"
-                    | "READ_MODEL_BEHIND"
-                    | "OVERLOADED"
-                    | "DEPENDENCY_UNAVAILABLE"
-                    | "SHUTTING_DOWN"
-                    | "DEADLINE_EXCEEDED"
-            );
+            let retry = self.catalogued().map(|code| code.entry().retry);
+            return matches!(retry, Some(Retry::Later | Retry::SameKey));
         }
         matches!(
             self.grpc,
@@ -161,29 +162,6 @@ fn request_id(status: &Status, details: &ErrorDetails) -> Option<String> {
             .map(str::to_owned)
     };
     in_details.or_else(in_header)
-}
-
-/// The code as gRPC's own documents write it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 #[cfg(test)]

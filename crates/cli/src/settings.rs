@@ -190,27 +190,9 @@ fn unreadable(path: PathBuf, source: io::Error) -> Failure {
     Failure::Input { name, source }
 }
 
-/// `NAME=VALUE` on each line, as a shell reads it: `export`, comments and quotes around the whole value are allowed.
+/// `NAME=VALUE` on each line, as a shell reads it. A line that is none sets nothing.
 fn parse(text: &str) -> HashMap<String, String> {
-    text.lines().filter_map(parse_line).collect()
-}
-
-fn parse_line(line: &str) -> Option<(String, String)> {
-    let line = line.trim();
-    let line = line.strip_prefix("export ").unwrap_or(line);
-    let (name, value) = line.split_once('=')?;
-    let name = name.trim();
-    if name.is_empty() || name.starts_with('#') {
-        return None;
-    }
-    Some((name.to_owned(), unquoted(value.trim()).to_owned()))
-}
-
-fn unquoted(value: &str) -> &str {
-    ['"', '\'']
-        .into_iter()
-        .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote))
-        .unwrap_or(value)
+    dotenvy::from_read_iter(text.as_bytes()).flatten().collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! `nobody`. That user must be able to reach the data: a clone below a home that only root may enter is no place for
 //! it, so [`place`] moves such data to `/var/lib/daybook/<hash of the path>`.
 
-use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -109,10 +108,7 @@ pub fn place(wanted: &Path, account: Option<&Account>) -> PathBuf {
 /// The first 64 bits of the path's SHA-256, in hex: short enough for the path of a socket.
 fn short_hash(path: &Path) -> String {
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
-    digest.iter().take(8).fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a String accepts all that is written to it");
-        hex
-    })
+    hex::encode(&digest[..8])
 }
 
 #[cfg(test)]

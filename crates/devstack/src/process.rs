@@ -286,6 +286,7 @@ impl Process {
     }
 
     /// The same for a destructor, which cannot await.
+    #[expect(clippy::disallowed_methods, reason = "a destructor has no runtime")]
     pub(crate) fn end_blocking(&mut self, steps: &[(Signal, Duration)]) -> Result<(), DevstackError> {
         for (signal, grace) in with_kill(steps) {
             self.signal_also_when_stopped(signal);

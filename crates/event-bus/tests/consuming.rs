@@ -10,6 +10,7 @@ use daybook_event_bus::consume::{Reader, ReaderError, ReaderOptions, Source};
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::RecordedEvent;
 use futures::StreamExt as _;
+use sqlx::Connection as _;
 use support::{DEADLINE, PARTITION, Stack, attempt, eventually, next, read_to};
 use uuid::Uuid;
 
@@ -111,7 +112,8 @@ async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::R
 
     // A hole, and what looks like an event behind it, which comes before the log has answered.
     let in_their_place = stack.commit(2).await?;
-    let mut lock = stack.pool.begin().await?;
+    let mut connection = stack.pool.acquire().await?;
+    let mut lock = connection.begin().await?;
     sqlx::query("LOCK TABLE event_store.event")
         .execute(&mut *lock)
         .await?;

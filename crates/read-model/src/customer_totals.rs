@@ -19,7 +19,7 @@ use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::model::column;
-use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, row};
+use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -128,12 +128,6 @@ const INSERT: &str = "
 /// A row of the same position is the same row.
 const OVERWRITE: &str = "ON CONFLICT DO NOTHING";
 
-const DELETE: &str = "
-    DELETE FROM read_model.customer_totals_g{generation} AS t
-    USING unnest($1::uuid[], $2::text[], $3::text[]) AS k (tenant_id, customer_id, currency)
-    WHERE t.tenant_id = k.tenant_id AND t.customer_id = k.customer_id AND t.currency = k.currency
-";
-
 impl ReadModel for CustomerTotals {
     const NAME: &'static str = "customer_totals";
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
@@ -142,11 +136,8 @@ impl ReadModel for CustomerTotals {
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
-        ("customer_totals.find", FIND),
-        ("customer_totals.load", LOAD),
-        ("customer_totals.delete", DELETE),
-    ];
+    const STATEMENTS: &'static [(&'static str, &'static str)] =
+        &[("customer_totals.find", FIND), ("customer_totals.load", LOAD)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
         Difference::in_event(event).map(|difference| Key {
@@ -169,13 +160,13 @@ impl ReadModel for CustomerTotals {
         row.position
     }
 
-    fn change(key: &Key, row: Option<&Row<Sum>>, event: &Event) -> Result<Change<Row<Sum>>, FoldError> {
+    fn change(key: &Key, row: Option<&Row<Sum>>, event: &Event) -> Result<Option<Row<Sum>>, FoldError> {
         let Some(difference) = Difference::in_event(event) else {
-            return Ok(Change::Keep);
+            return Ok(None);
         };
         let row = row.cloned().unwrap_or_else(|| Row::empty(key.clone()));
         let changed = row.plus(&difference, event.position).ok_or(FoldError::Overflow)?;
-        Ok(Change::Put(changed))
+        Ok(Some(changed))
     }
 
     async fn load(
@@ -205,21 +196,6 @@ impl ReadModel for CustomerTotals {
             .bind(column(rows, |row| row.ordered_minor.to_string()))
             .bind(column(rows, |row| row.paid_minor.to_string()))
             .bind(column(rows, |row| row.refunded_minor.to_string()))
-    }
-
-    async fn delete(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[Key],
-    ) -> Result<(), sqlx::Error> {
-        let keys: Vec<_> = keys.iter().collect();
-        sqlx::query(tables.fill(DELETE))
-            .bind(column(&keys, |key| key.tenant_id))
-            .bind(column(&keys, |key| key.customer_id.as_str()))
-            .bind(column(&keys, |key| key.currency.as_str()))
-            .execute(connection)
-            .await
-            .map(drop)
     }
 }
 

@@ -7,7 +7,7 @@ use daybook_domain::order::{Command, Order, Progress, State, Status};
 use proptest::prelude::*;
 
 use crate::testing::{Log, address, deliver, euros, new_line, order_id, part, pay, place, ship, text};
-use crate::{Change, CustomerTotals, Event, OrderDetails, OrderList, ReadModel, StreamKey};
+use crate::{CustomerTotals, Event, OrderDetails, OrderList, ReadModel, StreamKey};
 
 /// The orders that the histories are about.
 const ORDERS: u8 = 3;
@@ -38,18 +38,15 @@ fn apply<M: ReadModel>(table: &mut Table<M>, batch: &[Event]) {
         for key in M::keys(event) {
             let load = || (!M::opens(event)).then(|| table.get(&key).cloned()).flatten();
             let row = rows.entry(key.clone()).or_insert_with(load);
-            match M::fold(&key, row.as_ref(), event).expect("the domain's events can be folded") {
-                Change::Put(changed) => *row = Some(changed),
-                Change::Delete => *row = None,
-                Change::Keep => {}
-            }
+            let changed = M::fold(&key, row.as_ref(), event).expect("the domain's events can be folded");
+            *row = changed.or(row.take());
         }
     }
     for (key, row) in rows {
-        match (row, table.get(&key)) {
-            (Some(row), Some(stored)) if M::position(stored) >= M::position(&row) => {}
-            (Some(row), _) => drop(table.insert(key, row)),
-            (None, _) => drop(table.remove(&key)),
+        let Some(row) = row else { continue };
+        let stored = table.get(&key).map(M::position);
+        if stored.is_none_or(|stored| stored < M::position(&row)) {
+            table.insert(key, row);
         }
     }
 }

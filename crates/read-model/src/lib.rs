@@ -25,7 +25,7 @@ pub use checkpoint::Advance;
 pub use customer_totals::CustomerTotals;
 pub use daybook_domain::aggregates::AnyEvent as Body;
 pub use event::{DecodeError, Event};
-pub use model::{Change, FoldError, Generation, ReadModel, RowsQuery, StreamKey, connect_options};
+pub use model::{FoldError, Generation, ReadModel, RowsQuery, StreamKey, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
 pub use stock_levels::StockLevels;

@@ -60,35 +60,33 @@ pub trait ReadModel: Send + Sync + 'static {
     /// The position of the event that last changed a row.
     fn position(row: &Self::Row) -> u64;
 
-    /// What becomes of a row by an event that it has not seen yet. Called by [`Self::fold`].
+    /// Applies an event that the row has not seen yet; gives the changed row, or nothing where the event changes nothing.
+    /// Called by [`Self::fold`].
     fn change(
         key: &Self::Key,
         row: Option<&Self::Row>,
         event: &Event,
-    ) -> Result<Change<Self::Row>, FoldError>;
+    ) -> Result<Option<Self::Row>, FoldError>;
 
-    /// What becomes of a row by an event. An event that the row has seen changes nothing.
-    fn fold(key: &Self::Key, row: Option<&Self::Row>, event: &Event) -> Result<Change<Self::Row>, FoldError> {
+    /// Applies an event; gives the changed row, or nothing where the event changes nothing. An event that the row has seen
+    /// changes nothing. A row is never removed.
+    fn fold(key: &Self::Key, row: Option<&Self::Row>, event: &Event) -> Result<Option<Self::Row>, FoldError> {
         if row.is_some_and(|row| Self::position(row) >= event.position) {
-            return Ok(Change::Keep);
+            return Ok(None);
         }
         Self::change(key, row, event)
     }
 
-    /// The row after a history of its events, as it is folded from nothing.
+    /// Applies a history to a row, or to nothing where it begins with the first event of the key.
     fn replay<'a>(
         key: &Self::Key,
+        row: Option<Self::Row>,
         events: impl IntoIterator<Item = &'a Event>,
     ) -> Result<Option<Self::Row>, FoldError> {
-        let mut row = None;
-        for event in events {
-            match Self::fold(key, row.as_ref(), event)? {
-                Change::Put(changed) => row = Some(changed),
-                Change::Delete => row = None,
-                Change::Keep => {}
-            }
-        }
-        Ok(row)
+        events.into_iter().try_fold(row, |row, event| {
+            let changed = Self::fold(key, row.as_ref(), event)?;
+            Ok(changed.or(row))
+        })
     }
 
     /// The rows that there are of these keys.
@@ -121,13 +119,6 @@ pub trait ReadModel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
         write::<Self>(connection, tables, Self::REPLACE, Self::OVERWRITE, rows, advance)
     }
-
-    /// Removes the rows of these keys.
-    fn delete(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[Self::Key],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
 /// A statement with the columns of many rows.
@@ -158,17 +149,6 @@ pub(crate) fn write_statement(replace: &str, insert: &str, overwrite: &str, adva
     }
     let advance = Advance::call(insert.matches('$').count() + 1);
     format!("{replace}{insert} FROM {advance} {overwrite}")
-}
-
-/// What an event makes of a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change<R> {
-    /// The row is this now.
-    Put(R),
-    /// There is no such row any more.
-    Delete,
-    /// Nothing changes.
-    Keep,
 }
 
 /// Why a fold rejects an event. The log and the row contradict each other, so no later event of the key can be folded.

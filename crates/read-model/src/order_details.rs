@@ -22,7 +22,7 @@ pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
+use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -79,12 +79,6 @@ const OVERWRITE: &str = "
     WHERE o.position < excluded.position
 ";
 
-const DELETE: &str = "
-    DELETE FROM read_model.order_details_g{generation} AS o
-    USING unnest($1::uuid[], $2::text[]) AS k (tenant_id, order_id)
-    WHERE o.tenant_id = k.tenant_id AND o.order_id = k.order_id
-";
-
 impl ReadModel for OrderDetails {
     const NAME: &'static str = "order_details";
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
@@ -96,7 +90,6 @@ impl ReadModel for OrderDetails {
         ("order_details.find_many", FIND),
         ("order_details.find_documents", document::FIND),
         ("order_details.load", LOAD),
-        ("order_details.delete", DELETE),
     ];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
@@ -118,9 +111,9 @@ impl ReadModel for OrderDetails {
         row.position
     }
 
-    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
         let Body::Order(body) = &event.body else {
-            return Ok(Change::Keep);
+            return Ok(None);
         };
         check_next_version(row.map_or(0, |row| row.document.version), event)?;
         let mut document = match (row, body) {
@@ -136,7 +129,7 @@ impl ReadModel for OrderDetails {
         document.note(body, event.occurred_at)?;
         document.version = event.stream_version;
         document.updated_at = document.updated_at.max(event.occurred_at);
-        Ok(Change::Put(Row {
+        Ok(Some(Row {
             tenant_id: key.tenant_id,
             position: event.position,
             document,
@@ -164,20 +157,6 @@ impl ReadModel for OrderDetails {
             .bind(column(rows, |row| row.document.version.cast_signed()))
             .bind(column(rows, |row| row.position.cast_signed()))
             .bind(column(rows, |row| encode(&row.document)))
-    }
-
-    async fn delete(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[StreamKey],
-    ) -> Result<(), sqlx::Error> {
-        let (tenant_ids, order_ids) = StreamKey::columns(keys);
-        sqlx::query(tables.fill(DELETE))
-            .bind(tenant_ids)
-            .bind(order_ids)
-            .execute(connection)
-            .await
-            .map(drop)
     }
 }
 

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row, status};
+use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row, status};
 
 /// The read model.
 #[derive(Debug)]
@@ -205,12 +205,6 @@ const OVERWRITE: &str = "
     WHERE o.position < excluded.position
 ";
 
-const DELETE: &str = "
-    DELETE FROM read_model.order_list_g{generation} AS o
-    USING unnest($1::uuid[], $2::text[]) AS k (tenant_id, order_id)
-    WHERE o.tenant_id = k.tenant_id AND o.order_id = k.order_id
-";
-
 impl ReadModel for OrderList {
     const NAME: &'static str = "order_list";
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
@@ -218,11 +212,8 @@ impl ReadModel for OrderList {
     type Row = Row;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
-        ("order_list.list", LIST),
-        ("order_list.load", LOAD),
-        ("order_list.delete", DELETE),
-    ];
+    const STATEMENTS: &'static [(&'static str, &'static str)] =
+        &[("order_list.list", LIST), ("order_list.load", LOAD)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
         matches!(event.body, Body::Order(_)).then(|| StreamKey::of(event))
@@ -243,9 +234,9 @@ impl ReadModel for OrderList {
         row.position
     }
 
-    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
         let Body::Order(body) = &event.body else {
-            return Ok(Change::Keep);
+            return Ok(None);
         };
         check_next_version(row.map_or(0, |row| row.version), event)?;
         let mut row = match (row, body) {
@@ -260,7 +251,7 @@ impl ReadModel for OrderList {
         row.version = event.stream_version;
         row.position = event.position;
         row.updated_at = row.updated_at.max(event.occurred_at);
-        Ok(Change::Put(row))
+        Ok(Some(row))
     }
 
     async fn load(
@@ -291,20 +282,6 @@ impl ReadModel for OrderList {
             .bind(column(rows, |row| row.item_count.cast_signed()))
             .bind(column(rows, |row| row.placed_at))
             .bind(column(rows, |row| row.updated_at))
-    }
-
-    async fn delete(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[StreamKey],
-    ) -> Result<(), sqlx::Error> {
-        let (tenant_ids, order_ids) = StreamKey::columns(keys);
-        sqlx::query(tables.fill(DELETE))
-            .bind(tenant_ids)
-            .bind(order_ids)
-            .execute(connection)
-            .await
-            .map(drop)
     }
 }
 

@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Change, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
+use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -128,12 +128,6 @@ const INSERT: &str = "
 /// A row of the same position is the same row.
 const OVERWRITE: &str = "ON CONFLICT DO NOTHING";
 
-const DELETE: &str = "
-    DELETE FROM read_model.stock_levels_g{generation} AS s
-    USING unnest($1::uuid[], $2::text[]) AS k (tenant_id, stock_item_id)
-    WHERE s.tenant_id = k.tenant_id AND s.stock_item_id = k.stock_item_id
-";
-
 impl ReadModel for StockLevels {
     const NAME: &'static str = "stock_levels";
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
@@ -146,7 +140,6 @@ impl ReadModel for StockLevels {
         ("stock_levels.find", FIND),
         ("stock_levels.list", LIST),
         ("stock_levels.load", LOAD),
-        ("stock_levels.delete", DELETE),
     ];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
@@ -169,9 +162,9 @@ impl ReadModel for StockLevels {
         row.position
     }
 
-    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Change<Row>, FoldError> {
+    fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
         let Body::Stock(body) = &event.body else {
-            return Ok(Change::Keep);
+            return Ok(None);
         };
         check_next_version(row.map_or(0, |row| row.version), event)?;
         let (sku, on_hand, reserved) = match (row, body) {
@@ -189,7 +182,7 @@ impl ReadModel for StockLevels {
                 )
             }
         };
-        Ok(Change::Put(Row {
+        Ok(Some(Row {
             tenant_id: key.tenant_id,
             stock_item_id: key.stream_id.clone(),
             sku,
@@ -225,20 +218,6 @@ impl ReadModel for StockLevels {
             .bind(column(rows, |row| row.on_hand.cast_signed()))
             .bind(column(rows, |row| row.reserved.cast_signed()))
             .bind(column(rows, |row| row.updated_at))
-    }
-
-    async fn delete(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[StreamKey],
-    ) -> Result<(), sqlx::Error> {
-        let (tenant_ids, stock_item_ids) = StreamKey::columns(keys);
-        sqlx::query(tables.fill(DELETE))
-            .bind(tenant_ids)
-            .bind(stock_item_ids)
-            .execute(connection)
-            .await
-            .map(drop)
     }
 }
 

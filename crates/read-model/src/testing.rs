@@ -156,6 +156,7 @@ impl Log {
             .expect("some event has a key");
         M::replay(
             &key,
+            None,
             self.events
                 .iter()
                 .filter(|event| M::keys(event).into_iter().any(|k| k == key)),

@@ -45,9 +45,8 @@ pub struct Readiness {
 /// The state of one dependency: what is wrong with it, if anything.
 type Status = Result<(), String>;
 
-/// One dependency, for the part of the process that knows how it is.
-#[derive(Clone, Debug)]
-pub struct Dependency {
+/// One dependency, for the task that looks at it.
+struct Dependency {
     name: &'static str,
     index: usize,
     dependencies: Arc<Mutex<Vec<(&'static str, Status)>>>,
@@ -64,8 +63,7 @@ impl Readiness {
     }
 
     /// Adds a dependency, which is not ready until it is said to be.
-    #[must_use]
-    pub fn depend_on(&self, name: &'static str) -> Dependency {
+    fn depend_on(&self, name: &'static str) -> Dependency {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         dependencies.push((name, Err("not checked yet".to_owned())));
         let index = dependencies.len() - 1;
@@ -98,7 +96,7 @@ impl Readiness {
 
     /// Whether everything is ready and the process is not stopping.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         !self.shutdown.is_cancelled() && dependencies.iter().all(|(_, status)| status.is_ok())
     }
@@ -116,12 +114,12 @@ impl Readiness {
 
 impl Dependency {
     /// It works.
-    pub fn set_ready(&self) {
+    fn set_ready(&self) {
         self.set(Ok(()));
     }
 
     /// It does not; `why` is for operators.
-    pub fn set_failed(&self, why: impl Into<String>) {
+    fn set_failed(&self, why: impl Into<String>) {
         self.set(Err(why.into()));
     }
 
@@ -271,9 +269,9 @@ mod tests {
     async fn a_dependency_is_watched_until_the_stop_signal() {
         let shutdown = CancellationToken::new();
         let readiness = Readiness::new(shutdown.clone());
-        let (seen, mut checks) = tokio::sync::mpsc::unbounded_channel();
+        let (seen, mut checks) = tokio::sync::mpsc::channel(8);
         let watching = tokio::spawn(readiness.watch("database", move || {
-            let sent = seen.send(());
+            let sent = seen.try_send(());
             async move { sent.map_err(|_| "nobody listens") }
         }));
         checks.recv().await.expect("a first check");

@@ -154,18 +154,21 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Reads the configuration. Help and version go to standard output with exit code 0; anything wrong is one line on
-/// standard error and exit code 64.
+/// Reads the configuration, and checks what only the service knows about it. Help and version go to standard output with
+/// exit code 0; anything wrong is one line on standard error and exit code 64.
 #[must_use]
-pub fn parse_or_exit<C: Parser>() -> C {
-    match C::try_parse() {
-        Ok(config) => config,
+#[expect(clippy::disallowed_methods, reason = "nothing has started yet")]
+pub fn parse_or_exit<C: Parser>(check: impl FnOnce(&C) -> anyhow::Result<()>) -> C {
+    let line = match C::try_parse() {
+        Ok(config) => match check(&config) {
+            Ok(()) => return config,
+            Err(error) => format!("error: {error:#}"),
+        },
         Err(error) if is_question(error.kind()) => error.exit(),
-        Err(error) => {
-            eprintln!("{}", one_line(&error.to_string()));
-            std::process::exit(EXIT_USAGE);
-        }
-    }
+        Err(error) => one_line(&error.to_string()),
+    };
+    eprintln!("{line}");
+    std::process::exit(EXIT_USAGE);
 }
 
 fn is_question(kind: ErrorKind) -> bool {

@@ -169,8 +169,8 @@ where
 ///
 /// # Errors
 /// When it does not.
-pub async fn ping(pool: &PgPool) -> Result<(), sqlx::Error> {
-    bounded(pool, LOOKUP_TIMEOUT, |connection| {
+pub async fn ping(pool: PgPool) -> Result<(), sqlx::Error> {
+    bounded(&pool, LOOKUP_TIMEOUT, |connection| {
         Box::pin(async move { connection.execute("SELECT 1").await.map(drop) })
     })
     .await

@@ -43,7 +43,6 @@ struct Fields {
     retry_after: Option<Duration>,
     resource: Option<Resource>,
     allow: Option<Cow<'static, str>>,
-    if_match: bool,
     request_id: Option<RequestId>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -90,7 +89,6 @@ impl ApiError {
             retry_after: None,
             resource: None,
             allow: None,
-            if_match: false,
             request_id: RequestId::current(),
             source: None,
         }))
@@ -149,7 +147,7 @@ impl ApiError {
         Self::new(Code::AlreadyExists, format!("there is already a {kind} {id}")).with_resource(kind, id)
     }
 
-    /// The aggregate has another version than `expected_version` said: 409.
+    /// The aggregate has another version than `expected_version` said.
     #[must_use]
     pub fn version_conflict(expected: u64, actual: u64) -> Self {
         Self::new(
@@ -158,14 +156,6 @@ impl ApiError {
         )
         .with_detail("expected_version", expected)
         .with_detail("actual_version", actual)
-    }
-
-    /// The aggregate has another version than `If-Match` said: 412.
-    #[must_use]
-    pub fn if_match_failed(expected: u64, actual: u64) -> Self {
-        let mut error = Self::version_conflict(expected, actual);
-        error.0.if_match = true;
-        error
     }
 
     /// The idempotency key was used for other content.
@@ -254,11 +244,6 @@ impl ApiError {
         Self::new(Code::UnsupportedMediaType, message)
     }
 
-    /// It existed once; `link` says where to go instead.
-    pub fn gone(message: impl Into<Cow<'static, str>>, link: impl Into<String>) -> Self {
-        Self::new(Code::Gone, message).with_detail("link", link.into())
-    }
-
     /// A fault of the service. The caller sees the request id only, the log gets the whole chain, once.
     pub fn internal(source: impl Into<Source>) -> Self {
         Self::new(Code::Internal, "an internal error; see the request id").with_source(source)
@@ -272,13 +257,6 @@ impl ApiError {
             "{name} is a member of every problem"
         );
         self.0.details.push((name, value.into()));
-        self
-    }
-
-    /// Adds a violation.
-    #[must_use]
-    pub fn with_violation(mut self, violation: FieldViolation) -> Self {
-        self.0.violations.push(violation);
         self
     }
 

@@ -35,13 +35,24 @@ pub enum Reflection {
 }
 
 /// Services that are served on one port.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GrpcServices {
+    descriptor_set: &'static [u8],
     routes: Routes,
     services: Vec<(&'static str, Needs)>,
 }
 
 impl GrpcServices {
+    /// No service yet. The descriptor set may describe more than is served here.
+    #[must_use]
+    pub fn described_by(descriptor_set: &'static [u8]) -> Self {
+        Self {
+            descriptor_set,
+            routes: Routes::default(),
+            services: Vec::new(),
+        }
+    }
+
     /// Adds a service, all of whose methods need the same.
     #[must_use]
     pub fn with<S>(mut self, service: S, needs: Needs) -> Self
@@ -55,19 +66,21 @@ impl GrpcServices {
         self
     }
 
-    /// The services and their health, which ends with `shutdown`; and reflection, where it is on. The descriptor set may
-    /// describe more than is served here.
+    /// The services and their health, which ends with `shutdown`; and reflection, where it is on.
     ///
     /// # Errors
     /// When the descriptor set cannot be read.
-    pub async fn into_router(
+    pub(crate) async fn into_router(
         self,
-        descriptor_set: &'static [u8],
         reflection: Reflection,
         tasks: &mut Supervisor,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Declared> {
-        let Self { mut routes, services } = self;
+        let Self {
+            descriptor_set,
+            mut routes,
+            services,
+        } = self;
         let names: Vec<&'static str> = services.iter().map(|(name, _)| *name).collect();
         let mut methods = methods(descriptor_set, &services)?;
         for (descriptor_set, name, needs) in for_everybody(reflection) {

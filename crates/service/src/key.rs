@@ -61,14 +61,8 @@ impl FromStr for SecretKey {
     type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidKey> {
-        if text.len() != 2 * KEY_BYTES || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(InvalidKey);
-        }
         let mut key = [0; KEY_BYTES];
-        for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| InvalidKey)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| InvalidKey)?;
-        }
+        hex::decode_to_slice(text, &mut key).map_err(|_| InvalidKey)?;
         Ok(Self(key))
     }
 }

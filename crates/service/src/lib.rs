@@ -12,12 +12,13 @@
 //! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
 //! | [`grpc`] | gRPC services with their health and, in development, reflection |
-//! | [`extract`] | axum extractors whose refusals are problems of the catalogue |
 //! | [`identity`] | API keys, principals and scopes |
+//! | [`path`] | the variables of a path; refusals are problems of the catalogue |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
+//! | [`start`] | one start for every process: schemas, identity, readiness, then both listeners |
 //! | [`shutdown`] | a task that ends ends the process; the process ends within ten seconds |
 //! | [`shares`] | connections that tenants share fairly |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
@@ -27,17 +28,18 @@ pub mod config;
 pub mod consistency;
 pub mod database;
 pub mod error;
-pub mod extract;
 pub mod grpc;
 pub mod identity;
 pub mod key;
 pub mod metrics;
+pub mod path;
 pub mod problems;
 pub mod process;
 pub mod request;
 pub mod server;
 pub mod shares;
 pub mod shutdown;
+pub mod start;
 pub mod telemetry;
 
 pub use error::{ApiError, Code};

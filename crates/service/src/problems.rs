@@ -10,7 +10,7 @@ use http::HeaderMap;
 use http::header::ACCEPT;
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, grpc};
 use crate::server::{Declared, Needs};
 
 /// A rule of the domain that a service can refuse a request with.
@@ -82,7 +82,7 @@ impl Explanation {
             "code": self.code.name(),
             "title": entry.title,
             "http_status": entry.http.as_u16(),
-            "grpc_status": grpc_name(entry.grpc),
+            "grpc_status": grpc::code_name(entry.grpc),
             "explanation": self.text,
             "retry": entry.retry.to_string(),
         })
@@ -97,24 +97,11 @@ impl Explanation {
             code = self.code,
             title = entry.title,
             http = entry.http.as_u16(),
-            grpc = grpc_name(entry.grpc),
+            grpc = grpc::code_name(entry.grpc),
             text = self.text,
             retry = entry.retry,
         )
     }
-}
-
-/// `InvalidArgument` as `INVALID_ARGUMENT`, which is how gRPC's documentation writes it.
-fn grpc_name(code: tonic::Code) -> String {
-    let camel = format!("{code:?}");
-    let mut name = String::with_capacity(camel.len() + 2);
-    for letter in camel.chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
 }
 
 #[cfg(test)]
@@ -139,12 +126,5 @@ mod tests {
             explain(&catalogue, slug, &HeaderMap::new()).expect("an explanation");
         }
         explain(&catalogue, "nothing", &HeaderMap::new()).expect_err("no such code");
-    }
-
-    #[test]
-    fn a_grpc_status_is_named_as_its_documentation_does() {
-        assert_eq!(grpc_name(tonic::Code::InvalidArgument), "INVALID_ARGUMENT");
-        assert_eq!(grpc_name(tonic::Code::NotFound), "NOT_FOUND");
-        assert_eq!(grpc_name(tonic::Code::Aborted), "ABORTED");
     }
 }

@@ -41,6 +41,10 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "whoever asks twice does not want to wait"
+)]
 async fn watch(mut terminate: Signal, mut interrupt: Signal, token: CancellationToken) {
     tokio::select! {
         _ = terminate.recv() => {}
@@ -58,6 +62,10 @@ async fn watch(mut terminate: Signal, mut interrupt: Signal, token: Cancellation
 }
 
 /// A thread of its own, so that a runtime that is stuck does not hold it up.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is there for when the runtime does not stop"
+)]
 fn start_watchdog() {
     let spawned = std::thread::Builder::new().name("watchdog".to_owned()).spawn(|| {
         std::thread::sleep(EXIT_DEADLINE - WATCHDOG_MARGIN);

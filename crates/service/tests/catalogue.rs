@@ -9,7 +9,7 @@ use tonic::{Code as Grpc, Status};
 use tonic_types::StatusExt as _;
 
 /// code, gRPC, HTTP, retry: as the contract has it.
-const CONTRACT: [(&str, Grpc, u16, Retry); 21] = [
+const CONTRACT: [(&str, Grpc, u16, Retry); 20] = [
     ("MALFORMED_REQUEST", Grpc::InvalidArgument, 400, Retry::No),
     ("VALIDATION_FAILED", Grpc::InvalidArgument, 400, Retry::No),
     ("INVALID_CURSOR", Grpc::InvalidArgument, 400, Retry::No),
@@ -28,7 +28,6 @@ const CONTRACT: [(&str, Grpc, u16, Retry); 21] = [
     ("PAYLOAD_TOO_LARGE", Grpc::ResourceExhausted, 413, Retry::No),
     ("UNSUPPORTED_MEDIA_TYPE", Grpc::Unimplemented, 415, Retry::No),
     ("METHOD_NOT_ALLOWED", Grpc::Unimplemented, 405, Retry::No),
-    ("GONE", Grpc::NotFound, 410, Retry::No),
     ("INTERNAL", Grpc::Internal, 500, Retry::No),
     ("ORDER_ALREADY_SHIPPED", Grpc::FailedPrecondition, 422, Retry::No),
 ];
@@ -100,16 +99,6 @@ fn every_dynamic_value_is_on_both_transports() {
 }
 
 #[test]
-fn a_stale_if_match_is_412_and_a_stale_expected_version_409() {
-    assert_eq!(ApiError::if_match_failed(3, 5).http_status(), 412);
-    assert_eq!(ApiError::version_conflict(3, 5).http_status(), 409);
-    assert_eq!(
-        Status::from(ApiError::if_match_failed(3, 5)).code(),
-        Grpc::Aborted
-    );
-}
-
-#[test]
 fn a_missing_scope_is_named() {
     let error = ApiError::permission_denied("orders:write");
     assert_eq!(error.to_problem()["missing_scope"], "orders:write");
@@ -138,15 +127,6 @@ fn a_pause_is_told_in_each_transports_own_way() {
 fn an_unauthenticated_answer_says_which_scheme() {
     let response = ApiError::unauthenticated().into_response();
     assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"daybook\"");
-}
-
-#[test]
-fn what_is_gone_links_to_its_successor() {
-    let response = ApiError::gone("the version was retired", "/v2/orders").into_response();
-    assert_eq!(
-        response.headers()["link"],
-        "</v2/orders>; rel=\"successor-version\""
-    );
 }
 
 #[test]

@@ -349,7 +349,8 @@ async fn while_unknown_keys_cannot_be_looked_up_known_ones_work_and_the_crowd_is
     let headers = bearer(&key.plain);
     authenticator.authenticate(&headers).await.expect("it is good");
 
-    let mut locking = database.superuser.begin().await.expect("a transaction");
+    let mut connection = database.superuser.acquire().await.expect("a connection");
+    let mut locking = connection.begin().await.expect("a transaction");
     locking
         .execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         .await

@@ -16,7 +16,7 @@ use daybook_projector::feed::Feed;
 use daybook_projector::metrics::Metrics;
 use daybook_projector::replica::{self, Duties};
 use daybook_projector::worker::{Context, Step, Worker};
-use daybook_read_model::{Change, Event, Generation, ReadModel, each_read_model};
+use daybook_read_model::{Event, Generation, ReadModel, each_read_model};
 use daybook_service::metrics::Registry;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use tokio::sync::watch;
@@ -275,10 +275,8 @@ fn folded<M: ReadModel>(log: &[RecordedEvent]) -> HashMap<M::Key, M::Row> {
     for recorded in known {
         let event = Event::decode(recorded).expect("a valid event");
         for key in M::keys(&event) {
-            match M::fold(&key, rows.get(&key), &event).expect("a valid history") {
-                Change::Put(row) => drop(rows.insert(key, row)),
-                Change::Delete => drop(rows.remove(&key)),
-                Change::Keep => {}
+            if let Some(row) = M::fold(&key, rows.get(&key), &event).expect("a valid history") {
+                rows.insert(key, row);
             }
         }
     }

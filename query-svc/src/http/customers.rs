@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use daybook_service::ApiError;
-use daybook_service::extract::Path;
+use daybook_service::path::Path;
 use http::HeaderMap;
 
 use super::openapi::{NotFound, Refusals};

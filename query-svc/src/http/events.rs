@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::aggregates::{AGGREGATES, Kind};
 use daybook_service::ApiError;
-use daybook_service::extract::Path;
+use daybook_service::path::Path;
 use utoipa::IntoParams;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 

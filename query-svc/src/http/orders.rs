@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::ids::OrderId;
 use daybook_service::ApiError;
-use daybook_service::extract::Path;
+use daybook_service::path::Path;
 use http::HeaderMap;
 use serde_json::Value;
 use serde_json::value::to_value;

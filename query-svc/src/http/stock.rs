@@ -5,7 +5,7 @@ use axum::response::Response;
 use daybook_domain::ids::StockItemId;
 use daybook_read_model::stock_levels::Row;
 use daybook_service::ApiError;
-use daybook_service::extract::Path;
+use daybook_service::path::Path;
 use http::HeaderMap;
 use serde::Serialize;
 use serde_json::{Value, json};

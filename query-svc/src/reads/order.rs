@@ -5,7 +5,7 @@ use std::sync::Arc;
 use daybook_domain::ids::OrderId;
 use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_read_model::order_details::{self, Document};
-use daybook_read_model::{Change, DecodeError, Event, FoldError, OrderDetails, ReadModel as _, StreamKey};
+use daybook_read_model::{DecodeError, Event, FoldError, OrderDetails, ReadModel as _, StreamKey};
 use daybook_service::{ApiError, identity::Principal};
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -171,23 +171,18 @@ fn fold<'a>(
     row: Option<order_details::Row>,
     events: impl Iterator<Item = &'a RecordedEvent>,
 ) -> Result<Option<order_details::Row>, ReplayError> {
-    let mut row = row;
-    for recorded in events {
-        let event = Event::decode(recorded).map_err(|source| ReplayError::Decode {
-            order_id: key.stream_id.clone(),
+    let order_id = || key.stream_id.clone();
+    let events: Vec<_> = events
+        .map(Event::decode)
+        .collect::<Result<_, _>>()
+        .map_err(|source| ReplayError::Decode {
+            order_id: order_id(),
             source,
         })?;
-        let change = OrderDetails::fold(key, row.as_ref(), &event).map_err(|source| ReplayError::Fold {
-            order_id: key.stream_id.clone(),
-            source,
-        })?;
-        match change {
-            Change::Put(changed) => row = Some(changed),
-            Change::Delete => row = None,
-            Change::Keep => {}
-        }
-    }
-    Ok(row)
+    OrderDetails::replay(key, row, &events).map_err(|source| ReplayError::Fold {
+        order_id: order_id(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -108,13 +108,13 @@ async fn append_together(
     commands: Vec<NewCommand>,
 ) -> Vec<Result<Verdict, Unanswered>> {
     let (appender, appending) = Appender::new(log, 0, options, None);
-    let (sender, mut verdicts) = tokio::sync::mpsc::unbounded_channel();
     let count = commands.len();
+    let (sender, mut verdicts) = tokio::sync::mpsc::channel(count);
     for (index, command) in commands.into_iter().enumerate() {
         let sender = sender.clone();
         appender.submit(
             command,
-            Box::new(move |verdict| drop(sender.send((index, verdict)))),
+            Box::new(move |verdict| drop(sender.try_send((index, verdict)))),
         );
     }
     tokio::spawn(appending);
@@ -392,7 +392,8 @@ async fn a_batch_that_does_not_get_the_lock_in_time_is_sent_again_through_the_sa
 -> anyhow::Result<()> {
     let log = Log::new().await?;
     let superuser = log.database.superuser().await?;
-    let mut holder = superuser.begin().await?;
+    let mut connection = superuser.acquire().await?;
+    let mut holder = connection.begin().await?;
     sqlx::raw_sql(
         "SET LOCAL idle_in_transaction_session_timeout = 0; SELECT FROM event_store.log FOR UPDATE",
     )

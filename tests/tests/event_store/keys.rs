@@ -8,7 +8,7 @@ use std::time::Instant;
 use daybook_event_store::keys::{self, KeyTurn};
 use daybook_event_store::{AppenderOptions, Verdict};
 use daybook_tests::wait;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -121,7 +121,8 @@ async fn keys_are_kept_for_the_retention_time_at_least_and_forgotten_after_two_t
     log.append(&[with_key(command("a", None, 1), "first")]).await?;
     assert_eq!(keys::tend(&pool, 30).await?, KeyTurn::Early);
     pass(&log, "30 days").await?;
-    let mut reader = log.database.superuser().await?.begin().await?;
+    let mut connection = log.database.superuser().await?.acquire().await?;
+    let mut reader = connection.begin().await?;
     sqlx::query("SELECT FROM event_store.command_1 LIMIT 1")
         .execute(&mut *reader)
         .await?;
@@ -152,7 +153,8 @@ async fn two_who_turn_at_once_turn_once() -> anyhow::Result<()> {
     log.append(&[with_key(command("a", None, 1), "young")]).await?;
     pass(&log, "30 days").await?;
     let superuser = log.database.superuser().await?;
-    let mut first = superuser.begin().await?;
+    let mut connection = superuser.acquire().await?;
+    let mut first = connection.begin().await?;
     let turn = "SELECT event_store.turn_keys(interval '30 days')";
     let turned: KeyTurn = sqlx::query_scalar(turn).fetch_one(&mut *first).await?;
     assert_eq!(turned, KeyTurn::Turned);

@@ -58,7 +58,8 @@ async fn a_role_that_may_not_append_is_told_so() -> anyhow::Result<()> {
 async fn a_partition_that_is_busy_is_ready() -> anyhow::Result<()> {
     let servers = Servers::start().await?;
     let superuser = servers.database.superuser().await?;
-    let mut holder = superuser.begin().await?;
+    let mut connection = superuser.acquire().await?;
+    let mut holder = connection.begin().await?;
     holder
         .execute("SELECT FROM event_store.log WHERE partition = 0 FOR UPDATE")
         .await?;

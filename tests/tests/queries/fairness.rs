@@ -29,6 +29,7 @@ async fn caller_of_another_tenant(stack: &Stack) -> anyhow::Result<Caller> {
 }
 
 /// Makes lists of stock items wait, until the transaction is dropped.
+#[expect(clippy::disallowed_methods, reason = "it is to stay open")]
 async fn hold_lists(superuser: &PgPool) -> anyhow::Result<Transaction<'static, Postgres>> {
     let live = "SELECT max(live_generation) FROM read_model.projection WHERE name = 'stock_levels'";
     let generation: i32 = sqlx::query_scalar(live).fetch_one(superuser).await?;

@@ -1,7 +1,7 @@
 //! Histories: complete, in order, byte for byte.
 
 use daybook_event_store::RecordedEvent;
-use daybook_proto::history::v1::ListStreamEventsRequest;
+use daybook_proto::history::v1::{self, ListStreamEventsRequest};
 use daybook_tests::client::Caller;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::refusal::code;
@@ -101,6 +101,26 @@ async fn a_history_is_read_page_by_page_either_way_byte_for_byte() -> anyhow::Re
     read_all(&caller, &format!("{path}?from_version=18"), &[]).await
 }
 
+async fn read_over_grpc(caller: &Caller, id: &str, descending: bool) -> anyhow::Result<Vec<v1::Event>> {
+    let mut page_token = String::new();
+    let mut read = Vec::new();
+    loop {
+        let request = ListStreamEventsRequest {
+            stream_id: id.to_owned(),
+            page_size: u32::try_from(PAGE)?,
+            page_token,
+            descending,
+            ..Default::default()
+        };
+        let page = caller.histories().list_stream_events(request).await?.into_inner();
+        read.extend(page.events);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(read);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_same_history_comes_over_grpc() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
@@ -111,23 +131,7 @@ async fn the_same_history_comes_over_grpc() -> anyhow::Result<()> {
         if descending {
             wanted.reverse();
         }
-        let mut page_token = String::new();
-        let mut read = Vec::new();
-        loop {
-            let request = ListStreamEventsRequest {
-                stream_id: id.clone(),
-                page_size: u32::try_from(PAGE)?,
-                page_token: page_token.clone(),
-                descending,
-                ..Default::default()
-            };
-            let page = caller.histories().list_stream_events(request).await?.into_inner();
-            read.extend(page.events);
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
+        let read = read_over_grpc(&caller, &id, descending).await?;
         assert_eq!(read.len(), wanted.len());
         for (event, recorded) in read.iter().zip(&wanted) {
             assert_eq!(event.payload_json, recorded.payload);

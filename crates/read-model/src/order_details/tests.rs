@@ -170,7 +170,7 @@ fn returned_goods_are_counted_when_they_arrive() {
 fn the_first_events_alone_give_the_order_as_it_was_then() {
     let log = Log::of(delivered());
     let key = StreamKey::of(&log.events[0]);
-    let then = OrderDetails::replay(&key, &log.events[..2]).expect("they can be folded");
+    let then = OrderDetails::replay(&key, None, &log.events[..2]).expect("they can be folded");
     assert_eq!(
         then,
         Some(Log::of([place(1), Command::Confirm]).row::<OrderDetails>())
@@ -184,7 +184,7 @@ fn an_event_about_a_part_that_the_order_does_not_have_is_refused() {
         panic!("the last thing that happened is the arrival of s2");
     };
     delivery.shipment_id = text("s3");
-    let refused = OrderDetails::replay(&StreamKey::of(&log.events[0]), &log.events);
+    let refused = OrderDetails::replay(&StreamKey::of(&log.events[0]), None, &log.events);
     let id = "s3".to_owned();
     assert_eq!(refused, Err(FoldError::Unknown { part: "shipment", id }));
 }

@@ -95,7 +95,7 @@ fn an_event_that_the_row_has_seen_changes_nothing() {
     let row = log.row::<OrderList>();
     for event in &log.events {
         let change = OrderList::fold(&StreamKey::of(event), Some(&row), event);
-        assert_eq!(change, Ok(Change::Keep));
+        assert_eq!(change, Ok(None));
     }
 }
 
@@ -103,7 +103,7 @@ fn an_event_that_the_row_has_seen_changes_nothing() {
 fn a_hole_in_the_history_is_refused() {
     let log = Log::of([place(1), Command::Confirm, pay("p1", 100)]);
     let events = [&log.events[0], &log.events[2]];
-    let refused = OrderList::replay(&StreamKey::of(events[0]), events);
+    let refused = OrderList::replay(&StreamKey::of(events[0]), None, events);
     assert_eq!(
         refused,
         Err(FoldError::Gap {
@@ -117,7 +117,7 @@ fn a_hole_in_the_history_is_refused() {
 fn an_order_that_does_not_begin_with_its_placing_is_refused() {
     let mut log = Log::of([place(1), Command::Confirm]);
     log.events[1].stream_version = 1;
-    let refused = OrderList::replay(&StreamKey::of(&log.events[1]), [&log.events[1]]);
+    let refused = OrderList::replay(&StreamKey::of(&log.events[1]), None, [&log.events[1]]);
     assert_eq!(
         refused,
         Err(FoldError::NotBegun {

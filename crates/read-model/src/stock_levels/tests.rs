@@ -64,7 +64,7 @@ fn whole_life() -> Vec<Event> {
 }
 
 fn replay(events: &[Event]) -> Result<Option<Row>, FoldError> {
-    StockLevels::replay(&StreamKey::of(&events[0]), events)
+    StockLevels::replay(&StreamKey::of(&events[0]), None, events)
 }
 
 #[test]

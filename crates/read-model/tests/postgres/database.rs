@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use daybook_devstack::testing::{TestCluster, test_cluster};
-use daybook_read_model::{Change, Event, Generation, ReadModel, connect_options, migrator, schema_version};
+use daybook_read_model::{Event, Generation, ReadModel, connect_options, migrator, schema_version};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
@@ -79,7 +79,7 @@ pub(crate) fn fold_all<M: ReadModel>(events: &[Event]) -> Vec<M::Row> {
     let mut rows: HashMap<M::Key, M::Row> = HashMap::new();
     for event in events {
         for key in M::keys(event) {
-            if let Change::Put(row) = M::fold(&key, rows.get(&key), event).expect("a valid history") {
+            if let Some(row) = M::fold(&key, rows.get(&key), event).expect("a valid history") {
                 rows.insert(key, row);
             }
         }

@@ -1,7 +1,8 @@
 //! Events as the log would have them.
 
-use daybook_domain::ids::OrderId;
+use daybook_domain::ids::{OrderId, Sku, StockItemId};
 use daybook_domain::order::{self, Confirmed, Line, Placed};
+use daybook_domain::stock::Registered;
 use daybook_read_model::{Body, Event};
 use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
@@ -68,6 +69,18 @@ pub(crate) fn confirmed(tenant_id: Uuid, number: u32) -> Event {
         item_count: placed.item_count,
     };
     event(tenant_id, number, 2, confirmed.into())
+}
+
+/// A stock item of this article is registered.
+pub(crate) fn registered(tenant_id: Uuid, sku: &str) -> Event {
+    let sku: Sku = sku.parse().expect("a valid article");
+    let stock_item_id = StockItemId::of(&sku);
+    let registered = Registered { stock_item_id, sku };
+    Event {
+        stream_id: stock_item_id.to_string(),
+        body: Body::Stock(registered.into()),
+        ..placed(tenant_id, 0)
+    }
 }
 
 /// So many orders, of which every third is confirmed.

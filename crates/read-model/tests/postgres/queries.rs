@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
 use daybook_read_model::{
-    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, checkpoint, customer_totals,
-    each_read_model, order_details,
+    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, StockLevels, checkpoint, customer_totals,
+    each_read_model, order_details, stock_levels,
 };
 use sqlx::Executor as _;
 
 use crate::database::Database;
-use crate::history::{STRANGER, TENANT, history, order_id};
+use crate::history::{STRANGER, TENANT, history, order_id, registered};
 
 #[tokio::test]
 async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
@@ -19,6 +19,9 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
     database.project::<OrderList>(&events).await;
     database.project::<OrderDetails>(&events).await;
     database.project::<CustomerTotals>(&events).await;
+    database
+        .project::<StockLevels>(&[registered(TENANT, "TEA")])
+        .await;
     let newest = Sort {
         by: SortBy::PlacedAt,
         descending: true,
@@ -26,21 +29,23 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
     let ids: Vec<_> = (0..10).map(order_id).collect();
 
     for (tenant, expected) in [
-        (STRANGER, [0, 0, 0]),
-        (TENANT, [10, 10, 1]),
-        (STRANGER, [0, 0, 0]),
+        (STRANGER, [0, 0, 0, 0]),
+        (TENANT, [10, 10, 1, 1]),
+        (STRANGER, [0, 0, 0, 0]),
     ] {
         let listed = order_list::list(&database.query, tenant, &Filter::default(), newest, None, 100).await;
         let found = order_details::find_many(&database.query, tenant, &ids).await;
         let totals = customer_totals::find(&database.query, tenant, "c7").await;
+        let levels = stock_levels::list(&database.query, tenant, "", 100).await;
         let seen = [
             listed.expect("a page").len(),
             found.expect("orders").len(),
             totals.expect("totals").len(),
+            levels.expect("levels").len(),
         ];
         assert_eq!(seen, expected, "{tenant}");
 
-        for view in ["order_list", "order_details", "customer_totals"] {
+        for view in each_read_model!(M => M::NAME) {
             let statement = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM read_model.{view}"));
             let rows: i64 = sqlx::query_scalar(statement)
                 .fetch_one(&database.query)
@@ -54,7 +59,7 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
 #[tokio::test]
 async fn the_query_role_can_change_nothing() {
     let database = Database::create().await;
-    for table in ["order_list_g1", "order_details_g1", "customer_totals_g1"] {
+    for table in each_read_model!(M => format!("{}_g1", M::NAME)) {
         for statement in [
             "DELETE FROM read_model.",
             "TRUNCATE read_model.",

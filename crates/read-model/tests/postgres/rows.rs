@@ -1,4 +1,4 @@
-//! Loading, storing, removing.
+//! Loading and storing.
 
 use std::collections::HashMap;
 
@@ -17,12 +17,6 @@ async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
     let expected: HashMap<_, _> = rows.into_iter().map(|row| (M::key(&row), row)).collect();
     assert_eq!(loaded::<M>(database, &keys).await, expected);
     assert_eq!(loaded::<M>(database, &keys[..1]).await.len(), 1);
-
-    M::delete(&mut database.projector, Generation::FIRST, &keys[..1])
-        .await
-        .expect("rows can be removed");
-    let left = loaded::<M>(database, &keys).await;
-    assert!(left.len() + 1 == expected.len() && !left.contains_key(&keys[0]));
 }
 
 async fn inserted_is_stored<M: ReadModel>(database: &mut Database) {
@@ -55,7 +49,7 @@ async fn a_row_never_goes_back<M: ReadModel>(database: &mut Database) {
 }
 
 #[tokio::test]
-async fn rows_are_stored_loaded_and_removed() {
+async fn rows_are_stored_and_loaded() {
     let mut database = Database::create().await;
     what_is_stored_is_loaded::<OrderList>(&mut database).await;
     what_is_stored_is_loaded::<OrderDetails>(&mut database).await;

@@ -86,12 +86,6 @@ fn add_failure(details: &mut ErrorDetails, error: &ApiError) {
         Code::RateLimited => {
             details.add_quota_failure_violation(subject, error.message());
         }
-        Code::Gone => {
-            let link = error.details().iter().find(|(name, _)| *name == "link");
-            if let Some((_, Value::String(link))) = link {
-                details.add_help_link("successor", link);
-            }
-        }
         _ => {}
     }
 }
@@ -150,5 +144,31 @@ fn broken_message(status: &Status) -> ApiError {
         ApiError::malformed("the message cannot be decoded")
     } else {
         ApiError::internal(status.to_string())
+    }
+}
+
+/// `InvalidArgument` as `INVALID_ARGUMENT`, which is how gRPC's documentation writes it.
+#[must_use]
+pub fn code_name(code: GrpcCode) -> String {
+    let camel = format!("{code:?}");
+    let mut name = String::with_capacity(camel.len() + 2);
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_status_is_named_as_its_documentation_does() {
+        assert_eq!(code_name(GrpcCode::InvalidArgument), "INVALID_ARGUMENT");
+        assert_eq!(code_name(GrpcCode::NotFound), "NOT_FOUND");
+        assert_eq!(code_name(GrpcCode::Aborted), "ABORTED");
     }
 }

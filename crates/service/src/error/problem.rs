@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_TYPE, LINK, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::{ApiError, Code};
@@ -32,11 +32,7 @@ impl ApiError {
     /// The status on HTTP.
     #[must_use]
     pub fn http_status(&self) -> StatusCode {
-        if self.0.if_match {
-            StatusCode::PRECONDITION_FAILED
-        } else {
-            self.code().entry().http
-        }
+        self.code().entry().http
     }
 
     /// The problem as JSON: what the body of the answer holds, and an item's error in a batch.
@@ -92,16 +88,10 @@ impl ApiError {
             let challenge = HeaderValue::from_static("Bearer realm=\"daybook\"");
             headers.insert(WWW_AUTHENTICATE, challenge);
         }
-        if let Some(methods) = &self.0.allow {
-            insert_text(&mut headers, ALLOW, methods);
-        }
-        let link = self.details().iter().find(|(name, _)| *name == "link");
-        if let Some((_, Value::String(link))) = link {
-            insert_text(
-                &mut headers,
-                LINK,
-                &format!("<{link}>; rel=\"successor-version\""),
-            );
+        // Text that cannot be a header is left out.
+        let methods = self.0.allow.as_deref().map(HeaderValue::from_str);
+        if let Some(Ok(methods)) = methods {
+            headers.insert(ALLOW, methods);
         }
         headers
     }
@@ -111,13 +101,6 @@ impl ApiError {
 fn whole_seconds(pause: Duration) -> u64 {
     let rounded_up = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
     rounded_up.max(1)
-}
-
-/// Text that cannot be a header is left out: the body holds it as well.
-fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: &str) {
-    if let Ok(value) = HeaderValue::from_str(text) {
-        headers.insert(name, value);
-    }
 }
 
 impl IntoResponse for ApiError {
@@ -163,7 +146,6 @@ fn from_status(status: StatusCode, allow: Option<&HeaderValue>) -> ApiError {
         StatusCode::UNAUTHORIZED => ApiError::unauthenticated(),
         StatusCode::FORBIDDEN => ApiError::new(Code::PermissionDenied, "not permitted"),
         StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => ApiError::deadline_exceeded(),
-        StatusCode::GONE => ApiError::new(Code::Gone, "it does not exist any more"),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             ApiError::overloaded("the service cannot take this now")
         }

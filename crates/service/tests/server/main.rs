@@ -7,12 +7,11 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Path;
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use daybook_service::error::{ApiError, Code, FieldViolation};
-use daybook_service::extract::Json;
 use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
 use daybook_service::request;
@@ -317,7 +316,7 @@ async fn bodies_that_cannot_be_read_are_problems() {
     let response = server.post("/v1/orders", "application/json", "[1,").await;
     problem(&response, StatusCode::BAD_REQUEST, "MALFORMED_REQUEST");
     let response = server.post("/v1/orders", "application/json", "[-1]").await;
-    problem(&response, StatusCode::BAD_REQUEST, "VALIDATION_FAILED");
+    problem(&response, StatusCode::BAD_REQUEST, "MALFORMED_REQUEST");
     let response = server
         .post("/v1/orders", "application/json", format!("[{}]", "1,".repeat(60)))
         .await;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use daybook_proto::projections::v1::{GetRebuildRequest, RebuildProjectionRequest, RebuildStatus};
+use daybook_read_model::{OrderList, ReadModel as _, each_read_model};
 use daybook_tests::stack::{Stack, program};
 use daybook_tests::{log, wait};
 use flate2::Compression;
@@ -42,20 +43,12 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
             "s",
             Goal::None,
         );
-        rebuild(
-            &stack,
-            "order_list",
-            "placed orders only",
-            Goal::AtLeast(100_000.0),
-            report,
-        )
-        .await?;
+        rebuild(&stack, OrderList::NAME, "placed orders only", report).await?;
         lives::append(&stack).await?;
         applied(&stack).await?;
-        let whole = "orders' whole lives";
-        rebuild(&stack, "order_list", whole, Goal::AtLeast(100_000.0), report).await?;
-        rebuild(&stack, "order_details", whole, Goal::None, report).await?;
-        rebuild(&stack, "customer_totals", whole, Goal::None, report).await?;
+        for name in each_read_model!(M => M::NAME) {
+            rebuild(&stack, name, "orders' whole lives", report).await?;
+        }
     }
     Ok(())
 }
@@ -94,13 +87,7 @@ pub(crate) fn make_up(directory: &Path, orders: Range<usize>) -> anyhow::Result<
     Ok(path)
 }
 
-async fn rebuild(
-    stack: &Stack,
-    name: &str,
-    orders: &str,
-    goal: Goal,
-    report: &mut Report,
-) -> anyhow::Result<()> {
+async fn rebuild(stack: &Stack, name: &str, orders: &str, report: &mut Report) -> anyhow::Result<()> {
     let mut projections = stack.caller()?.projections();
     let head = log::head(&stack.superuser).await?;
     let started = Instant::now();
@@ -126,6 +113,10 @@ async fn rebuild(
     })
     .await?;
     let rate = head as f64 / started.elapsed().as_secs_f64();
+    let goal = match name {
+        OrderList::NAME => Goal::AtLeast(100_000.0),
+        _ => Goal::None,
+    };
     report.note(
         &format!("rebuild of {name}, {orders}, to the switch"),
         rate,
