@@ -109,10 +109,11 @@ pub async fn run(
     watch_dependencies(&mut tasks, &readiness, readiness_pool);
 
     let moments = EventMoments::new(&registry);
-    let bus = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc").await?;
+    let (nats, deployment) = (config.common.nats_url.expose(), &config.deployment);
+    let bus = Bus::connect_as(nats, deployment, "daybook-command-svc").await?;
     let partitions = start_partitions(&config, pool, &bus, &mut tasks, &registry, &moments).await?;
     // A connection of its own: behind a full queue of events, commands would be too late.
-    let replicas = Bus::connect_as(config.common.nats_url.expose(), "daybook-command-svc-replicas").await?;
+    let replicas = Bus::connect_as(nats, deployment, "daybook-command-svc-replicas").await?;
     let homes = Homes::new(replicas, &replica_keys, metrics::register_homes(&registry));
     let (authenticator, lookups) = Authenticator::connect(&config.common.database_url).await?;
     tasks.spawn_companion("key lookups", lookups);

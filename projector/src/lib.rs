@@ -94,10 +94,11 @@ pub async fn run(
     let mut tasks = Supervisor::new(shutdown.clone());
     let connector = Connector::new(url.expose())?;
     let (duties, assigned) = watch::channel(Duties::default());
+    let nats = config.common.nats_url.expose();
     let context = Context {
         store: EventStore::new(connector.pool(config.database_connections)),
         connector,
-        bus: Bus::connect_as(config.common.nats_url.expose(), "daybook-projector").await?,
+        bus: Bus::connect_as(nats, &config.deployment, "daybook-projector").await?,
         metrics: Metrics::new(&registry),
         duties: assigned,
     };

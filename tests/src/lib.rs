@@ -16,6 +16,7 @@
 //! | [`ledger`] | what every caller was told |
 //! | [`replicas`] | how the projectors share the work, and how soon one takes over from another |
 //! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
+//! | [`nats`] | NATS as its administrator sees it |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
 
@@ -28,6 +29,7 @@ pub mod ledger;
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod nats;
 pub mod network;
 pub mod orders;
 pub mod probe;

@@ -3,10 +3,10 @@
 //! It needs no more than an address, so it stands for a private server as well as for one that another process runs
 //! (`cargo xtask test` starts one for all tests).
 
-use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use crate::error::DevstackError;
+use crate::password;
 
 /// Where a cluster listens and how its superuser signs in.
 #[derive(Debug, Clone)]
@@ -89,10 +89,8 @@ impl Cluster {
         )
     }
 
-    /// A role's password follows from a secret that is there anyway, so that nobody has to keep it or hand it on.
     fn role_password(&self, role: &str) -> String {
-        let digest = Sha256::digest(format!("{}:{role}", self.role_secret));
-        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        password::derived(&self.role_secret, role)
     }
 
     /// Gives each role (which exists) the password that [`Self::url`] uses.

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
+use crate::message;
 
 /// The stream's metadata that says which generation of the log it carries.
 const GENERATION_KEY: &str = "daybook-generation";
@@ -88,15 +89,15 @@ impl From<&Info> for StreamState {
 }
 
 /// The name of a partition's stream.
-pub(crate) fn name(partition: i32) -> String {
-    format!("EVENTS_{partition}")
+pub(crate) fn name(bus: &Bus, partition: i32) -> String {
+    format!("{}_EVENTS_{partition}", bus.deployment())
 }
 
 /// The stream as it is now; `None` when there is none.
 pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<StreamState>, StreamError> {
     let doing = "look at the stream";
     answered(doing, async {
-        match bus.jetstream().get_stream(name(partition)).await {
+        match bus.jetstream().get_stream(name(bus, partition)).await {
             Ok(stream) => Ok(Some(StreamState::from(stream.cached_info()))),
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -117,7 +118,7 @@ pub(crate) async fn create(
     first: u64,
     shape: Shape,
 ) -> Result<(), StreamError> {
-    let config = config(partition, generation, first, shape);
+    let config = config(bus, partition, generation, first, shape);
     let doing = "make the stream";
     answered(doing, async {
         match bus.jetstream().create_stream(config).await {
@@ -143,7 +144,7 @@ pub(crate) async fn delete(bus: &Bus, partition: i32, seen: StreamState) -> Resu
     }
     let doing = "delete the stream";
     answered(doing, async {
-        let deleted = bus.jetstream().delete_stream(name(partition)).await;
+        let deleted = bus.jetstream().delete_stream(name(bus, partition)).await;
         deleted.map(drop).map_err(StreamError::while_doing(doing))
     })
     .await
@@ -157,7 +158,8 @@ pub(crate) async fn headers_at(
 ) -> Result<Option<HeaderMap>, StreamError> {
     let doing = "read a message of the stream";
     answered(doing, async {
-        let handle = bus.jetstream().get_stream_no_info(name(partition)).await;
+        let name = name(bus, partition);
+        let handle = bus.jetstream().get_stream_no_info(name).await;
         let stream = handle.map_err(StreamError::while_doing("address the stream"))?;
         match stream.get_raw_message(sequence).await {
             Ok(message) => Ok(Some(message.headers)),
@@ -171,11 +173,14 @@ pub(crate) async fn headers_at(
 }
 
 /// Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
-fn config(partition: i32, generation: Uuid, first: u64, shape: Shape) -> Config {
+fn config(bus: &Bus, partition: i32, generation: Uuid, first: u64, shape: Shape) -> Config {
     Config {
-        name: name(partition),
+        name: name(bus, partition),
         description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
-        subjects: vec![format!("events.{partition}.>")],
+        subjects: vec![format!(
+            "{}.>",
+            message::subjects(partition, generation, bus.deployment())
+        )],
         storage: StorageType::File,
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,
