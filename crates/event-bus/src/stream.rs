@@ -1,13 +1,14 @@
 //! The JetStream stream of a partition: its name, its settings, and the few requests about it.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, UpdateStreamError};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
 };
+use serde_json::{Map, Value};
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -17,29 +18,48 @@ use uuid::Uuid;
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 use crate::message;
 
-/// The stream's metadata that says which generation of the log it carries.
+/// The stream's metadata that says whose it is, and which generation of the log it carries.
+const DEPLOYMENT_KEY: &str = "daybook-deployment";
 const GENERATION_KEY: &str = "daybook-generation";
 
 /// JetStream's memory of message ids. Nothing here has one: the expected sequence refuses duplicates.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
-/// A request about the stream was not answered as it should be.
+/// The stream cannot be used.
 #[derive(Debug, Error)]
-#[error("cannot {doing}")]
-pub(crate) struct StreamError {
-    doing: &'static str,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
+pub(crate) enum StreamError {
+    /// A request about it was not answered as it should be.
+    #[error("cannot {doing}")]
+    Request {
+        doing: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It is somebody else's, and left alone.
+    #[error("the stream {name} does not belong to this deployment; whoever made it has to delete it")]
+    Foreign { name: String },
+    /// It has other settings than it should have, and has to be deleted by hand.
+    #[error("the stream has settings that JetStream does not change: {differences}")]
+    Settings {
+        differences: String,
+        #[source]
+        source: UpdateStreamError,
+    },
 }
 
 impl StreamError {
     fn while_doing<E: std::error::Error + Send + Sync + 'static>(
         doing: &'static str,
     ) -> impl FnOnce(E) -> Self {
-        move |source| Self {
+        move |source| Self::Request {
             doing,
             source: source.into(),
         }
+    }
+
+    /// Whether an operator has to do something.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self, Self::Request { .. })
     }
 }
 
@@ -66,25 +86,31 @@ pub(crate) struct Shape {
     pub(crate) retained_events_max: Option<u64>,
 }
 
-/// What a stream holds, and for what it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a stream of this deployment holds, and for what it was made.
+#[derive(Debug, Clone)]
 pub(crate) struct StreamState {
     /// The sequence of the newest message, or what it would be if that were not deleted.
     pub(crate) last: u64,
-    /// The generation of the log that it was made for; `None` when it is not one of ours.
-    pub(crate) generation: Option<Uuid>,
+    /// The generation of the log that it was made for.
+    pub(crate) generation: Uuid,
     /// When it was made: another moment means another stream.
     pub(crate) created: OffsetDateTime,
+    config: Config,
 }
 
-impl From<&Info> for StreamState {
-    fn from(info: &Info) -> Self {
-        let generation = info.config.metadata.get(GENERATION_KEY);
-        Self {
-            last: info.state.last_sequence,
-            generation: generation.and_then(|text| text.parse().ok()),
-            created: info.created,
+impl StreamState {
+    /// `None` when it is not a stream of this deployment.
+    fn of(bus: &Bus, info: &Info) -> Option<Self> {
+        let metadata = &info.config.metadata;
+        if *metadata.get(DEPLOYMENT_KEY)? != bus.deployment().to_string() {
+            return None;
         }
+        Some(Self {
+            last: info.state.last_sequence,
+            generation: metadata.get(GENERATION_KEY)?.parse().ok()?,
+            created: info.created,
+            config: info.config.clone(),
+        })
     }
 }
 
@@ -95,10 +121,13 @@ pub(crate) fn name(bus: &Bus, partition: i32) -> String {
 
 /// The stream as it is now; `None` when there is none.
 pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<StreamState>, StreamError> {
-    let doing = "look at the stream";
+    let (doing, name) = ("look at the stream", name(bus, partition));
     answered(doing, async {
-        match bus.jetstream().get_stream(name(bus, partition)).await {
-            Ok(stream) => Ok(Some(StreamState::from(stream.cached_info()))),
+        match bus.jetstream().get_stream(&name).await {
+            Ok(stream) => match StreamState::of(bus, stream.cached_info()) {
+                Some(state) => Ok(Some(state)),
+                None => Err(StreamError::Foreign { name: name.clone() }),
+            },
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                     Ok(None)
@@ -118,7 +147,12 @@ pub(crate) async fn create(
     first: u64,
     shape: Shape,
 ) -> Result<(), StreamError> {
-    let config = config(bus, partition, generation, first, shape);
+    let config = Config {
+        description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
+        first_sequence: (first > 1).then_some(first),
+        ..Config::default()
+    };
+    let config = with_settings(config, bus, partition, generation, shape);
     let doing = "make the stream";
     answered(doing, async {
         match bus.jetstream().create_stream(config).await {
@@ -136,8 +170,36 @@ pub(crate) async fn create(
     .await
 }
 
+/// Gives the stream the settings that it would be made with. Returns whether it had others.
+pub(crate) async fn reconcile(
+    bus: &Bus,
+    partition: i32,
+    stream: &StreamState,
+    shape: Shape,
+) -> Result<bool, StreamError> {
+    let wanted = with_settings(stream.config.clone(), bus, partition, stream.generation, shape);
+    let differences = differences(&stream.config, &wanted);
+    if differences.is_empty() {
+        return Ok(false);
+    }
+    let doing = "change the settings of the stream";
+    let updating = async {
+        match bus.jetstream().update_stream(&wanted).await {
+            Ok(_) => Ok(()),
+            Err(source) if matches!(source.kind(), CreateStreamErrorKind::JetStream(_)) => {
+                let differences = differences.clone();
+                Err(StreamError::Settings { differences, source })
+            }
+            Err(error) => Err(StreamError::while_doing(doing)(error)),
+        }
+    };
+    answered(doing, updating).await?;
+    tracing::warn!(partition, differences, "the settings of the stream were changed");
+    Ok(true)
+}
+
 /// Deletes the stream, unless it is no longer the one that was `seen`.
-pub(crate) async fn delete(bus: &Bus, partition: i32, seen: StreamState) -> Result<(), StreamError> {
+pub(crate) async fn delete(bus: &Bus, partition: i32, seen: &StreamState) -> Result<(), StreamError> {
     match find(bus, partition).await? {
         Some(stream) if stream.created == seen.created => {}
         _ => return Ok(()),
@@ -172,30 +234,54 @@ pub(crate) async fn headers_at(
     .await
 }
 
-/// Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
-fn config(bus: &Bus, partition: i32, generation: Uuid, first: u64, shape: Shape) -> Config {
+/// The settings of a stream. What they leave open is the server's and the operators': where it is placed, how it is
+/// compressed. Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
+fn with_settings(base: Config, bus: &Bus, partition: i32, generation: Uuid, shape: Shape) -> Config {
+    let subjects = message::subjects(partition, generation, bus.deployment());
+    let mut metadata = base.metadata;
+    metadata.insert(DEPLOYMENT_KEY.to_owned(), bus.deployment().to_string());
+    metadata.insert(GENERATION_KEY.to_owned(), generation.to_string());
     Config {
         name: name(bus, partition),
-        description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
-        subjects: vec![format!(
-            "{}.>",
-            message::subjects(partition, generation, bus.deployment())
-        )],
+        subjects: vec![format!("{subjects}.>")],
         storage: StorageType::File,
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,
+        discard_new_per_subject: false,
         max_messages: shape
             .retained_events_max
             .map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX)),
         max_messages_per_subject: -1,
         max_bytes: -1,
+        max_age: Duration::ZERO,
         max_consumers: -1,
         max_message_size: -1,
         num_replicas: shape.replicas,
         duplicate_window: DUPLICATE_WINDOW,
+        no_ack: false,
+        sealed: false,
+        deny_delete: false,
         allow_direct: true,
-        first_sequence: (first > 1).then_some(first),
-        metadata: HashMap::from([(GENERATION_KEY.to_owned(), generation.to_string())]),
-        ..Config::default()
+        republish: None,
+        mirror: None,
+        sources: None,
+        subject_transform: None,
+        metadata,
+        ..base
     }
+}
+
+/// What has other values in a stream than it should have, as JetStream names it; empty when nothing has.
+fn differences(found: &Config, wanted: &Config) -> String {
+    let json = |config| serde_json::to_value(config).expect("settings are always JSON");
+    let (found, wanted): (Value, Value) = (json(found), json(wanted));
+    let names = [&found, &wanted].into_iter().filter_map(Value::as_object);
+    let names: BTreeSet<&String> = names.flat_map(Map::keys).collect();
+    let differing = names
+        .into_iter()
+        .filter(|name| found[name.as_str()] != wanted[name.as_str()]);
+    let differences: Vec<_> = differing
+        .map(|name| format!("{name} is {} and not {}", found[name], wanted[name]))
+        .collect();
+    differences.join(", ")
 }

@@ -1,6 +1,6 @@
 //! Comparing the stream with the log, and filling the difference from Postgres.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use daybook_event_store::{LogHead, ReadError, RecordedEvent};
@@ -17,6 +17,9 @@ use crate::stream::{self, StreamState};
 /// The pause between two looks at a stream that someone else is filling, doubled up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
 const LOOK_PAUSE_LAST: Duration = Duration::from_millis(8);
+
+/// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a stream cannot stay as it is.
 #[derive(Debug, thiserror::Error)]
@@ -66,15 +69,19 @@ impl Task {
         let found = stream::find(bus, *partition).await?;
         let head = store.head(*partition).await?;
         let last = match found {
-            Some(stream) => match self.flaw(stream, head).await? {
-                None => stream.last,
-                Some(flaw) => self.rebuild(stream, head, &flaw).await?,
+            Some(stream) => match self.flaw(&stream, head).await? {
+                None => {
+                    self.reconcile(&stream).await?;
+                    stream.last
+                }
+                Some(flaw) => self.rebuild(&stream, head, &flaw).await?,
             },
             None => self.create(head).await?,
         };
         if last > self.checked {
             self.failures = 0;
         }
+        self.setting.metrics.unusable.store(false, Ordering::Relaxed);
         self.suspect = None;
         self.generation = head.generation;
         self.checked = last;
@@ -91,8 +98,8 @@ impl Task {
 
     /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
     /// a message of ours was refused: in between, the expected sequences keep everything in its place.
-    async fn flaw(&self, stream: StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
-        if stream.generation != Some(head.generation) {
+    async fn flaw(&self, stream: &StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+        if stream.generation != head.generation {
             return Ok(Some(Flaw::Generation));
         }
         if stream.last > head.position {
@@ -129,7 +136,26 @@ impl Task {
         Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event, head.generation)))
     }
 
-    async fn rebuild(&self, stream: StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
+    /// Sees to the stream's settings, now and then.
+    async fn reconcile(&mut self, stream: &StreamState) -> Result<(), Interruption> {
+        if Instant::now() < self.reconcile_at {
+            return Ok(());
+        }
+        let Setting {
+            bus,
+            partition,
+            options,
+            metrics,
+            ..
+        } = &self.setting;
+        if stream::reconcile(bus, *partition, stream, options.shape()).await? {
+            PublisherMetrics::add(&metrics.reconciled, 1);
+        }
+        self.reconcile_at = Instant::now() + RECONCILE_INTERVAL;
+        Ok(())
+    }
+
+    async fn rebuild(&self, stream: &StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
         let Setting {
             bus,
             partition,
