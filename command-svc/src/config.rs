@@ -1,6 +1,7 @@
 //! Settings of the command service.
 
 use clap::Parser;
+use daybook_event_bus::Deployment;
 use daybook_service::config::{CommonConfig, Secret};
 use daybook_service::key::SecretKey;
 
@@ -11,6 +12,11 @@ pub struct Config {
     /// Settings that every service has.
     #[command(flatten)]
     pub common: CommonConfig,
+
+    /// What the streams and subjects of this deployment begin with, so that several can share one NATS account: a lower-case
+    /// letter and up to 31 more letters and digits. All services of a deployment need the same.
+    #[arg(long, env = "DAYBOOK_DEPLOYMENT", value_name = "NAME", default_value_t)]
+    pub deployment: Deployment,
 
     /// The same database with the role of the publishing task, which sees the events of every tenant and answers no
     /// caller.

@@ -387,13 +387,16 @@ async fn handle(handlers: &[Arc<dyn HandleForwarded>], command: ForwardedCommand
 
 #[cfg(test)]
 mod tests {
+    use daybook_event_bus::Deployment;
+
     use super::*;
 
     const KEY: SecretKey = SecretKey::new(*b"0123456789abcdef0123456789abcdef");
 
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_stops_ends_once_it_has_handled_what_was_forwarded_to_it() {
-        let bus = Bus::connect("nats://127.0.0.1:1").await.expect("an address");
+        let bus = Bus::connect("nats://127.0.0.1:1", &Deployment::default()).await;
+        let bus = bus.expect("an address");
         let homes = Arc::new(Homes::new(bus, &[KEY], HomeMetrics::default()));
         let stop = CancellationToken::new();
         stop.cancel();

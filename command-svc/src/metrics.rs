@@ -82,6 +82,11 @@ pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHa
         |one| &one.rebuilt,
     );
     counter(
+        "publish_reconciled",
+        "Streams whose settings were changed to those of this process",
+        |one| &one.reconciled,
+    );
+    counter(
         "publish_refused",
         "Messages refused for their place in the stream",
         |one| &one.refused,
@@ -91,6 +96,14 @@ pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHa
         "Comparisons of log and stream after an interruption",
         |one| &one.resyncs,
     );
+    let unusable = move || {
+        let unusable = publishers
+            .iter()
+            .map(|one| one.metrics().unusable.load(Ordering::Relaxed));
+        unusable.map(u64::from).sum()
+    };
+    let help = "Streams left alone: not of this deployment, or with settings that cannot be changed";
+    registry.register("publish_unusable", help, Reading::gauge(unusable));
 }
 
 fn sum<'a>(counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {

@@ -1,6 +1,7 @@
 //! Settings of the projector.
 
 use clap::Parser;
+use daybook_event_bus::Deployment;
 use daybook_service::config::CommonConfig;
 
 /// Folds the events of the log into read models.
@@ -10,6 +11,11 @@ pub struct Config {
     /// Settings that every service has.
     #[command(flatten)]
     pub common: CommonConfig,
+
+    /// What the streams and subjects of this deployment begin with, so that several can share one NATS account: a lower-case
+    /// letter and up to 31 more letters and digits. All services of a deployment need the same.
+    #[arg(long, env = "DAYBOOK_DEPLOYMENT", value_name = "NAME", default_value_t)]
+    pub deployment: Deployment,
 
     /// How many connections this process may have to answer operators, and how many to read the log, besides one for
     /// each projection and partition, two that look keys up and one for readiness.

@@ -93,10 +93,11 @@ pub async fn run(
 
     let connector = Connector::new(config.common.database_url.expose())?;
     let (duties, assigned) = watch::channel(Duties::default());
+    let nats = config.common.nats_url.expose();
     let context = Context {
         store: EventStore::new(connector.pool(config.database_connections)),
         connector: connector.clone(),
-        bus: Bus::connect_as(config.common.nats_url.expose(), "daybook-projector").await?,
+        bus: Bus::connect_as(nats, &config.deployment, "daybook-projector").await?,
         metrics: Metrics::new(&start.registry),
         duties: assigned,
     };

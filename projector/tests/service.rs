@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use daybook_devstack::testing::temporary_directory;
-use daybook_devstack::{Nats, NatsOptions};
+use daybook_devstack::{Nats, NatsOptions, NatsUser};
 use daybook_event_bus::publish::{Publisher, PublisherOptions};
-use daybook_event_bus::{Bus, signal};
+use daybook_event_bus::{Bus, Deployment, signal};
 use daybook_event_store::SeenEpoch;
 use daybook_projector::Config;
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
@@ -237,7 +237,8 @@ async fn events_come_over_the_bus_and_what_is_applied_is_announced() {
     let nats = Nats::start(NatsOptions::new(directory.path().join("nats")))
         .await
         .expect("a server");
-    let bus = Bus::connect(&nats.url()).await.expect("a connection");
+    let bus = Bus::connect(&nats.url(), &Deployment::default()).await;
+    let bus = bus.expect("a connection");
     let (_committed, to_publish) = mpsc::channel(1);
     let options = PublisherOptions {
         compare_interval: Duration::from_millis(20),
@@ -253,7 +254,7 @@ async fn events_come_over_the_bus_and_what_is_applied_is_announced() {
     );
     let publishing = tokio::spawn(publishing);
     let mut signals = signal::subscribe(&bus).await.expect("a subscription");
-    let running = Running::start(&setup, &nats.url()).await;
+    let running = Running::start(&setup, &nats.url_of(NatsUser::Projector)).await;
 
     let mut orders = Orders::new(23);
     for _ in 0..5 {

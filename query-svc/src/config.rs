@@ -1,6 +1,7 @@
 //! The configuration of the query service. The comments on the fields are its manual.
 
 use clap::Parser;
+use daybook_event_bus::Deployment;
 use daybook_service::config::CommonConfig;
 use daybook_service::key::SecretKey;
 
@@ -13,6 +14,11 @@ pub struct Config {
     /// Settings that every service has.
     #[command(flatten)]
     pub common: CommonConfig,
+
+    /// What the streams and subjects of this deployment begin with, so that several can share one NATS account: a lower-case
+    /// letter and up to 31 more letters and digits. All services of a deployment need the same.
+    #[arg(long, env = "DAYBOOK_DEPLOYMENT", value_name = "NAME", default_value_t)]
+    pub deployment: Deployment,
 
     /// How many connections to Postgres answer lists, histories, "as of" and single rows; tenants share them. There are eight
     /// more: four for single orders, two that look keys up, one for freshness and one for readiness.

@@ -61,7 +61,8 @@ pub async fn run(
     let database_url = &config.common.database_url;
     let shared = connections::connect(database_url, SERVICE_NAME, config.database_connections).await?;
     let shared = SharedReads::new(shared);
-    let bus = Bus::connect_as(config.common.nats_url.expose(), SERVICE_NAME).await?;
+    let nats = config.common.nats_url.expose();
+    let bus = Bus::connect_as(nats, &config.deployment, SERVICE_NAME).await?;
     let marks = connections::connect(database_url, "daybook-freshness", 1).await?;
     let (freshness, watcher) = freshness::watch(marks, shared.clone()).await?;
     let orders = connections::connect(database_url, "daybook-orders", LANES).await?;

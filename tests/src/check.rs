@@ -23,7 +23,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::ledger::{Ledger, Outcome};
 use crate::log::{self as event_log, PARTITION};
-use crate::wait;
+use crate::{nats, wait};
 
 /// Waits until bus and read models have everything, and makes the whole check.
 ///
@@ -118,7 +118,7 @@ pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
 pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -> anyhow::Result<()> {
     let lineage = EventStore::new(superuser.clone()).lineage(PARTITION).await?;
     let head = events.last().map_or(0, |event| event.position);
-    let context = jetstream::new(async_nats::connect(nats_url).await?);
+    let context = jetstream::new(nats::connect(nats_url).await?);
     let state = wait::until("the stream has the whole log", async || {
         let Ok(stream) = context.get_stream(stream_name()).await else {
             return Ok(None);
@@ -169,7 +169,7 @@ pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -
 /// The name of the stream of [`PARTITION`].
 #[must_use]
 pub fn stream_name() -> String {
-    format!("EVENTS_{PARTITION}")
+    format!("daybook_EVENTS_{PARTITION}")
 }
 
 /// Every read model is what the log folds to.

@@ -17,6 +17,7 @@
 //! | [`replicas`] | how the projectors share the work, and how soon one takes over from another |
 //! | [`standby`] | a primary with a standby, and services that can be led from one to the other |
 //! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
+//! | [`nats`] | NATS as its administrator sees it |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
 
@@ -29,6 +30,7 @@ pub mod ledger;
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod nats;
 pub mod network;
 pub mod orders;
 pub mod probe;

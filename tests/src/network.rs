@@ -22,7 +22,7 @@ impl Network {
     pub async fn between(servers: &Servers, role: Role) -> anyhow::Result<Self> {
         let url = servers.database.url(role.database_role());
         let (postgres, database_url) = Proxy::in_front_of(&url).await?;
-        let (nats, nats_url) = Proxy::in_front_of(&servers.nats.url()).await?;
+        let (nats, nats_url) = Proxy::in_front_of(&servers.nats.url_of(role.nats_user())).await?;
         let publisher_url = postgres.in_place_of_server(&servers.database.url("daybook_publisher"));
         Ok(Self {
             postgres,

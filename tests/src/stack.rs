@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use daybook_devstack::process::Signal;
 use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
 use daybook_devstack::{
-    Lifetime, Nats, NatsOptions, Postgres, PostgresOptions, Service, ServiceOptions, port,
+    Lifetime, Nats, NatsOptions, NatsUser, Postgres, PostgresOptions, Service, ServiceOptions, port,
 };
 use sqlx::PgPool;
 use tempfile::TempDir;
@@ -41,6 +41,14 @@ impl Role {
             Self::Command => "daybook_command",
             Self::Projector => "daybook_projector",
             Self::Query => "daybook_query",
+        }
+    }
+
+    pub(crate) fn nats_user(self) -> NatsUser {
+        match self {
+            Self::Command => NatsUser::Command,
+            Self::Projector => NatsUser::Projector,
+            Self::Query => NatsUser::Query,
         }
     }
 }
@@ -138,7 +146,7 @@ impl Servers {
                 "DAYBOOK_PUBLISHER_DATABASE_URL".to_owned(),
                 self.database.url("daybook_publisher"),
             ),
-            ("NATS_URL".to_owned(), self.nats.url()),
+            ("NATS_URL".to_owned(), self.nats.url_of(role.nats_user())),
             ("DAYBOOK_ENV".to_owned(), "development".to_owned()),
             ("DAYBOOK_CURSOR_KEY".to_owned(), "5e".repeat(32)),
         ];

@@ -119,7 +119,7 @@ async fn a_stream_that_differs_from_the_log_is_found() -> anyhow::Result<()> {
             .is_err(),
         "a stream that is longer than the log"
     );
-    let context = async_nats::jetstream::new(async_nats::connect(&nats).await?);
+    let context = async_nats::jetstream::new(daybook_tests::nats::connect(&nats).await?);
     let stream = context.get_stream(check::stream_name()).await?;
     stream.delete_message(3).await?;
     assert!(

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use daybook_devstack::process::ProcessId;
 use daybook_devstack::{
-    Cluster, DevstackError, Lifetime, Nats, NatsOptions, Postgres, PostgresOptions, Service, ServiceOptions,
-    port,
+    Cluster, DevstackError, Lifetime, Nats, NatsOptions, NatsUser, Postgres, PostgresOptions, Service,
+    ServiceOptions, port,
 };
 
 use crate::command::daybook;
@@ -45,6 +45,7 @@ struct ServicePlan {
     name: &'static str,
     binary: &'static str,
     role: &'static str,
+    nats_user: NatsUser,
     listen: SocketAddr,
     admin: SocketAddr,
 }
@@ -57,6 +58,7 @@ const COMMAND: ServicePlan = ServicePlan {
     name: "command service",
     binary: "daybook-command-svc",
     role: "daybook_command",
+    nats_user: NatsUser::Command,
     listen: local(7101),
     admin: local(7201),
 };
@@ -65,6 +67,7 @@ const QUERY: ServicePlan = ServicePlan {
     name: "query service",
     binary: "daybook-query-svc",
     role: "daybook_query",
+    nats_user: NatsUser::Query,
     listen: local(7102),
     admin: local(7202),
 };
@@ -73,6 +76,7 @@ const PROJECTOR: ServicePlan = ServicePlan {
     name: "projector",
     binary: "daybook-projector",
     role: "daybook_projector",
+    nats_user: NatsUser::Projector,
     listen: local(7103),
     admin: local(7203),
 };
@@ -93,7 +97,6 @@ pub(crate) struct Stack {
     nats: Option<Nats>,
     postgres: Option<Postgres>,
     database: Database,
-    nats_url: String,
 }
 
 /// Refuses before anything is started when somebody listens where a service should.
@@ -142,14 +145,11 @@ impl Stack {
             Some(postgres) => private_database(postgres, secrets).await?,
             None => own_database(secrets)?,
         };
-        let nats_url = nats.as_ref().map(Nats::url).or_else(|| own(OWN_NATS_VARIABLE));
-        let nats_url = nats_url.expect("a server is private or the user's own");
         Ok(Self {
             services: Vec::new(),
             nats,
             postgres,
             database,
-            nats_url,
         })
     }
 
@@ -216,7 +216,7 @@ impl Stack {
             ("DAYBOOK_LISTEN", plan.listen.to_string()),
             ("DAYBOOK_ADMIN_LISTEN", plan.admin.to_string()),
             ("DATABASE_URL", self.role_url(plan.role)),
-            ("NATS_URL", self.nats_url.clone()),
+            ("NATS_URL", self.nats_url(plan.nats_user)),
             ("DAYBOOK_ENV", "development".to_owned()),
             ("DAYBOOK_LOG", "info".to_owned()),
         ];
@@ -251,7 +251,7 @@ impl Stack {
             ("DAYBOOK_AUDITOR_KEY", keys.auditor_key.clone()),
             ("DAYBOOK_OPERATOR_KEY", keys.operator_key.clone()),
             ("DATABASE_URL", self.superuser_url()),
-            ("NATS_URL", self.nats_url.clone()),
+            ("NATS_URL", self.nats_url(NatsUser::Admin)),
         ];
         variables.map(|(name, value)| (name.to_owned(), value)).into()
     }
@@ -262,6 +262,13 @@ impl Stack {
 
     fn role_url(&self, role: &str) -> String {
         self.database.cluster.url(role, &self.database.name)
+    }
+
+    /// A server of the user's own has one address for all.
+    fn nats_url(&self, user: NatsUser) -> String {
+        let url = self.nats.as_ref().map(|nats| nats.url_of(user));
+        let url = url.or_else(|| own(OWN_NATS_VARIABLE));
+        url.expect("a server is private or the user's own")
     }
 
     /// The processes that run now, in the order of their start.

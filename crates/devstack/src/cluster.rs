@@ -5,10 +5,10 @@
 
 use std::net::SocketAddr;
 
-use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use crate::error::DevstackError;
+use crate::password;
 
 /// Where a cluster listens and how its superuser signs in.
 #[derive(Debug, Clone)]
@@ -103,10 +103,8 @@ impl Cluster {
         )
     }
 
-    /// A role's password follows from a secret that is there anyway, so that nobody has to keep it or hand it on.
     fn role_password(&self, role: &str) -> String {
-        let digest = Sha256::digest(format!("{}:{role}", self.role_secret));
-        hex::encode(&digest[..16])
+        password::derived(&self.role_secret, role)
     }
 
     /// Gives each role (which exists) the password that [`Self::url`] uses.

@@ -7,6 +7,7 @@ use crate::account::Account;
 use crate::error::DevstackError;
 use crate::files::{cache_directory, copy_tree, make_directory, write_secret};
 use crate::find::PostgresPrograms;
+use crate::password;
 use crate::postgres::SUPERUSER;
 
 /// The cluster itself, what Postgres calls PGDATA, within the server's directory.
@@ -62,7 +63,7 @@ fn initialise(
     let partial = directory.join("data.partial");
     remove_directory(&partial)?;
     let password = directory.join(PASSWORD);
-    write_secret(&password, &random_password(), account)?;
+    write_secret(&password, &password::random(), account)?;
 
     let mut command = Command::new(programs.directory.join("initdb"));
     command
@@ -158,11 +159,6 @@ pub(crate) fn says_disk_full(said: &str) -> bool {
     ["No space left on device", "Check free disk space", "wrote only"]
         .iter()
         .any(|words| said.contains(words))
-}
-
-/// 128 random bits, in hex: needs no escaping in an address.
-fn random_password() -> String {
-    format!("{:032x}", rand::random::<u128>())
 }
 
 fn template_directory(programs: &PostgresPrograms) -> PathBuf {

@@ -22,6 +22,7 @@ pub mod find;
 mod initdb;
 pub mod install;
 pub mod nats;
+mod password;
 pub mod port;
 pub mod postgres;
 pub mod process;
@@ -31,7 +32,7 @@ pub mod testing;
 
 pub use cluster::Cluster;
 pub use error::DevstackError;
-pub use nats::{Nats, NatsOptions};
+pub use nats::{Nats, NatsOptions, NatsUser};
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::Lifetime;
 pub use proxy::Proxy;

@@ -1,6 +1,8 @@
-//! A private nats-server with JetStream on disk, able to be killed, paused, brought back and robbed of its store.
+//! A private nats-server with JetStream on disk, able to be killed, paused, brought back and robbed of its store. Its users
+//! are those of `deploy/nats/users.conf`, with random passwords.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use crate::account::{self, Account};
 use crate::error::DevstackError;
 use crate::files;
 use crate::find::{self, NatsProgram};
+use crate::password;
 use crate::port;
 use crate::process::{Lifetime, Process, ProcessId, Program};
 
@@ -29,6 +32,38 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// How many ports are tried when any will do.
 const PORT_ATTEMPTS_MAX: usize = 5;
+
+/// Who may sign in, and what each may do.
+const USERS: &str = include_str!("../../../deploy/nats/users.conf");
+
+/// What the users' passwords are derived from, within the server's directory.
+const SECRET: &str = "password-secret";
+
+/// A user of the server, as [`USERS`] has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NatsUser {
+    /// May do everything.
+    Admin,
+    /// The command service.
+    Command,
+    /// The projector.
+    Projector,
+    /// The query service.
+    Query,
+}
+
+impl NatsUser {
+    const ALL: [Self; 4] = [Self::Admin, Self::Command, Self::Projector, Self::Query];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Command => "command",
+            Self::Projector => "projector",
+            Self::Query => "query",
+        }
+    }
+}
 
 /// How a private nats-server is to be run.
 #[derive(Debug, Clone)]
@@ -63,6 +98,7 @@ pub struct Nats {
     program: NatsProgram,
     account: Option<Account>,
     directory: PathBuf,
+    secret: String,
     port: u16,
     process: Option<Process>,
     /// The length of the log when the process was started: what follows it said itself.
@@ -92,6 +128,7 @@ impl Nats {
             port: options.port,
             options,
             program,
+            secret: kept_secret(&directory.join(SECRET), account.as_ref())?,
             account,
             directory,
             process: None,
@@ -99,10 +136,25 @@ impl Nats {
         })
     }
 
-    /// Where clients connect.
+    /// Where the administrator connects.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        self.url_of(NatsUser::Admin)
+    }
+
+    /// Where a user connects, with its password.
+    #[must_use]
+    pub fn url_of(&self, user: NatsUser) -> String {
+        let password = self.password(user);
+        format!(
+            "nats://daybook-{}:{password}@127.0.0.1:{}",
+            user.name(),
+            self.port
+        )
+    }
+
+    fn password(&self, user: NatsUser) -> String {
+        password::derived(&self.secret, user.name())
     }
 
     /// The port that it listens on.
@@ -267,7 +319,7 @@ impl Nats {
     /// is published again.
     fn write_configuration(&self) -> Result<(), DevstackError> {
         let store = self.directory.join("store");
-        let content = format!(
+        let mut content = format!(
             "# Written at every start; changes are lost.\n\
              server_name: daybook-{port}\n\
              listen: \"127.0.0.1:{port}\"\n\
@@ -277,6 +329,12 @@ impl Nats {
             store = store.display(),
             max_file = self.options.max_file_mib,
         );
+        for user in NatsUser::ALL {
+            let (name, password) = (user.name().to_uppercase(), self.password(user));
+            writeln!(content, "DAYBOOK_NATS_{name}_PASSWORD: \"{password}\"")
+                .expect("a String accepts all that is written to it");
+        }
+        content.push_str(USERS);
         files::write_secret(&self.configuration(), &content, self.account.as_ref())
     }
 
@@ -333,6 +391,18 @@ impl Drop for Nats {
         {
             eprintln!("daybook-devstack: {error}");
         }
+    }
+}
+
+/// The secret in this file, which is made if there is none: passwords stay the same as long as the store does.
+fn kept_secret(path: &Path, owner: Option<&Account>) -> Result<String, DevstackError> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secret = password::random();
+            files::write_secret(path, &secret, owner)?;
+            Ok(secret)
+        }
+        read => read.map_err(DevstackError::file("read", path)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use daybook_devstack::testing::temporary_directory;
-use daybook_devstack::{DevstackError, Nats, NatsOptions};
+use daybook_devstack::{DevstackError, Nats, NatsOptions, NatsUser};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
@@ -18,8 +18,15 @@ impl Client {
             .expect("it listens");
         let mut client = Self(BufReader::new(stream));
         client.line().await.expect("INFO");
+        let url = nats.url();
+        let (user, password) = url
+            .strip_prefix("nats://")
+            .and_then(|rest| rest.split_once('@')?.0.split_once(':'))
+            .expect("it has user and password");
         client
-            .send("CONNECT {\"verbose\":false}\r\nSUB reply 1\r\n")
+            .send(&format!(
+                "CONNECT {{\"verbose\":false,\"user\":\"{user}\",\"pass\":\"{password}\"}}\r\nSUB reply 1\r\n"
+            ))
             .await;
         client
     }
@@ -85,6 +92,20 @@ async fn a_stream_survives_a_kill_and_the_port_stays() {
     assert_eq!(nats.port(), port);
     let info = Client::connect(&nats).await.stream_info().await;
     assert!(info.contains("\"last_seq\":7"), "{info}");
+}
+
+#[tokio::test]
+async fn passwords_are_random_and_stay_as_long_as_the_directory() {
+    let directories = [(); 2].map(|()| temporary_directory().expect("a directory"));
+    let mut passwords = Vec::new();
+    for directory in [&directories[0], &directories[0], &directories[1]] {
+        let nats = start(directory).await;
+        let url = nats.url_of(NatsUser::Command);
+        passwords.push(url.split('@').next().expect("a user").to_owned());
+        assert_ne!(url, nats.url());
+    }
+    assert_eq!(passwords[0], passwords[1]);
+    assert_ne!(passwords[0], passwords[2]);
 }
 
 #[tokio::test]

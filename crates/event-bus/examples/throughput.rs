@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use daybook_event_bus::message;
 use daybook_event_bus::publish::{PublishObserver, PublisherOptions};
+use daybook_event_bus::{Deployment, message};
 use daybook_event_store::{Committed, RecordedEvent};
 use futures::StreamExt as _;
 use support::{Publishing, Stack};
@@ -74,14 +74,14 @@ async fn one_publisher(events: usize) -> anyhow::Result<()> {
 
 /// The same message over and over by the client's own publishing, as many in flight, without expected sequences.
 async fn plain_jetstream(stack: &Stack, events: usize, sample: &RecordedEvent) -> anyhow::Result<()> {
-    let context = async_nats::jetstream::new(async_nats::connect(stack.nats.url()).await?);
+    let context = stack.jetstream().await?;
     let config = async_nats::jetstream::stream::Config {
         name: "PLAIN".into(),
         subjects: vec!["plain.>".into()],
         ..Default::default()
     };
     context.create_stream(config).await?;
-    let message = message::encode(sample, uuid::Uuid::nil());
+    let message = message::encode(sample, uuid::Uuid::nil(), &Deployment::default());
     let mut headers = message.headers;
     headers = headers
         .iter()

@@ -1,14 +1,20 @@
 //! The connection to NATS: one per process, made in the background, alive again by itself after every outage.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
-use async_nats::{Client, ConnectOptions, Event, Subscriber};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Subscriber};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
+
+use crate::deployment::Deployment;
+use crate::message::{push_token, unescape};
 
 /// A dead link is noticed after two to three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -35,7 +41,7 @@ const CLIENT_QUEUE_COMMANDS: usize = 4_096;
 pub enum BusError {
     /// The address or its credentials cannot be used. A server that does not answer is no error: it is tried again.
     #[error("cannot use the NATS address")]
-    Address(#[source] async_nats::ConnectError),
+    Address(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The client refused to subscribe.
     #[error("cannot subscribe to {subject}")]
     Subscribe {
@@ -56,6 +62,7 @@ pub enum BusError {
 /// The connection to NATS; a clone is another handle to the same one.
 #[derive(Debug, Clone)]
 pub struct Bus {
+    deployment: Deployment,
     client: Client,
     jetstream: jetstream::Context,
     connections: watch::Receiver<u64>,
@@ -67,18 +74,19 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError::Address`] when `url` is not one.
-    pub async fn connect(url: &str) -> Result<Self, BusError> {
-        Self::connect_as(url, &program_name()).await
+    pub async fn connect(url: &str, deployment: &Deployment) -> Result<Self, BusError> {
+        Self::connect_as(url, deployment, &program_name()).await
     }
 
     /// As [`Self::connect`], under a name that the server's operators see.
     ///
     /// # Errors
     /// [`BusError::Address`] when `url` is not one.
-    pub async fn connect_as(url: &str, name: &str) -> Result<Self, BusError> {
+    pub async fn connect_as(url: &str, deployment: &Deployment, name: &str) -> Result<Self, BusError> {
         let (count, connections) = watch::channel(0);
         let count = Arc::new(count);
-        let client = ConnectOptions::new()
+        let (servers, options) = servers(url)?;
+        let client = options
             .name(name)
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
@@ -93,13 +101,14 @@ impl Bus {
                 }
                 std::future::ready(())
             })
-            .connect(url)
+            .connect(servers)
             .await
-            .map_err(BusError::Address)?;
+            .map_err(|error| BusError::Address(error.into()))?;
         let jetstream = jetstream::context::ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         Ok(Self {
+            deployment: deployment.clone(),
             client,
             jetstream,
             connections,
@@ -124,6 +133,15 @@ impl Bus {
         }
     }
 
+    pub(crate) fn deployment(&self) -> &Deployment {
+        &self.deployment
+    }
+
+    /// A subject of the deployment.
+    pub(crate) fn subject(&self, rest: impl fmt::Display) -> String {
+        format!("{}.{rest}", self.deployment)
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -131,6 +149,41 @@ impl Bus {
     pub(crate) fn jetstream(&self) -> &jetstream::Context {
         &self.jetstream
     }
+}
+
+/// The servers of an address that may name several, with commas between them, and how to sign in there: as the user of the
+/// first, also on servers that it tells of. The client itself ignores credentials in addresses, and would log them. Answers
+/// come to an inbox of the user's own, so that no other user need be allowed to read there.
+///
+/// # Errors
+/// [`BusError::Address`].
+pub fn servers(url: &str) -> Result<(Vec<ServerAddr>, ConnectOptions), BusError> {
+    let parsed: Result<Vec<ServerAddr>, _> = url.split(',').map(str::parse).collect();
+    let parsed = parsed.map_err(|error| BusError::Address(error.into()))?;
+    let mut options = ConnectOptions::new();
+    if let Some((user, password)) = parsed.first().and_then(credentials) {
+        let mut inbox = "_INBOX_".to_owned();
+        push_token(&mut inbox, &user);
+        options = options
+            .custom_inbox_prefix(inbox)
+            .user_and_password(user, password);
+    }
+    let servers: Result<_, _> = parsed.into_iter().map(without_credentials).collect();
+    Ok((servers.map_err(|error| BusError::Address(error.into()))?, options))
+}
+
+fn credentials(server: &ServerAddr) -> Option<(String, String)> {
+    let plain = |text: &str| unescape(text).map_or_else(|| text.to_owned(), Cow::into_owned);
+    let password = server.password().unwrap_or_default();
+    server.username().map(|user| (plain(user), plain(password)))
+}
+
+fn without_credentials(server: ServerAddr) -> io::Result<ServerAddr> {
+    let mut url = server.into_inner();
+    if url.set_username("").is_err() || url.set_password(None).is_err() {
+        return Err(io::Error::other("the address has no host"));
+    }
+    ServerAddr::from_url(url)
 }
 
 fn program_name() -> String {
@@ -160,6 +213,9 @@ fn report(event: &Event) {
             );
         }
         Event::ServerError(error) => tracing::warn!(error = %error, "NATS reports an error"),
+        Event::ClientError(ClientError::Other(error)) if *error == refusal() => {
+            tracing::warn!("NATS does not let this user in");
+        }
         // One per attempt while the server is away; the loss itself has been reported.
         Event::ClientError(error) => tracing::debug!(error = %error, "the NATS client reports an error"),
         Event::LameDuckMode | Event::Draining | Event::Closed => {
@@ -168,9 +224,29 @@ fn report(event: &Event) {
     }
 }
 
+/// What the client says of a server that refuses user and password: it gives the words alone.
+fn refusal() -> String {
+    ConnectErrorKind::AuthorizationViolation.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_may_name_several_servers_and_shows_no_password() {
+        let (servers, options) = servers("nats://user:s%3Acret@one:1,two").expect("an address");
+        let servers: Vec<&str> = servers.iter().map(ServerAddr::as_url_str).collect();
+        assert_eq!(servers, ["nats://one:1", "nats://two"]);
+        let options = format!("{options:?}");
+        assert!(
+            options.contains("_INBOX_user") && !options.contains("cret"),
+            "{options}"
+        );
+        let credentials = credentials(&"nats://user:s%3Acret@one".parse().expect("an address"));
+        assert_eq!(credentials, Some(("user".to_owned(), "s:cret".to_owned())));
+        assert!(super::servers("nats://one,").is_err());
+    }
 
     #[test]
     fn the_pause_between_attempts_doubles_up_to_its_limit() {

@@ -12,11 +12,14 @@
 //!   checkpoints and leases are facts.
 //! - [`replica`] carries what the replicas of a service have to say to each other. It is a hint as well.
 //!
+//! Every stream and subject begins with the name of the [`Deployment`], so that several can share one NATS account.
+//!
 //! What goes over the wire is described in `proto/asyncapi.yaml`. The crate carries bytes, a type name and metadata; it
 //! knows nothing of the domain.
 
 pub mod bus;
 pub mod consume;
+mod deployment;
 pub mod message;
 pub mod publish;
 pub mod replica;
@@ -24,3 +27,4 @@ pub mod signal;
 mod stream;
 
 pub use bus::{Bus, BusError};
+pub use deployment::{Deployment, InvalidDeployment};

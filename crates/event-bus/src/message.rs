@@ -4,6 +4,7 @@
 //! consumer needs no Postgres. What the headers mean is written in `proto/asyncapi.yaml`.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -15,6 +16,8 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
+
+use crate::deployment::Deployment;
 
 static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
 static ID: HeaderName = HeaderName::from_static("ce-id");
@@ -42,7 +45,7 @@ const SOURCE_PREFIX: &str = "/daybook/log/";
 /// What is handed to NATS.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// `events.<partition>.<tenant>.<category>.<event type>`.
+    /// `<deployment>.events.<partition>.<generation>.<tenant>.<category>.<event type>`.
     pub subject: String,
     /// All that is not the payload.
     pub headers: HeaderMap,
@@ -68,7 +71,7 @@ pub enum MessageError {
 }
 
 /// Writes an event of `generation` as a message that is accepted at its position only.
-pub fn encode(event: &RecordedEvent, generation: Uuid) -> Message {
+pub fn encode(event: &RecordedEvent, generation: Uuid, deployment: &Deployment) -> Message {
     let mut headers = identity(event, generation);
     headers.insert(SPEC_VERSION.clone(), "1.0");
     headers.insert(SOURCE.clone(), format!("{SOURCE_PREFIX}{}", event.partition));
@@ -85,18 +88,18 @@ pub fn encode(event: &RecordedEvent, generation: Uuid) -> Message {
         headers.insert(TRACE_PARENT.clone(), escaped(&trace_parent, not_plain));
     }
     Message {
-        subject: subject(event),
+        subject: subject(event, generation, deployment),
         headers,
         payload: Bytes::copy_from_slice(event.payload.as_bytes()),
     }
 }
 
 /// A message that stands for an event too large for the server: it holds the position, and readers turn to the log.
-pub fn encode_as_reference(event: &RecordedEvent, generation: Uuid) -> Message {
+pub fn encode_as_reference(event: &RecordedEvent, generation: Uuid, deployment: &Deployment) -> Message {
     let mut headers = identity(event, generation);
     headers.insert(BODY.clone(), BODY_IN_LOG);
     Message {
-        subject: subject(event),
+        subject: subject(event, generation, deployment),
         headers,
         payload: Bytes::new(),
     }
@@ -114,15 +117,23 @@ fn identity(event: &RecordedEvent, generation: Uuid) -> HeaderMap {
 }
 
 /// The subject of an event. Its last two tokens are made of what a token can hold; the headers have the real values.
-pub fn subject(event: &RecordedEvent) -> String {
-    let mut subject = format!("events.{}.{}.", event.partition, event.tenant_id);
+fn subject(event: &RecordedEvent, generation: Uuid, deployment: &Deployment) -> String {
+    let mut subject = subjects(event.partition, generation, deployment);
+    write!(subject, ".{}.", event.tenant_id).expect("a String accepts all that is written to it");
     push_token(&mut subject, &event.category);
     subject.push('.');
     push_token(&mut subject, &event.event_type);
     subject
 }
 
-fn push_token(subject: &mut String, value: &str) {
+/// What the subjects of a partition's events begin with. The generation is in it, so that the stream does not take what is
+/// published for another one.
+pub(crate) fn subjects(partition: i32, generation: Uuid, deployment: &Deployment) -> String {
+    format!("{deployment}.events.{partition}.{generation}")
+}
+
+/// Writes a value with what a token of a subject can hold.
+pub(crate) fn push_token(subject: &mut String, value: &str) {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if value.is_empty() {
         subject.push('_');
@@ -250,7 +261,7 @@ fn escaped(value: &str, must: fn(u8) -> bool) -> String {
     String::from_utf8(escaped).expect("a character is escaped whole or not at all")
 }
 
-fn unescape(value: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn unescape(value: &str) -> Option<Cow<'_, str>> {
     if !value.contains('%') {
         return Some(Cow::Borrowed(value));
     }
@@ -329,7 +340,7 @@ mod tests {
         #[test]
         fn an_event_survives_being_a_message(event in event(), generation: u128) {
             let generation = Uuid::from_u128(generation);
-            let message = encode(&event, generation);
+            let message = encode(&event, generation, &Deployment::default());
             let headers = over_the_wire(&message.headers);
             prop_assert!(is_message_of(&headers, &event));
             let (decoded, of_generation) = decode(&headers, &message.payload).expect("it was encoded");
@@ -337,9 +348,9 @@ mod tests {
         }
 
         #[test]
-        fn a_subject_has_five_tokens_of_plain_characters(event in event()) {
-            let subject = subject(&event);
-            prop_assert_eq!(subject.split('.').filter(|token| !token.is_empty()).count(), 5);
+        fn a_subject_has_seven_tokens_of_plain_characters(event in event(), generation: u128) {
+            let subject = subject(&event, Uuid::from_u128(generation), &Deployment::default());
+            prop_assert_eq!(subject.split('.').filter(|token| !token.is_empty()).count(), 7);
             prop_assert!(subject.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
         }
     }
@@ -363,10 +374,10 @@ mod tests {
 
     #[test]
     fn a_message_looks_as_the_contract_says() {
-        let message = encode(&sample(), Uuid::from_u128(3));
+        let message = encode(&sample(), Uuid::from_u128(3), &Deployment::default());
         assert_eq!(
             message.subject,
-            "events.0.00000000-0000-0000-0000-000000000001.order.order_placed"
+            "daybook.events.0.00000000-0000-0000-0000-000000000003.00000000-0000-0000-0000-000000000001.order.order_placed"
         );
         assert_eq!(&*message.payload, br#"{ "total": 5}"#);
         let expected = [
@@ -402,7 +413,7 @@ mod tests {
     #[test]
     fn a_reference_is_the_event_but_cannot_be_decoded() {
         let (event, generation) = (sample(), Uuid::from_u128(3));
-        let message = encode_as_reference(&event, generation);
+        let message = encode_as_reference(&event, generation, &Deployment::default());
         assert!(is_message_of(&message.headers, &event));
         assert!(matches!(
             decode(&message.headers, &message.payload),
@@ -413,7 +424,7 @@ mod tests {
     #[test]
     fn a_message_of_another_position_or_event_is_another() {
         let (event, generation) = (sample(), Uuid::from_u128(3));
-        let headers = encode(&event, generation).headers;
+        let headers = encode(&event, generation, &Deployment::default()).headers;
         assert!(!is_message_of(
             &headers,
             &RecordedEvent {

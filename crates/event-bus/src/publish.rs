@@ -7,15 +7,18 @@
 //!
 //! On start, after any error and every second the publisher compares the log's head with the stream's last sequence and
 //! fills the difference from the log. A stream that is gone is made anew; one that holds what the log does not (a foreign
-//! message, another generation, more than the log) is deleted and refilled. Nothing is published before it is committed,
-//! and nobody ever waits for this task: while NATS is away it lets events go, and reads them from the log afterwards.
+//! message, another generation, more than the log) is deleted and refilled. One with other settings than ours is given
+//! ours; where JetStream refuses that, and where the stream is not this deployment's, it is left alone and reported.
+//!
+//! Nothing is published before it is committed, and nobody ever waits for this task: while NATS is away it lets events go,
+//! and reads them from the log afterwards.
 
 mod acks;
 mod catch_up;
 mod task;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use daybook_event_store::{Committed, EventStore, RecordedEvent, SeenEpoch};
@@ -88,6 +91,10 @@ pub struct PublisherMetrics {
     pub refilled: AtomicU64,
     /// Streams deleted because they did not hold what the log holds.
     pub rebuilt: AtomicU64,
+    /// Streams whose settings were changed, because they were not those of this process.
+    pub reconciled: AtomicU64,
+    /// Whether the stream is left alone now, because it is somebody else's or has settings that cannot be changed.
+    pub unusable: AtomicBool,
     /// Messages refused because the stream had another last sequence.
     pub refused: AtomicU64,
     /// How often publishing was interrupted, by a refusal, an error or an outage, and began with a comparison.

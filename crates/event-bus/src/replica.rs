@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::bus::{Bus, BusError};
 
-const ANNOUNCEMENTS: &str = "daybook.replicas.announced";
+/// A subject of the deployment.
+const ANNOUNCEMENTS: &str = "replicas.announced";
 
 /// How long a full queue may hold up what is sent without being asked for again; after that it is dropped.
 const SEND_TIMEOUT: Duration = Duration::from_millis(50);
@@ -56,7 +57,7 @@ pub async fn announce(bus: &Bus, payload: Vec<u8>) {
     if !bus.is_connected() {
         return;
     }
-    let sent = bus.client().publish(ANNOUNCEMENTS, payload.into());
+    let sent = bus.client().publish(bus.subject(ANNOUNCEMENTS), payload.into());
     if !matches!(tokio::time::timeout(SEND_TIMEOUT, sent).await, Ok(Ok(()))) {
         tracing::debug!("an announcement was not sent");
     }
@@ -69,7 +70,7 @@ pub async fn announce(bus: &Bus, payload: Vec<u8>) {
 pub async fn announcements(
     bus: &Bus,
 ) -> Result<impl Stream<Item = Bytes> + Send + Unpin + 'static, BusError> {
-    let messages = bus.subscribe(ANNOUNCEMENTS.to_owned()).await?;
+    let messages = bus.subscribe(bus.subject(ANNOUNCEMENTS)).await?;
     Ok(messages.map(|message| message.payload))
 }
 
@@ -89,7 +90,7 @@ pub async fn request(
     let request = async_nats::Request::new()
         .payload(payload.into())
         .timeout(Some(patience));
-    let sent = bus.client().send_request(commands_subject(replica), request);
+    let sent = bus.client().send_request(commands_subject(bus, replica), request);
     // The client's own timeout begins when it has taken the request.
     match tokio::time::timeout(patience, sent).await {
         Ok(Ok(answer)) => Ok(answer.payload),
@@ -110,7 +111,7 @@ pub async fn commands(
     bus: &Bus,
     replica: Uuid,
 ) -> Result<impl Stream<Item = Incoming> + Send + Unpin + 'static, BusError> {
-    let messages = bus.subscribe(commands_subject(replica)).await?;
+    let messages = bus.subscribe(commands_subject(bus, replica)).await?;
     let client = bus.client().clone();
     Ok(messages.filter_map(move |message| {
         let incoming = message.reply.map(|reply| Incoming {
@@ -122,6 +123,6 @@ pub async fn commands(
     }))
 }
 
-fn commands_subject(replica: Uuid) -> String {
-    format!("daybook.replicas.{}.commands", replica.simple())
+fn commands_subject(bus: &Bus, replica: Uuid) -> String {
+    bus.subject(format_args!("replicas.{}.commands", replica.simple()))
 }

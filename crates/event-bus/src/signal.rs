@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use crate::bus::{Bus, BusError};
 
-const SUBJECT: &str = "daybook.applied";
-const FREED: &str = "daybook.freed";
+/// Subjects of the deployment.
+const APPLIED: &str = "applied";
+const FREED: &str = "freed";
 
 /// How long a full queue may hold up a signal; after that it is dropped.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -32,14 +33,19 @@ pub struct Applied {
 
 /// Tells everyone. A hint never fails: without a connection it is dropped.
 pub async fn announce(bus: &Bus, applied: &Applied) {
-    let subject = format!("{SUBJECT}.{}.{}", applied.projection, applied.partition);
+    let Applied {
+        projection,
+        partition,
+        ..
+    } = applied;
+    let subject = bus.subject(format_args!("{APPLIED}.{projection}.{partition}"));
     let payload = serde_json::to_vec(applied).expect("strings and numbers always serialize");
     send(bus, subject, payload).await;
 }
 
 /// Tells the replicas of the projector that one has given work back, or that there is new work.
 pub async fn announce_freed(bus: &Bus) {
-    send(bus, FREED.to_owned(), Vec::new()).await;
+    send(bus, bus.subject(FREED), Vec::new()).await;
     // Whoever tells may be about to end, and what is not sent by then never is.
     if bus.is_connected() {
         let _ = tokio::time::timeout(ANNOUNCE_TIMEOUT, bus.client().flush()).await;
@@ -64,7 +70,8 @@ async fn send(bus: &Bus, subject: String, payload: Vec<u8>) {
 /// # Errors
 /// [`BusError::Subscribe`] when the client is closed, [`BusError::Stuck`] when it takes no commands.
 pub async fn subscribe(bus: &Bus) -> Result<impl Stream<Item = Applied> + Send + Unpin + 'static, BusError> {
-    let signals = bus.subscribe(format!("{SUBJECT}.>")).await?;
+    let everything = bus.subject(format_args!("{APPLIED}.>"));
+    let signals = bus.subscribe(everything).await?;
     Ok(signals.filter_map(|message| std::future::ready(decode(&message.payload))))
 }
 
@@ -73,7 +80,7 @@ pub async fn subscribe(bus: &Bus) -> Result<impl Stream<Item = Applied> + Send +
 /// # Errors
 /// As [`subscribe`].
 pub async fn subscribe_freed(bus: &Bus) -> Result<impl Stream<Item = ()> + Send + Unpin + 'static, BusError> {
-    let signals = bus.subscribe(FREED.to_owned()).await?;
+    let signals = bus.subscribe(bus.subject(FREED)).await?;
     Ok(signals.map(|_| ()))
 }
 

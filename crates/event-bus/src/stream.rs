@@ -1,14 +1,15 @@
 //! The JetStream stream of a partition: its name, its settings, and the few requests about it.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, UpdateStreamError};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
 };
 use daybook_event_store::LogHead;
+use serde_json::{Map, Value};
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -16,8 +17,10 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
+use crate::message;
 
-/// The stream's metadata that says which epoch of the log it carries.
+/// The stream's metadata that says whose it is, and which epoch of the log it carries.
+const DEPLOYMENT_KEY: &str = "daybook-deployment";
 const EPOCH_KEY: &str = "daybook-epoch";
 const GENERATION_KEY: &str = "daybook-generation";
 
@@ -41,23 +44,41 @@ impl From<&LogHead> for StreamEpoch {
 /// JetStream's memory of message ids. Nothing here has one: the expected sequence refuses duplicates.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
-/// A request about the stream was not answered as it should be.
+/// The stream cannot be used.
 #[derive(Debug, Error)]
-#[error("cannot {doing}")]
-pub(crate) struct StreamError {
-    doing: &'static str,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
+pub(crate) enum StreamError {
+    /// A request about it was not answered as it should be.
+    #[error("cannot {doing}")]
+    Request {
+        doing: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It is somebody else's, and left alone.
+    #[error("the stream {name} does not belong to this deployment; whoever made it has to delete it")]
+    Foreign { name: String },
+    /// It has other settings than it should have, and has to be deleted by hand.
+    #[error("the stream has settings that JetStream does not change: {differences}")]
+    Settings {
+        differences: String,
+        #[source]
+        source: UpdateStreamError,
+    },
 }
 
 impl StreamError {
     fn while_doing<E: std::error::Error + Send + Sync + 'static>(
         doing: &'static str,
     ) -> impl FnOnce(E) -> Self {
-        move |source| Self {
+        move |source| Self::Request {
             doing,
             source: source.into(),
         }
+    }
+
+    /// Whether an operator has to do something.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self, Self::Request { .. })
     }
 }
 
@@ -84,43 +105,51 @@ pub(crate) struct Shape {
     pub(crate) retained_events_max: Option<u64>,
 }
 
-/// What a stream holds, and for what it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a stream of this deployment holds, and for what it was made.
+#[derive(Debug, Clone)]
 pub(crate) struct StreamState {
     /// The sequence of the newest message, or what it would be if that were not deleted.
     pub(crate) last: u64,
-    /// The epoch of the log that it carries; `None` when it is not one of ours.
-    pub(crate) epoch: Option<StreamEpoch>,
+    /// The epoch of the log that it carries.
+    pub(crate) epoch: StreamEpoch,
     /// When it was made: another moment means another stream.
     pub(crate) created: OffsetDateTime,
+    config: Config,
 }
 
-impl From<&Info> for StreamState {
-    fn from(info: &Info) -> Self {
-        let metadata = |key| info.config.metadata.get(key);
-        let number = metadata(EPOCH_KEY).and_then(|text| text.parse().ok());
-        let generation = metadata(GENERATION_KEY).and_then(|text| text.parse().ok());
-        Self {
-            last: info.state.last_sequence,
-            epoch: number
-                .zip(generation)
-                .map(|(number, generation)| StreamEpoch { number, generation }),
-            created: info.created,
+impl StreamState {
+    /// `None` when it is not a stream of this deployment.
+    fn of(bus: &Bus, info: &Info) -> Option<Self> {
+        let metadata = &info.config.metadata;
+        if *metadata.get(DEPLOYMENT_KEY)? != bus.deployment().to_string() {
+            return None;
         }
+        Some(Self {
+            last: info.state.last_sequence,
+            epoch: StreamEpoch {
+                number: metadata.get(EPOCH_KEY)?.parse().ok()?,
+                generation: metadata.get(GENERATION_KEY)?.parse().ok()?,
+            },
+            created: info.created,
+            config: info.config.clone(),
+        })
     }
 }
 
 /// The name of a partition's stream.
-pub(crate) fn name(partition: i32) -> String {
-    format!("EVENTS_{partition}")
+pub(crate) fn name(bus: &Bus, partition: i32) -> String {
+    format!("{}_EVENTS_{partition}", bus.deployment())
 }
 
 /// The stream as it is now; `None` when there is none.
 pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<StreamState>, StreamError> {
-    let doing = "look at the stream";
+    let (doing, name) = ("look at the stream", name(bus, partition));
     answered(doing, async {
-        match bus.jetstream().get_stream(name(partition)).await {
-            Ok(stream) => Ok(Some(StreamState::from(stream.cached_info()))),
+        match bus.jetstream().get_stream(&name).await {
+            Ok(stream) => match StreamState::of(bus, stream.cached_info()) {
+                Some(state) => Ok(Some(state)),
+                None => Err(StreamError::Foreign { name: name.clone() }),
+            },
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                     Ok(None)
@@ -140,7 +169,12 @@ pub(crate) async fn create(
     first: u64,
     shape: Shape,
 ) -> Result<(), StreamError> {
-    let config = config(partition, epoch, first, shape);
+    let config = Config {
+        description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
+        first_sequence: (first > 1).then_some(first),
+        ..Config::default()
+    };
+    let config = with_settings(config, bus, partition, epoch, shape);
     let doing = "make the stream";
     answered(doing, async {
         match bus.jetstream().create_stream(config).await {
@@ -158,37 +192,44 @@ pub(crate) async fn create(
     .await
 }
 
-/// Has the stream carry another epoch from now on, from its next message.
-pub(crate) async fn carry_on(
+/// Gives the stream the settings that it would be made with for this epoch. Returns whether it had others.
+pub(crate) async fn reconcile(
     bus: &Bus,
     partition: i32,
+    stream: &StreamState,
     epoch: StreamEpoch,
     shape: Shape,
-) -> Result<(), StreamError> {
-    let doing = "have the stream carry the next epoch";
-    answered(doing, async {
-        let handle = bus.jetstream().get_stream(name(partition)).await;
-        let first = handle
-            .map_err(StreamError::while_doing(doing))?
-            .cached_info()
-            .config
-            .first_sequence;
-        let config = config(partition, epoch, first.unwrap_or(1), shape);
-        let updated = bus.jetstream().update_stream(&config).await;
-        updated.map(drop).map_err(StreamError::while_doing(doing))
-    })
-    .await
+) -> Result<bool, StreamError> {
+    let wanted = with_settings(stream.config.clone(), bus, partition, epoch, shape);
+    let differences = differences(&stream.config, &wanted);
+    if differences.is_empty() {
+        return Ok(false);
+    }
+    let doing = "change the settings of the stream";
+    let updating = async {
+        match bus.jetstream().update_stream(&wanted).await {
+            Ok(_) => Ok(()),
+            Err(source) if matches!(source.kind(), CreateStreamErrorKind::JetStream(_)) => {
+                let differences = differences.clone();
+                Err(StreamError::Settings { differences, source })
+            }
+            Err(error) => Err(StreamError::while_doing(doing)(error)),
+        }
+    };
+    answered(doing, updating).await?;
+    tracing::warn!(partition, differences, "the settings of the stream were changed");
+    Ok(true)
 }
 
 /// Deletes the stream, unless it is no longer the one that was `seen`, or carries another epoch by now.
-pub(crate) async fn delete(bus: &Bus, partition: i32, seen: StreamState) -> Result<(), StreamError> {
+pub(crate) async fn delete(bus: &Bus, partition: i32, seen: &StreamState) -> Result<(), StreamError> {
     match find(bus, partition).await? {
         Some(stream) if stream.created == seen.created && stream.epoch == seen.epoch => {}
         _ => return Ok(()),
     }
     let doing = "delete the stream";
     answered(doing, async {
-        let deleted = bus.jetstream().delete_stream(name(partition)).await;
+        let deleted = bus.jetstream().delete_stream(name(bus, partition)).await;
         deleted.map(drop).map_err(StreamError::while_doing(doing))
     })
     .await
@@ -202,7 +243,8 @@ pub(crate) async fn headers_at(
 ) -> Result<Option<HeaderMap>, StreamError> {
     let doing = "read a message of the stream";
     answered(doing, async {
-        let handle = bus.jetstream().get_stream_no_info(name(partition)).await;
+        let name = name(bus, partition);
+        let handle = bus.jetstream().get_stream_no_info(name).await;
         let stream = handle.map_err(StreamError::while_doing("address the stream"))?;
         match stream.get_raw_message(sequence).await {
             Ok(message) => Ok(Some(message.headers)),
@@ -215,30 +257,55 @@ pub(crate) async fn headers_at(
     .await
 }
 
-/// Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
-fn config(partition: i32, epoch: StreamEpoch, first: u64, shape: Shape) -> Config {
+/// The settings of a stream. What they leave open is the server's and the operators': where it is placed, how it is
+/// compressed. Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
+fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: StreamEpoch, shape: Shape) -> Config {
+    let subjects = message::subjects(partition, epoch.generation, bus.deployment());
+    let mut metadata = base.metadata;
+    metadata.insert(DEPLOYMENT_KEY.to_owned(), bus.deployment().to_string());
+    metadata.insert(EPOCH_KEY.to_owned(), epoch.number.to_string());
+    metadata.insert(GENERATION_KEY.to_owned(), epoch.generation.to_string());
     Config {
-        name: name(partition),
-        description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
-        subjects: vec![format!("events.{partition}.>")],
+        name: name(bus, partition),
+        subjects: vec![format!("{subjects}.>")],
         storage: StorageType::File,
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,
+        discard_new_per_subject: false,
         max_messages: shape
             .retained_events_max
             .map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX)),
         max_messages_per_subject: -1,
         max_bytes: -1,
+        max_age: Duration::ZERO,
         max_consumers: -1,
         max_message_size: -1,
         num_replicas: shape.replicas,
         duplicate_window: DUPLICATE_WINDOW,
+        no_ack: false,
+        sealed: false,
+        deny_delete: false,
         allow_direct: true,
-        first_sequence: (first > 1).then_some(first),
-        metadata: HashMap::from([
-            (EPOCH_KEY.to_owned(), epoch.number.to_string()),
-            (GENERATION_KEY.to_owned(), epoch.generation.to_string()),
-        ]),
-        ..Config::default()
+        republish: None,
+        mirror: None,
+        sources: None,
+        subject_transform: None,
+        metadata,
+        ..base
     }
+}
+
+/// What has other values in a stream than it should have, as JetStream names it; empty when nothing has.
+fn differences(found: &Config, wanted: &Config) -> String {
+    let json = |config| serde_json::to_value(config).expect("settings are always JSON");
+    let (found, wanted): (Value, Value) = (json(found), json(wanted));
+    let names = [&found, &wanted].into_iter().filter_map(Value::as_object);
+    let names: BTreeSet<&String> = names.flat_map(Map::keys).collect();
+    let differing = names
+        .into_iter()
+        .filter(|name| found[name.as_str()] != wanted[name.as_str()]);
+    let differences: Vec<_> = differing
+        .map(|name| format!("{name} is {} and not {}", found[name], wanted[name]))
+        .collect();
+    differences.join(", ")
 }

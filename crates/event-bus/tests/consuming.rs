@@ -6,6 +6,7 @@ mod support;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use daybook_devstack::NatsUser;
 use daybook_event_bus::consume::{Reader, ReaderError, ReaderOptions, Source};
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::RecordedEvent;
@@ -107,7 +108,13 @@ async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::R
         idle_interval: DEADLINE,
         ..ReaderOptions::default()
     };
-    let mut reader = Reader::new(stack.bus().await?, stack.store.clone(), PARTITION, 0, options);
+    let mut reader = Reader::new(
+        stack.bus(NatsUser::Projector).await?,
+        stack.store.clone(),
+        PARTITION,
+        0,
+        options,
+    );
     read_to(&mut reader, 3).await?;
 
     // A hole, and what looks like an event behind it, which comes before the log has answered.
@@ -244,7 +251,13 @@ async fn a_start_that_belongs_to_another_log_is_refused() -> anyhow::Result<()> 
         generation: Some(Uuid::from_u128(7)),
         ..ReaderOptions::default()
     };
-    let mut reader = Reader::new(stack.bus().await?, stack.store.clone(), PARTITION, 0, options);
+    let mut reader = Reader::new(
+        stack.bus(NatsUser::Projector).await?,
+        stack.store.clone(),
+        PARTITION,
+        0,
+        options,
+    );
     let refused = attempt(&mut reader).await?;
     assert!(matches!(refused, Err(ReaderError::GenerationChanged { .. })));
 
@@ -284,14 +297,14 @@ async fn a_dropped_call_loses_nothing() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_reaches_those_who_listen() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
-    let mut signals = signal::subscribe(&stack.bus().await?).await?;
+    let mut signals = signal::subscribe(&stack.bus(NatsUser::Query).await?).await?;
     let applied = Applied {
         projection: "order_list".to_owned(),
         partition: PARTITION,
         log_generation: Uuid::from_u128(3),
         position: 42,
     };
-    let bus = stack.bus().await?;
+    let bus = stack.bus(NatsUser::Projector).await?;
     let heard = async {
         loop {
             // The subscription may not have reached the server yet.

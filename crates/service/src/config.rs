@@ -45,7 +45,7 @@ pub struct CommonConfig {
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Secret,
 
-    /// The NATS server or servers, as URLs with commas between them.
+    /// The NATS server or servers, as URLs with commas between them. User and password of the first are those of the service.
     #[arg(
         long,
         env = "NATS_URL",

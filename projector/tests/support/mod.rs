@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use daybook_devstack::testing::{TestCluster, test_cluster};
-use daybook_event_bus::Bus;
+use daybook_event_bus::{Bus, Deployment};
 use daybook_event_store::{EventStore, NewCommand, RecordedEvent};
 use daybook_projector::checkpoint::{self, Claim, Lease};
 use daybook_projector::database::Connector;
@@ -134,7 +134,7 @@ impl Setup {
         Context {
             store: EventStore::new(connector.pool(4)),
             connector,
-            bus: Bus::connect(NO_NATS)
+            bus: Bus::connect(NO_NATS, &Deployment::default())
                 .await
                 .expect("it connects in the background"),
             metrics: Metrics::new(&Registry::new()),

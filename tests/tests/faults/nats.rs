@@ -1,12 +1,14 @@
 //! NATS goes away, and comes back with nothing.
 
 use anyhow::Context as _;
-use daybook_event_bus::message;
+use daybook_event_bus::{Deployment, message};
 use daybook_event_store::RecordedEvent;
 use daybook_tests::load::Load;
 use daybook_tests::orders::new_order_id;
-use daybook_tests::stack::{Backend, Running};
-use daybook_tests::{check, log, metrics, wait};
+use daybook_tests::stack::{Backend, Role, Running, Servers};
+use daybook_tests::tenant::Tenant;
+use daybook_tests::{check, log, metrics, nats, wait};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 #[tokio::test]
@@ -38,6 +40,13 @@ async fn a_lost_stream_is_refilled_and_nobody_had_to_wait_for_it() -> anyhow::Re
     Ok(())
 }
 
+/// The generation of the log.
+async fn generation(superuser: &PgPool) -> anyhow::Result<Uuid> {
+    let select = "SELECT generation FROM event_store.log WHERE partition = $1";
+    let generation = sqlx::query_scalar(select).bind(log::PARTITION);
+    Ok(generation.fetch_one(superuser).await?)
+}
+
 async fn refilled(services: &[Running]) -> anyhow::Result<f64> {
     let mut sum = 0.0;
     for service in services {
@@ -47,19 +56,23 @@ async fn refilled(services: &[Running]) -> anyhow::Result<f64> {
     Ok(sum)
 }
 
+/// What a command service counts: streams that it has deleted and filled again.
+const REBUILT: &str = "daybook_publish_rebuilt_total";
+
 #[tokio::test]
 async fn a_stream_that_holds_what_the_log_does_not_is_made_anew() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?.with_projector().await?;
     let load = Load::start(&backend.callers()?, 8);
     load.progress(200).await?;
-    let bus = async_nats::connect(backend.servers.nats.url()).await?;
-    bus.publish("events.0.foreign.order.order_placed", "not an event".into())
-        .await?;
+    let generation = generation(&backend.superuser).await?;
+    let subject = format!("daybook.events.0.{generation}.foreign.order.order_placed");
+    let bus = nats::connect(&backend.servers.nats.url()).await?;
+    bus.publish(subject, "not an event".into()).await?;
     bus.flush().await?;
     load.progress(200).await?;
     let ledger = load.stop().await;
     check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
-    let rebuilt = metrics::sum(backend.commands[0].admin, "daybook_publish_rebuilt_total").await?;
+    let rebuilt = metrics::sum(backend.commands[0].admin, REBUILT).await?;
     assert!(rebuilt > 0.0, "the foreign message was not noticed");
     assert!(log::head(&backend.superuser).await? > 0);
     Ok(())
@@ -92,12 +105,9 @@ async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one
         stream_id: new_order_id(),
         ..opening.context("an order was placed")?.clone()
     };
-    let generation = sqlx::query_scalar("SELECT generation FROM event_store.log WHERE partition = $1")
-        .bind(log::PARTITION)
-        .fetch_one(&backend.superuser)
-        .await?;
-    let message = message::encode(&forged, generation);
-    let bus = async_nats::jetstream::new(async_nats::connect(backend.servers.nats.url()).await?);
+    let generation = generation(&backend.superuser).await?;
+    let message = message::encode(&forged, generation, &Deployment::default());
+    let bus = async_nats::jetstream::new(nats::connect(&backend.servers.nats.url()).await?);
     bus.publish_with_headers(message.subject, message.headers, message.payload)
         .await?
         .await?;
@@ -115,4 +125,34 @@ async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one
     check::caught_up(&backend.superuser).await?;
     check::bus(&backend.superuser, &backend.servers.nats.url(), &events).await?;
     check::read_models(&backend.superuser, &events).await
+}
+
+#[tokio::test]
+async fn two_deployments_with_logs_of_their_own_share_an_account() -> anyhow::Result<()> {
+    let first = Backend::start(1).await?.with_projector().await?;
+    let nats = first.servers.nats.url();
+    let elsewhere = [("DAYBOOK_DEPLOYMENT", "other"), ("NATS_URL", nats.as_str())];
+    let servers = Servers::start().await?;
+    let superuser = servers.database.superuser().await?;
+    let second = Backend {
+        tenant: Tenant::create(&superuser).await?,
+        commands: vec![servers.run(Role::Command, &elsewhere).await?],
+        projector: Some(servers.run(Role::Projector, &elsewhere).await?),
+        superuser,
+        servers,
+    };
+    let loads = [
+        Load::start(&first.callers()?, 8),
+        Load::start(&second.callers()?, 8),
+    ];
+    for (load, backend) in loads.into_iter().zip([&first, &second]) {
+        load.progress(300).await?;
+        let ledger = load.stop().await;
+        let events = check::recorded(&backend.superuser, &ledger).await?;
+        check::caught_up(&backend.superuser).await?;
+        check::read_models(&backend.superuser, &events).await?;
+        assert_eq!(metrics::sum(backend.commands[0].admin, REBUILT).await?, 0.0);
+    }
+    let events = log::events(&first.superuser).await?;
+    check::bus(&first.superuser, &nats, &events).await
 }

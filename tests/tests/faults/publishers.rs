@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use daybook_tests::load::Load;
 use daybook_tests::stack::{Backend, Running};
-use daybook_tests::{check, log, metrics, wait};
+use daybook_tests::{check, log, metrics, nats, wait};
 
 /// How often one of them is stopped at the most. Each time it may be caught between commit and publish, or not.
 const STOPS_MAX: usize = 30;
@@ -72,8 +72,7 @@ async fn helped(service: &Running) -> anyhow::Result<f64> {
 }
 
 async fn published_up_to(backend: &Backend, head: u64) -> anyhow::Result<()> {
-    let nats = async_nats::connect(backend.servers.nats.url()).await?;
-    let context = async_nats::jetstream::new(nats);
+    let context = async_nats::jetstream::new(nats::connect(&backend.servers.nats.url()).await?);
     wait::until("the stream has what was committed before", async || {
         let stream = context.get_stream(check::stream_name()).await?;
         Ok((stream.cached_info().state.last_sequence >= head).then_some(()))

@@ -58,10 +58,8 @@ async fn consume(
         num_replicas: 1,
         ..pull::Config::default()
     };
-    let made = bus
-        .jetstream()
-        .create_consumer_on_stream(config, stream::name(partition))
-        .await;
+    let name = stream::name(&bus, partition);
+    let made = bus.jetstream().create_consumer_on_stream(config, name).await;
     let consumer = made.map_err(SourceError::Consumer)?;
     let messages = consumer
         .stream()

@@ -106,13 +106,12 @@ impl InFlight {
         generation: Uuid,
         timeout: Duration,
     ) -> Result<bool, SendError> {
-        let event = &outgoing.event;
-        let whole = self
-            .hand_over(event.position, message::encode(event, generation), timeout)
-            .await;
+        let (event, deployment) = (&outgoing.event, self.bus.deployment());
+        let whole = message::encode(event, generation, deployment);
+        let whole = self.hand_over(event.position, whole, timeout).await;
         let is_reference = match &whole {
             Err(SendError::Client(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-                let reference = message::encode_as_reference(event, generation);
+                let reference = message::encode_as_reference(event, generation, deployment);
                 self.hand_over(event.position, reference, timeout).await?;
                 true
             }

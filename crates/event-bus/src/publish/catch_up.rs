@@ -1,6 +1,6 @@
 //! Comparing the stream with the log, and filling the difference from Postgres.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use daybook_event_store::{LogHead, ReadError, RecordedEvent, Witnesses};
@@ -17,6 +17,9 @@ use crate::stream::{self, StreamEpoch, StreamState};
 /// The pause between two looks at a stream that someone else is filling, doubled up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
 const LOOK_PAUSE_LAST: Duration = Duration::from_millis(8);
+
+/// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a stream cannot stay as it is.
 #[derive(Debug, thiserror::Error)]
@@ -68,19 +71,23 @@ impl Task {
         if head.is_standby {
             return Err(Interruption::Standby);
         }
-        if let Some(stream) = found {
+        if let Some(stream) = &found {
             head = self.check_epoch(stream, head).await?;
         }
         let last = match found {
-            Some(stream) => match self.flaw(stream, head).await? {
-                None => stream.last,
-                Some(flaw) => self.rebuild(stream, head, &flaw).await?,
+            Some(stream) => match self.flaw(&stream, head).await? {
+                None => {
+                    self.reconcile(&stream, head).await?;
+                    stream.last
+                }
+                Some(flaw) => self.rebuild(&stream, head, &flaw).await?,
             },
             None => self.create(head, 0).await?,
         };
         if last > self.checked {
             self.failures = 0;
         }
+        self.setting.metrics.unusable.store(false, Ordering::Relaxed);
         self.suspect = None;
         self.generation = head.generation;
         self.checked = last;
@@ -98,17 +105,14 @@ impl Task {
     /// Compares the epochs of stream and log. Whoever meets a later one than its own log's leaves the stream alone, and the
     /// appender stops. A stream that is further than its own epoch's log shows that the log was set back, or what nobody
     /// committed: which of the two does not matter, since the next epoch costs only what is beyond the head.
-    async fn check_epoch(&self, stream: StreamState, head: LogHead) -> Result<LogHead, Interruption> {
+    async fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<LogHead, Interruption> {
         let Setting {
             store,
             partition,
             seen,
             ..
         } = &self.setting;
-        let Some(epoch) = stream.epoch else {
-            return Ok(head);
-        };
-        let own = StreamEpoch::from(&head);
+        let (epoch, own) = (stream.epoch, StreamEpoch::from(&head));
         if epoch > own {
             // Under one number there are two: the other one is the later.
             seen.note(epoch.number.max(own.number + 1));
@@ -127,7 +131,7 @@ impl Task {
 
     /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
     /// a message of ours was refused: in between, the expected sequences keep everything in its place.
-    async fn flaw(&self, stream: StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+    async fn flaw(&self, stream: &StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
         if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
             return Ok(Some(flaw));
         }
@@ -156,35 +160,17 @@ impl Task {
     }
 
     /// Whether the stream carries the log's epoch, or can go on with it.
-    async fn flaw_of_epoch(&self, stream: StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
-        let Setting {
-            bus,
-            store,
-            partition,
-            options,
-            ..
-        } = &self.setting;
-        let own = StreamEpoch::from(&head);
-        if stream.epoch == Some(own) {
+    async fn flaw_of_epoch(&self, stream: &StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+        if stream.epoch == StreamEpoch::from(&head) {
             return Ok(None);
         }
-        let Some(epoch) = stream.epoch else {
-            return Ok(Some(Flaw::Epoch));
-        };
+        let Setting { store, partition, .. } = &self.setting;
         let lineage = store.lineage(*partition).await?;
-        match lineage.valid_up_to(epoch.generation) {
-            Some(fork) if stream.last <= fork => {
-                stream::carry_on(bus, *partition, own, options.shape()).await?;
-                tracing::info!(
-                    partition,
-                    epoch = own.number,
-                    "the stream goes on in the log's new epoch"
-                );
-                Ok(None)
-            }
-            Some(fork) => Ok(Some(Flaw::Fork(fork))),
-            None => Ok(Some(Flaw::Epoch)),
-        }
+        Ok(match lineage.valid_up_to(stream.epoch.generation) {
+            Some(fork) if stream.last <= fork => None,
+            Some(fork) => Some(Flaw::Fork(fork)),
+            None => Some(Flaw::Epoch),
+        })
     }
 
     /// Whether the stream's message at the event's position is that event. A deleted message is no lie.
@@ -194,7 +180,27 @@ impl Task {
         Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event)))
     }
 
-    async fn rebuild(&self, stream: StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
+    /// Sees to the stream's settings, now and then, and at once that it carries the log's newest epoch.
+    async fn reconcile(&mut self, stream: &StreamState, head: LogHead) -> Result<(), Interruption> {
+        let epoch = StreamEpoch::from(&head);
+        if stream.epoch == epoch && Instant::now() < self.reconcile_at {
+            return Ok(());
+        }
+        let Setting {
+            bus,
+            partition,
+            options,
+            metrics,
+            ..
+        } = &self.setting;
+        if stream::reconcile(bus, *partition, stream, epoch, options.shape()).await? {
+            PublisherMetrics::add(&metrics.reconciled, 1);
+        }
+        self.reconcile_at = Instant::now() + RECONCILE_INTERVAL;
+        Ok(())
+    }
+
+    async fn rebuild(&self, stream: &StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
         let Setting {
             bus,
             partition,

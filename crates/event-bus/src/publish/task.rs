@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use daybook_event_store::{Committed, EventStore, ReadError, RecordedEvent, SeenEpoch};
@@ -89,6 +90,7 @@ pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) 
         queue: VecDeque::new(),
         queued: 0,
         generation: Uuid::nil(),
+        reconcile_at: Instant::now(),
         checked: 0,
         suspect: None,
         failures: 0,
@@ -109,6 +111,8 @@ pub(super) struct Task {
     pub(super) queued: u64,
     /// The generation of the log, as of the last comparison.
     pub(super) generation: Uuid,
+    /// When the stream's settings are to be compared.
+    pub(super) reconcile_at: Instant,
     /// The stream's message with this sequence is known to be the log's event.
     pub(super) checked: u64,
     /// The first event that was refused: what the stream holds in its place has to be looked at.
@@ -142,6 +146,11 @@ impl Task {
         if !matches!(interruption, Interruption::Due) {
             PublisherMetrics::add(&self.setting.metrics.resyncs, 1);
             self.failures += 1;
+            let is_unusable = matches!(interruption, Interruption::Stream(error) if error.is_final());
+            self.setting
+                .metrics
+                .unusable
+                .store(is_unusable, Ordering::Relaxed);
             self.report(interruption);
         }
         self.settle().await;

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
-use daybook_devstack::{Nats, NatsOptions};
-use daybook_event_bus::Bus;
+use daybook_devstack::{Nats, NatsOptions, NatsUser};
 use daybook_event_bus::consume::{Batch, Reader, ReaderError, ReaderOptions};
-use daybook_event_bus::message;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
+use daybook_event_bus::{Bus, Deployment, bus, message};
 use daybook_event_store::{
     Committed, Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent, SeenEpoch, append,
 };
@@ -25,6 +24,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The partition of all tests.
 pub(crate) const PARTITION: i32 = 0;
+
+/// Its stream.
+pub(crate) const STREAM: &str = "daybook_EVENTS_0";
 
 pub(crate) struct Stack {
     pub(crate) nats: Nats,
@@ -84,10 +86,9 @@ impl Stack {
         std::mem::swap(&mut self.appended, &mut other.appended);
     }
 
-    pub(crate) async fn bus(&self) -> anyhow::Result<Bus> {
-        let bus = Bus::connect(&self.nats.url()).await?;
-        eventually("a connection to NATS", async || Ok(bus.is_connected())).await?;
-        Ok(bus)
+    /// A connection with the rights of one of the services.
+    pub(crate) async fn bus(&self, user: NatsUser) -> anyhow::Result<Bus> {
+        connected(&self.nats.url_of(user), &Deployment::default()).await
     }
 
     pub(crate) async fn publisher(&self) -> anyhow::Result<Publishing> {
@@ -95,8 +96,13 @@ impl Stack {
     }
 
     pub(crate) async fn publisher_with(&self, options: PublisherOptions) -> anyhow::Result<Publishing> {
+        let bus = self.bus(NatsUser::Command).await?;
+        Ok(self.publisher_on(bus, options))
+    }
+
+    pub(crate) fn publisher_on(&self, bus: Bus, options: PublisherOptions) -> Publishing {
         let (committed, receiver) = mpsc::channel(64);
-        let (bus, seen) = (self.bus().await?, SeenEpoch::default());
+        let seen = SeenEpoch::default();
         let (handle, work) = Publisher::new(
             bus,
             self.store.clone(),
@@ -105,16 +111,16 @@ impl Stack {
             seen.clone(),
             options,
         );
-        Ok(Publishing {
+        Publishing {
             handle,
             seen,
             committed,
             task: tokio::spawn(work),
-        })
+        }
     }
 
     pub(crate) async fn reader(&self, after: u64) -> anyhow::Result<Reader> {
-        let bus = self.bus().await?;
+        let bus = self.bus(NatsUser::Projector).await?;
         Ok(Reader::new(
             bus,
             self.store.clone(),
@@ -164,8 +170,7 @@ impl Stack {
 
     /// Everything that the stream holds, with a look at each message as a stranger would take it.
     pub(crate) async fn stream(&self) -> anyhow::Result<Vec<RecordedEvent>> {
-        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
-        let stream = context.get_stream("EVENTS_0").await?;
+        let stream = self.raw_stream().await?;
         let expected = stream.cached_info().state.messages;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::All,
@@ -226,30 +231,44 @@ impl Stack {
 
     /// JetStream's own view, for what our code does not do.
     pub(crate) async fn raw_stream(&self) -> anyhow::Result<async_nats::jetstream::stream::Stream> {
-        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
-        Ok(context.get_stream("EVENTS_0").await?)
+        Ok(self.jetstream().await?.get_stream(STREAM).await?)
     }
 
     /// Puts something into the stream that the log does not know.
     pub(crate) async fn publish_foreign(&self) -> anyhow::Result<()> {
-        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
-        context
-            .publish("events.0.foreign", "not ours".into())
-            .await?
+        // Not by way of the head: a test may hold the events.
+        let generation: Uuid = sqlx::query_scalar("SELECT generation FROM event_store.log")
+            .fetch_one(&self.pool)
             .await?;
+        let subject = format!("daybook.events.0.{generation}.foreign");
+        let jetstream = self.jetstream().await?;
+        jetstream.publish(subject, "not ours".into()).await?.await?;
         Ok(())
     }
 
     /// Puts an event into the stream, at its position, whatever the log holds there.
     pub(crate) async fn publish_forged(&self, event: &RecordedEvent, generation: Uuid) -> anyhow::Result<()> {
-        let context = async_nats::jetstream::new(async_nats::connect(self.nats.url()).await?);
-        let message = message::encode(event, generation);
-        context
+        let message = message::encode(event, generation, &Deployment::default());
+        self.jetstream()
+            .await?
             .publish_with_headers(message.subject, message.headers, message.payload)
             .await?
             .await?;
         Ok(())
     }
+
+    /// JetStream, as the administrator.
+    pub(crate) async fn jetstream(&self) -> anyhow::Result<async_nats::jetstream::Context> {
+        let (servers, options) = bus::servers(&self.nats.url())?;
+        Ok(async_nats::jetstream::new(options.connect(servers).await?))
+    }
+}
+
+/// A bus that has its connection.
+pub(crate) async fn connected(url: &str, deployment: &Deployment) -> anyhow::Result<Bus> {
+    let bus = Bus::connect(url, deployment).await?;
+    eventually("a connection to NATS", async || Ok(bus.is_connected())).await?;
+    Ok(bus)
 }
 
 impl Publishing {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, StorageType};
+use daybook_tests::nats;
 use daybook_tests::stack::Servers;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use sqlx::PgPool;
@@ -152,7 +153,7 @@ async fn inserts(
 }
 
 async fn publish(options: &Options, servers: &Servers) -> anyhow::Result<f64> {
-    let client = async_nats::connect(servers.nats.url()).await?;
+    let client = nats::connect(&servers.nats.url()).await?;
     let context = jetstream::new(client);
     let name = "RAW";
     let _ = context.delete_stream(name).await;

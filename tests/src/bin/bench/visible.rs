@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use daybook_event_bus::{Bus, signal};
+use daybook_event_bus::{Bus, Deployment, signal};
 use daybook_proto::convert::from_timestamp;
 use daybook_tests::client::Caller;
 use daybook_tests::orders::place;
@@ -31,7 +31,7 @@ const CONNECTIONS: usize = 4;
 type Signals = HashMap<String, Vec<(u64, OffsetDateTime)>>;
 
 pub(crate) async fn measure(options: &Options, stack: &Stack, report: &mut Report) -> anyhow::Result<()> {
-    let bus = Bus::connect(&stack.servers.nats.url()).await?;
+    let bus = Bus::connect(&stack.servers.nats.url(), &Deployment::default()).await?;
     let callers: Vec<Caller> = (0..CONNECTIONS)
         .map(|_| stack.caller())
         .collect::<Result<_, _>>()?;
