@@ -5,9 +5,12 @@ mod support;
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use daybook_event_bus::publish::PublisherOptions;
+use daybook_event_bus::{Deployment, message};
 use support::{Publishing, STREAM, Stack, eventually, read_to};
+use uuid::Uuid;
 
 /// A stream of ours that holds ten events, and nobody who publishes.
 async fn with_ten_events() -> anyhow::Result<Stack> {
@@ -32,6 +35,19 @@ async fn left_alone(publishing: &Publishing) -> anyhow::Result<()> {
     })
     .await?;
     assert_eq!(metrics.rebuilt.load(Relaxed), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_does_not_take_what_is_published_for_another_generation() -> anyhow::Result<()> {
+    let mut stack = with_ten_events().await?;
+    let late = stack.commit(1).await?.events.remove(0);
+    let of_another = message::encode(&late, Uuid::from_u128(7), &Deployment::default());
+    let jetstream = stack.jetstream().await?;
+    let published =
+        jetstream.publish_with_headers(of_another.subject, of_another.headers, of_another.payload);
+    let refused = published.await?.await.err().map(|error| error.kind());
+    assert_eq!(refused, Some(PublishErrorKind::StreamNotFound));
     Ok(())
 }
 
