@@ -2,17 +2,17 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`projections`] | the list of projections: every read model that `daybook_read_model` lists |
+//! | `projections` | the list of projections: every read model that `daybook_read_model` lists |
 //! | [`worker`] | keeps the live tables of one projection up to date, in one partition |
 //! | [`runner`] | one batch into one generation of tables: load, fold, store, advance |
-//! | [`fold`] | the rows of a batch in memory |
+//! | `fold` | the rows of a batch in memory |
 //! | [`feed`] | the newest events of a partition, read and decoded once for all workers |
 //! | [`batch`] | consecutive events, decoded |
-//! | [`rebuild`], [`fill`] | new tables beside the live ones, filled from the log and swapped in |
+//! | [`rebuild`], `fill` | new tables beside the live ones, filled from the log and swapped in |
 //! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
-//! | [`replica`], [`sharing`] | this process among the replicas: who lives, and who works on what |
+//! | [`replica`], `sharing` | this process among the replicas: who lives, and who works on what |
 //! | [`registry`] | which generation is live, and what is being rebuilt |
-//! | [`service`] | what operators see and ask for |
+//! | `service` | what operators see and ask for |
 //!
 //! Each event takes effect exactly once in each read model, whatever is delivered twice, late or not at all, and whoever
 //! else believes to be in charge: rows and checkpoint change in one transaction, the checkpoint by compare-and-set. No
@@ -24,16 +24,16 @@ pub mod checkpoint;
 mod config;
 pub mod database;
 pub mod feed;
-pub mod fill;
-pub mod fold;
+mod fill;
+mod fold;
 pub mod metrics;
-pub mod projections;
+mod projections;
 pub mod rebuild;
 pub mod registry;
 pub mod replica;
 pub mod runner;
-pub mod service;
-pub mod sharing;
+mod service;
+mod sharing;
 mod trace;
 pub mod worker;
 

@@ -11,23 +11,23 @@ use crate::rebuild::Rebuilder;
 use crate::worker::{Context, Worker};
 
 /// Every projection.
-pub const ALL: &[Projection] = &each_read_model!(M => Projection::of::<M>());
+pub(crate) const ALL: &[Projection] = &each_read_model!(M => Projection::of::<M>());
 
 /// A long-running task.
 type Task = BoxFuture<'static, anyhow::Result<()>>;
 
 /// A read model as a projection: how its tables are kept up to date, and how they are rebuilt.
 #[derive(Clone, Copy)]
-pub struct Projection {
+pub(crate) struct Projection {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     work: fn(Context, i32, &Feed, CancellationToken) -> Task,
     rebuild: fn(Context, CancellationToken) -> Task,
 }
 
 impl Projection {
     /// The projection of a read model.
-    pub const fn of<M: ReadModel>() -> Self {
+    pub(crate) const fn of<M: ReadModel>() -> Self {
         Self {
             name: M::NAME,
             work: |context, partition, feed, shutdown| {
@@ -38,12 +38,18 @@ impl Projection {
     }
 
     /// The task that keeps the live tables up to date in one partition.
-    pub fn work(&self, context: Context, partition: i32, feed: &Feed, shutdown: CancellationToken) -> Task {
+    pub(crate) fn work(
+        &self,
+        context: Context,
+        partition: i32,
+        feed: &Feed,
+        shutdown: CancellationToken,
+    ) -> Task {
         (self.work)(context, partition, feed, shutdown)
     }
 
     /// The task that runs its rebuilds.
-    pub fn rebuild(&self, context: Context, shutdown: CancellationToken) -> Task {
+    pub(crate) fn rebuild(&self, context: Context, shutdown: CancellationToken) -> Task {
         (self.rebuild)(context, shutdown)
     }
 }

@@ -7,7 +7,7 @@
 //! set back in just that moment, its keepalive ends the session a little later.) It costs two short statements at each
 //! look, however many replicas there are.
 //!
-//! A lease is good while its owner lives. What a replica sees of the others ([`share`]) tells it what to take and what to
+//! A lease is good while its owner lives. What a replica sees of the others (`share`) tells it what to take and what to
 //! give back; the fence decides.
 
 use std::collections::{BTreeMap, BTreeSet};

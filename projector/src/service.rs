@@ -27,14 +27,14 @@ const REASON_BYTES_MAX: usize = 512;
 
 /// Answers operators.
 #[derive(Debug, Clone)]
-pub struct Projections {
+pub(crate) struct Projections {
     pool: PgPool,
     bus: Bus,
 }
 
 impl Projections {
     /// Reads and writes through `pool`; the replicas are notified of rebuilds over the bus.
-    pub fn new(pool: PgPool, bus: Bus) -> Self {
+    pub(crate) fn new(pool: PgPool, bus: Bus) -> Self {
         Self { pool, bus }
     }
 

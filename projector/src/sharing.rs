@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 /// A replica that lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// Its id, as the owner of leases.
-    pub id: Uuid,
+    pub(crate) id: Uuid,
     /// The projections that its program has. While a deployment is under way they differ.
-    pub projections: Vec<String>,
+    pub(crate) projections: Vec<String>,
     /// The partitions that it has workers for. While the log is given another one they differ.
-    pub partitions: Vec<i32>,
+    pub(crate) partitions: Vec<i32>,
 }
 
 impl Member {
@@ -27,18 +27,18 @@ impl Member {
 
 /// The live tables of a projection in one partition: what a worker works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Work {
+pub(crate) struct Work {
     /// The projection's name.
-    pub projection: String,
+    pub(crate) projection: String,
     /// The partition of the log.
-    pub partition: i32,
+    pub(crate) partition: i32,
     /// Who holds or last held the lease.
-    pub owner: Option<Uuid>,
+    pub(crate) owner: Option<Uuid>,
 }
 
 /// What a replica is to work on: what it holds and keeps, and what is free and falls to it. `members` and `work` are in
 /// an order that all replicas see.
-pub fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<&'w Work> {
+pub(crate) fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<&'w Work> {
     let mut loads = vec![0_usize; members.len()];
     let mut holders: Vec<Option<usize>> = work
         .iter()

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`reads`] | what can be read, the same for every transport |
 //! | [`http`] | REST, and the OpenAPI description that it is |
-//! | [`grpc`] | `OrderQueryService`, `StockQueryService` and `HistoryService` |
+//! | `grpc` | `OrderQueryService`, `StockQueryService` and `HistoryService` |
 //! | [`freshness`] | how far the read models have come, and waiting for them |
 //! | [`loader`] | reads of single orders, gathered into few round trips |
 //! | [`cursor`] | cursors that nobody can forge or carry elsewhere |
@@ -17,7 +17,7 @@ mod config;
 pub mod cursor;
 pub mod database;
 pub mod freshness;
-pub mod grpc;
+mod grpc;
 pub mod http;
 pub mod loader;
 pub mod reads;

@@ -15,8 +15,8 @@
 //! - An error is one sentence that says what is wrong and what to do ([`DevstackError`]).
 
 pub mod account;
-pub mod cluster;
-pub mod error;
+mod cluster;
+mod error;
 pub mod files;
 pub mod find;
 mod initdb;
@@ -27,7 +27,7 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
-pub mod service;
+mod service;
 pub mod testing;
 
 pub use cluster::Cluster;

@@ -22,7 +22,7 @@ const READY_INTERVAL: Duration = Duration::from_millis(20);
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a service may drain after SIGTERM. Its own deadline is shorter.
-pub const STOP_GRACE: Duration = Duration::from_secs(15);
+const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// How a service is to be run.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Service {
         ))
     }
 
-    /// Stops it in order (SIGTERM), with SIGKILL after [`STOP_GRACE`]. A stopped service is not stopped again.
+    /// Stops it in order (SIGTERM), with SIGKILL when it does not end. A stopped service is not stopped again.
     ///
     /// # Errors
     /// [`DevstackError::NotStopped`].
@@ -204,7 +204,7 @@ impl Drop for Service {
 }
 
 /// Whether `GET /readyz` answers 200 there.
-pub async fn is_ready(admin: SocketAddr) -> bool {
+async fn is_ready(admin: SocketAddr) -> bool {
     let status_line = async {
         let mut stream = TcpStream::connect(admin).await.ok()?;
         let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
