@@ -157,14 +157,16 @@ async fn start_partitions(
         };
         let (publisher, publishing) =
             Publisher::new(bus.clone(), log.clone(), partition, to_publish, seen, options);
-        // Requests that may finish after the stop signal still need both.
-        start.tasks.spawn_companion("appender", async move {
-            appending.await;
+        // Requests that may finish after the stop signal still need both. When there are none left the appender is
+        // dropped, and what it has handed on is published.
+        let finish = start.tasks.finish();
+        start.tasks.spawn_last("appender", async move {
+            finish.run_until_cancelled_owned(appending).await;
             Ok(())
         });
         start
             .tasks
-            .spawn_companion("publisher", async move { Ok(publishing.await?) });
+            .spawn_last("publisher", async move { Ok(publishing.await?) });
         let streams: Arc<dyn ReadStream> = Arc::clone(&streams) as _;
         partitions.push(Partition {
             streams,

@@ -22,6 +22,9 @@ pub const EXIT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long tasks may take to stop: the server's grace, and half a second to write down what they did.
 const STOP_TIMEOUT: Duration = GRACE_PERIOD.saturating_add(Duration::from_millis(500));
 
+/// How long the last tasks may take to finish after those that overrun; all the time that is left when none does.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The watchdog comes a little earlier than the deadline, so that the deadline is kept.
 const WATCHDOG_MARGIN: Duration = Duration::from_millis(250);
 
@@ -81,11 +84,12 @@ fn start_watchdog() {
 #[derive(Debug)]
 pub struct Supervisor {
     shutdown: CancellationToken,
-    tasks: JoinSet<anyhow::Result<()>>,
-    names: HashMap<Id, &'static str>,
+    finish: CancellationToken,
+    tasks: Tasks,
+    /// Those that finish when the tasks have stopped.
+    last: Tasks,
     /// Those that go on until all others have stopped.
-    companions: JoinSet<anyhow::Result<()>>,
-    companion_names: HashMap<Id, &'static str>,
+    companions: Tasks,
     stop_timeout: Duration,
 }
 
@@ -95,10 +99,10 @@ impl Supervisor {
     pub fn new(shutdown: CancellationToken) -> Self {
         Self {
             shutdown,
-            tasks: JoinSet::new(),
-            names: HashMap::new(),
-            companions: JoinSet::new(),
-            companion_names: HashMap::new(),
+            finish: CancellationToken::new(),
+            tasks: Tasks::default(),
+            last: Tasks::default(),
+            companions: Tasks::default(),
             stop_timeout: STOP_TIMEOUT,
         }
     }
@@ -108,8 +112,21 @@ impl Supervisor {
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let handle = self.tasks.spawn(task);
-        self.names.insert(handle.id(), name);
+        self.tasks.spawn(name, task);
+    }
+
+    /// Starts a task that serves the others until they have stopped, and ends soon after [`Self::finish`] (what requests
+    /// have left behind is still to be written or sent).
+    pub fn spawn_last<F>(&mut self, name: &'static str, task: F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        self.last.spawn(name, task);
+    }
+
+    /// Cancelled when the tasks have stopped: those that are last finish now.
+    pub fn finish(&self) -> CancellationToken {
+        self.finish.clone()
     }
 
     /// Starts a task that serves the others while they stop (the private listener), and is dropped after them.
@@ -117,8 +134,7 @@ impl Supervisor {
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let handle = self.companions.spawn(task);
-        self.companion_names.insert(handle.id(), name);
+        self.companions.spawn(name, task);
     }
 
     /// Waits until the token is cancelled or a task ends, then stops the others.
@@ -126,55 +142,66 @@ impl Supervisor {
     /// # Errors
     /// When a task ended before the stop signal, or failed while stopping.
     pub async fn run(mut self) -> Result<(), TaskEnded> {
-        let first = tokio::select! {
+        let ended_early = tokio::select! {
             biased;
-            () = self.shutdown.cancelled() => None,
-            Some(ended) = self.tasks.join_next_with_id() => Some(ended),
-            Some(ended) = self.companions.join_next_with_id() => Some(ended),
+            () = self.shutdown.cancelled() => Ok(()),
+            Some(ended) = self.tasks.next() => Err(ended),
+            Some(ended) = self.last.next() => Err(ended),
+            Some(ended) = self.companions.next() => Err(ended),
         };
-        let mut outcome = match first {
-            Some(ended) => Err(self.ended_early(ended)),
-            None => Ok(()),
-        };
+        let ended_early = ended_early.inspect_err(report);
         self.shutdown.cancel();
-        let stopped = self.stop().await;
-        if outcome.is_ok() {
-            outcome = stopped;
-        }
-        outcome
+        let deadline = Instant::now() + self.stop_timeout;
+        let stopped = self.tasks.stop(deadline).await;
+        self.finish.cancel();
+        let finished = self.last.stop(deadline + FINISH_TIMEOUT).await;
+        ended_early.and(stopped).and(finished)
+    }
+}
+
+/// Tasks and their names.
+#[derive(Debug, Default)]
+struct Tasks {
+    running: JoinSet<anyhow::Result<()>>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let handle = self.running.spawn(task);
+        self.names.insert(handle.id(), name);
+    }
+
+    /// The next task that ends, and how; `None` when none is left.
+    async fn next(&mut self) -> Option<TaskEnded> {
+        let (id, how) = match self.running.join_next_with_id().await? {
+            Ok((id, Ok(()))) => (id, Ending::Returned),
+            Ok((id, Err(error))) => (id, Ending::Failed(error)),
+            Err(error) => (error.id(), Ending::Panicked(error)),
+        };
+        let task = self.names.remove(&id).expect("every task has a name");
+        Some(TaskEnded { task, how })
     }
 
     /// Waits for the tasks that are left, and drops those that overrun.
-    async fn stop(&mut self) -> Result<(), TaskEnded> {
-        let deadline = Instant::now() + self.stop_timeout;
+    async fn stop(&mut self, deadline: Instant) -> Result<(), TaskEnded> {
         let mut outcome = Ok(());
         loop {
-            match timeout_at(deadline, self.tasks.join_next_with_id()).await {
+            match timeout_at(deadline, self.next()).await {
                 Ok(None) => return outcome,
-                Ok(Some(Ok((id, Ok(()))))) => drop(self.names.remove(&id)),
-                Ok(Some(failed)) => outcome = Err(self.ended_early(failed)),
+                Ok(Some(TaskEnded {
+                    how: Ending::Returned,
+                    ..
+                })) => {}
+                Ok(Some(failed)) => outcome = Err(failed).inspect_err(report),
                 Err(_elapsed) => return Err(self.overran()),
             }
         }
     }
 
-    /// Says which task ended, and how; logs it, as this is where the error stops.
-    fn ended_early(&mut self, ended: Result<(Id, anyhow::Result<()>), JoinError>) -> TaskEnded {
-        let (id, how) = match ended {
-            Ok((id, Ok(()))) => (id, Ending::Returned),
-            Ok((id, Err(error))) => (id, Ending::Failed(error)),
-            Err(error) => (error.id(), Ending::Panicked(error)),
-        };
-        let companion = self.companion_names.remove(&id);
-        let task = self.names.remove(&id).or(companion).unwrap_or("unknown");
-        let ended = TaskEnded { task, how };
-        tracing::error!(task.name = task, error.chain = %ended, "a task has ended, so the process ends");
-        ended
-    }
-
     /// Drops the tasks that are left, and names one of them.
     fn overran(&mut self) -> TaskEnded {
-        self.tasks.abort_all();
+        self.running.abort_all();
         let left: Vec<_> = self.names.values().copied().collect();
         tracing::warn!(tasks.running = ?left, "tasks did not stop in time and are dropped");
         TaskEnded {
@@ -182,6 +209,11 @@ impl Supervisor {
             how: Ending::Overran,
         }
     }
+}
+
+/// Logs which task ended, and how: this is where its error stops.
+fn report(ended: &TaskEnded) {
+    tracing::error!(task.name = ended.task, error.chain = %ended, "a task has ended, so the process ends");
 }
 
 /// A task ended that should have gone on.
@@ -222,6 +254,10 @@ impl std::error::Error for TaskEnded {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
 
     fn supervisor() -> (Supervisor, CancellationToken) {
@@ -301,9 +337,44 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn what_is_last_finishes_when_all_others_have_stopped_and_is_waited_for() {
+        let (mut supervisor, token) = supervisor();
+        let (requests, finished) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (stop, served) = (token.clone(), Arc::clone(&requests));
+        supervisor.spawn("server", async move {
+            stop.cancelled().await;
+            tokio::task::yield_now().await;
+            served.store(1, Relaxed);
+            Ok(())
+        });
+        let (finish, sent) = (supervisor.finish(), Arc::clone(&finished));
+        supervisor.spawn_last("publisher", async move {
+            finish.cancelled().await;
+            let left_behind = requests.load(Relaxed);
+            tokio::task::yield_now().await;
+            sent.store(left_behind, Relaxed);
+            Ok(())
+        });
+        token.cancel();
+        supervisor.run().await.expect("a clean stop");
+        assert_eq!(finished.load(Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_last_must_not_end_before_the_others() {
+        let (mut supervisor, token) = supervisor();
+        supervisor.spawn("obedient", obedient(token));
+        supervisor.spawn_last("publisher", async { Ok(()) });
+        assert_eq!(
+            supervisor.run().await.expect_err("a task has ended").task,
+            "publisher"
+        );
+    }
+
     #[test]
     fn everything_fits_before_the_watchdog() {
         assert!(GRACE_PERIOD < STOP_TIMEOUT);
-        assert!(STOP_TIMEOUT < EXIT_DEADLINE - WATCHDOG_MARGIN);
+        assert!(STOP_TIMEOUT + FINISH_TIMEOUT < EXIT_DEADLINE - WATCHDOG_MARGIN);
     }
 }
