@@ -6,11 +6,11 @@ use daybook_devstack::proxy::Direction;
 use daybook_event_store::{Appender, AppenderOptions, NewCommand, Verdict};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
-use daybook_tests::metrics;
 use daybook_tests::orders::new_key;
 use daybook_tests::stack::Servers;
 use daybook_tests::standby::{EVERYTHING, Pair};
 use daybook_tests::{check, wait};
+use daybook_tests::{metrics, nats};
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -145,7 +145,7 @@ async fn messages(pair: &Pair) -> anyhow::Result<f64> {
 
 /// Waits until the stream ends at a position.
 async fn published(pair: &Pair, position: usize) -> anyhow::Result<()> {
-    let client = async_nats::connect(pair.backend.servers.nats.url()).await?;
+    let client = nats::connect(&pair.backend.servers.nats.url()).await?;
     let context = async_nats::jetstream::new(client);
     wait::until("the stream ends with the log", async || {
         let Ok(stream) = context.get_stream(check::stream_name()).await else {

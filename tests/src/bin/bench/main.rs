@@ -13,6 +13,7 @@ mod failover;
 mod imports;
 mod lives;
 mod load;
+mod publishers;
 mod queries;
 mod races;
 mod raw;
@@ -44,7 +45,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
     /// Only measurements of these groups: raw, append, disk, visible, commands, queries, import, snapshot, replicas,
-    /// repeats, stale, streams, strangers, network, takeover, failover; and with `--long` sustained, races.
+    /// repeats, stale, streams, strangers, network, takeover, failover, publishers; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
@@ -103,6 +104,11 @@ async fn log_alone(options: &Options, report: &mut Report) -> anyhow::Result<()>
                 .await
                 .context("appends")?;
         }
+    }
+    if options.wants("publishers") {
+        publishers::measure(options, &servers().await?, report)
+            .await
+            .context("publishers")?;
     }
     if options.wants("disk") {
         disk::measure(options, report).await.context("disk")?;
