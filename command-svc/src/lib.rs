@@ -125,9 +125,8 @@ async fn start_partitions(
     start: &mut Start,
     moments: &EventMoments,
 ) -> anyhow::Result<(Partitions, Vec<(i32, SeenEpoch)>)> {
-    let publisher_url = &config.publisher_database_url;
-    let log =
-        EventStore::new(database::connect(publisher_url, "daybook-publisher", PUBLISHER_CONNECTIONS).await?);
+    let (url, connections) = (&config.publisher_database_url, PUBLISHER_CONNECTIONS);
+    let log = EventStore::new(database::connect(url, "daybook-publisher", connections).await?);
     let url = &config.common.database_url;
     // Pools of their own, so that no crowd of one kind keeps another from its connections.
     let loads = database::connect(url, "daybook-command-svc", config.database_connections).await?;
@@ -136,6 +135,7 @@ async fn start_partitions(
         "idempotency keys",
         tend_keys(receipts.clone(), config.idempotency_retention_days),
     );
+    let attaching = EventStore::new(receipts.clone());
     let streams = Arc::new(EventStore::new(loads));
     let loads = load_shares(config.database_connections);
     let (mut partitions, mut publishers, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
@@ -155,8 +155,15 @@ async fn start_partitions(
             observer: Some(metrics::publish_observer(moments)),
             ..PublisherOptions::default()
         };
-        let (publisher, publishing) =
-            Publisher::new(bus.clone(), log.clone(), partition, to_publish, seen, options);
+        let (publisher, publishing) = Publisher::new(
+            bus.clone(),
+            log.clone(),
+            attaching.clone(),
+            partition,
+            to_publish,
+            seen,
+            options,
+        );
         // Requests that may finish after the stop signal still need both. When there are none left the appender is
         // dropped, and what it has handed on is published.
         let finish = start.tasks.finish();

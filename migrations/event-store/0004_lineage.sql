@@ -73,10 +73,11 @@ $$;
 ALTER FUNCTION event_store.add_partition OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.add_partition FROM PUBLIC;
 
--- Why the log cannot go on in its newest epoch; NULL when it can. The witnesses are events that were recorded in the epoch
--- p_epoch, as the caller remembers: one that is not there was lost, unless a later epoch begins before it.
+-- Why the log cannot go on in its newest epoch; NULL when it can. The witnesses are events that were recorded in a
+-- generation, as the caller remembers: one that is not there was lost, unless a later epoch begins before it. Of a generation
+-- that the log has not they say nothing: it may be this log that was left behind, and not they that are lost.
 CREATE FUNCTION event_store.fork_reason(
-    p_partition integer, p_epoch integer, p_positions bigint[], p_event_ids uuid[]) RETURNS text
+    p_partition integer, p_generation uuid, p_positions bigint[], p_event_ids uuid[]) RETURNS text
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
     SELECT CASE
@@ -84,12 +85,14 @@ AS $$
         WHEN e.database <> s.database THEN 'the log was restored in another database'
         WHEN e.timeline <> s.timeline THEN 'the server was promoted, from timeline ' || e.timeline || ' to ' || s.timeline
         WHEN EXISTS (
-            SELECT FROM unnest(p_positions, p_event_ids) AS w (position, event_id)
+            SELECT FROM event_store.epoch AS of
+            CROSS JOIN unnest(p_positions, p_event_ids) AS w (position, event_id)
             LEFT JOIN event_store.event AS n ON n.partition = p_partition AND n.position = w.position
-            WHERE (n.event_id IS NULL OR n.event_id <> w.event_id)
+            WHERE of.partition = p_partition AND of.generation = p_generation
+              AND (n.event_id IS NULL OR n.event_id <> w.event_id)
               AND NOT EXISTS (
                   SELECT FROM event_store.epoch AS later
-                  WHERE later.partition = p_partition AND later.number > p_epoch AND later.from_position <= w.position)
+                  WHERE later.partition = p_partition AND later.number > of.number AND later.from_position <= w.position)
         ) THEN 'the log was set back: it has not all that was recorded'
     END
     FROM event_store.log AS l
@@ -100,21 +103,54 @@ $$;
 ALTER FUNCTION event_store.fork_reason OWNER TO daybook_append;
 REVOKE ALL ON FUNCTION event_store.fork_reason FROM PUBLIC;
 
+-- Opens the next epoch, behind p_common, or behind the head where that is NULL. An administrator calls it where it takes
+-- somebody to decide: data from before the newest epoch were put back, and the bus has seen a later one.
+CREATE FUNCTION event_store.fork(p_partition integer, p_above integer, p_reason text, p_common bigint DEFAULT NULL)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+DECLARE
+    v_epoch  integer;
+    v_common bigint := p_common;
+BEGIN
+    SELECT l.epoch INTO STRICT v_epoch FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
+    -- Whoever invents numbers does not use them up.
+    v_epoch := greatest(v_epoch, least(p_above, v_epoch + 1000)) + 1;
+    IF v_common IS NULL THEN
+        v_common := coalesce((
+            SELECT e.position FROM event_store.event AS e
+            WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1), 0);
+    END IF;
+    WITH opened AS (
+        INSERT INTO event_store.epoch (
+            partition, number, from_position, system_identifier, database, timeline, reason)
+        SELECT p_partition, v_epoch, v_common + 1, s.system_identifier, s.database, s.timeline, p_reason
+        FROM event_store.server() AS s
+        RETURNING generation, timeline
+    )
+    UPDATE event_store.log AS l SET epoch = v_epoch, generation = o.generation, timeline = o.timeline
+    FROM opened AS o WHERE l.partition = p_partition;
+    RETURN v_epoch;
+END
+$$;
+ALTER FUNCTION event_store.fork OWNER TO daybook_append;
+REVOKE ALL ON FUNCTION event_store.fork FROM PUBLIC;
+
 -- Makes sure that the newest epoch is this server's and has all that the caller remembers, and opens the next one if not.
 -- To be called after every connect, before the first append, and when an append says that its epoch is over. It fails on a
 -- standby.
 --
--- The fork is where the histories part. A promoted standby, and a log that was set back, have the beginning of what was
--- there before: all that they hold is common. Only where a witness shows another event in its place has the log gone on
--- since, and then the fork is behind the newest witness that it has.
+-- The fork is where the histories part. A promoted standby, or a dump, has the beginning of what was there before, and nothing was
+-- recorded in it since: all that it holds is common. A log that was set back may have gone on before anybody noticed, so
+-- there only what lies before a witness that it has is known to be.
 CREATE FUNCTION event_store.attach(
     p_partition integer,
-    -- The epoch that the witnesses were recorded in, and they: an id that is NULL stands for some event in that place.
-    p_epoch     integer,
-    p_positions bigint[],
-    p_event_ids uuid[],
+    -- The generation that the witnesses were recorded in, and they: an id that is NULL stands for some event in that place.
+    p_generation uuid,
+    p_positions  bigint[],
+    p_event_ids  uuid[],
     -- The greatest number of an epoch that the caller has met anywhere.
-    p_seen      integer,
+    p_seen       integer,
     OUT epoch      integer,
     OUT generation uuid,
     -- Why the epoch was opened by this call; NULL when it was open.
@@ -124,47 +160,33 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enab
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_head      bigint;
-    v_common    bigint;
-    v_differing bigint;
+    v_common bigint;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'event_store.attach needs READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
     END IF;
     PERFORM set_config('synchronous_commit', 'on', true);
     -- Nearly always there is nothing to do, and nobody is held up.
-    IF event_store.fork_reason(p_partition, p_epoch, p_positions, p_event_ids) IS NOT NULL THEN
+    IF event_store.fork_reason(p_partition, p_generation, p_positions, p_event_ids) IS NOT NULL THEN
         PERFORM FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
         -- Once more: somebody else may have opened it while the lock was waited for.
-        opened := event_store.fork_reason(p_partition, p_epoch, p_positions, p_event_ids);
+        opened := event_store.fork_reason(p_partition, p_generation, p_positions, p_event_ids);
     END IF;
     IF opened IS NOT NULL THEN
-        v_head := coalesce((
-            SELECT e.position FROM event_store.event AS e
-            WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1), 0);
-        SELECT max(w.position) FILTER (WHERE n.event_id = w.event_id), min(w.position) FILTER (WHERE n.event_id <> w.event_id)
-        INTO v_common, v_differing
-        FROM unnest(p_positions, p_event_ids) AS w (position, event_id)
-        JOIN event_store.event AS n ON n.partition = p_partition AND n.position = w.position;
-        INSERT INTO event_store.epoch (
-            partition, number, from_position, system_identifier, database, timeline, reason)
-        SELECT p_partition, greatest(l.epoch, p_epoch, p_seen) + 1,
-               CASE WHEN v_differing IS NULL THEN v_head ELSE coalesce(v_common, v_differing - 1) END + 1,
-               s.system_identifier, s.database, s.timeline, opened
-        FROM event_store.log AS l CROSS JOIN event_store.server() AS s
-        WHERE l.partition = p_partition;
-        UPDATE event_store.log AS l SET epoch = e.number, generation = e.generation, timeline = e.timeline
-        FROM (
-            SELECT n.* FROM event_store.epoch AS n WHERE n.partition = p_partition ORDER BY n.number DESC LIMIT 1
-        ) AS e
-        WHERE l.partition = p_partition;
+        IF opened = 'the log was set back: it has not all that was recorded' THEN
+            SELECT coalesce(max(w.position), 0) INTO v_common
+            FROM unnest(p_positions, p_event_ids) AS w (position, event_id)
+            JOIN event_store.event AS n
+                 ON n.partition = p_partition AND n.position = w.position AND n.event_id = w.event_id;
+        END IF;
+        PERFORM event_store.fork(p_partition, p_seen, opened, v_common);
     END IF;
     SELECT l.epoch, l.generation INTO STRICT epoch, generation FROM event_store.log AS l WHERE l.partition = p_partition;
 END
 $$;
 ALTER FUNCTION event_store.attach OWNER TO daybook_append;
 REVOKE ALL ON FUNCTION event_store.attach FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.attach TO daybook_command, daybook_publisher;
+GRANT EXECUTE ON FUNCTION event_store.attach TO daybook_command;
 
 -- Where a partition of the log stands. It runs as a role that sees every tenant's events, and gives away no payload.
 CREATE FUNCTION event_store.head(

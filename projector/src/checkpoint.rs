@@ -34,7 +34,7 @@ const CLAIM: &str = "SELECT c.generation, c.number FROM read_model.claim($1, $2,
 
 const STANDING: &str = "
     SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed,
-           c.log_generation = h.generation AND read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log
+           read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log, c.log_generation = h.generation AS is_newest
     FROM read_model.checkpoint AS c
     CROSS JOIN LATERAL event_store.head(c.partition) AS h
     WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3
@@ -158,7 +158,8 @@ pub enum Claim {
     Held(Lease),
     /// It is ours, but it is no use: the tables hold what the log has not, since its history forked before that.
     BeyondFork(Lease),
-    /// Another replica that lives holds it, or the generation is neither live nor being rebuilt.
+    /// Another replica that lives holds it, the generation is neither live nor being rebuilt, or the log has just gone on in
+    /// another epoch.
     Refused,
 }
 
@@ -222,10 +223,11 @@ fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx
         log_generation: row.try_get("log_generation")?,
         failed: row.try_get("failed")?,
     };
-    Ok(if row.try_get("is_in_log")? {
-        Claim::Held(lease)
-    } else {
-        Claim::BeyondFork(lease)
+    Ok(match (row.try_get("is_in_log")?, row.try_get("is_newest")?) {
+        (true, true) => Claim::Held(lease),
+        // The next epoch was opened this very moment: the next claim goes on in it.
+        (true, false) => Claim::Refused,
+        (false, _) => Claim::BeyondFork(lease),
     })
 }
 

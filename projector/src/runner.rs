@@ -6,7 +6,6 @@
 
 use std::time::Instant;
 
-use daybook_event_bus::consume::Source;
 use daybook_read_model::{Advance, Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
@@ -148,9 +147,9 @@ impl<M: ReadModel> Runner<M> {
 
     /// Everything that a batch changes, in one transaction: of one statement, where one does it.
     async fn store(&mut self, events: &[&Decoded], position: u64) -> Result<(), ApplyError> {
-        let is_from_bus = events.iter().any(|event| event.source == Source::Bus);
+        // Also of what was read from the log: that connection may lead to another server than this one.
         let advance = Advance {
-            event_ids: is_from_bus.then(|| events.iter().map(|event| event.event_id).collect()),
+            event_ids: Some(events.iter().map(|event| event.event_id).collect()),
             ..self.lease.advance_to(position)
         };
         let changes = self.rows.changes();

@@ -247,6 +247,7 @@ async fn events_come_over_the_bus_and_what_is_applied_is_announced() {
     let (_handle, publishing) = Publisher::new(
         bus.clone(),
         setup.publisher_store().await,
+        setup.publisher_store().await,
         0,
         to_publish,
         SeenEpoch::default(),

@@ -148,9 +148,7 @@ async fn a_worker_that_has_nothing_to_do_keeps_no_connection() {
 async fn a_partition_that_is_added_falls_to_those_who_have_workers_for_it() {
     let setup = Setup::new().await;
     let mut old = [Replica::join(&setup).await, Replica::join(&setup).await];
-    setup
-        .execute("INSERT INTO event_store.log (partition) VALUES (1)")
-        .await;
+    setup.execute("SELECT event_store.add_partition(1)").await;
     let mut new = Replica::join_with(&setup, &[0, 1]).await;
     let opening = checkpoint::open_all(&mut new.session);
     opening.await.expect("checkpoints");

@@ -52,7 +52,7 @@ impl Database {
         };
         // A copy goes on in an epoch of its own. Whoever begins with it does not want to see that.
         let mut connection = PgConnection::connect(&database.superuser_url()).await?;
-        sqlx::query("SELECT event_store.attach(0, 0, '{}', '{}', 0)")
+        sqlx::query("SELECT event_store.attach(0, NULL, '{}', '{}', 0)")
             .execute(&mut connection)
             .await?;
         connection.close().await?;

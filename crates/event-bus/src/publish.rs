@@ -145,7 +145,7 @@ pub struct Publisher;
 
 impl Publisher {
     /// Makes the publisher of a partition and the future that does its work; the caller spawns it. `store` reads every
-    /// tenant's events; `seen` is told of the epochs that the stream carries. The future ends well when `committed` is closed and what came through it is published, or was
+    /// tenant's events, `attaching` is of a role that may append and so open epochs; `seen` is told of the epochs that the stream carries. The future ends well when `committed` is closed and what came through it is published, or was
     /// left to another replica or the next start.
     #[expect(
         clippy::new_ret_no_self,
@@ -154,6 +154,7 @@ impl Publisher {
     pub fn new(
         bus: Bus,
         store: EventStore,
+        attaching: EventStore,
         partition: i32,
         committed: mpsc::Receiver<Committed>,
         seen: SeenEpoch,
@@ -172,6 +173,7 @@ impl Publisher {
             task::Setting {
                 bus,
                 store,
+                attaching,
                 partition,
                 seen,
                 options,

@@ -8,13 +8,12 @@ use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, 
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
 };
-use daybook_event_store::LogHead;
+use daybook_event_store::EpochId;
 use serde_json::{Map, Value};
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 use crate::message;
@@ -23,23 +22,6 @@ use crate::message;
 const DEPLOYMENT_KEY: &str = "daybook-deployment";
 const EPOCH_KEY: &str = "daybook-epoch";
 const GENERATION_KEY: &str = "daybook-generation";
-
-/// The epoch of the log that a stream carries. The later one is the greater: where two were opened under one number, the
-/// generations decide, for everybody alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct StreamEpoch {
-    pub(crate) number: i32,
-    pub(crate) generation: Uuid,
-}
-
-impl From<&LogHead> for StreamEpoch {
-    fn from(head: &LogHead) -> Self {
-        Self {
-            number: head.epoch,
-            generation: head.generation,
-        }
-    }
-}
 
 /// JetStream's memory of message ids. Nothing here has one: the expected sequence refuses duplicates.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
@@ -111,7 +93,7 @@ pub(crate) struct StreamState {
     /// The sequence of the newest message, or what it would be if that were not deleted.
     pub(crate) last: u64,
     /// The epoch of the log that it carries.
-    pub(crate) epoch: StreamEpoch,
+    pub(crate) epoch: EpochId,
     /// When it was made: another moment means another stream.
     pub(crate) created: OffsetDateTime,
     config: Config,
@@ -126,13 +108,20 @@ impl StreamState {
         }
         Some(Self {
             last: info.state.last_sequence,
-            epoch: StreamEpoch {
+            epoch: EpochId {
                 number: metadata.get(EPOCH_KEY)?.parse().ok()?,
                 generation: metadata.get(GENERATION_KEY)?.parse().ok()?,
             },
             created: info.created,
             config: info.config.clone(),
         })
+    }
+}
+
+/// The stream carries an epoch that nobody has opened.
+pub(crate) fn invented(bus: &Bus, partition: i32) -> StreamError {
+    StreamError::Foreign {
+        name: name(bus, partition),
     }
 }
 
@@ -165,7 +154,7 @@ pub(crate) async fn find(bus: &Bus, partition: i32) -> Result<Option<StreamState
 pub(crate) async fn create(
     bus: &Bus,
     partition: i32,
-    epoch: StreamEpoch,
+    epoch: EpochId,
     first: u64,
     shape: Shape,
 ) -> Result<(), StreamError> {
@@ -197,7 +186,7 @@ pub(crate) async fn reconcile(
     bus: &Bus,
     partition: i32,
     stream: &StreamState,
-    epoch: StreamEpoch,
+    epoch: EpochId,
     shape: Shape,
 ) -> Result<bool, StreamError> {
     let wanted = with_settings(stream.config.clone(), bus, partition, epoch, shape);
@@ -259,7 +248,7 @@ pub(crate) async fn headers_at(
 
 /// The settings of a stream. What they leave open is the server's and the operators': where it is placed, how it is
 /// compressed. Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
-fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: StreamEpoch, shape: Shape) -> Config {
+fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: EpochId, shape: Shape) -> Config {
     let subjects = message::subjects(partition, epoch.generation, bus.deployment());
     let mut metadata = base.metadata;
     metadata.insert(DEPLOYMENT_KEY.to_owned(), bus.deployment().to_string());

@@ -201,7 +201,9 @@ async fn after_a_fork_only_what_lies_above_it_is_published_again() -> anyhow::Re
     .await?;
     publishing.tell(stack.commit(1).await?);
     stack.stream_equals_log(&publishing).await?;
-    assert_eq!(publishing.handle.metrics().published.load(Relaxed) - before, 11);
+    // One that is refused because another copy of it was stored counts as well.
+    let again = publishing.handle.metrics().published.load(Relaxed) - before;
+    assert!((11..=22).contains(&again), "{again}");
     publishing.stop().await
 }
 
@@ -249,12 +251,12 @@ async fn whoever_publishes_for_a_log_that_was_superseded_leaves_the_stream_alone
     stack.fork(0).await?;
     let of_new = stack.publisher().await?;
     stack.stream_equals_log(&of_new).await?;
-    let epoch = stack.store.head(PARTITION).await?.epoch;
+    let epoch = stack.store.head(PARTITION).await?.id();
 
     stack.exchange(&mut other);
     publishing.tell(stack.commit(10).await?);
     eventually("the other epoch is seen", async || {
-        Ok(publishing.seen.number() == epoch)
+        Ok(publishing.seen.latest() == epoch)
     })
     .await?;
     stack.exchange(&mut other);

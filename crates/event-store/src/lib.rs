@@ -25,7 +25,7 @@ pub use appender::{
 };
 pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
 pub use event::{Metadata, RecordedEvent};
-pub use lineage::{Attached, Epoch, Lineage, SeenEpoch, Witnesses};
+pub use lineage::{Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};
 pub use queue::{BatchLimits, NotAdmitted};
 pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError};

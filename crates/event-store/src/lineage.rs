@@ -3,8 +3,7 @@
 //! The rules are written beside the functions, in `migrations/event-store/0004_lineage.sql`.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
@@ -12,8 +11,7 @@ use uuid::Uuid;
 use crate::append::{Judgement, chains, events};
 use crate::command::NewCommand;
 
-/// Events that a process remembers to have seen recorded: its newest batches, and enough of them to find a fork that is
-/// not far behind.
+/// Events that a process remembers to have seen recorded, the fewer the older they are.
 const WITNESSES_MAX: usize = 64;
 
 pub(crate) const ATTACH: &str = "
@@ -70,21 +68,32 @@ impl Lineage {
     }
 }
 
-/// The greatest number of an epoch that this process has met anywhere: a log with a lower one was superseded. Cheap to
-/// clone; the publisher, who sees the bus, tells the appender.
+/// An epoch by its number and generation. The later one is the greater: where two were opened under one number, the
+/// generations decide, for everybody alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EpochId {
+    /// Its number.
+    pub number: i32,
+    /// Its generation.
+    pub generation: Uuid,
+}
+
+/// The latest epoch that this process has met anywhere: a log with an earlier one was superseded. Cheap to clone; the
+/// publisher, who sees the bus, tells the appender.
 #[derive(Debug, Clone, Default)]
-pub struct SeenEpoch(Arc<AtomicI32>);
+pub struct SeenEpoch(Arc<Mutex<EpochId>>);
 
 impl SeenEpoch {
     /// Notes an epoch.
-    pub fn note(&self, number: i32) {
-        self.0.fetch_max(number, Ordering::Relaxed);
+    pub fn note(&self, epoch: EpochId) {
+        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = epoch.max(*latest);
     }
 
-    /// The greatest number so far; 0 when none was met.
+    /// The latest so far; number 0 when none was met.
     #[must_use]
-    pub fn number(&self) -> i32 {
-        self.0.load(Ordering::Relaxed)
+    pub fn latest(&self) -> EpochId {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,21 +108,31 @@ pub struct Attached {
     pub opened: Option<String>,
 }
 
-/// What a caller remembers of an epoch of the log.
+impl Attached {
+    pub(crate) fn id(&self) -> EpochId {
+        EpochId {
+            number: self.epoch,
+            generation: self.generation,
+        }
+    }
+}
+
+/// What a caller remembers of a generation of the log.
 #[derive(Debug, Clone, Default)]
 pub struct Witnesses {
-    epoch: i32,
+    generation: Uuid,
     /// Positions and ids of events, the newest last.
     events: VecDeque<(u64, Option<Uuid>)>,
 }
 
 impl Witnesses {
-    /// There is an event at a position, recorded in an epoch of this number.
+    /// Some event at a position, recorded in a generation, behind one that is known where there is such.
     #[must_use]
-    pub fn some_event_at(epoch: i32, position: u64) -> Self {
+    pub fn some_event_at(generation: Uuid, position: u64, known: Option<(u64, Uuid)>) -> Self {
+        let known = known.map(|(position, id)| (position, Some(id)));
         Self {
-            epoch,
-            events: VecDeque::from([(position, None)]),
+            generation,
+            events: known.into_iter().chain([(position, None)]).collect(),
         }
     }
 
@@ -135,17 +154,22 @@ impl Witnesses {
             .max();
         if let Some(newest) = newest {
             if self.events.len() == WITNESSES_MAX {
-                self.events.pop_front();
+                // Every other of the older half, so that they reach far back and are close together at the end.
+                let mut index = 0;
+                self.events.retain(|_| {
+                    index += 1;
+                    index > WITNESSES_MAX / 2 || index % 2 == 1
+                });
             }
             self.events.push_back(newest);
         }
     }
 
-    /// What was recorded in another epoch has been answered for when that was opened.
-    pub(crate) fn begin(&mut self, epoch: i32) {
-        if self.epoch != epoch {
+    /// What was recorded in another generation has been answered for when this one's epoch was opened.
+    pub(crate) fn begin(&mut self, generation: Uuid) {
+        if self.generation != generation {
             *self = Self {
-                epoch,
+                generation,
                 events: VecDeque::new(),
             };
         }
@@ -166,7 +190,7 @@ pub(crate) async fn attach(
         .unzip();
     let attached: Attached = sqlx::query_as(ATTACH)
         .bind(partition)
-        .bind(witnesses.epoch)
+        .bind(witnesses.generation)
         .bind(positions)
         .bind(ids)
         .bind(seen)

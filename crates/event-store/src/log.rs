@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::append::{AppendError, Judgement, append};
 use crate::command::{NewCommand, Receipt};
-use crate::lineage::{SeenEpoch, Witnesses, attach};
+use crate::lineage::{EpochId, SeenEpoch, Witnesses, attach};
 use crate::stored_key::StoredKey;
 
 /// Where an appender sends its batches. Postgres is one; the other is the model of the log that the simulation checks
@@ -87,7 +87,7 @@ struct Session {
     connection: PgConnection,
     id: SessionId,
     /// The epoch that it appends to.
-    epoch: i32,
+    epoch: EpochId,
 }
 
 /// A session by its server process; process ids come round again.
@@ -127,10 +127,10 @@ impl PostgresLog {
             &mut connection,
             self.partition,
             &sessions.witnesses,
-            self.seen.number(),
+            self.seen.latest().number,
         );
-        let epoch = within(LOOKUP_TIMEOUT, attaching).await?.epoch;
-        sessions.witnesses.begin(epoch);
+        let epoch = within(LOOKUP_TIMEOUT, attaching).await?.id();
+        self.seen.note(epoch);
         Ok(Session {
             connection,
             id,
@@ -141,15 +141,16 @@ impl PostgresLog {
     /// A session with the newest epoch. One whose log was superseded is given up: perhaps the address leads to another server
     /// by now.
     async fn session(&self, sessions: &mut Sessions) -> Result<Session, AppendError> {
-        let seen = self.seen.number();
         let session = match sessions.current.take() {
-            Some(session) if session.epoch >= seen => session,
+            Some(session) if session.epoch >= self.seen.latest() => session,
             _ => self.connect(sessions).await.map_err(AppendError::Unknown)?,
         };
+        let seen = self.seen.latest();
         if session.epoch < seen {
-            let epoch = session.epoch;
+            let (epoch, seen) = (session.epoch.number, seen.number);
             return Err(AppendError::Superseded { epoch, seen });
         }
+        sessions.witnesses.begin(session.epoch.generation);
         Ok(session)
     }
 }
@@ -198,10 +199,13 @@ impl Log for PostgresLog {
             // The next attempt attaches anew.
             Err(AppendError::EpochOver(_)) => sessions.unanswered = None,
             judged => {
-                if let Ok(judgement) = judged {
-                    sessions.witnesses.note(commands, judgement);
-                }
                 sessions.unanswered = None;
+                match judged {
+                    // Somebody has opened the next epoch since the session attached.
+                    Ok(judgement) if judgement.generation != session.epoch.generation => return answer,
+                    Ok(judgement) => sessions.witnesses.note(commands, judgement),
+                    Err(_) => {}
+                }
                 sessions.current = Some(session);
             }
         }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::RecordedEvent;
-use crate::lineage::{self, Attached, Epoch, Lineage, SeenEpoch, Witnesses};
+use crate::lineage::{self, Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 
 /// Why the log could not be read.
 #[derive(Debug, Error)]
@@ -54,6 +54,17 @@ pub struct LogHead {
     pub recorded_at: Option<OffsetDateTime>,
     /// Whether a standby was asked, which may be behind.
     pub is_standby: bool,
+}
+
+impl LogHead {
+    /// The newest epoch.
+    #[must_use]
+    pub fn id(&self) -> EpochId {
+        EpochId {
+            number: self.epoch,
+            generation: self.generation,
+        }
+    }
 }
 
 pub(crate) const READ_STREAM: &str = "
@@ -197,7 +208,7 @@ impl EventStore {
     }
 
     /// Makes sure that the newest epoch has all that the caller knows of, and opens the next one if not, with a number above
-    /// `seen`. It fails on a standby.
+    /// `seen`. It fails on a standby, and for a role that may not append.
     pub async fn attach(
         &self,
         partition: i32,
@@ -232,9 +243,12 @@ impl EventStore {
     /// # Errors
     /// [`NotAppendable::Superseded`] when one was.
     pub async fn check_epoch(&self, partition: i32, seen: &SeenEpoch) -> Result<(), NotAppendable> {
-        let (epoch, seen) = (self.head(partition).await?.epoch, seen.number());
-        if epoch < seen {
-            return Err(NotAppendable::Superseded { epoch, seen });
+        let (own, seen) = (self.head(partition).await?.id(), seen.latest());
+        if own < seen {
+            return Err(NotAppendable::Superseded {
+                epoch: own.number,
+                seen: seen.number,
+            });
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::{Log, command};
 
 /// Connects without remembering anything; says why an epoch was opened.
 async fn attach(log: &Log) -> anyhow::Result<Option<String>> {
-    let store = EventStore::new(log.database.pool("daybook_publisher").await?);
+    let store = EventStore::new(log.database.pool("daybook_command").await?);
     Ok(store.attach(0, Witnesses::default(), 0).await?.opened)
 }
 
@@ -185,21 +185,99 @@ async fn an_appender_whose_log_was_superseded_writes_nothing() -> anyhow::Result
     let (appender, appending) = Appender::new(postgres, 0, options, None);
     tokio::spawn(appending);
     ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
-    seen.note(head(&log).await?.epoch + 1);
+    let mut later = head(&log).await?.id();
+    later.number += 1;
+    seen.note(later);
     let refused = appender.append(command("b", None, 1)).await;
     ensure!(refused.is_err(), "{refused:?}");
     assert_eq!(head(&log).await?.position, 1);
     Ok(())
 }
 
+/// A server that was left behind, and to which a connection leads once more.
+#[tokio::test]
+async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_behind() -> anyhow::Result<()>
+{
+    let log = Log::new().await?;
+    let seen = SeenEpoch::default();
+    let options = AppenderOptions {
+        retry_for: Duration::from_millis(500),
+        ..AppenderOptions::default()
+    };
+    let postgres = PostgresLog::new(
+        log.database.url("daybook_command").parse()?,
+        0,
+        log.database.pool("daybook_command").await?,
+        seen.clone(),
+    );
+    let (appender, appending) = Appender::new(postgres, 0, options, None);
+    tokio::spawn(appending);
+    let before = head(&log).await?;
+    let superuser = log.database.superuser().await?;
+    sqlx::query("SELECT event_store.fork(0, 0, 'a promotion')")
+        .execute(&superuser)
+        .await?;
+    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    assert_eq!(seen.latest(), head(&log).await?.id());
+
+    // What the old primary has: nothing of the promotion, and nothing that came after it.
+    set_back(&log, 0).await?;
+    sqlx::query("DELETE FROM event_store.epoch WHERE number > $1")
+        .bind(before.epoch)
+        .execute(&superuser)
+        .await?;
+    sqlx::query("UPDATE event_store.log SET epoch = $1, generation = $2")
+        .bind(before.epoch)
+        .bind(before.generation)
+        .execute(&superuser)
+        .await?;
+    end_sessions(&log).await?;
+    let refused = appender.append(command("b", None, 1)).await;
+    ensure!(refused.is_err(), "{refused:?}");
+    let after = head(&log).await?;
+    assert_eq!((after.id(), after.position), (before.id(), 0));
+
+    // Where it was the administrator who put old data back, the next epoch is above all that were seen.
+    let above = seen.latest().number;
+    sqlx::query("SELECT event_store.fork(0, $1, 'old data were put back')")
+        .bind(above)
+        .execute(&superuser)
+        .await?;
+    ensure!(is_appended(&appender.append(command("c", None, 1)).await?));
+    assert_eq!(head(&log).await?.epoch, above + 1);
+    Ok(())
+}
+
+/// A session may attach before somebody else opens the next epoch.
+#[tokio::test]
+async fn what_was_recorded_in_an_epoch_that_others_opened_is_missed_in_it() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    let superuser = log.database.superuser().await?;
+    sqlx::query("SELECT event_store.fork(0, 0, 'by somebody else')")
+        .execute(&superuser)
+        .await?;
+    for number in 0..10 {
+        let verdict = appender.append(command(&format!("{number}"), None, 1)).await?;
+        ensure!(is_appended(&verdict));
+    }
+    let before = head(&log).await?;
+    set_back(&log, 6).await?;
+    end_sessions(&log).await?;
+    ensure!(is_appended(&appender.append(command("next", None, 1)).await?));
+    assert_eq!(head(&log).await?.epoch, before.epoch + 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_epoch_is_opened_under_read_committed_only() -> anyhow::Result<()> {
     let log = Log::new().await?;
-    let mut connection = PgConnection::connect(&log.database.url("daybook_publisher")).await?;
+    let mut connection = PgConnection::connect(&log.database.url("daybook_command")).await?;
     let mut transaction = connection
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ")
         .await?;
-    let refused = sqlx::query("SELECT * FROM event_store.attach(0, 1, '{}', '{}', 0)")
+    let refused = sqlx::query("SELECT * FROM event_store.attach(0, NULL, '{}', '{}', 0)")
         .execute(&mut *transaction)
         .await;
     let error = refused.err().context("it is refused")?;
@@ -211,9 +289,9 @@ async fn an_epoch_is_opened_under_read_committed_only() -> anyhow::Result<()> {
 #[tokio::test]
 async fn only_those_who_write_may_open_an_epoch() -> anyhow::Result<()> {
     let log = Log::new().await?;
-    for role in ["daybook_projector", "daybook_query"] {
+    for role in ["daybook_publisher", "daybook_projector", "daybook_query"] {
         let mut connection = PgConnection::connect(&log.database.url(role)).await?;
-        let refused = sqlx::query("SELECT * FROM event_store.attach(0, 1, '{7}', '{NULL}', 0)")
+        let refused = sqlx::query("SELECT * FROM event_store.attach(0, NULL, '{}', '{}', 0)")
             .execute(&mut connection)
             .await;
         ensure!(refused.is_err(), "{role} may");

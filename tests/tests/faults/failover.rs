@@ -164,8 +164,10 @@ async fn data_are_put_back(services_live: bool) -> anyhow::Result<()> {
     let lineage = EventStore::new(backend.superuser.clone())
         .lineage(log::PARTITION)
         .await?;
+    // Each process remembers its own batches only, and somebody may have gone on: the fork is never put above where it is.
+    let last = lineage.valid_up_to(before.generation).context("it is known")?;
     ensure!(
-        lineage.valid_up_to(before.generation) == Some(before.position),
+        last == before.position || (services_live && last < before.position),
         "{lineage:?}, the fork is behind {}",
         before.position
     );

@@ -3,16 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use daybook_event_store::{LogHead, ReadError, RecordedEvent, Witnesses};
+use daybook_event_store::{EpochId, LogHead, ReadError, RecordedEvent, Witnesses};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::PublisherMetrics;
 use super::acks::Outgoing;
 use super::task::{Interruption, Setting, Task};
 use crate::message;
-use crate::stream::{self, StreamEpoch, StreamState};
+use crate::stream::{self, StreamState};
 
 /// The pause between two looks at a stream that someone else is filling, doubled up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
@@ -20,6 +21,16 @@ const LOOK_PAUSE_LAST: Duration = Duration::from_millis(8);
 
 /// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How much later a stream's epoch may be than the log's. Beyond that somebody has invented it, to stop all commands.
+const EPOCHS_AHEAD_MAX: i32 = 1_000;
+
+fn superseded(own: EpochId, seen: EpochId) -> Interruption {
+    Interruption::Superseded {
+        epoch: own.number,
+        seen: seen.number,
+    }
+}
 
 /// Why a stream cannot stay as it is.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +74,7 @@ impl Task {
             bus,
             store,
             partition,
+            seen,
             ..
         } = &self.setting;
         // The stream first: the log's head, read later, can only be at the same place or further on.
@@ -71,6 +83,10 @@ impl Task {
         if head.is_standby {
             return Err(Interruption::Standby);
         }
+        if head.id() < seen.latest() {
+            return Err(superseded(head.id(), seen.latest()));
+        }
+        seen.note(head.id());
         if let Some(stream) = &found {
             head = self.check_epoch(stream, head).await?;
         }
@@ -107,26 +123,44 @@ impl Task {
     /// committed: which of the two does not matter, since the next epoch costs only what is beyond the head.
     async fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<LogHead, Interruption> {
         let Setting {
+            bus,
             store,
+            attaching,
             partition,
             seen,
             ..
         } = &self.setting;
-        let (epoch, own) = (stream.epoch, StreamEpoch::from(&head));
+        let (epoch, own) = (stream.epoch, head.id());
         if epoch > own {
-            // Under one number there are two: the other one is the later.
-            seen.note(epoch.number.max(own.number + 1));
-            return Err(Interruption::Superseded {
-                epoch: own.number,
-                seen: epoch.number,
-            });
+            if epoch.number > own.number + EPOCHS_AHEAD_MAX {
+                return Err(stream::invented(bus, *partition).into());
+            }
+            seen.note(epoch);
+            return Err(superseded(own, epoch));
         }
         if epoch == own && stream.last > head.position {
-            let witness = Witnesses::some_event_at(epoch.number, stream.last);
-            store.attach(*partition, witness, seen.number()).await?;
+            let known = self.known_in_stream(head).await?;
+            let witness = Witnesses::some_event_at(epoch.generation, stream.last, known);
+            attaching
+                .attach(*partition, witness, seen.latest().number)
+                .await?;
             return Ok(store.head(*partition).await?);
         }
         Ok(head)
+    }
+
+    /// The log's newest event, if the stream has it, too.
+    async fn known_in_stream(&self, head: LogHead) -> Result<Option<(u64, Uuid)>, Interruption> {
+        let Setting { store, partition, .. } = &self.setting;
+        let Some(before) = head.position.checked_sub(1) else {
+            return Ok(None);
+        };
+        for event in store.read_log(*partition, before, 1).await? {
+            if self.is_faithful(&event).await? {
+                return Ok(Some((event.position, event.event_id)));
+            }
+        }
+        Ok(None)
     }
 
     /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
@@ -161,7 +195,7 @@ impl Task {
 
     /// Whether the stream carries the log's epoch, or can go on with it.
     async fn flaw_of_epoch(&self, stream: &StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
-        if stream.epoch == StreamEpoch::from(&head) {
+        if stream.epoch == head.id() {
             return Ok(None);
         }
         let Setting { store, partition, .. } = &self.setting;
@@ -182,7 +216,7 @@ impl Task {
 
     /// Sees to the stream's settings, now and then, and at once that it carries the log's newest epoch.
     async fn reconcile(&mut self, stream: &StreamState, head: LogHead) -> Result<(), Interruption> {
-        let epoch = StreamEpoch::from(&head);
+        let epoch = head.id();
         if stream.epoch == epoch && Instant::now() < self.reconcile_at {
             return Ok(());
         }
@@ -236,7 +270,7 @@ impl Task {
         } = &self.setting;
         let retained = options.retained_events_max.unwrap_or(u64::MAX);
         let skipped = skipped.max(head.position.saturating_sub(retained));
-        let epoch = StreamEpoch::from(&head);
+        let epoch = head.id();
         stream::create(bus, *partition, epoch, skipped + 1, options.shape()).await?;
         let made = stream::find(bus, *partition).await?;
         // What is beyond the head that was read before is for the next comparison.

@@ -25,6 +25,8 @@ const FAILURE_PAUSE_LAST: Duration = Duration::from_secs(1);
 pub(super) struct Setting {
     pub(super) bus: Bus,
     pub(super) store: EventStore,
+    /// As a role that may open epochs.
+    pub(super) attaching: EventStore,
     pub(super) partition: i32,
     pub(super) seen: SeenEpoch,
     pub(super) options: PublisherOptions,

@@ -106,6 +106,7 @@ impl Stack {
         let (handle, work) = Publisher::new(
             bus,
             self.store.clone(),
+            self.store.clone(),
             PARTITION,
             receiver,
             seen.clone(),
@@ -201,14 +202,14 @@ impl Stack {
     /// Opens the next epoch of the log, which parts from the one before behind a position.
     pub(crate) async fn fork(&self, behind: u64) -> anyhow::Result<()> {
         let attached = "
-            SELECT a.opened FROM event_store.log AS l
-            CROSS JOIN LATERAL event_store.attach(l.partition, l.epoch, ARRAY[$1], ARRAY[gen_random_uuid()], 0) AS a
+            SELECT a FROM event_store.log AS l
+            CROSS JOIN LATERAL event_store.fork(l.partition, 0, 'a test', $1) AS a
         ";
-        let opened: Option<String> = sqlx::query_scalar(attached)
-            .bind(behind.cast_signed() + 1)
+        let _epoch: i32 = sqlx::query_scalar(attached)
+            .bind(behind.cast_signed())
             .fetch_one(&self.pool)
             .await?;
-        opened.context("no epoch was opened").map(drop)
+        Ok(())
     }
 
     /// Waits until the stream holds the log from its first message on, and compares them one by one.

@@ -121,7 +121,8 @@ async fn replica(
     let store = EventStore::new(servers.database.pool("daybook_publisher").await?);
     let bus = Bus::connect(&servers.nats.url_of(NatsUser::Command), &Deployment::default()).await?;
     let (seen, options) = (SeenEpoch::default(), PublisherOptions::default());
-    let (publisher, publishing) = Publisher::new(bus, store, PARTITION, to_publish, seen, options);
+    let attaching = EventStore::new(servers.database.pool("daybook_command").await?);
+    let (publisher, publishing) = Publisher::new(bus, store, attaching, PARTITION, to_publish, seen, options);
     tasks.spawn(publishing);
     Ok((appender, publisher))
 }
