@@ -39,7 +39,7 @@ const USERS: &str = include_str!("../../../deploy/nats/users.conf");
 /// What the users' passwords are derived from, within the server's directory.
 const SECRET: &str = "password-secret";
 
-/// A user of the server, as [`USERS`] has it.
+/// A user of the server, as `USERS` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NatsUser {
     /// May do everything.
