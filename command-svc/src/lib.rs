@@ -141,7 +141,7 @@ async fn start_partitions(
     let (mut partitions, mut publishers, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
-        let seen = SeenEpoch::default();
+        let seen = SeenEpoch::with_publisher();
         epochs.push((partition, seen.clone()));
         let connecting = database::connect_options(url, "daybook-appender", database::STATEMENT_TIMEOUT)?;
         let (appender, appending) = Appender::new(

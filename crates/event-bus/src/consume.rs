@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::pull;
-use daybook_event_store::{EventStore, ReadError, RecordedEvent};
+use daybook_event_store::{EventStore, Lineage, ReadError, RecordedEvent};
 use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -138,6 +138,8 @@ pub struct Reader {
     metrics: Arc<ReaderMetrics>,
     /// The log's generation; `None` until the log has been looked at.
     generation: Option<Uuid>,
+    /// Which generations it has, and how far: messages of earlier ones stay in the stream.
+    lineage: Lineage,
     /// The position of the newest event that is ready or handed out.
     last: u64,
     /// To be handed out.
@@ -178,6 +180,7 @@ impl Reader {
             store,
             partition,
             generation: None,
+            lineage: Lineage::default(),
             options,
             metrics: Arc::default(),
             last: after,
@@ -289,7 +292,13 @@ impl Reader {
             _ if self.generation.is_none() && self.bus.is_connected() => 0,
             _ => chunk,
         };
-        let look = source::look(self.store.clone(), self.partition, self.last, limit);
+        let look = source::look(
+            self.store.clone(),
+            self.partition,
+            self.last,
+            limit,
+            self.generation.is_none(),
+        );
         self.looking = Some(tokio::spawn(look));
     }
 
@@ -354,14 +363,17 @@ impl Reader {
             })
             .ok()?;
         let is_at_home = event.partition == self.partition && event.position == sequence;
-        (is_at_home && Some(generation) == self.generation).then_some(event)
+        (is_at_home && self.lineage.has(generation, sequence)).then_some(event)
     }
 
     /// Takes what the log has, and what that says about the stream.
     fn learn(&mut self, look: Result<Look, ReadError>) -> Result<(), ReaderError> {
         self.heard_at = Instant::now();
-        let look = look.map_err(ReaderError::Log)?;
+        let mut look = look.map_err(ReaderError::Log)?;
         self.check_generation(&look)?;
+        if let Some(lineage) = look.lineage.take() {
+            self.lineage = lineage;
+        }
         look.check()?;
         let is_behind = look.is_full() && self.hole_end == 0;
         let head = look.head.position;

@@ -245,6 +245,28 @@ async fn a_restored_log_is_reported() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_before_a_fork_still_comes_from_the_stream() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(1_000).await?);
+    publishing.published(1_000).await?;
+    stack.fork(1_000).await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(1_010).await?;
+
+    // It looks at the log for nothing but the head, so that all has to come over the bus.
+    let options = ReaderOptions {
+        idle_interval: DEADLINE,
+        ..ReaderOptions::default()
+    };
+    let bus = stack.bus(NatsUser::Projector).await?;
+    let mut reader = Reader::new(bus, stack.store.clone(), PARTITION, 0, options);
+    assert_eq!(read_to(&mut reader, 1_010).await?, stack.log().await?);
+    assert_eq!(reader.metrics().holes.load(Relaxed), 0);
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_belongs_to_another_log_is_refused() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let options = ReaderOptions {

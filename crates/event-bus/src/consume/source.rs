@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, StreamError, pull};
-use daybook_event_store::{EventStore, LogHead, ReadError, RecordedEvent};
+use daybook_event_store::{EventStore, Lineage, LogHead, ReadError, RecordedEvent};
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -76,17 +76,24 @@ pub(super) struct Look {
     after: u64,
     limit: u32,
     pub(super) head: LogHead,
+    /// Only where it was asked for.
+    pub(super) lineage: Option<Lineage>,
     pub(super) events: Vec<RecordedEvent>,
 }
 
-/// Reads the log's head, and then at most `limit` events after `after`, if there are any.
+/// Reads the log's head, its lineage where that is wanted, and then at most `limit` events after `after`, if there are any.
 pub(super) async fn look(
     store: EventStore,
     partition: i32,
     after: u64,
     limit: u32,
+    wants_lineage: bool,
 ) -> Result<Look, ReadError> {
     let head = store.head(partition).await?;
+    let lineage = match wants_lineage {
+        true => Some(store.lineage(partition).await?),
+        false => None,
+    };
     let events = match limit {
         0 => Vec::new(),
         _ if head.position <= after => Vec::new(),
@@ -96,6 +103,7 @@ pub(super) async fn look(
         after,
         limit,
         head,
+        lineage,
         events,
     })
 }

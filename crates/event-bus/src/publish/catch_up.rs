@@ -51,7 +51,11 @@ impl Task {
             if !self.setting.bus.is_connected() {
                 return Err(Interruption::Disconnected);
             }
-            let (head, last) = self.compare().await?;
+            let compared = self.compare().await;
+            if matches!(compared, Ok(_) | Err(Interruption::Superseded { .. })) {
+                self.setting.seen.note_look();
+            }
+            let (head, last) = compared?;
             if head.position - last <= self.setting.options.window_messages as u64 {
                 self.take_committed()?;
             }
