@@ -67,11 +67,6 @@ pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHa
         |one| &one.published,
     );
     counter(
-        "publish_helped",
-        "Events published for a replica that had not done so",
-        |one| &one.helped,
-    );
-    counter(
         "publish_refilled",
         "Events read from the log because the stream was behind",
         |one| &one.refilled,

@@ -2,8 +2,8 @@
 //!
 //! Each message says which sequence it expects before it (`Nats-Expected-Last-Sequence`), so JetStream itself refuses
 //! duplicates, holes and zombies, and **no leader is needed**: every replica publishes what it committed, straight from
-//! memory, with many acknowledgements outstanding. What is refused because something before it is missing waits a
-//! moment for whoever committed that; then the publisher reads it from the log and publishes it itself: it helps.
+//! memory, with many acknowledgements outstanding. Where something before it is missing, it waits a moment for whoever
+//! committed that; then it reads what is missing from the log and publishes that, too: it helps.
 //!
 //! On start, after any error and every second the publisher compares the log's head with the stream's last sequence and
 //! fills the difference from the log. A stream that is gone is made anew; one that holds what the log does not (a foreign
@@ -14,7 +14,9 @@
 //! and reads them from the log afterwards.
 
 mod acks;
-mod catch_up;
+mod comparison;
+mod interruption;
+mod machine;
 mod task;
 
 use std::sync::Arc;
@@ -85,8 +87,6 @@ pub trait PublishObserver: Send + Sync {
 pub struct PublisherMetrics {
     /// Messages of this publisher that the stream acknowledged.
     pub published: AtomicU64,
-    /// Events read from the log because messages were refused for the lack of them.
-    pub helped: AtomicU64,
     /// Events read from the log because the stream was behind.
     pub refilled: AtomicU64,
     /// Streams deleted because they did not hold what the log holds.

@@ -76,7 +76,7 @@ async fn what_a_stopped_replica_committed_another_publishes() -> anyhow::Result<
     helper.tell(stack.commit(5).await?);
 
     stack.stream_equals_log(&helper).await?;
-    assert_eq!(helper.handle.metrics().helped.load(Relaxed), 4);
+    assert_eq!(helper.handle.metrics().refilled.load(Relaxed), 9);
     helper.stop().await
 }
 

@@ -15,11 +15,9 @@ use daybook_tests::{check, log, metrics, wait};
 use sqlx::PgPool;
 use tokio::time::Instant;
 
-/// How long after a promotion the first command is accepted, at the most. The benchmark prints the figure.
+/// How long after a promotion the first command is accepted and the first fresh read is answered, at the most, while the load
+/// goes on. The benchmark prints the figures.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
-
-/// How long after it the first fresh read is answered, while the load goes on: a try that comes too early waits for ten.
-const READ_WITHIN: Duration = Duration::from_secs(30);
 
 async fn head(superuser: &PgPool) -> anyhow::Result<LogHead> {
     Ok(EventStore::new(superuser.clone()).head(log::PARTITION).await?)
@@ -55,7 +53,7 @@ async fn a_standby_that_is_promoted_without_loss_goes_on_and_nothing_is_rebuilt(
     let orders = Ledger::default();
     pair.fresh_read(0, &orders).await?;
     ensure!(
-        promoted.elapsed() < READ_WITHIN,
+        promoted.elapsed() < BACK_WITHIN,
         "the first fresh read after {:?}",
         promoted.elapsed()
     );

@@ -51,7 +51,6 @@ async fn refilled(services: &[Running]) -> anyhow::Result<f64> {
     let mut sum = 0.0;
     for service in services {
         sum += metrics::sum(service.admin, "daybook_publish_refilled_total").await?;
-        sum += metrics::sum(service.admin, "daybook_publish_helped_total").await?;
     }
     Ok(sum)
 }

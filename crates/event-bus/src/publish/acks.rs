@@ -3,7 +3,6 @@
 //! Acknowledgements come to one subscription of our own, on `<inbox>.<attempt>.<position>`: so a message costs no timer
 //! and no channel, and what an earlier attempt is still owed is told apart.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::{PublishErrorKind, StatusCode, Subscriber};
@@ -11,7 +10,6 @@ use daybook_event_store::RecordedEvent;
 use futures::{FutureExt as _, StreamExt as _};
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::bus::{Bus, BusError};
@@ -20,18 +18,10 @@ use crate::message::{self, Message};
 /// JetStream's code for a message that expects another last sequence.
 const WRONG_LAST_SEQUENCE: u64 = 10_071;
 
-/// An event that is to be published.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) event: RecordedEvent,
-    /// Whether this process has just committed it, so that its latency means something.
-    pub(super) is_fresh: bool,
-}
-
 /// What came back for a message of the current attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Everything up to here is in the stream; the messages of this attempt among it are given back.
+    /// Everything up to here is in the stream.
     Stored(u64),
     /// The stream has another last sequence than this position needs.
     Refused(u64),
@@ -53,80 +43,46 @@ pub(super) enum SendError {
     Stuck,
 }
 
-/// The messages in flight.
-pub(super) struct InFlight {
+/// The way to the stream, and back.
+pub(super) struct Acks {
     bus: Bus,
     inbox: String,
     answers: Subscriber,
-    attempt: u64,
-    /// Sent and not known to be stored, in the order of their positions.
-    messages: VecDeque<Outgoing>,
-    /// How many of this attempt's messages have no answer yet.
-    unanswered: usize,
-    /// When something was last sent or answered.
-    last_activity: Instant,
 }
 
-impl InFlight {
+impl Acks {
     pub(super) async fn new(bus: &Bus) -> Result<Self, BusError> {
         let inbox = bus.client().new_inbox();
         let answers = bus.subscribe(format!("{inbox}.*.*")).await?;
-        let (messages, last_activity) = (VecDeque::new(), Instant::now());
         Ok(Self {
             bus: bus.clone(),
             inbox,
             answers,
-            attempt: 0,
-            messages,
-            unanswered: 0,
-            last_activity,
         })
     }
 
-    pub(super) fn unanswered(&self) -> usize {
-        self.unanswered
-    }
-
-    /// When the silence has lasted for `timeout`.
-    pub(super) fn deadline(&self, timeout: Duration) -> Instant {
-        self.last_activity + timeout
-    }
-
-    /// Gives all messages back and forgets what is unanswered: later answers to them are ignored.
-    pub(super) fn begin_attempt(&mut self) -> VecDeque<Outgoing> {
-        self.attempt += 1;
-        self.unanswered = 0;
-        std::mem::take(&mut self.messages)
-    }
-
-    /// Sends a message. True when the event was too large and went as a reference.
+    /// Sends an event in an attempt. True when it was too large and went as a reference.
     pub(super) async fn send(
-        &mut self,
-        outgoing: Outgoing,
+        &self,
+        event: &RecordedEvent,
         generation: Uuid,
+        attempt: u64,
         timeout: Duration,
     ) -> Result<bool, SendError> {
-        let (event, deployment) = (&outgoing.event, self.bus.deployment());
+        let deployment = self.bus.deployment();
+        let reply = format!("{}.{attempt}.{}", self.inbox, event.position);
         let whole = message::encode(event, generation, deployment);
-        let whole = self.hand_over(event.position, whole, timeout).await;
-        let is_reference = match &whole {
+        match self.hand_over(reply.clone(), whole, timeout).await {
             Err(SendError::Client(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                 let reference = message::encode_as_reference(event, generation, deployment);
-                self.hand_over(event.position, reference, timeout).await?;
-                true
+                self.hand_over(reply, reference, timeout).await?;
+                Ok(true)
             }
-            _ => whole.map(|()| false)?,
-        };
-        if self.unanswered == 0 {
-            self.last_activity = Instant::now();
+            sent => sent.map(|()| false),
         }
-        self.unanswered += 1;
-        self.messages.push_back(outgoing);
-        Ok(is_reference)
     }
 
-    async fn hand_over(&self, position: u64, message: Message, timeout: Duration) -> Result<(), SendError> {
-        let reply = format!("{}.{}.{position}", self.inbox, self.attempt);
+    async fn hand_over(&self, reply: String, message: Message, timeout: Duration) -> Result<(), SendError> {
         let Message {
             subject,
             headers,
@@ -143,46 +99,27 @@ impl InFlight {
     }
 
     /// The next answer to this attempt, as it comes; `None` when the client is closed. Cancel-safe.
-    pub(super) async fn answer(&mut self) -> Option<Answer> {
+    pub(super) async fn answer(&mut self, attempt: u64) -> Option<Answer> {
         loop {
             let message = self.answers.next().await?;
-            if let Some(answer) = self.read(&message) {
+            if let Some(answer) = read(&message, attempt) {
                 return Some(answer);
             }
         }
     }
 
     /// The next answer that has come already.
-    pub(super) fn ready_answer(&mut self) -> Option<Answer> {
-        self.answer().now_or_never().flatten()
+    pub(super) fn ready_answer(&mut self, attempt: u64) -> Option<Answer> {
+        self.answer(attempt).now_or_never().flatten()
     }
+}
 
-    fn read(&mut self, message: &async_nats::Message) -> Option<Answer> {
-        let mut tokens = message.subject.rsplit('.');
-        let position = tokens.next()?.parse().ok()?;
-        if tokens.next()?.parse() != Ok(self.attempt) {
-            return None;
-        }
-        self.unanswered = self.unanswered.saturating_sub(1);
-        self.last_activity = Instant::now();
-        Some(answer(message.status, &message.payload, position))
-    }
-
-    /// The message in flight that has a position.
-    pub(super) fn message_at(&self, position: u64) -> Option<&Outgoing> {
-        let index = self
-            .messages
-            .binary_search_by_key(&position, |outgoing| outgoing.event.position);
-        self.messages.get(index.ok()?)
-    }
-
-    /// The messages that are stored now that everything up to `position` is.
-    pub(super) fn stored(&mut self, position: u64) -> impl Iterator<Item = Outgoing> + '_ {
-        let count = self
-            .messages
-            .partition_point(|outgoing| outgoing.event.position <= position);
-        self.messages.drain(..count)
-    }
+/// The answer that a message is to a message of this attempt.
+fn read(message: &async_nats::Message, attempt: u64) -> Option<Answer> {
+    let mut tokens = message.subject.rsplit('.');
+    let position = tokens.next()?.parse().ok()?;
+    let is_of_attempt = tokens.next()?.parse() == Ok(attempt);
+    is_of_attempt.then(|| answer(message.status, &message.payload, position))
 }
 
 fn answer(status: Option<StatusCode>, payload: &[u8], position: u64) -> Answer {

@@ -1,0 +1,226 @@
+//! The comparison of stream and log: whose epoch each carries, whether the stream may stay, and where both stand.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use daybook_event_store::{LogHead, RecordedEvent, Witnesses};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::PublisherMetrics;
+use super::interruption::Interruption;
+use super::machine::{Comparison, Machine};
+use super::task::Setting;
+use crate::message;
+use crate::stream::{self, StreamState};
+
+/// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How much later a stream's epoch may be than the log's. Beyond that somebody has invented it, to stop all commands.
+const EPOCHS_AHEAD_MAX: i32 = 1_000;
+
+/// Why a stream cannot stay as it is.
+#[derive(Debug, thiserror::Error)]
+enum Flaw {
+    #[error("it carries an epoch that the log has not")]
+    Epoch,
+    #[error("it holds what an earlier epoch recorded behind position {0}, where the log's history parts")]
+    Fork(u64),
+    #[error("its message {0} is not the log's event")]
+    Foreign(u64),
+}
+
+/// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that, and
+/// notes when that was.
+pub(super) async fn compare(
+    setting: &Setting,
+    machine: &Machine,
+    reconciled_at: &mut Option<Instant>,
+) -> Result<Comparison, Interruption> {
+    if !setting.bus.is_connected() {
+        return Err(Interruption::Disconnected);
+    }
+    let comparison = compare_connected(setting, machine, reconciled_at).await;
+    if matches!(comparison, Ok(_) | Err(Interruption::Superseded { .. })) {
+        setting.seen.note_look();
+    }
+    comparison
+}
+
+async fn compare_connected(
+    setting: &Setting,
+    machine: &Machine,
+    reconciled_at: &mut Option<Instant>,
+) -> Result<Comparison, Interruption> {
+    let Setting {
+        bus,
+        store,
+        partition,
+        seen,
+        metrics,
+        ..
+    } = setting;
+    // The stream first: the log's head, read later, can only be at the same place or further on.
+    let found = stream::find(bus, *partition).await?;
+    let mut head = store.head(*partition).await?;
+    if head.is_standby {
+        return Err(Interruption::Standby);
+    }
+    if head.id() < seen.latest() {
+        return Err(Interruption::superseded(head.id(), seen.latest()));
+    }
+    seen.note(head.id());
+    if let Some(stream) = &found {
+        head = setting.check_epoch(stream, head).await?;
+    }
+    let last = match found {
+        Some(stream) => match setting.flaw(machine, &stream, head).await? {
+            None => {
+                setting.reconcile(&stream, head, reconciled_at).await?;
+                stream.last
+            }
+            Some(flaw) => setting.rebuild(&stream, head, &flaw).await?,
+        },
+        None => setting.create(head, 0).await?,
+    };
+    metrics.unusable.store(false, Ordering::Relaxed);
+    Ok(Comparison {
+        head: head.position,
+        generation: head.generation,
+        last,
+    })
+}
+
+impl Setting {
+    /// Compares the epochs of stream and log. Whoever meets a later one than its own log's leaves the stream alone, and the
+    /// appender stops. A stream that is further than its own epoch's log shows that the log was set back, or what nobody
+    /// committed: which of the two does not matter, since the next epoch costs only what is beyond the head.
+    async fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<LogHead, Interruption> {
+        let (epoch, own) = (stream.epoch, head.id());
+        if epoch > own {
+            if epoch.number > own.number + EPOCHS_AHEAD_MAX {
+                return Err(stream::invented(&self.bus, self.partition).into());
+            }
+            self.seen.note(epoch);
+            return Err(Interruption::superseded(own, epoch));
+        }
+        if epoch == own && stream.last > head.position {
+            let known = self.known_in_stream(head).await?;
+            let witness = Witnesses::some_event_at(epoch.generation, stream.last, known);
+            let seen = self.seen.latest().number;
+            self.attaching.attach(self.partition, witness, seen).await?;
+            return Ok(self.store.head(self.partition).await?);
+        }
+        Ok(head)
+    }
+
+    /// The log's newest event, if the stream has it, too.
+    async fn known_in_stream(&self, head: LogHead) -> Result<Option<(u64, Uuid)>, Interruption> {
+        let Some(before) = head.position.checked_sub(1) else {
+            return Ok(None);
+        };
+        for event in self.store.read_log(self.partition, before, 1).await? {
+            if self.is_faithful(&event).await? {
+                return Ok(Some((event.position, event.event_id)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
+    /// a message of ours was refused: in between, the expected sequences keep everything in its place.
+    async fn flaw(
+        &self,
+        machine: &Machine,
+        stream: &StreamState,
+        head: LogHead,
+    ) -> Result<Option<Flaw>, Interruption> {
+        if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
+            return Ok(Some(flaw));
+        }
+        if let Some(event) = machine.suspect().filter(|event| event.position <= stream.last)
+            && !self.is_faithful(event).await?
+        {
+            return Ok(Some(Flaw::Foreign(event.position)));
+        }
+        if stream.last == 0 || stream.last == machine.checked() {
+            return Ok(None);
+        }
+        for event in self.store.read_log(self.partition, stream.last - 1, 1).await? {
+            if !self.is_faithful(&event).await? {
+                return Ok(Some(Flaw::Foreign(event.position)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the stream carries the log's epoch, or can go on with it.
+    async fn flaw_of_epoch(&self, stream: &StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
+        if stream.epoch == head.id() {
+            return Ok(None);
+        }
+        let lineage = self.store.lineage(self.partition).await?;
+        Ok(match lineage.valid_up_to(stream.epoch.generation) {
+            Some(fork) if stream.last <= fork => None,
+            Some(fork) => Some(Flaw::Fork(fork)),
+            None => Some(Flaw::Epoch),
+        })
+    }
+
+    /// Whether the stream's message at the event's position is that event. A deleted message is no lie.
+    async fn is_faithful(&self, event: &RecordedEvent) -> Result<bool, Interruption> {
+        let headers = stream::headers_at(&self.bus, self.partition, event.position).await?;
+        Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event)))
+    }
+
+    /// Sees to the stream's settings, now and then, and at once that it carries the log's newest epoch.
+    async fn reconcile(
+        &self,
+        stream: &StreamState,
+        head: LogHead,
+        reconciled_at: &mut Option<Instant>,
+    ) -> Result<(), Interruption> {
+        let (epoch, now) = (head.id(), Instant::now());
+        if stream.epoch == epoch && reconciled_at.is_some_and(|at| now < at + RECONCILE_INTERVAL) {
+            return Ok(());
+        }
+        let shape = self.options.shape();
+        if stream::reconcile(&self.bus, self.partition, stream, epoch, shape).await? {
+            PublisherMetrics::add(&self.metrics.reconciled, 1);
+        }
+        *reconciled_at = Some(now);
+        Ok(())
+    }
+
+    async fn rebuild(&self, stream: &StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
+        tracing::warn!(
+            partition = self.partition,
+            stream.last = stream.last,
+            log.head = head.position,
+            reason = %flaw,
+            "the stream is deleted and filled again from the log",
+        );
+        stream::delete(&self.bus, self.partition, stream).await?;
+        self.published.send_replace(0);
+        PublisherMetrics::add(&self.metrics.rebuilt, 1);
+        // What is below the fork is in nobody's way: whoever lacks it reads the log.
+        let skipped = match flaw {
+            Flaw::Fork(fork) => *fork,
+            Flaw::Epoch | Flaw::Foreign(_) => 0,
+        };
+        self.create(head, skipped).await
+    }
+
+    /// Makes the stream for what comes after the position `skipped`, or for the newest events that it is to hold. Returns its
+    /// last sequence: another replica may have made it meanwhile, and filled it.
+    async fn create(&self, head: LogHead, skipped: u64) -> Result<u64, Interruption> {
+        let retained = self.options.retained_events_max.unwrap_or(u64::MAX);
+        let skipped = skipped.max(head.position.saturating_sub(retained));
+        let shape = self.options.shape();
+        stream::create(&self.bus, self.partition, head.id(), skipped + 1, shape).await?;
+        let made = stream::find(&self.bus, self.partition).await?;
+        // What is beyond the head that was read before is for the next comparison.
+        Ok(made.map_or(skipped, |stream| stream.last.min(head.position)))
+    }
+}

@@ -1,0 +1,572 @@
+//! What the publisher does next: its states and the transitions between them, without NATS, Postgres or a clock.
+//!
+//! What this process commits is sent from memory as long as it continues what the stream has. Where it does not, somebody
+//! else has committed what comes before it, and publishes that this very moment: so the stream is looked at until it gets
+//! there. If it stands still instead, or if what is here has holes as well, everything that is missing is read from the log
+//! and published at once. So of several replicas that are behind, whoever's turn it is publishes for all, and the others
+//! wait for as long as that goes on: nobody is appointed, and no two of them refuse each other's messages for long.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use daybook_event_store::{Committed, LogHead, RecordedEvent};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::PublisherOptions;
+use super::acks::Answer;
+use super::interruption::Interruption;
+
+/// The first backoff, after the second failure in a row; it doubles up to the last.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// The pause between two looks at a stream that someone else is filling; it doubles up to the last.
+const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(4);
+
+/// How many bytes of events are kept in memory, beside the last batch. What does not fit is read from the log again.
+const MEMORY_BYTES_MAX: usize = 32 << 20;
+
+/// An event that is to be published.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) event: RecordedEvent,
+    /// Whether this process has just committed it, so that its latency means something.
+    pub(super) is_fresh: bool,
+}
+
+/// What the publisher is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The log's head and the stream's last sequence are to be compared.
+    Comparing,
+    /// What is committed here is sent as it comes; if nothing is, they are compared again at this time.
+    Flowing { compare_at: Instant },
+    /// Somebody else publishes what comes next, or was to.
+    Waiting(Wait),
+    /// What is missing is read from the log and sent; the next read begins after this position, `None` while one is under way.
+    Filling { read_after: Option<u64> },
+    /// Publishing was interrupted: what is in flight is waited for.
+    Settling,
+    /// The interruptions do not end.
+    BackingOff { until: Instant },
+    /// Nothing more will be committed here, and all is published or left to others.
+    Stopped,
+}
+
+/// How long somebody else is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wait {
+    /// The stream's last sequence.
+    last: u64,
+    /// Until then it must have moved on.
+    deadline: Instant,
+    look_at: Instant,
+    pause: Duration,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Compare the log's head with the stream's last sequence.
+    Compare,
+    /// Look at the stream's last sequence.
+    Look,
+    /// Begin to read the log after a position.
+    Read { after: u64 },
+    /// Wait for something to happen, but not longer than this.
+    Wait { until: Instant },
+    /// End.
+    Stop,
+}
+
+/// Where log and stream stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Comparison {
+    /// The log's newest event.
+    pub(super) head: u64,
+    /// The log's generation.
+    pub(super) generation: Uuid,
+    /// The stream's last sequence.
+    pub(super) last: u64,
+}
+
+/// The publisher of one partition.
+#[derive(Debug)]
+pub(super) struct Machine {
+    options: Limits,
+    state: State,
+    /// The generation of the log, as of the last comparison.
+    generation: Uuid,
+    /// To be sent, in the order of their positions.
+    queue: VecDeque<Outgoing>,
+    /// Sent and not known to be stored, in the order of their positions.
+    in_flight: VecDeque<Outgoing>,
+    /// Of the queue and of what is in flight.
+    bytes: usize,
+    /// How many messages of this attempt have no answer yet.
+    unanswered: usize,
+    /// Counts the attempts: answers to messages of an earlier one mean nothing any more.
+    attempt: u64,
+    /// When something was last sent or answered.
+    active_at: Instant,
+    /// Everything up to here is in the stream, in flight or in the queue, without a hole.
+    reached: u64,
+    /// The highest position that is known to be committed.
+    known: u64,
+    /// The stream's message with this sequence is known to be the log's event.
+    checked: u64,
+    /// The first event that was refused: what the stream holds in its place has to be looked at.
+    suspect: Option<RecordedEvent>,
+    /// Interruptions since something was last published.
+    failures: u32,
+    /// Nothing more will be committed here.
+    is_closed: bool,
+}
+
+/// The options that matter here.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    window_messages: usize,
+    read_events: usize,
+    compare_interval: Duration,
+    help_after: Duration,
+    acknowledge_timeout: Duration,
+}
+
+impl Machine {
+    pub(super) fn new(options: &PublisherOptions, now: Instant) -> Self {
+        Self {
+            options: Limits {
+                window_messages: options.window_messages,
+                read_events: options.read_events_max as usize,
+                compare_interval: options.compare_interval,
+                help_after: options.help_after,
+                acknowledge_timeout: options.acknowledge_timeout,
+            },
+            state: State::Comparing,
+            generation: Uuid::nil(),
+            queue: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            bytes: 0,
+            unanswered: 0,
+            attempt: 0,
+            active_at: now,
+            reached: 0,
+            known: 0,
+            checked: 0,
+            suspect: None,
+            failures: 0,
+            is_closed: false,
+        }
+    }
+
+    /// The generation of the log that events are published under.
+    pub(super) fn generation(&self) -> Uuid {
+        self.generation
+    }
+
+    /// The number of this attempt.
+    pub(super) fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
+    /// The stream's message with this sequence is known to be the log's event.
+    pub(super) fn checked(&self) -> u64 {
+        self.checked
+    }
+
+    /// The first event that was refused since the last comparison.
+    pub(super) fn suspect(&self) -> Option<&RecordedEvent> {
+        self.suspect.as_ref()
+    }
+
+    /// How often publishing was interrupted since something was last published.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Whether answers are due.
+    pub(super) fn awaits_answers(&self) -> bool {
+        self.unanswered > 0
+    }
+
+    /// Whether to take what was committed here.
+    pub(super) fn takes_committed(&self) -> bool {
+        let is_ready = match self.state {
+            State::Flowing { .. } => self.queue.is_empty(),
+            State::Waiting(_) | State::Filling { .. } | State::BackingOff { .. } => true,
+            State::Comparing | State::Settling | State::Stopped => false,
+        };
+        is_ready && !self.is_closed
+    }
+
+    /// What is to be done next, when everything was sent that [`Self::next_to_send`] gave.
+    pub(super) fn next(&mut self, now: Instant) -> Action {
+        let has_room = self.queue.len() < self.options.read_events && self.bytes < MEMORY_BYTES_MAX;
+        match self.state {
+            State::Comparing => Action::Compare,
+            State::Stopped => Action::Stop,
+            State::Waiting(wait) if wait.look_at <= now => Action::Look,
+            State::Filling {
+                read_after: Some(after),
+            } if has_room => {
+                self.state = State::Filling { read_after: None };
+                Action::Read { after }
+            }
+            _ => self.wait(now),
+        }
+    }
+
+    fn wait(&self, now: Instant) -> Action {
+        let silent_at = self.active_at + self.options.acknowledge_timeout;
+        let of_state = match self.state {
+            State::Flowing { compare_at } => Some(compare_at),
+            State::Waiting(wait) => Some(wait.look_at),
+            State::BackingOff { until } => Some(until),
+            _ => None,
+        };
+        let of_answers = self.awaits_answers().then_some(silent_at);
+        let until = of_state
+            .into_iter()
+            .chain(of_answers)
+            .min()
+            .unwrap_or(now + self.options.acknowledge_timeout);
+        Action::Wait { until }
+    }
+
+    /// The next event to be sent now, which is in flight from here on.
+    pub(super) fn next_to_send(&mut self, now: Instant) -> Option<&Outgoing> {
+        let sends = matches!(self.state, State::Flowing { .. } | State::Filling { .. });
+        if !sends || self.unanswered >= self.options.window_messages {
+            return None;
+        }
+        let outgoing = self.queue.pop_front()?;
+        if self.unanswered == 0 {
+            self.active_at = now;
+        }
+        self.unanswered += 1;
+        self.in_flight.push_back(outgoing);
+        self.in_flight.back()
+    }
+
+    /// Takes what a comparison found.
+    pub(super) fn compared(&mut self, found: Comparison, now: Instant) {
+        if found.generation != self.generation {
+            // What waits here may be of a history that is gone; if it is not, the log has it.
+            self.forget_queue();
+            self.known = 0;
+            self.generation = found.generation;
+        }
+        if found.last > self.checked {
+            self.failures = 0;
+        }
+        self.suspect = None;
+        self.checked = found.last;
+        self.known = self.known.max(found.head);
+        self.go_on_from(found.last, now);
+    }
+
+    /// Takes the stream's last sequence, while somebody else is waited for.
+    pub(super) fn looked(&mut self, last: u64, now: Instant) {
+        let State::Waiting(mut wait) = self.state else {
+            return;
+        };
+        let wanted = self
+            .queue
+            .front()
+            .map_or(self.known, |first| first.event.position - 1);
+        if last < wait.last {
+            self.state = State::Comparing;
+            return;
+        }
+        if last >= wanted {
+            return self.go_on_from(last, now);
+        }
+        if last > wait.last {
+            wait.last = last;
+            wait.deadline = now + self.options.help_after;
+        } else if now >= wait.deadline && !self.awaits_answers() {
+            return self.fill_from(last);
+        }
+        wait.look_at = now + wait.pause;
+        wait.pause = (wait.pause * 2).min(LOOK_PAUSE_MAX);
+        self.state = State::Waiting(wait);
+    }
+
+    /// Takes what was read from the log, which are the next events, and the head that it had after that.
+    ///
+    /// # Errors
+    /// [`Interruption::Epoch`] when the log has gone on in another epoch: they may be of that one.
+    pub(super) fn read(
+        &mut self,
+        events: Vec<RecordedEvent>,
+        head: LogHead,
+        now: Instant,
+    ) -> Result<(), Interruption> {
+        if head.generation != self.generation {
+            return Err(Interruption::Epoch);
+        }
+        self.known = self.known.max(head.position);
+        let is_progress = !events.is_empty();
+        for event in events {
+            let is_fresh = false;
+            self.push(Outgoing { event, is_fresh });
+        }
+        self.state = match self.reached < self.known {
+            true if is_progress => State::Filling {
+                read_after: Some(self.reached),
+            },
+            true => State::Comparing,
+            false => self.flowing(now),
+        };
+        Ok(())
+    }
+
+    /// Takes a batch that was committed here.
+    ///
+    /// # Errors
+    /// [`Interruption::Epoch`] when the log has gone on in another epoch than it was compared in.
+    pub(super) fn committed(&mut self, batch: Committed, now: Instant) -> Result<(), Interruption> {
+        let is_full = self.queue.len() >= self.options.window_messages || self.bytes >= MEMORY_BYTES_MAX;
+        match self.state {
+            State::BackingOff { .. } => {}
+            _ if batch.generation != self.generation => return Err(Interruption::Epoch),
+            State::Flowing { .. } | State::Waiting(_) if !is_full => self.queue_fresh(batch.events, now),
+            _ => self.let_go(&batch),
+        }
+        Ok(())
+    }
+
+    fn queue_fresh(&mut self, events: Vec<RecordedEvent>, now: Instant) {
+        let end = self
+            .queue
+            .back()
+            .map_or(self.reached, |last| last.event.position.max(self.reached));
+        let mut new = events
+            .into_iter()
+            .skip_while(|event| event.position <= end)
+            .peekable();
+        let Some(first) = new.peek().map(|event| event.position) else {
+            return;
+        };
+        if first > self.reached + 1 && matches!(self.state, State::Flowing { .. }) {
+            self.wait_for_others(self.reached, now);
+        }
+        for event in new {
+            let is_fresh = true;
+            self.known = self.known.max(event.position);
+            self.push(Outgoing { event, is_fresh });
+        }
+    }
+
+    /// Leaves a batch that was committed here to a read of the log.
+    pub(super) fn let_go(&mut self, batch: &Committed) {
+        if let Some(newest) = batch.events.last()
+            && batch.generation == self.generation
+        {
+            self.known = self.known.max(newest.position);
+        }
+    }
+
+    /// Nothing more will be committed here.
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    /// Takes an answer to a message of this attempt. Returns the events that are known to be stored by it.
+    ///
+    /// # Errors
+    /// Why publishing is interrupted.
+    pub(super) fn answered(&mut self, answer: Answer, now: Instant) -> Result<Vec<Outgoing>, Interruption> {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        self.active_at = now;
+        let interruption = match answer {
+            Answer::Stored(position) => return Ok(self.stored(position)),
+            Answer::Refused(position) => {
+                if self.suspect.is_none() {
+                    let refused = self.in_flight.iter().find(|sent| sent.event.position == position);
+                    self.suspect = refused.map(|sent| sent.event.clone());
+                }
+                Interruption::Refused
+            }
+            Answer::Rejected { code, description } => Interruption::Rejected { code, description },
+        };
+        // What else goes wrong meanwhile does not matter: the comparison finds out where the stream stands.
+        match self.state {
+            State::Settling => Ok(Vec::new()),
+            _ => Err(interruption),
+        }
+    }
+
+    fn stored(&mut self, position: u64) -> Vec<Outgoing> {
+        let count = self
+            .in_flight
+            .partition_point(|sent| sent.event.position <= position);
+        let stored: Vec<_> = self.in_flight.drain(..count).collect();
+        self.bytes -= bytes_of(&stored);
+        self.checked = position;
+        self.failures = 0;
+        stored
+    }
+
+    /// Takes that there is a new connection: nothing of what was under way on the old one is certain.
+    ///
+    /// # Errors
+    /// [`Interruption::Reconnected`] unless it was waited for.
+    pub(super) fn reconnected(&mut self) -> Result<(), Interruption> {
+        match self.state {
+            State::Comparing | State::Stopped => Ok(()),
+            State::Settling | State::BackingOff { .. } => {
+                self.begin_attempt();
+                self.state = State::Comparing;
+                Ok(())
+            }
+            State::Flowing { .. } | State::Waiting(_) | State::Filling { .. } => {
+                Err(Interruption::Reconnected)
+            }
+        }
+    }
+
+    /// Does what is due by now.
+    ///
+    /// # Errors
+    /// [`Interruption::Silence`] when answers do not come.
+    pub(super) fn elapsed(&mut self, now: Instant) -> Result<(), Interruption> {
+        let is_silent = self.awaits_answers() && now >= self.active_at + self.options.acknowledge_timeout;
+        let is_idle = !self.awaits_answers() && self.queue.is_empty();
+        match self.state {
+            State::Settling if is_silent || !self.awaits_answers() => self.settled(now),
+            State::BackingOff { until } if until <= now || self.is_closed => self.state = State::Comparing,
+            State::Flowing { .. } | State::Waiting(_) | State::Filling { .. } if is_silent => {
+                return Err(Interruption::Silence);
+            }
+            State::Flowing { .. } if is_idle && self.reached < self.known => {
+                self.wait_for_others(self.reached, now)
+            }
+            State::Flowing { .. } if is_idle && self.is_closed => self.state = State::Stopped,
+            State::Flowing { compare_at } if compare_at <= now => {
+                // While messages are acknowledged the stream is known to be right.
+                self.state = if is_idle {
+                    State::Comparing
+                } else {
+                    self.flowing(now)
+                };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes that publishing was interrupted.
+    pub(super) fn interrupted(&mut self, interruption: &Interruption) {
+        self.failures += 1;
+        self.state = match self.is_closed {
+            true => State::Stopped,
+            false => State::Settling,
+        };
+        if matches!(interruption, Interruption::Reconnected) {
+            // Answers that are still due were lost with the connection.
+            self.unanswered = 0;
+        }
+    }
+
+    /// Nothing more is known of what is in flight: it is to be sent again, unless the stream turns out to have it.
+    fn settled(&mut self, now: Instant) {
+        self.begin_attempt();
+        self.state = match self.failures {
+            0 | 1 => State::Comparing,
+            failures => {
+                let backoff = BACKOFF_FIRST * 2_u32.pow((failures - 2).min(8));
+                State::BackingOff {
+                    until: now + backoff.min(BACKOFF_MAX),
+                }
+            }
+        };
+    }
+
+    fn begin_attempt(&mut self) {
+        self.attempt += 1;
+        self.unanswered = 0;
+        self.in_flight.append(&mut self.queue);
+        std::mem::swap(&mut self.in_flight, &mut self.queue);
+    }
+
+    /// Goes on behind the stream's last sequence.
+    fn go_on_from(&mut self, last: u64, now: Instant) {
+        let published = self
+            .queue
+            .partition_point(|outgoing| outgoing.event.position <= last);
+        self.bytes -= self
+            .queue
+            .drain(..published)
+            .map(|outgoing| outgoing.event.size_bytes())
+            .sum::<usize>();
+        self.reached = last;
+        let Some(first) = self.queue.front().map(|outgoing| outgoing.event.position) else {
+            return match self.known <= last {
+                true => self.state = self.flowing(now),
+                false => self.wait_for_others(last, now),
+            };
+        };
+        let newest = self.queue.back().map_or(last, |outgoing| outgoing.event.position);
+        let has_holes = newest - first + 1 > self.queue.len() as u64;
+        if first > last + 1 {
+            self.wait_for_others(last, now);
+        } else if has_holes {
+            self.fill_from(last);
+        } else {
+            self.reached = newest;
+            self.state = self.flowing(now);
+        }
+    }
+
+    fn flowing(&self, now: Instant) -> State {
+        State::Flowing {
+            compare_at: now + self.options.compare_interval,
+        }
+    }
+
+    fn wait_for_others(&mut self, last: u64, now: Instant) {
+        self.state = State::Waiting(Wait {
+            last: last.min(self.checked),
+            deadline: now + self.options.help_after,
+            look_at: now,
+            pause: LOOK_PAUSE_FIRST,
+        });
+    }
+
+    fn fill_from(&mut self, last: u64) {
+        self.forget_queue();
+        self.reached = last;
+        self.state = State::Filling {
+            read_after: Some(last),
+        };
+    }
+
+    fn push(&mut self, outgoing: Outgoing) {
+        self.bytes += outgoing.event.size_bytes();
+        let position = outgoing.event.position;
+        if position == self.reached + 1 {
+            self.reached = position;
+        }
+        self.queue.push_back(outgoing);
+    }
+
+    /// What was queued is read from the log again.
+    fn forget_queue(&mut self) {
+        let forgotten = std::mem::take(&mut self.queue);
+        self.bytes -= forgotten
+            .iter()
+            .map(|outgoing| outgoing.event.size_bytes())
+            .sum::<usize>();
+    }
+}
+
+fn bytes_of(events: &[Outgoing]) -> usize {
+    events.iter().map(|outgoing| outgoing.event.size_bytes()).sum()
+}
+
+#[cfg(test)]
+mod tests;
