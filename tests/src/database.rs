@@ -1,10 +1,13 @@
 //! A database for each test, copied from a template that is migrated once in a run.
 
-use anyhow::Context as _;
-use daybook_devstack::Cluster;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use daybook_devstack::{Cluster, find};
 use daybook_event_store::{PostgresLog, SeenEpoch};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+use tokio::process::Command;
 use uuid::Uuid;
 
 /// The login roles of the services.
@@ -108,6 +111,45 @@ impl Database {
         }
     }
 
+    /// Writes a dump of it into a file.
+    ///
+    /// # Errors
+    /// When `pg_dump` fails.
+    pub async fn dump(&self, file: &Path) -> anyhow::Result<()> {
+        run(
+            "pg_dump",
+            &["--format=custom", "--file"],
+            file,
+            &self.superuser_url(),
+        )
+        .await
+    }
+
+    /// Puts what was dumped in its place, as an administrator does: beside it first, and then under its name.
+    ///
+    /// # Errors
+    /// When `pg_restore` or the server fails.
+    pub async fn restore(&self, file: &Path) -> anyhow::Result<()> {
+        let name = &self.name;
+        let beside = Self::create_empty(&self.cluster).await?;
+        run("pg_restore", &["--exit-on-error"], file, &beside.superuser_url()).await?;
+        let mut administrator = PgConnection::connect(&self.cluster.superuser_url("postgres")).await?;
+        let exchange = [
+            format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
+            format!(
+                "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{name}'"
+            ),
+            format!("ALTER DATABASE {name} RENAME TO {name}_before"),
+            format!("ALTER DATABASE {} RENAME TO {name}", beside.name),
+        ];
+        for statement in exchange {
+            sqlx::raw_sql(AssertSqlSafe(statement))
+                .execute(&mut administrator)
+                .await?;
+        }
+        Ok(administrator.close().await?)
+    }
+
     /// The address for a login role.
     #[must_use]
     pub fn url(&self, role: &str) -> String {
@@ -166,4 +208,21 @@ impl Database {
             .connect(&self.superuser_url())
             .await?)
     }
+}
+
+/// Runs one of Postgres's programs on a file and a database.
+async fn run(program: &str, options: &[&str], file: &Path, url: &str) -> anyhow::Result<()> {
+    let output = Command::new(find::postgres()?.directory.join(program))
+        .args(options)
+        .arg(file)
+        .arg(format!("--dbname={url}"))
+        .output()
+        .await
+        .with_context(|| format!("cannot run {program}"))?;
+    ensure!(
+        output.status.success(),
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }

@@ -125,6 +125,18 @@ impl Ledger {
         }
     }
 
+    /// Data were put back: what was accepted up to now may be gone.
+    pub fn doubt(&self) {
+        let mut entries = self.entries();
+        let accepted = entries
+            .values_mut()
+            .filter(|entry| matches!(entry.outcome, Outcome::Accepted(_)));
+        let doubted = accepted.map(|entry| entry.outcome = Outcome::Unknown).count();
+        let mut tally = lock(&self.tally);
+        tally.accepted -= doubted;
+        tally.unknown += doubted;
+    }
+
     /// Notes the answer to a command, and returns what this answer alone says. What was once known stays so; a command that is sent again after it was accepted
     /// must be answered with an equal receipt. A refusal that no key remembers (a version conflict, say) is about this
     /// send only: what became of an earlier one stays unknown.

@@ -138,6 +138,17 @@ impl Load {
         self.ledger.tally()
     }
 
+    /// Data were put back: what was accepted up to now may be gone. Waits first until so many commands were accepted since
+    /// that no answer of before is under way any more.
+    ///
+    /// # Errors
+    /// When none are.
+    pub async fn doubt(&self) -> anyhow::Result<()> {
+        self.progress(100).await?;
+        self.ledger.doubt();
+        Ok(())
+    }
+
     /// Waits until `more` more commands have been accepted than now.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The log goes on in another history: a standby is promoted, with and without loss, and data are put back.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -78,9 +79,9 @@ async fn what_a_promotion_loses_is_shown_to_nobody_and_only_that_is_done_again()
 
     // The primary goes on for a while after the standby has lost it.
     pair.replication.black_hole(Direction::Both);
-    let load = Load::start(&pair.backend.callers()?, 8);
+    let load_left_behind = Load::start(&[pair.caller(0)?], 8);
+    let load = Load::start(&[pair.caller(1)?], 8);
     load.progress(200).await?;
-    drop(load.stop().await);
     let (lost_id, caller) = (new_order_id(), pair.caller(1)?);
     let lost = caller.place(&lost_id, "customer").await?;
     let lost_path = format!("/v1/orders/{lost_id}");
@@ -94,9 +95,10 @@ async fn what_a_promotion_loses_is_shown_to_nobody_and_only_that_is_done_again()
         Ok((answer.status == 404).then_some(()))
     })
     .await?;
-    let load = Load::start(&[pair.caller(1)?], 8);
+    load.doubt().await?;
     load.progress(300).await?;
     ledger.absorb(&load.stop().await);
+    drop(load_left_behind.stop().await);
     pair.fresh_read(1, &ledger).await?;
     let answer = caller.get_after(&lost.consistency_token, &lost_path).await?;
     ensure!(
@@ -130,43 +132,74 @@ async fn what_a_promotion_loses_is_shown_to_nobody_and_only_that_is_done_again()
     Ok(pair.primary()?.kill().await?)
 }
 
-/// What is done again after data of an earlier moment were put back, while the services live or with new ones.
-async fn data_are_put_back(services_live: bool) -> anyhow::Result<()> {
+/// How data of an earlier moment are put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PutBack {
+    /// The server's files, while the services live.
+    Files,
+    /// The same, and then the services are new.
+    FilesUnderNewServices,
+    /// A dump, under the database's name, while the services live.
+    Dump,
+}
+
+/// Saves the data and, after more was recorded, puts them back.
+async fn put_back(how: PutBack, backend: &mut Backend, saved: &Path, is_saved: bool) -> anyhow::Result<()> {
+    let Servers {
+        database,
+        own_postgres,
+        ..
+    } = &mut backend.servers;
+    if how == PutBack::Dump {
+        return match is_saved {
+            false => database.dump(saved).await,
+            true => database.restore(saved).await,
+        };
+    }
+    let postgres = own_postgres.as_mut().context("it has its own")?;
+    postgres.stop().await?;
+    match is_saved {
+        false => postgres.save_data(saved)?,
+        true => postgres.restore_data(saved)?,
+    }
+    Ok(postgres.restart().await?)
+}
+
+/// Data of an earlier moment are put back under load.
+async fn data_are_put_back(how: PutBack) -> anyhow::Result<()> {
     let servers = Servers::start_own(PostgresOptions::for_tests).await?;
     let saved = servers.directory().join("saved");
     let mut backend = Backend::on(servers, 2).await?.with_projector().await?;
+    let mut other_projector = backend.servers.run(Role::Projector, &[]).await?;
     let load = Load::start(&backend.callers()?, 8);
     load.progress(300).await?;
     let ledger = load.stop().await;
     let before = head(&backend.superuser).await?;
-    let postgres = backend.servers.own_postgres.as_mut().context("it has its own")?;
-    postgres.stop().await?;
-    postgres.save_data(&saved)?;
-    postgres.restart().await?;
+    put_back(how, &mut backend, &saved, false).await?;
 
-    let load = Load::start(&backend.callers()?, 8);
+    let mut load = Load::start(&backend.callers()?, 8);
     load.progress(300).await?;
-    drop(load.stop().await);
     check::caught_up(&backend.superuser).await?;
-    if !services_live {
+    if how == PutBack::FilesUnderNewServices {
         backend.commands.clear();
         backend.projector = None;
-    }
-    let postgres = backend.servers.own_postgres.as_mut().context("it has its own")?;
-    postgres.stop().await?;
-    postgres.restore_data(&saved)?;
-    postgres.restart().await?;
-    if !services_live {
+        other_projector.service.kill().await?;
+        drop(load.stop().await);
+        put_back(how, &mut backend, &saved, true).await?;
         for _ in 0..2 {
             let service = backend.servers.run(Role::Command, &[]).await?;
             backend.commands.push(service);
         }
         backend = backend.with_projector().await?;
+        other_projector = backend.servers.run(Role::Projector, &[]).await?;
+        load = Load::start(&backend.callers()?, 8);
+    } else {
+        put_back(how, &mut backend, &saved, true).await?;
+        load.doubt().await?;
     }
-
-    let load = Load::start(&backend.callers()?, 8);
     load.progress(600).await?;
     ledger.absorb(&load.stop().await);
+
     let after = head(&backend.superuser).await?;
     ensure!(after.epoch > before.epoch, "epoch {}", after.epoch);
     let lineage = EventStore::new(backend.superuser.clone())
@@ -175,19 +208,26 @@ async fn data_are_put_back(services_live: bool) -> anyhow::Result<()> {
     // Each process remembers its own batches only, and somebody may have gone on: the fork is never put above where it is.
     let last = lineage.valid_up_to(before.generation).context("it is known")?;
     ensure!(
-        last == before.position || (services_live && last < before.position),
+        last == before.position || (how == PutBack::Files && last < before.position),
         "{lineage:?}, the fork is behind {}",
         before.position
     );
-    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
+    drop(other_projector);
+    Ok(())
 }
 
 #[tokio::test]
 async fn data_that_are_put_back_under_running_services_are_found() -> anyhow::Result<()> {
-    data_are_put_back(true).await
+    data_are_put_back(PutBack::Files).await
 }
 
 #[tokio::test]
 async fn data_that_are_put_back_are_found_by_services_that_remember_nothing() -> anyhow::Result<()> {
-    data_are_put_back(false).await
+    data_are_put_back(PutBack::FilesUnderNewServices).await
+}
+
+#[tokio::test]
+async fn a_dump_that_is_restored_under_running_services_is_found() -> anyhow::Result<()> {
+    data_are_put_back(PutBack::Dump).await
 }

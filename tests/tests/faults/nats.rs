@@ -1,9 +1,11 @@
 //! NATS goes away, and comes back with nothing.
 
 use anyhow::Context as _;
+use daybook_devstack::proxy::Direction;
 use daybook_event_bus::{Deployment, message};
 use daybook_event_store::RecordedEvent;
 use daybook_tests::load::Load;
+use daybook_tests::network::Network;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::{Backend, Role, Running, Servers};
 use daybook_tests::tenant::Tenant;
@@ -80,29 +82,15 @@ async fn a_stream_that_holds_what_the_log_does_not_is_made_anew() -> anyhow::Res
 /// What the projector counts: batches that the log does not hold.
 const REFUTED: &str = "daybook_projection_batches_refuted_total";
 
-#[tokio::test]
-async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one_is() -> anyhow::Result<()> {
-    let backend = Backend::start(1).await?.with_projector().await?;
-    let projector = backend.projector.as_ref().context("there is a projector")?.admin;
-    let ledger = {
-        let load = Load::start(&backend.callers()?, 8);
-        load.progress(200).await?;
-        load.stop().await
-    };
-    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
-
-    let events = log::events(&backend.superuser).await?;
-    let (newest, opening) = (
-        events.last().context("events")?,
-        events
-            .iter()
-            .find(|event| event.category == "order" && event.stream_version == 1),
-    );
+/// An administrator of NATS publishes, at a position, that an order was placed: all but the id is plausible.
+async fn forge(backend: &Backend, events: &[RecordedEvent], position: u64) -> anyhow::Result<()> {
+    let mut orders = events.iter().filter(|event| event.category == "order");
+    let placed = orders.find(|event| event.stream_version == 1);
     let forged = RecordedEvent {
-        position: newest.position + 1,
+        position,
         event_id: Uuid::now_v7(),
         stream_id: new_order_id(),
-        ..opening.context("an order was placed")?.clone()
+        ..placed.context("an order was placed")?.clone()
     };
     let generation = generation(&backend.superuser).await?;
     let message = message::encode(&forged, generation, &Deployment::default());
@@ -110,6 +98,20 @@ async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one
     bus.publish_with_headers(message.subject, message.headers, message.payload)
         .await?
         .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one_is() -> anyhow::Result<()> {
+    let backend = Backend::start(2).await?.with_projector().await?;
+    let projector = backend.projector.as_ref().context("there is a projector")?.admin;
+    let load = Load::start(&backend.callers()?, 8);
+    load.progress(200).await?;
+    let ledger = load.stop().await;
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
+
+    let events = log::events(&backend.superuser).await?;
+    forge(&backend, &events, events.len() as u64 + 1).await?;
     wait::until("the projector has met the forged event", async || {
         Ok((metrics::sum(projector, REFUTED).await? > 0.0).then_some(()))
     })
@@ -119,11 +121,37 @@ async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one
     // Real events take its place.
     let load = Load::start(&backend.callers()?, 8);
     load.progress(200).await?;
-    load.stop().await;
+    ledger.absorb(&load.stop().await);
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
+}
+
+#[tokio::test]
+async fn a_plausible_event_in_the_place_of_one_that_was_committed_is_never_shown() -> anyhow::Result<()> {
+    let mut backend = Backend::start(0).await?.with_projector().await?;
+    let network = Network::between(&backend.servers, Role::Command).await?;
+    let service = backend.servers.run(Role::Command, &network.environment()).await?;
+    backend.commands.push(service);
+    let load = Load::start(&backend.callers()?, 8);
+    load.progress(200).await?;
+    let ledger = load.stop().await;
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
+
+    // What is committed now is not published yet.
     let events = log::events(&backend.superuser).await?;
-    check::caught_up(&backend.superuser).await?;
-    check::bus(&backend.superuser, &backend.servers.nats.url(), &events).await?;
-    check::read_models(&backend.superuser, &events).await
+    network.nats.black_hole(Direction::Both);
+    let load = Load::start(&backend.callers()?, 8);
+    load.progress(1).await?;
+    forge(&backend, &events, events.len() as u64 + 1).await?;
+    load.progress(100).await?;
+    network.nats.heal();
+    wait::until("the publisher has met the forged event", async || {
+        let rebuilt = metrics::sum(backend.commands[0].admin, REBUILT).await?;
+        Ok((rebuilt > 0.0).then_some(()))
+    })
+    .await?;
+    load.progress(100).await?;
+    ledger.absorb(&load.stop().await);
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await
 }
 
 #[tokio::test]
