@@ -85,7 +85,11 @@ impl Cluster {
         proxied.superuser_url(database)
     }
 
-    pub(crate) async fn promote(&self) -> Result<(), DevstackError> {
+    /// Makes a standby a primary of its own, on a timeline of its own.
+    ///
+    /// # Errors
+    /// [`DevstackError::Sql`].
+    pub async fn promote(&self) -> Result<(), DevstackError> {
         let promote = "SELECT pg_promote(true, 60)".to_owned();
         self.run(promote, "promote the standby".to_owned()).await
     }

@@ -90,6 +90,24 @@ pub(crate) fn copy_tree(from: &Path, to: &Path, owner: Option<&Account>) -> Resu
     Ok(())
 }
 
+/// Removes a directory with all that is in it, if it is there.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), DevstackError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(DevstackError::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a server complained of a full disk: by the system's words, or after a write that was cut short by its own.
+pub(crate) fn says_disk_full(said: &str) -> bool {
+    let said = said.to_lowercase();
+    ["no space left on device", "check free disk space", "wrote only"]
+        .iter()
+        .any(|words| said.contains(words))
+}
+
 /// The length of a log before a start: what comes after it was said by this start.
 pub(crate) fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())

@@ -5,9 +5,11 @@ use std::process::Command;
 
 use crate::account::Account;
 use crate::error::DevstackError;
-use crate::files::{cache_directory, copy_tree, make_directory, write_secret};
+use crate::files::{
+    cache_directory, copy_tree, make_directory, remove_directory, says_disk_full, write_secret,
+};
 use crate::find::PostgresPrograms;
-use crate::password;
+use crate::password::random;
 use crate::postgres::SUPERUSER;
 
 /// The cluster itself, what Postgres calls PGDATA, within the server's directory.
@@ -63,7 +65,7 @@ fn initialise(
     let partial = directory.join("data.partial");
     remove_directory(&partial)?;
     let password = directory.join(PASSWORD);
-    write_secret(&password, &password::random(), account)?;
+    write_secret(&password, &random(), account)?;
 
     let mut command = Command::new(programs.directory.join("initdb"));
     command
@@ -85,18 +87,9 @@ fn initialise(
     if throw_away {
         command.arg("--no-sync");
     }
-    if let Some(account) = account {
-        account.run(&mut command);
-    }
-    let output = command
-        .current_dir(directory)
-        .output()
-        .map_err(DevstackError::file("run", &programs.directory))?;
-    if !output.status.success() {
-        return Err(initdb_failure(
-            &String::from_utf8_lossy(&output.stderr),
-            directory,
-        ));
+    let failed = run(command, directory, account)?;
+    if let Some(said) = failed {
+        return Err(initdb_failure(&said, directory));
     }
     rename(&partial, &directory.join(DATA))
 }
@@ -116,20 +109,43 @@ pub(crate) fn copy_primary(
         "--dbname",
     ]);
     command.arg(primary_url).arg("--pgdata").arg(directory.join(DATA));
+    match run(command, directory, account)? {
+        None => Ok(()),
+        Some(said) => Err(DevstackError::Program {
+            program: "pg_basebackup".to_owned(),
+            reason: said.trim().to_owned(),
+        }),
+    }
+}
+
+/// Runs one of Postgres's programs as the servers' user. Returns what it said when it failed.
+fn run(
+    mut command: Command,
+    directory: &Path,
+    account: Option<&Account>,
+) -> Result<Option<String>, DevstackError> {
     if let Some(account) = account {
         account.run(&mut command);
     }
     let output = command
         .current_dir(directory)
         .output()
-        .map_err(DevstackError::file("run", &programs.directory))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(DevstackError::Program {
-        program: "pg_basebackup".to_owned(),
-        reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
+        .map_err(DevstackError::file("run", Path::new(command.get_program())))?;
+    Ok((!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// Reads a superuser's password.
+pub(crate) fn password(path: &Path) -> Result<String, DevstackError> {
+    std::fs::read_to_string(path).map_err(DevstackError::file("read", path))
+}
+
+/// Gives a copied cluster the password that it was made with.
+pub(crate) fn copy_password(
+    from: &Path,
+    directory: &Path,
+    account: Option<&Account>,
+) -> Result<(), DevstackError> {
+    write_secret(&directory.join(PASSWORD), &password(from)?, account)
 }
 
 fn initdb_failure(said: &str, directory: &Path) -> DevstackError {
@@ -153,14 +169,6 @@ fn initdb_failure(said: &str, directory: &Path) -> DevstackError {
     }
 }
 
-/// Whether Postgres or initdb complained of a full disk: by the system's words, or after a write that was cut short by
-/// its own.
-pub(crate) fn says_disk_full(said: &str) -> bool {
-    ["No space left on device", "Check free disk space", "wrote only"]
-        .iter()
-        .any(|words| said.contains(words))
-}
-
 fn template_directory(programs: &PostgresPrograms) -> PathBuf {
     cache_directory().join(format!("postgres-{}-cluster", programs.version))
 }
@@ -169,9 +177,7 @@ fn copy_cluster(template: &Path, directory: &Path, account: Option<&Account>) ->
     let partial = directory.join("data.partial");
     remove_directory(&partial)?;
     copy_tree(&template.join(DATA), &partial, account)?;
-    let password = template.join(PASSWORD);
-    let password = std::fs::read_to_string(&password).map_err(DevstackError::file("read", &password))?;
-    write_secret(&directory.join(PASSWORD), &password, account)?;
+    copy_password(&template.join(PASSWORD), directory, account)?;
     rename(&partial, &directory.join(DATA))
 }
 
@@ -189,13 +195,4 @@ fn keep_as_template(directory: &Path, template: &Path) -> Result<(), DevstackErr
 
 fn rename(from: &Path, to: &Path) -> Result<(), DevstackError> {
     std::fs::rename(from, to).map_err(DevstackError::file("rename to", to))
-}
-
-fn remove_directory(path: &Path) -> Result<(), DevstackError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(DevstackError::file("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
 }

@@ -210,7 +210,7 @@ fn ps(arguments: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A process that was started here. Dropping it ends it with SIGKILL; servers end gracefully before, by their `stop`.
+/// A process that was started here. Dropping it does nothing to it: see [`Self::end`].
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -270,26 +270,19 @@ impl Process {
         }
     }
 
-    /// Sends each signal in turn and waits its grace period; SIGKILL is the last word.
-    pub(crate) async fn end(&mut self, steps: &[(Signal, Duration)]) -> Result<(), DevstackError> {
-        for (signal, grace) in with_kill(steps) {
-            self.signal_also_when_stopped(signal);
-            let deadline = Instant::now() + grace;
-            while Instant::now() < deadline {
-                if self.ended().is_some() {
-                    return Ok(());
-                }
-                tokio::time::sleep(POLL_INTERVAL).await;
-            }
-        }
-        self.not_stopped()
+    /// As [`Self::end_blocking`], on a thread of its own.
+    pub(crate) async fn end(self, steps: &'static [(Signal, Duration)]) -> Result<(), DevstackError> {
+        let ending = tokio::task::spawn_blocking(move || self.end_blocking(steps));
+        ending.await.expect("ending does not panic and is not cancelled")
     }
 
-    /// The same for a destructor, which cannot await.
+    /// Sends each signal in turn and waits its grace period; SIGKILL is the last word.
     #[expect(clippy::disallowed_methods, reason = "a destructor has no runtime")]
-    pub(crate) fn end_blocking(&mut self, steps: &[(Signal, Duration)]) -> Result<(), DevstackError> {
-        for (signal, grace) in with_kill(steps) {
-            self.signal_also_when_stopped(signal);
+    pub(crate) fn end_blocking(mut self, steps: &[(Signal, Duration)]) -> Result<(), DevstackError> {
+        for (signal, grace) in steps.iter().copied().chain([(Signal::KILL, KILL_DEADLINE)]) {
+            self.signal(signal);
+            // A stopped process takes no signal but SIGKILL.
+            self.signal(Signal::CONT);
             let deadline = Instant::now() + grace;
             while Instant::now() < deadline {
                 if self.ended().is_some() {
@@ -298,30 +291,17 @@ impl Process {
                 std::thread::sleep(POLL_INTERVAL);
             }
         }
-        self.not_stopped()
-    }
-
-    fn signal_also_when_stopped(&mut self, signal: Signal) {
-        self.signal(signal);
-        self.signal(Signal::CONT);
-    }
-
-    fn not_stopped(&self) -> Result<(), DevstackError> {
         Err(DevstackError::NotStopped {
-            server: self.server.clone(),
+            server: self.server,
             pid: self.id.pid,
             seconds: KILL_DEADLINE.as_secs(),
         })
     }
 }
 
-fn with_kill(steps: &[(Signal, Duration)]) -> impl Iterator<Item = (Signal, Duration)> {
-    steps.iter().copied().chain([(Signal::KILL, KILL_DEADLINE)])
-}
-
 /// What to run: the same description starts a server again after it was stopped or killed.
 #[derive(Debug, Clone)]
-pub(crate) struct Program {
+pub struct Program {
     pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) environment: Vec<(String, String)>,
@@ -386,6 +366,8 @@ fn spawn_on_lasting_thread(command: Command) -> io::Result<Child> {
 mod tests {
     use super::*;
 
+    const TERMINATE: &[(Signal, Duration)] = &[(Signal::TERM, Duration::from_secs(10))];
+
     fn sleeper(directory: &Path) -> Program {
         Program {
             path: PathBuf::from("/bin/sleep"),
@@ -412,10 +394,7 @@ mod tests {
 
         another.signal(Signal::KILL);
         assert!(process.ended().is_none(), "a reused number is never signalled");
-        process
-            .end(&[(Signal::TERM, Duration::from_secs(10))])
-            .await
-            .expect("sleep heeds SIGTERM");
+        process.end(TERMINATE).await.expect("sleep heeds SIGTERM");
         assert!(!id.is_alive());
     }
 
@@ -426,11 +405,9 @@ mod tests {
         let mut process =
             Process::spawn("sleep", &sleeper(directory.path()), &log, Lifetime::Owner).expect("sleep");
         process.signal(Signal::STOP);
-        process
-            .end(&[(Signal::TERM, Duration::from_secs(10))])
-            .await
-            .expect("it is continued first");
-        assert!(process.ended().is_some());
+        let id = process.id().clone();
+        process.end(TERMINATE).await.expect("it is continued first");
+        assert!(!id.is_alive());
     }
 
     #[cfg(target_os = "linux")]
@@ -450,7 +427,7 @@ mod tests {
             }
             process
         });
-        let mut process = asked.join().expect("no panic");
+        let process = asked.join().expect("no panic");
         let ended = process.id().gone_within(Duration::from_millis(200)).await;
         assert!(!ended, "it was bound to the thread, not to the process");
         process.end_blocking(&[]).expect("SIGKILL ends it");
