@@ -80,7 +80,7 @@ fn is_valid(id: &[u8]) -> bool {
 #[derive(Debug)]
 pub struct Context {
     id: RequestId,
-    traceparent: Option<HeaderValue>,
+    traceparent: Option<String>,
     deadline: Option<Instant>,
     route: OnceCell<MatchedPath>,
     claim: OnceCell<Arc<Claim>>,
@@ -90,12 +90,9 @@ impl Context {
     /// Reads the id, the trace and the deadline from a request's headers.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Self {
-        let traceparent = headers.get(telemetry::TRACEPARENT);
         Self {
             id: RequestId::accept_or_make(headers),
-            traceparent: traceparent
-                .filter(|value| telemetry::is_traceparent(value.as_bytes()))
-                .cloned(),
+            traceparent: telemetry::traceparent_from(headers),
             deadline: grpc_timeout(headers).map(|timeout| Instant::now() + timeout),
             route: OnceCell::new(),
             claim: OnceCell::new(),
@@ -152,9 +149,8 @@ pub(crate) fn count_work(claim: &Arc<Claim>) {
 
 /// The validated `traceparent` that the current request came with.
 pub(crate) fn incoming_traceparent() -> Option<String> {
-    let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
     CURRENT
-        .try_with(|current| current.traceparent.as_ref().and_then(text))
+        .try_with(|current| current.traceparent.clone())
         .ok()
         .flatten()
 }

@@ -13,11 +13,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use http::HeaderMap;
-use opentelemetry::trace::{
-    SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _,
-};
+use opentelemetry::Context;
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -31,6 +32,9 @@ use crate::request::{self, RequestId};
 
 /// The header of the W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
+
+/// Where its flags begin, the last two bytes.
+const FLAGS: usize = 53;
 
 /// How long the last spans may take to go out.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -151,28 +155,20 @@ fn is_exporting() -> bool {
     EXPORTING.get().is_some()
 }
 
-/// The validated `traceparent` of a request's headers.
-#[must_use]
-pub fn traceparent_from(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(TRACEPARENT)?;
-    is_traceparent(value.as_bytes()).then(|| value.to_str().ok().map(str::to_owned))?
+/// The `traceparent` of a request's headers, if it is one of version 00 (W3C Trace Context 1, section 3.2.2).
+pub(crate) fn traceparent_from(headers: &HeaderMap) -> Option<String> {
+    let given = headers.get(TRACEPARENT)?.to_str().ok()?;
+    let understood = traceparent_of(&context_of(given))?;
+    // The propagator also takes later versions and ids without their leading zeros. Flags that it does not know it clears.
+    let is_whole = given.len() == understood.len() && given[..FLAGS] == understood[..FLAGS];
+    is_whole.then_some(understood)
 }
 
 /// The `traceparent` to hand on: the current span's when spans are exported, else the one that the request came with.
 #[must_use]
 pub fn current_traceparent() -> Option<String> {
-    let own = is_exporting().then(|| traceparent_of(&Span::current())).flatten();
-    own.or_else(request::incoming_traceparent)
-}
-
-fn traceparent_of(span: &Span) -> Option<String> {
-    let context = span.context();
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid().then(|| {
-        let flags = span.trace_flags().to_u8();
-        format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id())
-    })
+    let own = is_exporting().then(|| traceparent_of(&Span::current().context()));
+    own.flatten().or_else(request::incoming_traceparent)
 }
 
 /// Makes a span a child of the span that `traceparent` names. Does nothing when that is not valid or nothing is exported.
@@ -180,58 +176,58 @@ pub fn set_parent(span: &Span, traceparent: &str) {
     if !is_exporting() || span.is_disabled() {
         return;
     }
-    if let Some(parent) = parse_traceparent(traceparent) {
-        let context = opentelemetry::Context::new().with_remote_span_context(parent);
+    let context = context_of(traceparent);
+    if context.has_active_span() {
         // It fails when the span has begun to be exported; then the trace has a second root and nothing is lost.
         let _ = span.set_parent(context);
     }
 }
 
-/// Whether this is a `traceparent` of version 00 with a trace and a span that are not all zeros (W3C Trace Context 1,
-/// section 3.2.2).
-#[must_use]
-pub fn is_traceparent(value: &[u8]) -> bool {
-    let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let is_id = |part: &[u8]| is_hex(part) && part.iter().any(|byte| *byte != b'0');
-    value.len() == 55
-        && value.starts_with(b"00-")
-        && (value[35], value[52]) == (b'-', b'-')
-        && is_id(&value[3..35])
-        && is_id(&value[36..52])
-        && is_hex(&value[53..])
+/// One `traceparent`, as OpenTelemetry asks for headers.
+struct Carrier<'a>(&'a str);
+
+impl Extractor for Carrier<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        (key == TRACEPARENT).then_some(self.0)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT]
+    }
 }
 
-fn parse_traceparent(text: &str) -> Option<SpanContext> {
-    if !is_traceparent(text.as_bytes()) {
-        return None;
-    }
-    let trace = TraceId::from_hex(&text[3..35]).ok()?;
-    let span = SpanId::from_hex(&text[36..52]).ok()?;
-    let flags = u8::from_str_radix(&text[53..], 16).ok()?;
-    let is_remote = true;
-    Some(SpanContext::new(
-        trace,
-        span,
-        TraceFlags::new(flags),
-        is_remote,
-        TraceState::NONE,
-    ))
+fn context_of(traceparent: &str) -> Context {
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(traceparent))
+}
+
+fn traceparent_of(context: &Context) -> Option<String> {
+    let span = context.span();
+    let span = span.span_context();
+    let flags = span.trace_flags().to_u8();
+    let text = || format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id());
+    span.is_valid().then(text)
 }
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
+
+    fn believed(traceparent: &str) -> Option<String> {
+        let value = HeaderValue::from_str(traceparent).expect("a valid header");
+        let headers = HeaderMap::from_iter([(HeaderName::from_static(TRACEPARENT), value)]);
+        traceparent_from(&headers)
+    }
 
     #[test]
     fn only_a_valid_traceparent_is_believed() {
         let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert!(is_traceparent(valid.as_bytes()));
-        let parsed = parse_traceparent(valid).expect("a valid traceparent");
-        assert_eq!(parsed.trace_id().to_string(), &valid[3..35]);
-        assert!(parsed.is_remote() && parsed.is_sampled());
+        assert_eq!(believed(valid).as_deref(), Some(valid));
         let wrong = [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "00-af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-001",
             "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
@@ -240,7 +236,15 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0g",
         ];
         for text in wrong {
-            assert!(!is_traceparent(text.as_bytes()), "{text}");
+            assert_eq!(believed(text), None, "{text}");
         }
+        assert_eq!(traceparent_from(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn flags_of_later_versions_do_not_spoil_a_trace() {
+        let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03";
+        let kept = believed(given).expect("a valid traceparent");
+        assert_eq!(kept, given.replace("-03", "-01"));
     }
 }

@@ -167,7 +167,7 @@ fn span(request: &Request<Incoming>) -> tracing::Span {
         url.path = request.uri().path(),
     );
     if !span.is_disabled()
-        && let Some(traceparent) = telemetry::traceparent_from(request.headers())
+        && let Some(traceparent) = request::incoming_traceparent()
     {
         telemetry::set_parent(&span, &traceparent);
     }
