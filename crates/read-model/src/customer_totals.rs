@@ -8,18 +8,16 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::ids::CustomerId;
 use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
+use sqlx::{FromRow, PgExecutor, Row as _};
 use uuid::Uuid;
 
 use crate::model::column;
-use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, row};
+use crate::{Body, Event, FoldError, ReadModel, RowsQuery, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -62,6 +60,15 @@ pub struct Row<Amount = i64> {
 
 /// Wide enough for more amounts than the log has positions.
 pub type Sum = i128;
+
+impl crate::Key for Key {
+    fn bind<'q>(query: RowsQuery<'q>, keys: &'q [Self]) -> RowsQuery<'q> {
+        query
+            .bind(column(keys, |key| key.tenant_id))
+            .bind(column(keys, |key| key.customer_id.as_str()))
+            .bind(column(keys, |key| key.currency.as_str()))
+    }
+}
 
 const FIND: &str = "
     SELECT tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered,
@@ -133,11 +140,11 @@ impl ReadModel for CustomerTotals {
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
     type Key = Key;
     type Row = Row<Sum>;
+    const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] =
-        &[("customer_totals.find", FIND), ("customer_totals.load", LOAD)];
+    const STATEMENTS: &'static [(&'static str, &'static str)] = &[("customer_totals.find", FIND)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
         Difference::in_event(event).map(|difference| Key {
@@ -167,21 +174,6 @@ impl ReadModel for CustomerTotals {
         let row = row.cloned().unwrap_or_else(|| Row::empty(key.clone()));
         let changed = row.plus(&difference, event.position).ok_or(FoldError::Overflow)?;
         Ok(Some(changed))
-    }
-
-    async fn load(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[Key],
-    ) -> Result<HashMap<Key, Row<Sum>>, sqlx::Error> {
-        let keys: Vec<_> = keys.iter().collect();
-        let rows: Vec<Row<Sum>> = sqlx::query_as(tables.fill(LOAD))
-            .bind(column(&keys, |key| key.tenant_id))
-            .bind(column(&keys, |key| key.customer_id.as_str()))
-            .bind(column(&keys, |key| key.currency.as_str()))
-            .fetch_all(connection)
-            .await?;
-        Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
     }
 
     fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row<Sum>]) -> RowsQuery<'q> {

@@ -25,7 +25,7 @@ pub use checkpoint::Advance;
 pub use customer_totals::CustomerTotals;
 pub use daybook_domain::aggregates::AnyEvent as Body;
 pub use event::{DecodeError, Event};
-pub use model::{FoldError, Generation, ReadModel, RowsQuery, StreamKey, connect_options};
+pub use model::{FoldError, Generation, Key, ReadModel, RowsQuery, StreamKey, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
 pub use stock_levels::StockLevels;
@@ -73,7 +73,7 @@ pub fn schema_version() -> i64 {
 pub fn statements() -> impl Iterator<Item = (String, sqlx::AssertSqlSafe<String>)> {
     let owned = |&(name, statement): &(&str, &str)| (name.to_owned(), statement.to_owned());
     let models =
-        each_read_model!(M => writing::<M>().chain(M::STATEMENTS.iter().map(owned)).collect::<Vec<_>>());
+        each_read_model!(M => of_trait::<M>().chain(M::STATEMENTS.iter().map(owned)).collect::<Vec<_>>());
     checkpoint::STATEMENTS
         .iter()
         .map(owned)
@@ -81,15 +81,16 @@ pub fn statements() -> impl Iterator<Item = (String, sqlx::AssertSqlSafe<String>
         .map(|(name, statement)| (name, Generation::FIRST.fill(&statement)))
 }
 
-fn writing<M: ReadModel>() -> impl Iterator<Item = (String, String)> {
+fn of_trait<M: ReadModel>() -> impl Iterator<Item = (String, String)> {
     let kinds = [
         ("insert", "", "", false),
         ("insert_and_advance", "", "", true),
         ("store", M::REPLACE, M::OVERWRITE, false),
         ("store_and_advance", M::REPLACE, M::OVERWRITE, true),
     ];
-    kinds.into_iter().map(|(kind, replace, overwrite, advances)| {
+    let writing = kinds.into_iter().map(|(kind, replace, overwrite, advances)| {
         let statement = model::write_statement(replace, M::INSERT, overwrite, advances);
         (format!("{}.{kind}", M::NAME), statement)
-    })
+    });
+    writing.chain([(format!("{}.load", M::NAME), M::LOAD.to_owned())])
 }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
-use sqlx::postgres::{PgArguments, PgConnectOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -26,10 +26,14 @@ pub trait ReadModel: Send + Sync + 'static {
     const CATEGORIES: &'static [&'static str];
 
     /// What a row is found by.
-    type Key: Clone + fmt::Debug + Eq + Ord + Hash + Send + Sync;
+    type Key: Key;
 
     /// A row, its key and position included.
-    type Row: Clone + fmt::Debug + PartialEq + Send + Sync;
+    type Row: Clone + fmt::Debug + PartialEq + Send + Sync + for<'r> FromRow<'r, PgRow>;
+
+    /// The statement that loads the rows of many keys: `SELECT … FROM unnest($1, $2) … JOIN …_g{generation} …`, with the
+    /// parameters of [`Key::bind`].
+    const LOAD: &'static str;
 
     /// The statement that inserts rows: `INSERT INTO …_g{generation} … SELECT unnest($1), unnest($2), …`, each parameter
     /// once, and nothing after them.
@@ -94,7 +98,14 @@ pub trait ReadModel: Send + Sync + 'static {
         connection: &mut PgConnection,
         tables: Generation,
         keys: &[Self::Key],
-    ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Row>, sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Row>, sqlx::Error>> + Send {
+        async move {
+            let query = Self::Key::bind(sqlx::query(tables.fill(Self::LOAD)), keys);
+            let records = query.fetch_all(connection).await?;
+            let rows = records.iter().map(Self::Row::from_row);
+            rows.map(|row| row.map(|row| (Self::key(&row), row))).collect()
+        }
+    }
 
     /// The columns of the rows, as the parameters of [`Self::INSERT`].
     fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Self::Row]) -> RowsQuery<'q>;
@@ -193,6 +204,12 @@ pub(crate) fn check_next_version(before: u64, event: &Event) -> Result<(), FoldE
     })
 }
 
+/// What a row is found by.
+pub trait Key: Clone + fmt::Debug + Eq + Ord + Hash + Send + Sync + Sized {
+    /// The columns of the keys, as the parameters of [`ReadModel::LOAD`].
+    fn bind<'q>(query: RowsQuery<'q>, keys: &'q [Self]) -> RowsQuery<'q>;
+}
+
 /// The key of read models with one row per aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey {
@@ -210,12 +227,13 @@ impl StreamKey {
             stream_id: event.stream_id.clone(),
         }
     }
+}
 
-    /// Keys as the two columns that a statement's `unnest` takes.
-    pub(crate) fn columns(keys: &[Self]) -> (Vec<Uuid>, Vec<&str>) {
-        keys.iter()
-            .map(|key| (key.tenant_id, key.stream_id.as_str()))
-            .unzip()
+impl Key for StreamKey {
+    fn bind<'q>(query: RowsQuery<'q>, keys: &'q [Self]) -> RowsQuery<'q> {
+        query
+            .bind(column(keys, |key| key.tenant_id))
+            .bind(column(keys, |key| key.stream_id.as_str()))
     }
 }
 
@@ -264,6 +282,6 @@ pub fn connect_options(options: PgConnectOptions) -> PgConnectOptions {
 
 /// One column of many rows, as a statement's `unnest` takes it. (`SELECT unnest($1), unnest($2)` hands rows on one by
 /// one; `FROM unnest($1, $2)` gathers them first, and costs a third more.)
-pub(crate) fn column<'a, R, T>(rows: &[&'a R], value: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(|row| value(row)).collect()
+pub(crate) fn column<R, T>(rows: impl IntoIterator<Item = R>, value: impl Fn(R) -> T) -> Vec<T> {
+    rows.into_iter().map(value).collect()
 }

@@ -15,14 +15,14 @@ use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
+use sqlx::{FromRow, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
+use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -84,12 +84,12 @@ impl ReadModel for OrderDetails {
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
     type Key = StreamKey;
     type Row = Row;
+    const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
     const STATEMENTS: &'static [(&'static str, &'static str)] = &[
         ("order_details.find_many", FIND),
         ("order_details.find_documents", document::FIND),
-        ("order_details.load", LOAD),
     ];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
@@ -134,20 +134,6 @@ impl ReadModel for OrderDetails {
             position: event.position,
             document,
         }))
-    }
-
-    async fn load(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[StreamKey],
-    ) -> Result<HashMap<StreamKey, Row>, sqlx::Error> {
-        let (tenant_ids, order_ids) = StreamKey::columns(keys);
-        let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
-            .bind(tenant_ids)
-            .bind(order_ids)
-            .fetch_all(connection)
-            .await?;
-        Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
     fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row]) -> RowsQuery<'q> {

@@ -6,8 +6,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, Reference};
@@ -15,12 +13,12 @@ use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, Placed, State, Status};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
+use sqlx::{FromRow, PgExecutor, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row, status};
+use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row, status};
 
 /// The read model.
 #[derive(Debug)]
@@ -210,10 +208,10 @@ impl ReadModel for OrderList {
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
     type Key = StreamKey;
     type Row = Row;
+    const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] =
-        &[("order_list.list", LIST), ("order_list.load", LOAD)];
+    const STATEMENTS: &'static [(&'static str, &'static str)] = &[("order_list.list", LIST)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
         matches!(event.body, Body::Order(_)).then(|| StreamKey::of(event))
@@ -252,20 +250,6 @@ impl ReadModel for OrderList {
         row.position = event.position;
         row.updated_at = row.updated_at.max(event.occurred_at);
         Ok(Some(row))
-    }
-
-    async fn load(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[StreamKey],
-    ) -> Result<HashMap<StreamKey, Row>, sqlx::Error> {
-        let (tenant_ids, order_ids) = StreamKey::columns(keys);
-        let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
-            .bind(tenant_ids)
-            .bind(order_ids)
-            .fetch_all(connection)
-            .await?;
-        Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
     fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row]) -> RowsQuery<'q> {

@@ -6,19 +6,17 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::ids::Sku;
 use daybook_domain::stock::{Event as StockEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
+use sqlx::{FromRow, PgExecutor, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Event, FoldError, Generation, ReadModel, RowsQuery, StreamKey, row};
+use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -133,14 +131,12 @@ impl ReadModel for StockLevels {
     const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
     type Key = StreamKey;
     type Row = Row;
+    const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
-        ("stock_levels.find", FIND),
-        ("stock_levels.list", LIST),
-        ("stock_levels.load", LOAD),
-    ];
+    const STATEMENTS: &'static [(&'static str, &'static str)] =
+        &[("stock_levels.find", FIND), ("stock_levels.list", LIST)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
         matches!(event.body, Body::Stock(_)).then(|| StreamKey::of(event))
@@ -192,20 +188,6 @@ impl ReadModel for StockLevels {
             reserved,
             updated_at: row.map_or(event.occurred_at, |row| row.updated_at.max(event.occurred_at)),
         }))
-    }
-
-    async fn load(
-        connection: &mut PgConnection,
-        tables: Generation,
-        keys: &[StreamKey],
-    ) -> Result<HashMap<StreamKey, Row>, sqlx::Error> {
-        let (tenant_ids, stock_item_ids) = StreamKey::columns(keys);
-        let rows: Vec<Row> = sqlx::query_as(tables.fill(LOAD))
-            .bind(tenant_ids)
-            .bind(stock_item_ids)
-            .fetch_all(connection)
-            .await?;
-        Ok(rows.into_iter().map(|row| (Self::key(&row), row)).collect())
     }
 
     fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Row]) -> RowsQuery<'q> {
