@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_nats::header::{HeaderMap, HeaderName, NATS_EXPECTED_LAST_SEQUENCE};
 use bytes::Bytes;
 use daybook_event_store::RecordedEvent;
+use percent_encoding::{percent_decode_str, percent_encode_byte};
 use serde::Deserialize;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -232,57 +233,37 @@ fn trace_parent(metadata: &str) -> Option<Cow<'_, str>> {
 }
 
 /// What the CloudEvents bindings have percent-encoded in the value of an attribute.
-fn not_plain(byte: u8) -> bool {
-    !byte.is_ascii_graphic() || byte == b'%' || byte == b'"'
+fn not_plain(c: char) -> bool {
+    !c.is_ascii_graphic() || c == '%' || c == '"'
 }
 
 /// What a header cannot hold, and the escape itself. JSON keeps its quotes and spaces, so it stays readable.
-fn not_header_text(byte: u8) -> bool {
-    byte.is_ascii_control() || byte == b'%'
+fn not_header_text(c: char) -> bool {
+    c.is_ascii_control() || c == '%'
 }
 
-/// Percent-encodes the bytes that `must` be, and outer spaces, which a header loses.
-fn escaped(value: &str, must: fn(u8) -> bool) -> String {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let is_outer = |index: usize, byte: u8| byte == b' ' && (index == 0 || index + 1 == value.len());
-    let has_outer_space = value.starts_with(' ') || value.ends_with(' ');
-    if !has_outer_space && !value.bytes().any(must) {
+/// Percent-encodes the characters that `must` be, and outer spaces, which a header loses.
+fn escaped(value: &str, must: fn(char) -> bool) -> String {
+    if value.trim_matches(' ').len() == value.len() && !value.contains(must) {
         return value.to_owned();
     }
-    let mut escaped = Vec::with_capacity(value.len() + 16);
-    for (index, byte) in value.bytes().enumerate() {
-        if must(byte) || is_outer(index, byte) {
-            let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
-            escaped.extend([b'%', HEX[high], HEX[low]]);
+    let mut escaped = String::with_capacity(value.len() + 16);
+    for (index, c) in value.char_indices() {
+        if must(c) || c == ' ' && (index == 0 || index + 1 == value.len()) {
+            escaped.extend(c.encode_utf8(&mut [0; 4]).bytes().map(percent_encode_byte));
         } else {
-            escaped.push(byte);
+            escaped.push(c);
         }
     }
-    String::from_utf8(escaped).expect("a character is escaped whole or not at all")
+    escaped
 }
 
 pub(crate) fn unescape(value: &str) -> Option<Cow<'_, str>> {
-    if !value.contains('%') {
-        return Some(Cow::Borrowed(value));
-    }
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let (digits, tail) = rest.split_first_chunk::<2>()?;
-        rest = tail;
-        let digit = |byte: u8| {
-            char::from(byte)
-                .to_digit(16)
-                .and_then(|digit| u8::try_from(digit).ok())
-        };
-        bytes.push(digit(digits[0])? << 4 | digit(digits[1])?);
-    }
-    String::from_utf8(bytes).ok().map(Cow::Owned)
+    let mut escapes = value.split('%').skip(1);
+    let are_whole = escapes.all(
+        |escape| matches!(escape.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()),
+    );
+    are_whole.then(|| percent_decode_str(value).decode_utf8().ok())?
 }
 
 #[cfg(test)]
