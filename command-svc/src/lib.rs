@@ -193,7 +193,7 @@ async fn tend_keys(pool: PgPool, retention_days: u16) -> anyhow::Result<()> {
     loop {
         let mut pause = TEND_KEYS_EVERY;
         match keys::tend(&pool, retention_days).await {
-            Ok(KeyTurn::Turned) => tracing::info!("the tables of idempotency keys took turns"),
+            Ok(KeyTurn::Turned) => tracing::info!("the tables of idempotency keys rotated"),
             Ok(KeyTurn::Early) => {}
             Ok(KeyTurn::InUse) => {
                 tracing::warn!(

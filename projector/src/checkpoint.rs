@@ -32,7 +32,7 @@ const OPEN: &str = "
 
 const CLAIM: &str = "SELECT c.generation, c.number FROM read_model.claim($1, $2, $3, $4) AS c";
 
-const STANDING: &str = "
+const STATE: &str = "
     SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed,
            read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log, c.log_generation = h.generation AS is_newest
     FROM read_model.checkpoint AS c
@@ -93,7 +93,7 @@ const LIVE: &str = "
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("open", OPEN),
     ("claim", CLAIM),
-    ("standing", STANDING),
+    ("state", STATE),
     ("is_held", IS_HELD),
     ("release", RELEASE),
     ("release_live", RELEASE_LIVE),
@@ -210,7 +210,7 @@ async fn claim(
     let fence = row.try_get("number")?;
     // A statement of its own: it sees what the last owner committed while the new number was waited for, and from then on
     // the last owner commits nothing.
-    let standing = on(STANDING, key).fetch_optional(connection).await?;
+    let standing = on(STATE, key).fetch_optional(connection).await?;
     standing.map_or(Ok(Claim::Refused), |row| claimed(key, owner, fence, &row))
 }
 

@@ -433,7 +433,7 @@ impl<M: ReadModel> Rebuild<M> {
     async fn release(self) {
         for part in self.partitions {
             if let Err(error) = within(LOOKUP_TIMEOUT, part.runner.release()).await {
-                tracing::warn!(projection.name = M::NAME, %error, "a lease was not given back");
+                tracing::warn!(projection.name = M::NAME, %error, "a lease was not released");
             }
         }
     }

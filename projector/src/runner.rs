@@ -47,7 +47,7 @@ pub struct Runner<M: ReadModel> {
     lease: Lease,
     check_at: Instant,
     rows: Rows<M>,
-    /// Whether rows that cannot be in the table are inserted without looking for them, at half the cost.
+    /// Insert rows of new keys without `ON CONFLICT`; twice as fast.
     trusts_new: bool,
 }
 
@@ -170,7 +170,7 @@ impl<M: ReadModel> Runner<M> {
             }
             let code = error.as_database_error().and_then(|error| error.code());
             match code.as_deref() {
-                // The database refuses the data, rather than being in trouble itself.
+                // The database refuses the data, rather than failing itself.
                 Some(code) if code.starts_with("22") || code.starts_with("23") => {
                     let reason = Reason::Store(error);
                     ApplyError::Poison(Poison { position, reason })

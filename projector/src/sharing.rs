@@ -58,7 +58,7 @@ pub(crate) fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<
         {
             loads[giver] -= 1;
             loads[taker] += 1;
-            // Whoever takes it finds it free when it has been given back.
+            // Whoever takes it finds it free when it has been released.
             *holder = None;
         }
     }

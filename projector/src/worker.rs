@@ -268,7 +268,7 @@ impl<M: ReadModel> Worker<M> {
     }
 
     /// Has nothing to do with the lease, and sees to it that nobody believes so: the answer to a claim may have been lost,
-    /// or the session on which the lease was to be given back. As long as this replica lives, no other one could take it.
+    /// or the session on which the lease was to be released. As long as this replica lives, no other one could take it.
     async fn leave_to_others(&mut self) -> Result<Step, StepError> {
         self.feed.step_aside();
         let spare = self.spare.take();
@@ -279,7 +279,7 @@ impl<M: ReadModel> Worker<M> {
                 tracing::info!(
                     projection.name = M::NAME,
                     self.partition,
-                    "a forgotten lease is given back"
+                    "forgotten lease released"
                 );
                 signal::announce_freed(&self.context.bus).await;
             }
@@ -434,7 +434,7 @@ impl<M: ReadModel> Worker<M> {
         self.retry = None;
         let released = runner.release().await;
         released.map_err(StepError::while_doing("give a lease back"))?;
-        tracing::info!(projection.name = M::NAME, self.partition, "lease given back");
+        tracing::info!(projection.name = M::NAME, self.partition, "lease released");
         signal::announce_freed(&self.context.bus).await;
         Ok(Step::Progressed)
     }
@@ -510,7 +510,7 @@ impl<M: ReadModel> Worker<M> {
         if let Some(runner) = self.runner
             && let Err(error) = within(LOOKUP_TIMEOUT, runner.release()).await
         {
-            tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not given back");
+            tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not released");
         }
     }
 }

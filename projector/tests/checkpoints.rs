@@ -297,7 +297,7 @@ async fn a_lease_that_is_given_back_is_for_whoever_comes() {
     );
     let (connection, lease) = hold::<Model>(&first).await;
     let runner = Runner::<Model>::new(connection, lease, 10_000);
-    runner.release().await.expect("it is given back");
+    runner.release().await.expect("it is released");
     hold::<Model>(&second).await;
 }
 

@@ -130,7 +130,7 @@ async fn a_rebuild_that_is_killed_half_way_goes_on_where_it_was_and_is_equal_to_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_it_is_taken_up() {
+async fn a_rebuild_that_is_killed_over_the_indexes_makes_the_missing_ones_when_its_lease_is_acquired_again() {
     let setup = Setup::new().await;
     Orders::new(15).append(&setup, 1_000).await;
     drain(&mut setup.worker::<OrderList>().await).await;

@@ -27,7 +27,7 @@ async fn blocks_per_batch<M: ReadModel>(setup: &Setup, events: &[Decoded]) -> i6
         let applied = runner.apply(&[event]).await.expect("a batch");
         assert_eq!(applied, 1);
     }
-    runner.release().await.expect("the lease is given back");
+    runner.release().await.expect("the lease is released");
     // A session reports what it has read when it ends, if not before.
     eventually("the end of the session", async || {
         let sessions = "SELECT count(*) FROM pg_stat_activity

@@ -52,12 +52,12 @@ pub struct Freshness {
     shared: SharedReads,
 }
 
-/// Who waits, and the bell that makes the task look. How many may wait is bounded, tenant by tenant, by the server's budget of
+/// Who waits, and what wakes the task to look. How many may wait is bounded, tenant by tenant, by the server's budget of
 /// bytes: a bound of all together would let a few tenants keep the others from waiting.
 #[derive(Default)]
 struct Waiting {
     count: AtomicUsize,
-    bell: Notify,
+    notify: Notify,
 }
 
 impl Waiting {
@@ -65,10 +65,10 @@ impl Waiting {
         self.count.load(Ordering::Relaxed) > 0
     }
 
-    /// Counts one more until the guard is dropped, and rings.
+    /// Counts one more until the guard is dropped, and wakes the task.
     fn begin(&self) -> Waits<'_> {
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.bell.notify_one();
+        self.notify.notify_one();
         Waits(self)
     }
 }
@@ -201,7 +201,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Waits for a signal while somebody waits for one, for the bell, or for the time of the next poll.
+    /// Waits for a signal while somebody waits for one, for a new waiter, or for the time of the next poll.
     async fn reason_to_look(
         &self,
         looked_at: Instant,
@@ -215,7 +215,7 @@ impl Watcher {
         loop {
             tokio::select! {
                 () = sleep_until(looked_at + pause) => return,
-                () = self.waiting.bell.notified() => break,
+                () = self.waiting.notify.notified() => break,
                 Some(_) = signals.next() => if self.waiting.anybody() { break },
             }
         }

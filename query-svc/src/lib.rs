@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::Config;
 use self::database::SharedReads;
 use self::freshness::Watcher;
-use self::loader::{LANES, OrderLoader};
+use self::loader::{WORKERS, OrderLoader};
 use self::reads::Reads;
 
 /// The name of the service, in logs and to its servers.
@@ -65,14 +65,14 @@ pub async fn run(
     let bus = Bus::connect_as(nats, &config.deployment, SERVICE_NAME).await?;
     let marks = connections::connect(database_url, "daybook-freshness", 1).await?;
     let (freshness, watcher) = freshness::watch(marks, shared.clone()).await?;
-    let orders = connections::connect(database_url, "daybook-orders", LANES).await?;
+    let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
     let reads = Reads::new(shared, loader, freshness, cursors);
     let (http, grpc) = (http::router(reads.clone()), grpc::services(reads));
     start.serve(listener, admin_listener, http, grpc).await
 }
 
-/// Starts what reads are made with: the watch over freshness, and the lanes of the loader.
+/// Starts what reads are made with: the watch over freshness, and the workers of the loader.
 async fn start_reading(
     start: &mut Start,
     bus: &Bus,
@@ -85,10 +85,10 @@ async fn start_reading(
         .tasks
         .spawn("freshness", watcher.run(signals, drained.clone()));
     let loader = OrderLoader::default();
-    for _ in 0..LANES {
+    for _ in 0..WORKERS {
         start.tasks.spawn(
             "order loader",
-            loader.clone().run_lane(pool.clone(), drained.clone()),
+            loader.clone().run_worker(pool.clone(), drained.clone()),
         );
     }
     Ok(loader)

@@ -24,7 +24,7 @@ use crate::database::{self, ReadFailure};
 /// How many look-ups are with Postgres at one time, each on a connection of its own; of one tenant at most half of what the
 /// others leave. Two of a tenant hide the time between an answer and the next question; many more would only make the
 /// batches smaller.
-pub const LANES: u32 = 4;
+pub const WORKERS: u32 = 4;
 
 /// How many orders one look-up asks for.
 const BATCH_MAX: usize = 256;
@@ -78,7 +78,7 @@ impl Queue {
     fn may_begin(&self, tenant_id: Uuid) -> bool {
         let of_tenant = self.under_way.iter().filter(|id| **id == tenant_id).count();
         let of_others = self.under_way.len() - of_tenant;
-        of_tenant < half_of_the_rest(LANES as usize, of_others)
+        of_tenant < half_of_the_rest(WORKERS as usize, of_others)
     }
 
     /// The place of the tenant whose turn it is.
@@ -110,7 +110,7 @@ impl Queue {
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    bell: Notify,
+    notify: Notify,
 }
 
 impl Shared {
@@ -137,16 +137,16 @@ impl OrderLoader {
             queue.check_room(tenant_id)?;
             queue.push(tenant_id, Waiter { order_id, answer });
         }
-        self.0.bell.notify_one();
+        self.0.notify.notify_one();
         let found = answered.await.map_err(|_gone| ApiError::shutting_down())?;
         Ok(found?)
     }
 
-    /// One lane: looks up what waits, batch after batch, until the token is cancelled. Run [`LANES`] of these.
+    /// One worker: looks up what waits, batch after batch, until the token is cancelled. Run [`WORKERS`] of these.
     ///
     /// # Errors
     /// None; the signature is that of a supervised task.
-    pub async fn run_lane(self, pool: PgPool, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub async fn run_worker(self, pool: PgPool, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
             let (batch, is_more) = {
                 let mut queue = self.0.queue();
@@ -155,14 +155,14 @@ impl OrderLoader {
             match batch {
                 Some((tenant_id, waiters)) => {
                     if is_more {
-                        self.0.bell.notify_one();
+                        self.0.notify.notify_one();
                     }
                     look_up(&pool, tenant_id, waiters).await;
                     self.0.queue().end(tenant_id);
                 }
                 None => {
                     if shutdown
-                        .run_until_cancelled(self.0.bell.notified())
+                        .run_until_cancelled(self.0.notify.notified())
                         .await
                         .is_none()
                     {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_has_half_of_the_lanes_that_the_others_leave_and_half_of_the_places_to_wait() {
+    fn a_tenant_has_half_of_the_workers_that_the_others_leave_and_half_of_the_places_to_wait() {
         let mut queue = Queue::default();
         push(&mut queue, ANNE, 5 * BATCH_MAX);
         assert_eq!(begin(&mut queue), Some((ANNE, BATCH_MAX)));

@@ -1,6 +1,6 @@
 //! The external ledger: every command that was sent, and what its caller was told.
 //!
-//! A call that was not answered, or was answered with a trouble of the service, is *unknown* and never failed: the
+//! A call that was not answered, or was answered with a failure of the service, is *unknown* and never failed: the
 //! command may have been recorded all the same.
 
 use std::collections::HashMap;

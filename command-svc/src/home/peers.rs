@@ -28,7 +28,7 @@ pub(super) struct Peers {
 }
 
 struct Peer {
-    heard_at: Instant,
+    last_seen_at: Instant,
     left_alone_until: Option<Instant>,
     /// How many wait for its answers.
     waiting: usize,
@@ -40,7 +40,7 @@ struct Peer {
 
 impl Peer {
     fn is_alive(&self, now: Instant) -> bool {
-        now < self.heard_at + SILENCE_MAX
+        now < self.last_seen_at + SILENCE_MAX
     }
 
     fn is_eligible(&self, now: Instant) -> bool {
@@ -60,13 +60,13 @@ impl Peers {
             return;
         }
         if let Some(peer) = self.by_id.get_mut(&id) {
-            peer.heard_at = now;
+            peer.last_seen_at = now;
             return;
         }
         self.by_id.retain(|_, peer| peer.is_alive(now));
         if self.by_id.len() < PEERS_MAX {
             let peer = Peer {
-                heard_at: now,
+                last_seen_at: now,
                 left_alone_until: None,
                 waiting: 0,
                 asked_at: None,

@@ -29,7 +29,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// while the network is silent its queue may be full.
 pub(crate) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause before the first attempt to connect again, doubled up to the last.
+/// First backoff before connecting again; it doubles up to `RECONNECT_PAUSE_LAST`.
 const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(20);
 const RECONNECT_PAUSE_LAST: Duration = Duration::from_millis(500);
 

@@ -47,11 +47,11 @@ async fn each_deployment_has_its_stream_of_its_log() -> anyhow::Result<()> {
 }
 
 /// What comes from a subscription that may not have reached the server yet: it is sent until something comes.
-async fn heard<T>(
+async fn received<T>(
     subscription: &mut (impl Stream<Item = T> + Unpin),
     send: impl AsyncFn(),
 ) -> anyhow::Result<Option<T>> {
-    let heard = async {
+    let received = async {
         loop {
             send().await;
             let patience = Duration::from_millis(20);
@@ -60,11 +60,11 @@ async fn heard<T>(
             }
         }
     };
-    Ok(tokio::time::timeout(DEADLINE, heard).await?)
+    Ok(tokio::time::timeout(DEADLINE, received).await?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_deployment_hears_the_signals_of_the_other() -> anyhow::Result<()> {
+async fn neither_deployment_receives_the_signals_of_the_other() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let [bus, other] = buses(&stack).await?;
     let applied = |position| Applied {
@@ -76,14 +76,14 @@ async fn neither_deployment_hears_the_signals_of_the_other() -> anyhow::Result<(
     let mut progress = signal::subscribe(&bus).await?;
     let mut work = signal::subscribe_freed(&bus).await?;
     let mut replicas = replica::announcements(&bus).await?;
-    let first = heard(&mut progress, async || signal::announce(&bus, &applied(1)).await).await?;
+    let first = received(&mut progress, async || signal::announce(&bus, &applied(1)).await).await?;
     assert_eq!(first, Some(applied(1)));
 
     // What the other one sends has passed the server when its own last message has come back.
     let mut echo = replica::announcements(&other).await?;
     signal::announce(&other, &applied(2)).await;
     signal::announce_freed(&other).await;
-    heard(&mut echo, async || replica::announce(&other, Vec::new()).await).await?;
+    received(&mut echo, async || replica::announce(&other, Vec::new()).await).await?;
 
     // So anything of it would come before this.
     signal::announce(&bus, &applied(3)).await;
@@ -104,7 +104,7 @@ async fn a_command_is_not_forwarded_to_a_replica_of_another_deployment() -> anyh
     let replica = Uuid::from_u128(7);
     let mut commands = replica::commands(&bus, replica).await?;
     let send = async |bus: &Bus| replica::request(bus, replica, Vec::new(), Duration::from_millis(20)).await;
-    heard(&mut commands, async || drop(send(&bus).await)).await?;
+    received(&mut commands, async || drop(send(&bus).await)).await?;
 
     let refused = send(&other).await;
     assert!(matches!(refused, Err(RequestError::NobodyListens)), "{refused:?}");

@@ -332,9 +332,13 @@ async fn an_observer_hears_of_each_event_that_was_published_straight_away() -> a
     publishing.published(4).await?;
     publishing.stop().await?;
 
-    let heard = observer.0.lock().expect("nobody panics with it").clone();
-    let positions: Vec<_> = heard.iter().map(|(position, _)| *position).collect();
+    let published = observer.0.lock().expect("nobody panics with it").clone();
+    let positions: Vec<_> = published.iter().map(|(position, _)| *position).collect();
     assert!(positions.ends_with(&[2, 3, 4]), "{positions:?}");
-    assert!(heard.iter().all(|(_, latency)| *latency < Duration::from_secs(5)));
+    assert!(
+        published
+            .iter()
+            .all(|(_, latency)| *latency < Duration::from_secs(5))
+    );
     Ok(())
 }

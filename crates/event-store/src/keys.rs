@@ -21,7 +21,7 @@ pub struct KeyTable {
     pub keys: Option<u64>,
     /// Bytes on disk, indexes included.
     pub bytes: u64,
-    /// Of the retention time, how much has passed since the tables took turns.
+    /// Of the retention time, how much has passed since the tables rotated.
     pub counted: Duration,
     /// When they did.
     pub turned_at: OffsetDateTime,
@@ -44,7 +44,7 @@ impl FromRow<'_, sqlx::postgres::PgRow> for KeyTable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "event_store.key_turn", rename_all = "snake_case")]
 pub enum KeyTurn {
-    /// They took turns.
+    /// They rotated.
     Turned,
     /// The older table holds keys that must be kept.
     Early,

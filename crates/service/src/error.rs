@@ -121,7 +121,7 @@ impl ApiError {
         Self::new(Code::InvalidCursor, "the cursor is not valid for this list")
     }
 
-    /// There is no valid credential. One message for every cause, so that nothing can be learnt from it.
+    /// There is no valid credential. One message for every cause, so that it gives nothing away.
     pub fn unauthenticated() -> Self {
         Self::new(Code::Unauthenticated, "a valid credential is needed")
     }

@@ -66,8 +66,8 @@ impl Demand {
     }
 }
 
-/// A tenth of what is left before the deadline is kept, so that the caller learns where the read model stands instead of
-/// giving up on us.
+/// A tenth of what is left before the deadline is kept, so that the caller is told the position of the read
+/// model instead of giving up on us.
 fn wait(asked: Option<Duration>, left: Option<Duration>) -> Duration {
     let usable = left.map(|left| left - left / 10);
     let wished = asked.or(usable).unwrap_or(WAIT_DEFAULT);
