@@ -21,7 +21,6 @@ impl std::fmt::Debug for Fingerprints {
 
 impl Fingerprints {
     /// Fingerprints under these keys, the current one first.
-    #[must_use]
     pub(crate) fn new(keys: &[SecretKey]) -> Self {
         let mac =
             |key: &SecretKey| Hmac::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
@@ -30,7 +29,6 @@ impl Fingerprints {
 
     /// The fingerprints of a command, one under each key: the first 64 bits of HMAC-SHA256. They only
     /// tell the same content from other content under one key, and nobody without the hash's key can look for two that agree.
-    #[must_use]
     pub(crate) fn of(&self, command: &'static str, content: &[u8]) -> Vec<i64> {
         let fingerprint = |mac: &Hmac<Sha256>| {
             let mac = mac.clone().chain_update(command).chain_update([0]);

@@ -31,13 +31,11 @@ pub struct Question(Sha256);
 
 impl Question {
     /// The question of a tenant to a list, without filters yet.
-    #[must_use]
     pub fn new(tenant_id: Uuid, list: &str) -> Self {
         Self(Sha256::new().chain_update(tenant_id.as_bytes())).with("list", list)
     }
 
     /// Adds a filter, or the order. Names and values are written with their lengths, so that none can pass for another.
-    #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         for text in [name, value] {
             self.0.update((text.len() as u64).to_be_bytes());
@@ -89,7 +87,6 @@ pub struct Cursors(Vec<SigningKey>);
 
 impl Cursors {
     /// The first key signs, all of them verify.
-    #[must_use]
     pub fn new(first: &SecretKey, others: &[SecretKey]) -> Self {
         Self(
             std::iter::once(first)
@@ -100,7 +97,6 @@ impl Cursors {
     }
 
     /// The cursor for a place in the answer to a question.
-    #[must_use]
     pub fn seal(&self, question: &Question, place: &[u8]) -> String {
         let key = &self.0[0];
         let mut cursor = Vec::with_capacity(HEAD_BYTES + place.len() + MAC_BYTES);

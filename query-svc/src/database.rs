@@ -67,7 +67,6 @@ pub struct SharedReads {
 
 impl SharedReads {
     /// Shares the connections of a pool.
-    #[must_use]
     pub fn new(pool: PgPool) -> Self {
         let connections = pool.options().get_max_connections();
         let shares = Shares::new(SharesOptions {
@@ -143,7 +142,7 @@ impl SharedReads {
 ///
 /// # Errors
 /// Whatever the read failed with.
-pub async fn read<T, R>(pool: &PgPool, limit: Duration, statement: R) -> Result<T, ReadFailure>
+pub(crate) async fn read<T, R>(pool: &PgPool, limit: Duration, statement: R) -> Result<T, ReadFailure>
 where
     T: Send + 'static,
     R: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync + 'static,

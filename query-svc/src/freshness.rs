@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::demand::{Demand, WAIT_DEFAULT, WAIT_MAX};
-pub use self::marks::Staleness;
+pub(crate) use self::demand::Demand;
+pub(crate) use self::marks::Staleness;
 use self::marks::{LiveMarks, Mark, Marks};
 use crate::database::{self, ReadFailure, SharedReads};
 
@@ -83,13 +83,11 @@ impl Drop for Waits<'_> {
 
 impl Freshness {
     /// How fresh an answer from the read model of this name is that is read after this call.
-    #[must_use]
     pub fn of(&self, model: &str, partition: i32) -> Staleness {
         self.marks.borrow().staleness(model, partition, Instant::now())
     }
 
     /// How fresh an answer from the log itself is that is read after this call.
-    #[must_use]
     pub fn of_log(&self, partition: i32) -> Staleness {
         self.marks.borrow().log_staleness(partition)
     }
@@ -144,7 +142,7 @@ impl Freshness {
 }
 
 /// The task that looks.
-pub struct Watcher {
+pub(crate) struct Watcher {
     marks: watch::Sender<Marks>,
     waiting: Arc<Waiting>,
     pool: PgPool,
@@ -158,7 +156,7 @@ pub struct Watcher {
 ///
 /// # Errors
 /// When the first look fails.
-pub async fn watch(pool: PgPool, shared: SharedReads) -> Result<(Freshness, Watcher), ReadFailure> {
+pub(crate) async fn watch(pool: PgPool, shared: SharedReads) -> Result<(Freshness, Watcher), ReadFailure> {
     let (sender, receiver) = watch::channel(Marks::default());
     let waiting = Arc::<Waiting>::default();
     let mut watcher = Watcher {
@@ -182,7 +180,7 @@ pub async fn watch(pool: PgPool, shared: SharedReads) -> Result<(Freshness, Watc
 
 impl Watcher {
     /// Looks whenever there is a reason to, until the token is cancelled.
-    pub async fn run(
+    pub(crate) async fn run(
         mut self,
         signals: impl Stream<Item = Applied> + Send + Unpin,
         shutdown: CancellationToken,

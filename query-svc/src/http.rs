@@ -3,16 +3,16 @@
 //! `openapi.json` in this crate is that description, committed. A test holds the two equal; `UPDATE_OPENAPI=1` in its
 //! environment writes the file anew.
 
-pub mod answer;
+mod answer;
 mod compression;
 pub mod customers;
 pub mod events;
-pub mod examples;
+mod examples;
 pub mod openapi;
 pub mod orders;
-pub mod params;
+mod params;
 pub mod schema;
-pub mod sparse;
+mod sparse;
 pub mod stock;
 
 use std::sync::Arc;

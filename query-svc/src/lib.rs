@@ -5,22 +5,22 @@
 //!
 //! | module | promise |
 //! |---|---|
-//! | [`reads`] | what can be read, the same for every transport |
+//! | `reads` | what can be read, the same for every transport |
 //! | [`http`] | REST, and the OpenAPI description that it is |
 //! | `grpc` | `OrderQueryService`, `StockQueryService` and `HistoryService` |
-//! | [`freshness`] | how far the read models have come, and waiting for them |
-//! | [`loader`] | reads of single orders, gathered into few round trips |
-//! | [`cursor`] | cursors that nobody can forge or carry elsewhere |
-//! | [`database`] | reads that are never cut in the middle |
+//! | `freshness` | how far the read models have come, and waiting for them |
+//! | `loader` | reads of single orders, gathered into few round trips |
+//! | `cursor` | cursors that nobody can forge or carry elsewhere |
+//! | `database` | reads that are never cut in the middle |
 
 mod config;
-pub mod cursor;
-pub mod database;
-pub mod freshness;
+mod cursor;
+mod database;
+mod freshness;
 mod grpc;
 pub mod http;
-pub mod loader;
-pub mod reads;
+mod loader;
+mod reads;
 
 use daybook_event_bus::{Bus, signal};
 use daybook_service::database as connections;

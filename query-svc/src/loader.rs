@@ -24,7 +24,7 @@ use crate::database::{self, ReadFailure};
 /// How many look-ups are with Postgres at one time, each on a connection of its own; of one tenant at most half of what the
 /// others leave. Two of a tenant hide the time between an answer and the next question; many more would only make the
 /// batches smaller.
-pub const WORKERS: u32 = 4;
+pub(crate) const WORKERS: u32 = 4;
 
 /// How many orders one look-up asks for.
 const BATCH_MAX: usize = 256;

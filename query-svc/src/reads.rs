@@ -2,11 +2,11 @@
 //!
 //! REST and gRPC only translate. They hand in values that have been understood, and get values that are sent as they are.
 
-pub mod history;
-pub mod list;
-pub mod order;
-pub mod stock;
-pub mod totals;
+pub(crate) mod history;
+pub(crate) mod list;
+pub(crate) mod order;
+pub(crate) mod stock;
+pub(crate) mod totals;
 
 use std::sync::Arc;
 
@@ -19,10 +19,10 @@ use crate::freshness::{Demand, Freshness, Staleness};
 use crate::loader::OrderLoader;
 
 /// How many items a page has when the caller does not say.
-pub const LIMIT_DEFAULT: u32 = 20;
+pub(crate) const LIMIT_DEFAULT: u32 = 20;
 
 /// How many items a page has at the most.
-pub const LIMIT_MAX: u32 = 100;
+pub(crate) const LIMIT_MAX: u32 = 100;
 
 /// Everything that reads need. Cheap to clone.
 #[derive(Clone)]
@@ -55,7 +55,6 @@ pub struct Page<T> {
 
 impl Reads {
     /// Reads through `shared`, as a role that row-level security holds to one tenant at a time.
-    #[must_use]
     pub fn new(shared: SharedReads, loader: OrderLoader, freshness: Freshness, cursors: Cursors) -> Self {
         Self(Arc::new(Parts {
             shared,

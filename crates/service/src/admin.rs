@@ -21,10 +21,10 @@ use crate::metrics::{Registry, ServerMetrics};
 use crate::server::{self, Access, Declared, Limits, Needs, Routes};
 
 /// How often a dependency is looked at.
-pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a dependency may take to answer.
-pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Scrapers and probes are few.
 const ADMIN_CONNECTIONS_MAX: u32 = 64;
@@ -37,7 +37,7 @@ const OPENMETRICS_TEXT: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Each dependency has to say "ready" once before the process is ready, and the process is not ready any more as soon
 /// as its stop signal is given.
 #[derive(Clone, Debug)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     dependencies: Arc<Mutex<Vec<(&'static str, Status)>>>,
     shutdown: CancellationToken,
 }
@@ -54,8 +54,7 @@ struct Dependency {
 
 impl Readiness {
     /// A process that depends on nothing yet.
-    #[must_use]
-    pub fn new(shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(shutdown: CancellationToken) -> Self {
         Self {
             dependencies: Arc::default(),
             shutdown,
@@ -75,7 +74,7 @@ impl Readiness {
     }
 
     /// Adds a dependency that is looked at every second until the stop signal. Run what it returns as a task.
-    pub fn watch<C, F, E>(
+    pub(crate) fn watch<C, F, E>(
         &self,
         name: &'static str,
         check: C,
@@ -95,7 +94,6 @@ impl Readiness {
     }
 
     /// Whether everything is ready and the process is not stopping.
-    #[must_use]
     fn is_ready(&self) -> bool {
         let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         !self.shutdown.is_cancelled() && dependencies.iter().all(|(_, status)| status.is_ok())
@@ -171,7 +169,7 @@ struct Admin {
 }
 
 /// The routes of the private listener.
-pub fn router(readiness: Readiness, registry: Registry) -> Router {
+pub(crate) fn router(readiness: Readiness, registry: Registry) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -180,7 +178,7 @@ pub fn router(readiness: Readiness, registry: Registry) -> Router {
 }
 
 /// Serves the private listener until the future is dropped: it answers probes while the process drains. Spawn it.
-pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Registry) {
+pub(crate) async fn serve(listener: TcpListener, readiness: Readiness, registry: Registry) {
     let limits = Limits {
         connections_max: ADMIN_CONNECTIONS_MAX,
         ..Limits::default()

@@ -16,14 +16,14 @@
 //! | [`path`] | the variables of a path; refusals are problems of the catalogue |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
-//! | [`admin`] | `/livez`, `/readyz` and `/metrics` on the private listener |
+//! | `admin` | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
 //! | [`start`] | one start for every process: schemas, identity, readiness, then both listeners |
-//! | [`shutdown`] | a task that ends ends the process; the process ends within ten seconds |
+//! | `shutdown` | a task that ends ends the process; the process ends within ten seconds |
 //! | [`shares`] | connections that tenants share fairly |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
 
-pub mod admin;
+mod admin;
 pub mod config;
 pub mod consistency;
 pub mod database;
@@ -38,7 +38,7 @@ pub mod process;
 pub mod request;
 pub mod server;
 pub mod shares;
-pub mod shutdown;
+mod shutdown;
 pub mod start;
 pub mod telemetry;
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::server::GRACE_PERIOD;
 
 /// After the stop signal the process is gone within this time, whatever hangs.
-pub const EXIT_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const EXIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long tasks may take to stop: the server's grace, and half a second to write down what they did.
 const STOP_TIMEOUT: Duration = GRACE_PERIOD.saturating_add(Duration::from_millis(500));
@@ -36,7 +36,7 @@ const EXIT_CUT_OFF: i32 = 128 + 15;
 ///
 /// # Errors
 /// When the handlers cannot be installed.
-pub fn on_signals() -> std::io::Result<CancellationToken> {
+pub(crate) fn on_signals() -> std::io::Result<CancellationToken> {
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
@@ -95,7 +95,6 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// A supervisor that stops its tasks through this token.
-    #[must_use]
     pub fn new(shutdown: CancellationToken) -> Self {
         Self {
             shutdown,

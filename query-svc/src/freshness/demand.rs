@@ -8,10 +8,10 @@ use daybook_service::request;
 use tokio::time::Instant;
 
 /// How long is waited when the caller does not say.
-pub const WAIT_DEFAULT: Duration = Duration::from_secs(2);
+pub(crate) const WAIT_DEFAULT: Duration = Duration::from_secs(2);
 
 /// How long is waited at the most.
-pub const WAIT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A position that the answer has to include, and until when it is waited for.
 #[derive(Clone, Copy, Debug)]

@@ -14,10 +14,10 @@ use crate::freshness::Staleness;
 use crate::reads::{Answer, Page};
 
 /// A position of the log that the answer includes, and everything before it.
-pub const DAYBOOK_POSITION: HeaderName = HeaderName::from_static("daybook-position");
+pub(super) const DAYBOOK_POSITION: HeaderName = HeaderName::from_static("daybook-position");
 
 /// How far the answer may be behind the log, in milliseconds.
-pub const DAYBOOK_LAG_MS: HeaderName = HeaderName::from_static("daybook-lag-ms");
+pub(super) const DAYBOOK_LAG_MS: HeaderName = HeaderName::from_static("daybook-lag-ms");
 
 /// Somebody's own data: nobody else's cache may keep it, and one's own asks before it is used.
 const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
@@ -32,13 +32,12 @@ const ENCODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 
 /// A strong entity tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntityTag(String);
+pub(super) struct EntityTag(String);
 
 impl EntityTag {
     /// The tag of a version of something, of all of it or of some fields. The generation of the log is in it, so that a
     /// version that came to be before the log was set back is another one.
-    #[must_use]
-    pub fn new(version: u64, generation: Uuid, fields: Option<&Fields>) -> Self {
+    pub(super) fn new(version: u64, generation: Uuid, fields: Option<&Fields>) -> Self {
         let (log, ..) = generation.as_fields();
         Self(match fields {
             Some(fields) => format!("{version}-{log:08x}-{}", fields.name()),
@@ -83,7 +82,7 @@ fn without_encoding(tag: &str) -> &str {
 }
 
 /// Puts the encoding of a compressed answer into its tag.
-pub async fn tag_encoding(mut response: Response) -> Response {
+pub(super) async fn tag_encoding(mut response: Response) -> Response {
     if let Some(encoding) = response.headers().get(CONTENT_ENCODING)
         && let Some(tag) = response.headers().get(ETAG)
         && let (Ok(encoding), Ok(tag)) = (encoding.to_str(), tag.to_str())
@@ -96,7 +95,7 @@ pub async fn tag_encoding(mut response: Response) -> Response {
 }
 
 /// One resource whose JSON is there already.
-pub fn document(json: &str, tag: &EntityTag, staleness: Staleness, request: &HeaderMap) -> Response {
+pub(super) fn document(json: &str, tag: &EntityTag, staleness: Staleness, request: &HeaderMap) -> Response {
     let known = tag.known(request);
     let mut response = if known.is_some() {
         let mut response = Response::new(Body::empty());
@@ -114,7 +113,7 @@ pub fn document(json: &str, tag: &EntityTag, staleness: Staleness, request: &Hea
 ///
 /// # Errors
 /// `INTERNAL` when it cannot be written as JSON.
-pub fn resource<T: Serialize>(answer: Answer<T>) -> Result<Response, ApiError> {
+pub(super) fn resource<T: Serialize>(answer: Answer<T>) -> Result<Response, ApiError> {
     let body = serde_json::to_vec(&Envelope { data: answer.data }).map_err(ApiError::internal)?;
     Ok(with_freshness(json_body(body), answer.staleness))
 }
@@ -123,7 +122,7 @@ pub fn resource<T: Serialize>(answer: Answer<T>) -> Result<Response, ApiError> {
 ///
 /// # Errors
 /// `INTERNAL` when it cannot be written as JSON.
-pub fn list<'a, T, S: Serialize>(
+pub(super) fn list<'a, T, S: Serialize>(
     answer: &'a Answer<Page<T>>,
     show: impl Fn(&'a T) -> Result<S, serde_json::Error>,
 ) -> Result<Response, ApiError> {

@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 /// The order of all examples.
-pub const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
+pub(super) const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
 
 /// An order with every member that there can be.
-pub fn order() -> Value {
+pub(super) fn order() -> Value {
     json!({
         "order_id": ORDER_ID,
         "version": 9,
@@ -54,7 +54,7 @@ pub fn order() -> Value {
 }
 
 /// The same order in a list.
-pub fn order_summary() -> Value {
+pub(super) fn order_summary() -> Value {
     json!({
         "order_id": ORDER_ID,
         "version": 9,
@@ -69,7 +69,7 @@ pub fn order_summary() -> Value {
 }
 
 /// What its customer has bought.
-pub fn customer_totals() -> Value {
+pub(super) fn customer_totals() -> Value {
     json!({
         "customer_id": "c-4711",
         "totals": [{
@@ -85,7 +85,7 @@ pub fn customer_totals() -> Value {
 }
 
 /// One of its events.
-pub fn event() -> Value {
+pub(super) fn event() -> Value {
     json!({
         "event_id": "018f3a5e-7c1a-7f3e-9c55-2f6d3f1f9a10",
         "event_type": "order.confirmed",
@@ -112,7 +112,7 @@ pub fn event() -> Value {
 }
 
 /// A refusal.
-pub fn problem() -> Value {
+pub(super) fn problem() -> Value {
     json!({
         "type": "/problems/validation-failed",
         "title": "A field is not valid",

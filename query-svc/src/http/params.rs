@@ -31,10 +31,10 @@ use crate::reads::stock::ListStockItems;
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
 
 /// The header that carries a consistency token.
-pub const DAYBOOK_CONSISTENCY: &str = "daybook-consistency";
+pub(super) const DAYBOOK_CONSISTENCY: &str = "daybook-consistency";
 
 /// The parameter that carries one, for those who cannot set headers.
-pub const CONSISTENCY: &str = "consistency";
+pub(super) const CONSISTENCY: &str = "consistency";
 
 /// The parameters of a request, and what is wrong with those that were asked for.
 #[derive(Debug, Default)]

@@ -20,7 +20,6 @@ impl Fields {
     }
 
     /// What of an object is wanted. Members that the object does not have stay absent.
-    #[must_use]
     pub fn select(&self, object: Value) -> Value {
         let Value::Object(mut members) = object else {
             return object;
@@ -30,7 +29,6 @@ impl Fields {
     }
 
     /// The same for the same selection, however it was written: part of the ETag.
-    #[must_use]
     pub fn name(&self) -> String {
         self.0.join(".")
     }

@@ -13,7 +13,7 @@ use crate::cursor::Question;
 use crate::freshness::Demand;
 
 /// The newest orders first, unless the caller asks for something else.
-pub const SORT_DEFAULT: Sort = Sort {
+pub(crate) const SORT_DEFAULT: Sort = Sort {
     by: SortBy::PlacedAt,
     descending: true,
 };
@@ -109,15 +109,13 @@ fn moment(moment: Option<OffsetDateTime>) -> String {
 }
 
 /// A sort as the contract writes it: `-placed_at`.
-#[must_use]
-pub fn sort_name(sort: Sort) -> String {
+pub(crate) fn sort_name(sort: Sort) -> String {
     let sign = if sort.descending { "-" } else { "" };
     format!("{sign}{}", sort.by.column())
 }
 
 /// The sort of this name; none when the list has no index for it.
-#[must_use]
-pub fn sort_by_name(name: &str) -> Option<Sort> {
+pub(crate) fn sort_by_name(name: &str) -> Option<Sort> {
     let (column, descending) = match name.strip_prefix('-') {
         Some(column) => (column, true),
         None => (name, false),
@@ -127,11 +125,10 @@ pub fn sort_by_name(name: &str) -> Option<Sort> {
 }
 
 /// What `sort` takes, for messages.
-pub const SORTS: &str = "placed_at, updated_at or total_minor, with a - before it for descending";
+pub(crate) const SORTS: &str = "placed_at, updated_at or total_minor, with a - before it for descending";
 
 /// The names of all statuses, for messages.
-#[must_use]
-pub fn status_names() -> String {
+pub(crate) fn status_names() -> String {
     Status::ALL.map(status::name).join(", ")
 }
 
