@@ -1,15 +1,21 @@
-//! Connections to the services: HTTP/2 over TCP or TLS, with the API key and a deadline on every call.
+//! Connections to the services: HTTP/2 over TCP or TLS, with the API key and a deadline on every call. One connection
+//! carries gRPC and REST.
 
 use std::fmt;
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+use tonic::body::Body;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
+use tower::ServiceExt as _;
 
 use crate::failure::Failure;
+use crate::refusal::Refusal;
 use crate::settings::{Role, Settings};
 
 /// How long a connection may take.
@@ -74,6 +80,21 @@ pub(crate) async fn open(settings: &Settings, service: Service) -> Result<Channe
         url: url.to_owned(),
         source,
     })
+}
+
+/// Reads a resource of the REST interface; the path may have a query string.
+pub(crate) async fn get<T: DeserializeOwned>(connection: Authorized, path: &str) -> Result<T, Failure> {
+    let request = http::Request::get(path).body(Body::empty());
+    let request = request.map_err(|error| Failure::Usage(format!("{path} is not an address: {error}")))?;
+    let response = connection.oneshot(request).await;
+    let response = response.map_err(|error| Status::from_error(error.into()))?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    if !status.is_success() {
+        return Err(Failure::Refused(Box::new(Refusal::from_problem(status, &body))));
+    }
+    serde_json::from_slice(&body)
+        .map_err(|error| Failure::Failed(format!("the answer to {path} is not as expected: {error}")))
 }
 
 fn endpoint(service: Service, url: &str) -> Result<Endpoint, Failure> {

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use daybook_proto::convert::to_timestamp;
-use daybook_proto::orders::v1::get_order_request::AsOf;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 /// A duration: `90s`, `30m`, `1h30m`, `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -51,15 +49,13 @@ pub(crate) enum Point {
 
 impl Point {
     /// The point as the query service takes it; `None` when it is before all time.
-    pub(crate) fn as_of(self, now: OffsetDateTime) -> Option<AsOf> {
-        match self {
-            Self::Version(version) => Some(AsOf::AsOfVersion(version)),
-            Self::Time(moment) => Some(AsOf::AsOfTime(to_timestamp(moment))),
-            Self::Ago(ago) => {
-                let moment = now.checked_sub(ago.try_into().ok()?)?;
-                Some(AsOf::AsOfTime(to_timestamp(moment)))
-            }
-        }
+    pub(crate) fn as_of(self, now: OffsetDateTime) -> Option<String> {
+        let moment = match self {
+            Self::Version(version) => return Some(version.to_string()),
+            Self::Time(moment) => moment,
+            Self::Ago(ago) => now.checked_sub(ago.try_into().ok()?)?,
+        };
+        moment.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok()
     }
 }
 
@@ -162,11 +158,16 @@ mod tests {
     #[test]
     fn how_long_ago_is_counted_from_now() {
         let now = datetime!(2026-11-01 12:00 UTC);
-        let two_hours = Point::Ago(Duration::from_secs(7_200)).as_of(now);
-        assert_eq!(
-            two_hours,
-            Some(AsOf::AsOfTime(to_timestamp(datetime!(2026-11-01 10:00 UTC))))
-        );
+        let two_hours = Point::Ago(Duration::from_secs(7_200));
+        assert_eq!(two_hours.as_of(now).as_deref(), Some("2026-11-01T10:00:00Z"));
         assert_eq!(Point::Ago(Duration::MAX).as_of(now), None);
+    }
+
+    #[test]
+    fn a_point_can_be_part_of_an_address() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let abroad = Point::Time(datetime!(2026-11-01 02:00 +2));
+        assert_eq!(abroad.as_of(now).as_deref(), Some("2026-11-01T00:00:00Z"));
+        assert_eq!(Point::Version(17).as_of(now).as_deref(), Some("17"));
     }
 }

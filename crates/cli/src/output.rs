@@ -8,6 +8,7 @@ use daybook_proto::convert::from_timestamp;
 use indicatif::HumanCount;
 use prost_types::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 
 use crate::failure::Failure;
@@ -69,6 +70,15 @@ pub(crate) fn table<const N: usize>(
         column.set_padding((0, 2));
     }
     table.trim_fmt()
+}
+
+/// A value of a document in a table: a text without its quotes, nothing for null and for what is absent.
+pub(crate) fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// Rows as CSV (RFC 4180).

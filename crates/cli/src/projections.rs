@@ -6,11 +6,11 @@ use clap::{Args, ValueEnum};
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
 use daybook_proto::projections::v1::{ListProjectionsRequest, Projection};
 use indicatif::HumanDuration;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::client::{self, Authorized, Service};
 use crate::failure::Failure;
-use crate::output::{count, csv, print, print_json, print_json_lines, print_raw, table};
+use crate::output::{cell, count, csv, print, print_json, print_json_lines, print_raw, table};
 use crate::settings::{Role, Settings};
 
 /// Shows all projections with their progress and lag. Needs the scope projections:operate.
@@ -39,13 +39,16 @@ enum Format {
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let connection = client::connect(settings, Service::Projector, Role::Operator).await?;
     let projections = list(&mut ProjectionServiceClient::new(connection)).await?;
-    let views: Vec<View<'_>> = projections.iter().map(Into::into).collect();
+    let documents = || projections.iter().map(document);
     match arguments.output {
-        Format::Table => print(&table(HEADER, views.iter().map(table_row))),
-        Format::Wide => print(&table(WIDE_HEADER, views.iter().map(wide_row))),
-        Format::Json => print_json(&views),
-        Format::Ndjson => print_json_lines(&views),
-        Format::Csv => print_raw(csv(CSV_HEADER, views.iter().map(csv_row)).as_bytes()),
+        Format::Table => print(&table(HEADER, projections.iter().map(table_row))),
+        Format::Wide => print(&table(WIDE_HEADER, projections.iter().map(wide_row))),
+        Format::Json => print_json(&documents().collect::<Vec<_>>()),
+        Format::Ndjson => print_json_lines(&documents().collect::<Vec<_>>()),
+        Format::Csv => {
+            let rows = documents().map(|document| MEMBERS.map(|name| cell(&document[name])));
+            print_raw(csv(MEMBERS, rows).as_bytes())
+        }
     }
 }
 
@@ -78,47 +81,47 @@ pub(crate) fn lag_time(lag_ms: u64) -> String {
     }
 }
 
-/// A projection as JSON.
-#[derive(Serialize)]
-struct View<'a> {
-    name: &'a str,
-    partition: u32,
-    status: &'static str,
-    live_generation: u32,
-    position: u64,
-    head: u64,
-    lag_events: u64,
-    lag_ms: u64,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    error: &'a str,
-}
+/// The members of a projection's document: the columns of CSV.
+const MEMBERS: [&str; 9] = [
+    "name",
+    "partition",
+    "status",
+    "live_generation",
+    "position",
+    "head",
+    "lag_events",
+    "lag_ms",
+    "error",
+];
 
-impl<'a> From<&'a Projection> for View<'a> {
-    fn from(projection: &'a Projection) -> Self {
-        Self {
-            name: &projection.name,
-            partition: projection.partition,
-            status: status(projection),
-            live_generation: projection.live_generation,
-            position: projection.position,
-            head: projection.head,
-            lag_events: lag_events(projection),
-            lag_ms: projection.lag_ms,
-            error: &projection.error,
-        }
+/// A projection as JSON, without an error where there is none.
+fn document(projection: &Projection) -> Value {
+    let mut document = json!({
+        "name": projection.name,
+        "partition": projection.partition,
+        "status": status(projection),
+        "live_generation": projection.live_generation,
+        "position": projection.position,
+        "head": projection.head,
+        "lag_events": lag_events(projection),
+        "lag_ms": projection.lag_ms,
+    });
+    if !projection.error.is_empty() {
+        document["error"] = projection.error.as_str().into();
     }
+    document
 }
 
 const HEADER: [&str; 6] = ["NAME", "PARTITION", "STATUS", "GENERATION", "BEHIND", "FOR"];
 
-fn table_row(view: &View<'_>) -> [String; 6] {
+fn table_row(projection: &Projection) -> [String; 6] {
     [
-        view.name.to_owned(),
-        view.partition.to_string(),
-        view.status.to_owned(),
-        view.live_generation.to_string(),
-        count(view.lag_events),
-        lag_time(view.lag_ms),
+        projection.name.clone(),
+        projection.partition.to_string(),
+        status(projection).to_owned(),
+        projection.live_generation.to_string(),
+        count(lag_events(projection)),
+        lag_time(projection.lag_ms),
     ]
 }
 
@@ -134,39 +137,13 @@ const WIDE_HEADER: [&str; 9] = [
     "ERROR",
 ];
 
-fn wide_row(view: &View<'_>) -> [String; 9] {
-    let [name, partition, status, generation, behind, lag] = table_row(view);
-    let position = count(view.position);
-    let head = count(view.head);
-    let error = view.error.to_owned();
+fn wide_row(projection: &Projection) -> [String; 9] {
+    let [name, partition, status, generation, behind, lag] = table_row(projection);
+    let position = count(projection.position);
+    let head = count(projection.head);
+    let error = projection.error.clone();
     [
         name, partition, status, generation, position, head, behind, lag, error,
-    ]
-}
-
-const CSV_HEADER: [&str; 9] = [
-    "name",
-    "partition",
-    "status",
-    "live_generation",
-    "position",
-    "head",
-    "lag_events",
-    "lag_ms",
-    "error",
-];
-
-fn csv_row(view: &View<'_>) -> [String; 9] {
-    [
-        view.name.to_owned(),
-        view.partition.to_string(),
-        view.status.to_owned(),
-        view.live_generation.to_string(),
-        view.position.to_string(),
-        view.head.to_string(),
-        view.lag_events.to_string(),
-        view.lag_ms.to_string(),
-        view.error.to_owned(),
     ]
 }
 
@@ -190,10 +167,25 @@ mod tests {
 
     #[test]
     fn lag_is_shown_in_events_and_in_time() {
-        let row = table_row(&View::from(&order_list()));
+        let row = table_row(&order_list());
         assert_eq!(
             row,
             ["order_list", "0", "REBUILDING", "7", "2,500", "1.2 s"].map(str::to_owned)
+        );
+    }
+
+    #[test]
+    fn csv_has_a_column_for_each_member_of_the_document() {
+        let failed = Projection {
+            error: "it cannot be decoded".to_owned(),
+            ..order_list()
+        };
+        let document = document(&failed);
+        let members = document.as_object().expect("a document is an object");
+        assert_eq!(members.len(), MEMBERS.len());
+        assert!(
+            MEMBERS.iter().all(|name| members.contains_key(*name)),
+            "{document}"
         );
     }
 

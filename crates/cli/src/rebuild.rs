@@ -9,7 +9,7 @@ use clap::Args;
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
 use daybook_proto::projections::v1::{GetRebuildRequest, Rebuild, RebuildProjectionRequest, RebuildStatus};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::client::{self, Authorized, Service};
 use crate::failure::Failure;
@@ -167,7 +167,7 @@ fn remaining(rebuild: &Rebuild) -> Option<Duration> {
 
 fn show(rebuild: &Rebuild, format: Format) -> Result<(), Failure> {
     match format {
-        Format::Json => print_json(&View::from(rebuild)),
+        Format::Json => print_json(&document(rebuild)),
         Format::Text => print(&format!(
             "{} g{} {}  {}",
             rebuild.projection,
@@ -184,35 +184,22 @@ fn status(rebuild: &Rebuild) -> &'static str {
     name.strip_prefix("REBUILD_STATUS_").unwrap_or(name)
 }
 
-/// A rebuild as JSON.
-#[derive(Serialize)]
-struct View<'a> {
-    projection: &'a str,
-    generation: u32,
-    status: &'static str,
-    position: u64,
-    head: u64,
-    events_per_second: f64,
-    started_at: Option<String>,
-    ended_at: Option<String>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    error: &'a str,
-}
-
-impl<'a> From<&'a Rebuild> for View<'a> {
-    fn from(rebuild: &'a Rebuild) -> Self {
-        Self {
-            projection: &rebuild.projection,
-            generation: rebuild.generation,
-            status: status(rebuild),
-            position: rebuild.position,
-            head: rebuild.head,
-            events_per_second: rebuild.events_per_second,
-            started_at: rfc3339(rebuild.started_at.as_ref()),
-            ended_at: rfc3339(rebuild.ended_at.as_ref()),
-            error: &rebuild.error,
-        }
+/// A rebuild as JSON, without an error where there is none.
+fn document(rebuild: &Rebuild) -> Value {
+    let mut document = json!({
+        "projection": rebuild.projection,
+        "generation": rebuild.generation,
+        "status": status(rebuild),
+        "position": rebuild.position,
+        "head": rebuild.head,
+        "events_per_second": rebuild.events_per_second,
+        "started_at": rfc3339(rebuild.started_at.as_ref()),
+        "ended_at": rfc3339(rebuild.ended_at.as_ref()),
+    });
+    if !rebuild.error.is_empty() {
+        document["error"] = rebuild.error.as_str().into();
     }
+    document
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! What a service said when it refused or failed: the details of `google.rpc` in the status, for people and for retries.
+//! What a service said when it refused or failed, for people and for retries: the details of `google.rpc` in a status, or
+//! a problem over REST.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -6,11 +7,15 @@ use std::fmt;
 use std::time::Duration;
 
 use daybook_service::error::grpc::code_name;
+use daybook_service::error::problem::RESERVED_MEMBERS;
 use daybook_service::error::{Code as Catalogued, Retry};
+use http::StatusCode;
+use serde_json::{Map, Value};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::exit::Exit;
+use crate::output::cell;
 
 /// A call that was refused or failed.
 #[derive(Clone, Debug)]
@@ -57,6 +62,31 @@ impl From<Status> for Refusal {
 }
 
 impl Refusal {
+    /// The problem (RFC 9457) that a service answered over REST, or what some server on the way to it answered.
+    pub(crate) fn from_problem(status: StatusCode, body: &[u8]) -> Self {
+        let problem: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+        let retry_after = problem.get("retry_after_ms").and_then(Value::as_u64);
+        let violations = problem.get("errors").and_then(Value::as_array);
+        let violations = violations.map_or_else(Vec::new, |all| all.iter().map(field_violation).collect());
+        let text = |name: &str| problem.get(name).map(cell);
+        let known = Catalogued::ALL.iter().find(|code| code.entry().http == status);
+        Self {
+            code: text("code").unwrap_or_else(|| status.to_string()),
+            grpc: known.map_or(Code::Unavailable, |code| code.entry().grpc),
+            message: text("detail")
+                .unwrap_or_else(|| "this is not the answer of a Daybook service".to_owned()),
+            violations,
+            request_id: text("request_id"),
+            retry_after: retry_after.map(Duration::from_millis),
+            values: problem
+                .iter()
+                .filter(|(name, _)| !RESERVED_MEMBERS.contains(&name.as_str()))
+                .map(|(name, value)| (name.clone(), cell(value)))
+                .collect(),
+            is_answer: problem.contains_key("code"),
+        }
+    }
+
     /// How the process ends when this ends it.
     pub(crate) fn exit(&self) -> Exit {
         match self.catalogued() {
@@ -125,6 +155,12 @@ impl fmt::Display for Refusal {
     }
 }
 
+fn field_violation(violation: &Value) -> FieldViolation {
+    let mut field = FieldViolation::new(cell(&violation["pointer"]), cell(&violation["message"]));
+    field.reason = cell(&violation["code"]);
+    field
+}
+
 fn violation(violation: &FieldViolation) -> String {
     let FieldViolation {
         field,
@@ -189,6 +225,37 @@ mod tests {
              missing_scope: orders:write\n  \
              request id: 0190-abc"
         );
+    }
+
+    #[test]
+    fn a_problem_is_shown_as_the_same_refusal_over_grpc_is() {
+        let errors = [
+            ApiError::invalid_field("as_of", "INVALID", "must be a version"),
+            ApiError::permission_denied("orders:read"),
+            ApiError::not_found("order", "ord_1"),
+            ApiError::overloaded("full"),
+            ApiError::payload_too_large(1),
+        ];
+        for error in errors {
+            let body = error.to_problem().to_string();
+            let problem = Refusal::from_problem(error.http_status(), body.as_bytes());
+            let status = Refusal::from(Status::from(error));
+            assert_eq!(problem.to_string(), status.to_string());
+            assert_eq!(problem.exit(), status.exit(), "{status}");
+            assert_eq!(problem.retry_after, status.retry_after, "{status}");
+            assert_eq!(problem.is_transient(), status.is_transient(), "{status}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_on_the_way_answered_is_told_from_a_refusal() {
+        let refusal = Refusal::from_problem(StatusCode::BAD_GATEWAY, b"<html>");
+        assert_eq!(
+            refusal.to_string(),
+            "502 Bad Gateway: this is not the answer of a Daybook service"
+        );
+        assert_eq!(refusal.exit(), Exit::Unavailable);
+        assert!(refusal.is_transient());
     }
 
     #[test]
