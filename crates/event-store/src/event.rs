@@ -71,26 +71,30 @@ impl RecordedEvent {
     }
 }
 
-/// Who did it, why, and what caused it. Absent fields are left out of the JSON.
+/// Who did it, why, and what caused it. Absent members are not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = EventMetadata))]
 pub struct Metadata {
-    /// Ties together all that one business request causes.
+    /// Ties together all that one business request caused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub correlation_id: String,
     /// The event or command that caused this one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub causation_id: Option<String>,
-    /// The credential that was used ("key:ab12cd34").
+    /// The credential that was used.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub principal: String,
     /// Who asked, as the caller said.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub actor: Option<String>,
     /// Why, as the caller said.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub reason: Option<String>,
-    /// The command's name ("PlaceOrder").
+    /// The command.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub command: String,
     /// The command's idempotency key.
@@ -98,15 +102,18 @@ pub struct Metadata {
     pub idempotency_key: String,
     /// The W3C trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub traceparent: Option<String>,
-    /// When it happened in the business; an import sets it in the past.
+    /// When it happened in the business, where that is not when it was recorded.
     #[serde(
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub occurred_at: Option<OffsetDateTime>,
-    /// When the service received the command, in microseconds since 1970: the first of the five moments of an event.
+    /// When the service received the command, in microseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub received_at_us: Option<i64>,
 }
 

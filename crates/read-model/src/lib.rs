@@ -16,6 +16,8 @@ mod model;
 pub mod order_details;
 pub mod order_list;
 mod row;
+#[cfg(feature = "openapi")]
+pub mod schema;
 pub mod status;
 pub mod stock_levels;
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use daybook_read_model::order_details::OrderView;
+use daybook_read_model::schema::OrderStatus;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Object, ObjectBuilder, Schema, Type};
@@ -9,9 +11,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, ToSchema};
 
-use super::schema::{
-    ORDER_FIELDS, ORDER_SUMMARY_FIELDS, Order, OrderStatus, OrderSummary, Pagination, Problem,
-};
+use super::examples;
+use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination, Problem};
 
 /// The API as a whole.
 #[derive(Debug, utoipa::OpenApi)]
@@ -30,7 +31,7 @@ use super::schema::{
         (name = "Stock", description = "How much there is of articles. Scope `stock:read`."),
         (name = "Histories", description = "What happened, as it was recorded. Scope `events:read`."),
     ),
-    components(schemas(Order, OrderStatus, OrderSummary, Problem)),
+    components(schemas(OrderView, OrderStatus, OrderSummary, Problem)),
     security(("api_key" = [])),
     modifiers(&Common),
 )]
@@ -113,11 +114,11 @@ pub struct OrderListAnswer {
 }
 
 fn order_or_fields() -> Schema {
-    whole_or_fields(&Order::name(), ORDER_FIELDS).into()
+    whole_or_fields(&OrderView::name(), &ORDER_FIELDS).into()
 }
 
 fn order_summaries_or_fields() -> Schema {
-    let item = whole_or_fields(&OrderSummary::name(), ORDER_SUMMARY_FIELDS);
+    let item = whole_or_fields(&OrderSummary::name(), &ORDER_SUMMARY_FIELDS);
     ArrayBuilder::new()
         .items(item)
         .description(Some("The orders of this page."))
@@ -148,6 +149,9 @@ impl Modify for Common {
             .build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("api_key", SecurityScheme::Http(key));
+        if let Some(RefOr::T(Schema::Object(order))) = components.schemas.get_mut(&*OrderView::name()) {
+            order.example = Some(examples::order());
+        }
     }
 }
 
@@ -304,9 +308,9 @@ mod tests {
     #[test]
     fn every_member_can_be_asked_for_by_its_name() {
         let of = |fields: &[&'static str]| fields.iter().copied().collect::<BTreeSet<_>>();
-        assert_eq!(of(schema::ORDER_FIELDS), names(&examples::order()));
+        assert_eq!(of(&schema::ORDER_FIELDS), names(&examples::order()));
         assert_eq!(
-            of(schema::ORDER_SUMMARY_FIELDS),
+            of(&schema::ORDER_SUMMARY_FIELDS),
             names(&examples::order_summary())
         );
     }

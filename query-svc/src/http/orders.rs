@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::ids::OrderId;
+use daybook_read_model::schema::OrderStatus;
 use daybook_service::ApiError;
 use daybook_service::path::Path;
 use http::HeaderMap;
@@ -14,7 +15,7 @@ use super::answer::{self, EntityTag};
 use super::examples;
 use super::openapi::{NotFound, OrderAnswer, OrderListAnswer, Refusals};
 use super::params::Params;
-use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderStatus, OrderSummary};
+use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary};
 use super::{Caller, FreshnessHeaders, FreshnessQuery};
 use crate::reads::Reads;
 
@@ -82,7 +83,7 @@ pub async fn list_orders(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let list = params.list_orders();
-    let fields = params.fields(ORDER_SUMMARY_FIELDS);
+    let fields = params.fields(&ORDER_SUMMARY_FIELDS);
     let demand = params.demand(&headers, caller.tenant_partition);
     let list = params.finish(Some(list))?;
     let page = reads.orders(&caller, list, demand.as_ref()).await?;
@@ -126,7 +127,7 @@ pub async fn get_order(
 ) -> Result<Response, ApiError> {
     let order_id = params.id::<OrderId>("/order_id", &order_id);
     let as_of = params.as_of();
-    let fields = params.fields(ORDER_FIELDS);
+    let fields = params.fields(&ORDER_FIELDS);
     let demand = params.demand(&headers, caller.tenant_partition);
     let order_id = params.finish(order_id)?;
     let order = match as_of {

@@ -1,15 +1,19 @@
-//! The contract's JSON, for the OpenAPI description and, where it is made here, for serde.
-//!
-//! `Order` and what is in it are only described here: the read model keeps an order as the very document that is sent. A
-//! test holds the description to that document.
+//! The contract's JSON, for the OpenAPI description and for serde. What is stored as it is sent describes itself: an order in
+//! `daybook_read_model`, an event's metadata in `daybook_event_store`.
 
-use daybook_event_store::RecordedEvent;
+use std::sync::LazyLock;
+
+use daybook_domain::money::Money;
+use daybook_event_store::{Metadata, RecordedEvent};
+use daybook_read_model::order_details::OrderView;
+use daybook_read_model::schema::{Money as MoneySchema, OrderStatus};
 use daybook_read_model::{customer_totals, order_list, status};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::examples;
@@ -40,175 +44,6 @@ pub struct Pagination {
     pub has_more: bool,
 }
 
-/// Where an order stands. May grow.
-#[derive(Debug, ToSchema)]
-#[schema(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum OrderStatus {
-    /// Placed, its lines can still change.
-    Placed,
-    /// Confirmed, its lines are fixed.
-    Confirmed,
-    /// Refused by the seller.
-    Rejected,
-    /// Some of it has been shipped.
-    PartiallyShipped,
-    /// All of it has been shipped.
-    Shipped,
-    /// All of it has arrived.
-    Delivered,
-    /// Called off before anything was shipped.
-    Cancelled,
-}
-
-/// An amount in a currency.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Money {
-    /// The amount in minor units (cents for USD, yen for JPY).
-    pub minor: i64,
-    /// The ISO 4217 code of the currency.
-    #[schema(example = "EUR")]
-    pub currency: String,
-}
-
-/// An order in full.
-#[derive(Debug, ToSchema)]
-#[schema(example = examples::order)]
-pub struct Order {
-    /// The order's TypeID.
-    pub order_id: String,
-    /// The number of the order's events so far.
-    pub version: u64,
-    /// Where it stands.
-    pub status: OrderStatus,
-    /// The caller's own reference.
-    #[schema(nullable = false)]
-    pub reference: Option<String>,
-    /// Who buys.
-    pub customer_id: String,
-    /// What it costs.
-    pub total: Money,
-    /// What has been paid.
-    pub paid: Money,
-    /// What has been refunded.
-    pub refunded: Money,
-    /// What is bought, ascending by line number.
-    pub lines: Vec<OrderLine>,
-    /// Where it goes.
-    #[schema(nullable = false)]
-    pub shipping_address: Option<Address>,
-    /// What has been shipped, the first shipment first.
-    pub shipments: Vec<Shipment>,
-    /// What comes or came back, the first return first.
-    pub returns: Vec<OrderReturn>,
-    /// When it was placed, by the business's time.
-    pub placed_at: OffsetDateTime,
-    /// When it last changed, by the business's time.
-    pub updated_at: OffsetDateTime,
-    /// Why it was cancelled or rejected.
-    #[schema(nullable = false)]
-    pub closing_reason: Option<String>,
-}
-
-/// The members of an order, which `fields` chooses from.
-pub const ORDER_FIELDS: &[&str] = &[
-    "order_id",
-    "version",
-    "status",
-    "reference",
-    "customer_id",
-    "total",
-    "paid",
-    "refunded",
-    "lines",
-    "shipping_address",
-    "shipments",
-    "returns",
-    "placed_at",
-    "updated_at",
-    "closing_reason",
-];
-
-/// A line of an order as it stands.
-#[derive(Debug, ToSchema)]
-pub struct OrderLine {
-    /// Its number, unique within the order and never used again.
-    pub line_number: u32,
-    /// The article.
-    pub sku: String,
-    /// How many are ordered.
-    pub quantity: u32,
-    /// The price of one, in minor units of the order's currency.
-    pub unit_price_minor: i64,
-    /// quantity × unit_price_minor.
-    pub total_minor: i64,
-    /// How many of them have been shipped.
-    pub shipped_quantity: u32,
-    /// How many of them have come back.
-    pub returned_quantity: u32,
-}
-
-/// A part of a line.
-#[derive(Debug, ToSchema)]
-pub struct LineQuantity {
-    /// The line's number.
-    pub line_number: u32,
-    /// How many of it.
-    pub quantity: u32,
-}
-
-/// A postal address.
-#[derive(Debug, ToSchema)]
-pub struct Address {
-    /// Who receives it.
-    pub name: String,
-    /// Street and number, 1 to 3 lines.
-    pub lines: Vec<String>,
-    /// The town.
-    pub city: String,
-    /// The postal code, where there is one.
-    #[schema(nullable = false)]
-    pub postal_code: Option<String>,
-    /// The ISO 3166-1 alpha-2 code of the country.
-    pub country: String,
-}
-
-/// A shipment of an order.
-#[derive(Debug, ToSchema)]
-pub struct Shipment {
-    /// The shipment's id.
-    pub shipment_id: String,
-    /// What it holds.
-    pub lines: Vec<LineQuantity>,
-    /// Who carries it.
-    #[schema(nullable = false)]
-    pub carrier: Option<String>,
-    /// The carrier's tracking number.
-    #[schema(nullable = false)]
-    pub tracking_number: Option<String>,
-    /// When it left.
-    pub shipped_at: OffsetDateTime,
-    /// When it arrived, once it has.
-    #[schema(nullable = false)]
-    pub delivered_at: Option<OffsetDateTime>,
-}
-
-/// A return of an order.
-#[derive(Debug, ToSchema)]
-pub struct OrderReturn {
-    /// The return's id.
-    pub return_id: String,
-    /// What comes back.
-    pub lines: Vec<LineQuantity>,
-    /// Why, in the customer's words.
-    #[schema(nullable = false)]
-    pub return_reason: Option<String>,
-    /// When it was asked for.
-    pub requested_at: OffsetDateTime,
-    /// When the goods arrived, once they have.
-    #[schema(nullable = false)]
-    pub received_at: Option<OffsetDateTime>,
-}
-
 /// An order in a list.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = examples::order_summary)]
@@ -227,6 +62,7 @@ pub struct OrderSummary {
     /// Who buys.
     pub customer_id: String,
     /// What it costs.
+    #[schema(value_type = MoneySchema)]
     pub total: Money,
     /// How many articles it has, over all lines.
     pub item_count: u64,
@@ -238,18 +74,23 @@ pub struct OrderSummary {
     pub updated_at: OffsetDateTime,
 }
 
+/// The members of an order, which `fields` chooses from.
+pub static ORDER_FIELDS: LazyLock<Vec<&str>> = LazyLock::new(members::<OrderView>);
+
 /// The members of an order in a list, which `fields` chooses from.
-pub const ORDER_SUMMARY_FIELDS: &[&str] = &[
-    "order_id",
-    "version",
-    "status",
-    "reference",
-    "customer_id",
-    "total",
-    "item_count",
-    "placed_at",
-    "updated_at",
-];
+pub static ORDER_SUMMARY_FIELDS: LazyLock<Vec<&str>> = LazyLock::new(members::<OrderSummary>);
+
+/// The names of a document's members, which live as long as the process.
+fn members<T: PartialSchema>() -> Vec<&'static str> {
+    let RefOr::T(Schema::Object(document)) = T::schema() else {
+        unreachable!("a document is described as an object");
+    };
+    document
+        .properties
+        .into_keys()
+        .map(|name| &*name.leak())
+        .collect()
+}
 
 impl From<&order_list::Row> for OrderSummary {
     fn from(row: &order_list::Row) -> Self {
@@ -259,10 +100,7 @@ impl From<&order_list::Row> for OrderSummary {
             status: status::name(row.status),
             reference: row.reference.as_ref().map(ToString::to_string),
             customer_id: row.customer_id.to_string(),
-            total: Money {
-                minor: row.total_minor,
-                currency: row.currency.to_string(),
-            },
+            total: Money::new(row.total_minor, row.currency),
             item_count: row.item_count,
             placed_at: row.placed_at,
             updated_at: row.updated_at,
@@ -336,7 +174,7 @@ pub struct Event<'a> {
     #[schema(value_type = Object)]
     pub payload: &'a RawValue,
     /// Who, why and what caused it, byte for byte as it was recorded.
-    #[schema(value_type = EventMetadata)]
+    #[schema(value_type = Metadata)]
     pub metadata: &'a RawValue,
     /// When it was committed, by the database's clock.
     #[serde(with = "rfc3339")]
@@ -362,41 +200,6 @@ impl<'a> Event<'a> {
             recorded_at: recorded.recorded_at,
         })
     }
-}
-
-/// Who did it, why, and what caused it. Absent members are not known.
-#[derive(Debug, ToSchema)]
-pub struct EventMetadata {
-    /// Ties together all that one business request caused.
-    #[schema(nullable = false)]
-    pub correlation_id: Option<String>,
-    /// The event or command that caused this one.
-    #[schema(nullable = false)]
-    pub causation_id: Option<String>,
-    /// The credential that was used.
-    #[schema(nullable = false)]
-    pub principal: Option<String>,
-    /// Who asked, as the caller said.
-    #[schema(nullable = false)]
-    pub actor: Option<String>,
-    /// Why, as the caller said.
-    #[schema(nullable = false)]
-    pub reason: Option<String>,
-    /// The command.
-    #[schema(nullable = false)]
-    pub command: Option<String>,
-    /// The command's idempotency key.
-    #[schema(nullable = false)]
-    pub idempotency_key: Option<String>,
-    /// The W3C trace context of the request.
-    #[schema(nullable = false)]
-    pub traceparent: Option<String>,
-    /// When it happened in the business, where that is not when it was recorded.
-    #[schema(nullable = false)]
-    pub occurred_at: Option<OffsetDateTime>,
-    /// When the service received the command, in microseconds since 1970.
-    #[schema(nullable = false)]
-    pub received_at_us: Option<i64>,
 }
 
 /// Why a request was refused or failed (RFC 9457). Every dynamic value of the message is a member, too.

@@ -13,10 +13,15 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::serde::rfc3339;
 
+#[cfg(feature = "openapi")]
+use crate::schema;
 use crate::{FoldError, status};
 
-/// An order in full. As JSON it is the contract's `Order`: `snake_case`, times in RFC 3339, absent fields left out.
+// As JSON it is the contract's `Order`: `snake_case`, times in RFC 3339, absent fields left out. The comments are its
+// description in OpenAPI.
+/// An order in full.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = Order))]
 pub struct OrderView {
     /// The order's TypeID.
     pub order_id: String,
@@ -24,22 +29,29 @@ pub struct OrderView {
     pub version: u64,
     /// Where it stands.
     #[serde(with = "status")]
+    #[cfg_attr(feature = "openapi", schema(value_type = schema::OrderStatus))]
     pub status: Status,
     /// The caller's own reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub reference: Option<Reference>,
     /// Who buys.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub customer_id: CustomerId,
     /// What it costs.
+    #[cfg_attr(feature = "openapi", schema(value_type = schema::Money))]
     pub total: Money,
     /// What has been paid.
+    #[cfg_attr(feature = "openapi", schema(value_type = schema::Money))]
     pub paid: Money,
     /// What has been refunded.
+    #[cfg_attr(feature = "openapi", schema(value_type = schema::Money))]
     pub refunded: Money,
     /// What is bought, ascending by line number.
     pub lines: Vec<LineView>,
     /// Where it goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = schema::Address))]
     pub shipping_address: Option<Address>,
     /// What has been shipped, the first shipment first.
     pub shipments: Vec<ShipmentView>,
@@ -53,21 +65,24 @@ pub struct OrderView {
     pub updated_at: OffsetDateTime,
     /// Why it was cancelled or rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub closing_reason: Option<Reason>,
 }
 
 /// A line of an order as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = OrderLine))]
 pub struct LineView {
     /// Its number, unique within the order and never used again.
     pub line_number: u32,
     /// The article.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub sku: Sku,
     /// How many are ordered.
     pub quantity: u32,
     /// The price of one, in minor units of the order's currency.
     pub unit_price_minor: i64,
-    /// quantity × `unit_price_minor`.
+    /// quantity × unit_price_minor.
     pub total_minor: i64,
     /// How many of them have been shipped.
     pub shipped_quantity: u32,
@@ -77,40 +92,51 @@ pub struct LineView {
 
 /// A shipment of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = Shipment))]
 pub struct ShipmentView {
     /// The shipment's id.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub shipment_id: ShipmentId,
     /// What it holds.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<schema::LineQuantity>))]
     pub lines: Vec<LineQuantity>,
     /// Who carries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub carrier: Option<Carrier>,
     /// The carrier's tracking number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub tracking_number: Option<TrackingNumber>,
     /// When it left.
     #[serde(with = "rfc3339")]
     pub shipped_at: OffsetDateTime,
     /// When it arrived, once it has.
     #[serde(default, with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub delivered_at: Option<OffsetDateTime>,
 }
 
 /// A return of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = OrderReturn))]
 pub struct ReturnView {
     /// The return's id.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub return_id: ReturnId,
     /// What comes back.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<schema::LineQuantity>))]
     pub lines: Vec<LineQuantity>,
     /// Why, in the customer's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub return_reason: Option<Reason>,
     /// When it was asked for.
     #[serde(with = "rfc3339")]
     pub requested_at: OffsetDateTime,
     /// When the goods arrived, once they have.
     #[serde(default, with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub received_at: Option<OffsetDateTime>,
 }
 
