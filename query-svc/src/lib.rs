@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::Config;
 use self::database::SharedReads;
 use self::freshness::Watcher;
-use self::loader::{WORKERS, OrderLoader};
+use self::loader::{OrderLoader, WORKERS};
 use self::reads::Reads;
 
 /// The name of the service, in logs and to its servers.

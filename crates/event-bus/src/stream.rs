@@ -194,6 +194,9 @@ pub(crate) async fn reconcile(
     if differences.is_empty() {
         return Ok(false);
     }
+    if !is_still(bus, partition, stream).await? {
+        return Ok(false);
+    }
     let doing = "change the settings of the stream";
     let updating = async {
         match bus.jetstream().update_stream(&wanted).await {
@@ -210,11 +213,16 @@ pub(crate) async fn reconcile(
     Ok(true)
 }
 
+/// Whether the stream is the one that was seen still, and carries that epoch: who acts on it looks again just before.
+async fn is_still(bus: &Bus, partition: i32, seen: &StreamState) -> Result<bool, StreamError> {
+    let found = find(bus, partition).await?;
+    Ok(found.is_some_and(|stream| stream.created == seen.created && stream.epoch == seen.epoch))
+}
+
 /// Deletes the stream, unless it is no longer the one that was `seen`, or carries another epoch by now.
 pub(crate) async fn delete(bus: &Bus, partition: i32, seen: &StreamState) -> Result<(), StreamError> {
-    match find(bus, partition).await? {
-        Some(stream) if stream.created == seen.created && stream.epoch == seen.epoch => {}
-        _ => return Ok(()),
+    if !is_still(bus, partition, seen).await? {
+        return Ok(());
     }
     let doing = "delete the stream";
     answered(doing, async {

@@ -162,6 +162,29 @@ async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result
     .await?;
     stack.stream_equals_log(&publishing).await?;
     assert!(publishing.handle.metrics().refused.load(Relaxed) >= 1);
+    let info = stack.raw_stream().await?.cached_info().clone();
+    assert_eq!(
+        info.state.first_sequence, 11,
+        "what is before it is not published again"
+    );
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_in_the_place_of_what_another_replica_committed_is_found() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+
+    let _of_a_replica_that_died = stack.commit(1).await?;
+    stack.publish_foreign().await?;
+    publishing.tell(stack.commit(1).await?);
+    eventually("a rebuilt stream", async || {
+        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+    })
+    .await?;
+    stack.stream_equals_log(&publishing).await?;
     publishing.stop().await
 }
 

@@ -139,7 +139,7 @@ impl Setting {
         if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
             return Ok(Some(flaw));
         }
-        if let Some(event) = machine.suspect().filter(|event| event.position <= stream.last)
+        if let Some(event) = machine.suspect(head.generation, stream.last)
             && !self.is_faithful(event).await?
         {
             return Ok(Some(Flaw::Foreign(event.position)));
@@ -204,10 +204,11 @@ impl Setting {
         stream::delete(&self.bus, self.partition, stream).await?;
         self.published.send_replace(0);
         PublisherMetrics::add(&self.metrics.rebuilt, 1);
-        // What is below the fork is in nobody's way: whoever lacks it reads the log.
+        // What is below is in nobody's way: whoever lacks it reads the log.
         let skipped = match flaw {
             Flaw::Fork(fork) => *fork,
-            Flaw::Epoch | Flaw::Foreign(_) => 0,
+            Flaw::Foreign(position) => position - 1,
+            Flaw::Epoch => 0,
         };
         self.create(head, skipped).await
     }

@@ -21,6 +21,8 @@ pub(super) enum Interruption {
     Reconnected,
     #[error("the log goes on in another epoch")]
     Epoch,
+    #[error("the log does not show the events that its head promises")]
+    Hidden,
     #[error("the log is a standby's")]
     Standby,
     #[error("the log was superseded: its epoch is {epoch}, and the stream carries {seen}")]
@@ -49,6 +51,11 @@ impl Interruption {
             self,
             Self::Refused | Self::Disconnected | Self::Reconnected | Self::Epoch
         )
+    }
+
+    /// Whether the address of the log may lead to another server by now than the connections that are open.
+    pub(super) fn is_of_old_connection(&self) -> bool {
+        matches!(self, Self::Epoch | Self::Standby | Self::Superseded { .. })
     }
 
     /// Whether the stream is left alone until an operator does something.

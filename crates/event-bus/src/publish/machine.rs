@@ -23,7 +23,13 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// The pause between two looks at a stream that someone else is filling; it doubles up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(4);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(10);
+
+/// How many windows of missing events are still published by a process that is to end. More are left to others.
+const WINDOWS_AT_END_MAX: u64 = 4;
+
+/// How often a process that is to end goes on after an interruption.
+const INTERRUPTIONS_AT_END_MAX: u32 = 3;
 
 /// How many bytes of events are kept in memory, beside the last batch. What does not fit is read from the log again.
 const MEMORY_BYTES_MAX: usize = 32 << 20;
@@ -45,8 +51,9 @@ enum State {
     Flowing { compare_at: Instant },
     /// Somebody else publishes what comes next, or was to.
     Waiting(Wait),
-    /// What is missing is read from the log and sent; the next read begins after this position, `None` while one is under way.
-    Filling { read_after: Option<u64> },
+    /// What is missing is read from the log and sent, at least up to here; the next read begins after `read_after`, `None` while
+    /// one is under way.
+    Filling { read_after: Option<u64>, up_to: u64 },
     /// Publishing was interrupted: what is in flight is waited for.
     Settling,
     /// The interruptions do not end.
@@ -121,8 +128,18 @@ pub(super) struct Machine {
     suspect: Option<RecordedEvent>,
     /// Interruptions since something was last published.
     failures: u32,
-    /// Nothing more will be committed here.
-    is_closed: bool,
+    end: End,
+}
+
+/// Whether the publisher is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// More will be committed here.
+    No,
+    /// Nothing more will, but what there was may have been let go: only a comparison tells.
+    Closed,
+    /// Log and stream were compared after that.
+    Compared,
 }
 
 /// The options that matter here.
@@ -158,7 +175,7 @@ impl Machine {
             checked: 0,
             suspect: None,
             failures: 0,
-            is_closed: false,
+            end: End::No,
         }
     }
 
@@ -177,9 +194,15 @@ impl Machine {
         self.checked
     }
 
-    /// The first event that was refused since the last comparison.
-    pub(super) fn suspect(&self) -> Option<&RecordedEvent> {
-        self.suspect.as_ref()
+    /// An event that the stream does not have from this process although it is that far: what it holds in its place has to be
+    /// looked at. Only while the log's generation is the one that it was committed in.
+    pub(super) fn suspect(&self, generation: Uuid, last: u64) -> Option<&RecordedEvent> {
+        let unanswered = self.in_flight.front().or(self.queue.front());
+        let suspect = self
+            .suspect
+            .as_ref()
+            .or(unanswered.map(|outgoing| &outgoing.event));
+        suspect.filter(|event| generation == self.generation && event.position <= last)
     }
 
     /// How often publishing was interrupted since something was last published.
@@ -196,10 +219,10 @@ impl Machine {
     pub(super) fn takes_committed(&self) -> bool {
         let is_ready = match self.state {
             State::Flowing { .. } => self.queue.is_empty(),
-            State::Waiting(_) | State::Filling { .. } | State::BackingOff { .. } => true,
-            State::Comparing | State::Settling | State::Stopped => false,
+            State::Waiting(_) | State::BackingOff { .. } => true,
+            State::Comparing | State::Filling { .. } | State::Settling | State::Stopped => false,
         };
-        is_ready && !self.is_closed
+        is_ready && self.end == End::No
     }
 
     /// What is to be done next, when everything was sent that [`Self::next_to_send`] gave.
@@ -211,8 +234,12 @@ impl Machine {
             State::Waiting(wait) if wait.look_at <= now => Action::Look,
             State::Filling {
                 read_after: Some(after),
+                ..
             } if has_room => {
-                self.state = State::Filling { read_after: None };
+                self.state = State::Filling {
+                    read_after: None,
+                    up_to: self.known,
+                };
                 Action::Read { after }
             }
             _ => self.wait(now),
@@ -253,18 +280,23 @@ impl Machine {
 
     /// Takes what a comparison found.
     pub(super) fn compared(&mut self, found: Comparison, now: Instant) {
+        self.begin_attempt();
         if found.generation != self.generation {
             // What waits here may be of a history that is gone; if it is not, the log has it.
             self.forget_queue();
-            self.known = 0;
             self.generation = found.generation;
+        }
+        if self.end == End::Closed {
+            self.end = End::Compared;
         }
         if found.last > self.checked {
             self.failures = 0;
         }
         self.suspect = None;
         self.checked = found.last;
-        self.known = self.known.max(found.head);
+        // What is beyond was committed before the head was read, and is not in this log any more.
+        self.forget_beyond(found.head);
+        self.known = found.head;
         self.go_on_from(found.last, now);
     }
 
@@ -277,18 +309,22 @@ impl Machine {
             .queue
             .front()
             .map_or(self.known, |first| first.event.position - 1);
-        if last < wait.last {
+        let is_checked = last == self.checked;
+        let is_late = last == wait.last && now >= wait.deadline && !self.awaits_answers();
+        if is_checked && last >= wanted {
+            return self.go_on_from(last, now);
+        }
+        if is_checked && is_late {
+            return self.fill_from(last);
+        }
+        // What others published is compared with the log before anything follows on it.
+        if last < wait.last || last >= wanted || is_late {
             self.state = State::Comparing;
             return;
-        }
-        if last >= wanted {
-            return self.go_on_from(last, now);
         }
         if last > wait.last {
             wait.last = last;
             wait.deadline = now + self.options.help_after;
-        } else if now >= wait.deadline && !self.awaits_answers() {
-            return self.fill_from(last);
         }
         wait.look_at = now + wait.pause;
         wait.pause = (wait.pause * 2).min(LOOK_PAUSE_MAX);
@@ -299,26 +335,33 @@ impl Machine {
     ///
     /// # Errors
     /// [`Interruption::Epoch`] when the log has gone on in another epoch: they may be of that one.
+    /// [`Interruption::Hidden`] when the log does not show them.
     pub(super) fn read(
         &mut self,
         events: Vec<RecordedEvent>,
         head: LogHead,
         now: Instant,
     ) -> Result<(), Interruption> {
+        let State::Filling { up_to, .. } = self.state else {
+            return Ok(());
+        };
         if head.generation != self.generation {
             return Err(Interruption::Epoch);
         }
-        self.known = self.known.max(head.position);
-        let is_progress = !events.is_empty();
+        if events.is_empty() {
+            return Err(Interruption::Hidden);
+        }
         for event in events {
             let is_fresh = false;
             self.push(Outgoing { event, is_fresh });
         }
-        self.state = match self.reached < self.known {
-            true if is_progress => State::Filling {
+        self.known = self.known.max(head.position);
+        // What was committed here since the read began comes from memory.
+        self.state = match self.reached < up_to {
+            true => State::Filling {
                 read_after: Some(self.reached),
+                up_to,
             },
-            true => State::Comparing,
             false => self.flowing(now),
         };
         Ok(())
@@ -368,11 +411,14 @@ impl Machine {
         {
             self.known = self.known.max(newest.position);
         }
+        if let State::Filling { up_to, .. } = &mut self.state {
+            *up_to = self.known;
+        }
     }
 
     /// Nothing more will be committed here.
     pub(super) fn close(&mut self) {
-        self.is_closed = true;
+        self.end = End::Closed;
     }
 
     /// Takes an answer to a message of this attempt. Returns the events that are known to be stored by it.
@@ -438,14 +484,17 @@ impl Machine {
         let is_idle = !self.awaits_answers() && self.queue.is_empty();
         match self.state {
             State::Settling if is_silent || !self.awaits_answers() => self.settled(now),
-            State::BackingOff { until } if until <= now || self.is_closed => self.state = State::Comparing,
+            State::BackingOff { until } if until <= now || self.end != End::No => {
+                self.state = State::Comparing
+            }
             State::Flowing { .. } | State::Waiting(_) | State::Filling { .. } if is_silent => {
                 return Err(Interruption::Silence);
             }
             State::Flowing { .. } if is_idle && self.reached < self.known => {
                 self.wait_for_others(self.reached, now)
             }
-            State::Flowing { .. } if is_idle && self.is_closed => self.state = State::Stopped,
+            State::Flowing { .. } if is_idle && self.end == End::Closed => self.state = State::Comparing,
+            State::Flowing { .. } if is_idle && self.end == End::Compared => self.state = State::Stopped,
             State::Flowing { compare_at } if compare_at <= now => {
                 // While messages are acknowledged the stream is known to be right.
                 self.state = if is_idle {
@@ -462,9 +511,10 @@ impl Machine {
     /// Takes that publishing was interrupted.
     pub(super) fn interrupted(&mut self, interruption: &Interruption) {
         self.failures += 1;
-        self.state = match self.is_closed {
-            true => State::Stopped,
-            false => State::Settling,
+        let goes_on = interruption.is_expected() && self.failures <= INTERRUPTIONS_AT_END_MAX;
+        self.state = match self.end {
+            End::Closed | End::Compared if !goes_on => State::Stopped,
+            _ => State::Settling,
         };
         if matches!(interruption, Interruption::Reconnected) {
             // Answers that are still due were lost with the connection.
@@ -540,8 +590,14 @@ impl Machine {
     fn fill_from(&mut self, last: u64) {
         self.forget_queue();
         self.reached = last;
-        self.state = State::Filling {
-            read_after: Some(last),
+        let missing = self.known - last;
+        let is_long = missing > WINDOWS_AT_END_MAX * self.options.window_messages as u64;
+        self.state = match self.end {
+            End::Closed | End::Compared if is_long => State::Stopped,
+            _ => State::Filling {
+                read_after: Some(last),
+                up_to: self.known,
+            },
         };
     }
 
@@ -552,6 +608,18 @@ impl Machine {
             self.reached = position;
         }
         self.queue.push_back(outgoing);
+    }
+
+    /// Forgets what is queued beyond a position.
+    fn forget_beyond(&mut self, position: u64) {
+        let kept = self
+            .queue
+            .partition_point(|outgoing| outgoing.event.position <= position);
+        let forgotten = self.queue.split_off(kept);
+        self.bytes -= forgotten
+            .iter()
+            .map(|outgoing| outgoing.event.size_bytes())
+            .sum::<usize>();
     }
 
     /// What was queued is read from the log again.

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::acks::{Acks, Answer};
 use super::comparison::compare;
@@ -36,8 +37,14 @@ pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) 
     let acks = Acks::new(&setting.bus)
         .await
         .map_err(PublishError::Acknowledgements)?;
+    // Replicas that lost the stream at one moment do not all help at one moment.
+    let help_after = setting.options.help_after;
+    let options = PublisherOptions {
+        help_after: help_after + help_after.mul_f64(f64::from(Uuid::now_v7().as_bytes()[15]) / 256.0),
+        ..setting.options.clone()
+    };
     let task = Task {
-        machine: Machine::new(&setting.options, Instant::now()),
+        machine: Machine::new(&options, Instant::now()),
         connections: setting.bus.connections(),
         reconciled_at: None,
         setting,
@@ -69,7 +76,12 @@ impl Task {
                 Ok(Action::Stop) => return Ok(()),
                 Ok(_) => {}
                 Err(Interruption::Closed) => return Err(PublishError::Closed),
-                Err(interruption) => self.interrupted(&interruption),
+                Err(interruption) => {
+                    if interruption.is_of_old_connection() {
+                        self.setting.store.reconnect().await;
+                    }
+                    self.interrupted(&interruption);
+                }
             }
         }
     }
