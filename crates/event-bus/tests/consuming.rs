@@ -77,7 +77,7 @@ async fn a_purged_range_is_read_from_the_log() -> anyhow::Result<()> {
     let metrics = reader.metrics();
     assert_eq!(
         (metrics.from_log.load(Relaxed), metrics.from_bus.load(Relaxed)),
-        (2_500, 499)
+        (2_500, 500)
     );
     Ok(())
 }

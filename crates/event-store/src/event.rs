@@ -65,6 +65,14 @@ impl RecordedEvent {
         })
     }
 
+    /// About how many bytes of memory it takes. The events of one command share their metadata; here each is charged for
+    /// them.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let names = self.category.len() + self.stream_id.len() + self.event_type.len();
+        size_of::<Self>() + names + self.payload.len() + self.metadata.len()
+    }
+
     /// The metadata, decoded; what cannot be read is absent.
     pub fn decoded_metadata(&self) -> Metadata {
         serde_json::from_str(&self.metadata).unwrap_or_default()

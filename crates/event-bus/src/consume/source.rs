@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, StreamError, pull};
-use daybook_event_store::{EventStore, Lineage, LogHead, ReadError, RecordedEvent};
+use daybook_event_store::{EventStore, ReadError, RecordedEvent};
+use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use uuid::Uuid;
 
-use super::ReaderError;
+use super::machine::{Answer, Input, Look};
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
+use crate::message::{self, MessageError};
 use crate::stream;
 
 /// A consumer that tells nothing for twice as long is dead.
@@ -20,28 +25,93 @@ const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// After which the server forgets the consumer of a reader that is gone.
 const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
 
+/// Bytes of messages that the server may send ahead of the reader, at each request. The client makes the next request when
+/// half of the one before has come, so that up to half as much again is under way. A message that is larger is not sent at
+/// all; `max_payload` is 1 MiB by default, and what is larger than that is only in the log.
+const PREFETCH_BYTES_MAX: usize = 16 * 1_024 * 1_024;
+
 /// The stream cannot be subscribed to.
 #[derive(Debug, Error)]
-pub(super) enum SourceError {
+pub(super) enum SubscribeError {
     #[error("cannot make a consumer")]
     Consumer(#[source] async_nats::jetstream::stream::ConsumerError),
     #[error("cannot read from the consumer")]
     Messages(#[source] StreamError),
     #[error("the server did not answer within {EXCHANGE_TIMEOUT:?}")]
     Silent,
+    #[error("the subscription has ended")]
+    Ended,
 }
 
-/// Subscribes to the stream from a sequence on. Beyond the stream's end that means from its next message on.
-pub(super) async fn subscribe(
-    bus: Bus,
-    partition: i32,
-    from: u64,
-    prefetch_messages: usize,
-) -> Result<pull::Stream, SourceError> {
-    let subscribing = consume(bus, partition, from, prefetch_messages);
-    timeout(EXCHANGE_TIMEOUT, subscribing)
-        .await
-        .unwrap_or(Err(SourceError::Silent))
+/// The reader's consumer of the stream.
+pub(super) enum Consumer {
+    None,
+    Opening(JoinHandle<Result<pull::Stream, SubscribeError>>),
+    Open(Box<pull::Stream>),
+}
+
+impl Consumer {
+    /// Subscribes to the stream from a sequence on. Beyond the stream's end that means from its next message on.
+    pub(super) fn open(bus: Bus, partition: i32, from: u64, prefetch_messages: usize) -> Self {
+        let consuming = consume(bus, partition, from, prefetch_messages);
+        Self::Opening(tokio::spawn(async move {
+            let consumed = timeout(EXCHANGE_TIMEOUT, consuming).await;
+            consumed.unwrap_or(Err(SubscribeError::Silent))
+        }))
+    }
+
+    /// Waits for what comes next: a message only if there is a sequence beyond which it matters what is in it. Nothing is
+    /// lost when this is dropped.
+    pub(super) async fn next(&mut self, listens_beyond: Option<u64>) -> Input {
+        match (&mut *self, listens_beyond) {
+            (Self::Opening(task), _) => match task.await.expect("the task neither panics nor is aborted") {
+                Ok(stream) => {
+                    *self = Self::Open(Box::new(stream));
+                    Input::Subscribed
+                }
+                Err(error) => self.ended(&error),
+            },
+            (Self::Open(stream), Some(beyond)) => {
+                let next = stream.next().await;
+                self.received(next, beyond)
+            }
+            (Self::None | Self::Open(_), _) => std::future::pending().await,
+        }
+    }
+
+    /// What has come already.
+    pub(super) fn at_hand(&mut self, listens_beyond: Option<u64>) -> Option<Input> {
+        self.next(listens_beyond).now_or_never()
+    }
+
+    fn received(&mut self, next: Option<Result<Message, pull::MessagesError>>, beyond: u64) -> Input {
+        match next {
+            Some(Ok(message)) => {
+                // What has no sequence is not the stream's, and is passed over.
+                let sequence = message.info().map_or(0, |info| info.stream_sequence);
+                let carried = (sequence > beyond).then(|| decode(&message)).flatten();
+                Input::Message { sequence, carried }
+            }
+            Some(Err(error)) => self.ended(&error),
+            None => self.ended(&SubscribeError::Ended),
+        }
+    }
+
+    fn ended(&mut self, error: &(dyn std::error::Error + 'static)) -> Input {
+        tracing::debug!(error, "the stream is subscribed to anew");
+        *self = Self::None;
+        Input::Unsubscribed
+    }
+}
+
+fn decode(message: &Message) -> Option<(RecordedEvent, Uuid)> {
+    let headers = message.headers.as_ref()?;
+    let decoded = message::decode(headers, &message.payload);
+    let report = |error: &MessageError| {
+        let error = error as &dyn std::error::Error;
+        tracing::debug!(subject = %message.subject, error, "a message is not a whole event");
+    };
+    decoded.inspect_err(report).ok()
 }
 
 async fn consume(
@@ -49,7 +119,7 @@ async fn consume(
     partition: i32,
     from: u64,
     prefetch_messages: usize,
-) -> Result<pull::Stream, SourceError> {
+) -> Result<pull::Stream, SubscribeError> {
     let config = pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
         ack_policy: AckPolicy::None,
@@ -60,82 +130,33 @@ async fn consume(
     };
     let name = stream::name(&bus, partition);
     let made = bus.jetstream().create_consumer_on_stream(config, name).await;
-    let consumer = made.map_err(SourceError::Consumer)?;
+    let consumer = made.map_err(SubscribeError::Consumer)?;
     let messages = consumer
         .stream()
         .max_messages_per_batch(prefetch_messages)
+        .max_bytes_per_batch(PREFETCH_BYTES_MAX)
         .heartbeat(HEARTBEAT)
         .expires(PULL_EXPIRES)
         .messages();
-    messages.await.map_err(SourceError::Messages)
+    messages.await.map_err(SubscribeError::Messages)
 }
 
-/// What the log says about what comes after a position.
-#[derive(Debug)]
-pub(super) struct Look {
-    after: u64,
-    limit: u32,
-    pub(super) head: LogHead,
-    /// Only where it was asked for.
-    pub(super) lineage: Option<Lineage>,
-    pub(super) events: Vec<RecordedEvent>,
-}
-
-/// Reads the log's head, its lineage where that is wanted, and then at most `limit` events after `after`, if there are any.
-pub(super) async fn look(
-    store: EventStore,
-    partition: i32,
-    after: u64,
-    limit: u32,
-    wants_lineage: bool,
-) -> Result<Look, ReadError> {
+/// Looks at the log: its head first, then its lineage and what comes after a position, as far as they are wanted.
+pub(super) async fn look(store: EventStore, partition: i32, look: Look) -> Result<Answer, ReadError> {
     let head = store.head(partition).await?;
-    let lineage = match wants_lineage {
+    let lineage = match look.wants_lineage {
         true => Some(store.lineage(partition).await?),
         false => None,
     };
-    let events = match limit {
+    let events = match look.limit {
         0 => Vec::new(),
-        _ if head.position <= after => Vec::new(),
-        _ => store.read_log(partition, after, limit).await?,
+        _ if head.position <= look.after => Vec::new(),
+        limit => store.read_log(partition, look.after, limit).await?,
     };
-    Ok(Look {
-        after,
-        limit,
+    Ok(Answer {
+        look,
         head,
         lineage,
         events,
     })
-}
-
-impl Look {
-    /// Whether there may be more than was read.
-    pub(super) fn is_full(&self) -> bool {
-        self.limit > 0 && self.events.len() == self.limit as usize
-    }
-
-    /// Whether the log shows all that its head promises.
-    pub(super) fn check(&self) -> Result<(), ReaderError> {
-        let Self { after, head, .. } = *self;
-        if head.position < after {
-            return Err(ReaderError::AheadOfLog {
-                position: after,
-                head: head.position,
-            });
-        }
-        if self.limit == 0 || head.position == after {
-            return Ok(());
-        }
-        let expected = after + 1..;
-        match self
-            .events
-            .iter()
-            .zip(expected.clone())
-            .find(|(event, position)| event.position != *position)
-        {
-            Some((_, position)) => Err(ReaderError::Hidden { position }),
-            None if self.events.is_empty() => Err(ReaderError::Hidden { position: after + 1 }),
-            None => Ok(()),
-        }
-    }
 }
