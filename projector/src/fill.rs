@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::consume::Source;
-use daybook_event_store::{EventStore, ReadError};
+use daybook_event_store::{EventStore, ReadError, RecordedEvent};
 use daybook_postgres::within;
 use daybook_read_model::ReadModel;
 use thiserror::Error;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::batch::{Batch, Decoded};
 use crate::runner::{ApplyError, Runner};
 
-/// How many events are read, and applied in one transaction.
+/// How many events are read at most, and applied in one transaction.
 const CHUNK_EVENTS: u32 = 10_000;
 
 /// How many chunks may be read before they are applied.
@@ -77,7 +77,8 @@ async fn apply_all<M: ReadModel>(
     Ok(())
 }
 
-/// Reads from the runner's position to the end of the log. Ends when nobody receives any more.
+/// Reads from the runner's position to the head of the log, as it was before the last read: whoever waited for a read that
+/// gives nothing would never be done while others append. Ends when nobody receives any more.
 fn read_ahead<M: ReadModel>(store: EventStore, runner: &Runner<M>) -> mpsc::Receiver<Chunk> {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let lease = runner.lease();
@@ -85,25 +86,31 @@ fn read_ahead<M: ReadModel>(store: EventStore, runner: &Runner<M>) -> mpsc::Rece
         (lease.key.partition, lease.log_generation, lease.position);
     tokio::spawn(async move {
         loop {
-            let recorded = match store.read_log(partition, position, CHUNK_EVENTS).await {
-                Ok(recorded) => Arc::new(recorded),
+            let (head, recorded) = match read_chunk(&store, partition, position).await {
+                Ok((head, recorded)) => (head, Arc::new(recorded)),
                 Err(error) => break drop(sender.send(Err(error)).await),
             };
             let Some(last) = recorded.last() else { break };
             position = last.position;
-            let is_last = recorded.len() < CHUNK_EVENTS as usize;
             let decode = move || Batch::decode(log_generation, &recorded, Source::Log, Instant::now());
-            if sender
-                .send(Ok(tokio::task::spawn_blocking(decode)))
-                .await
-                .is_err()
-                || is_last
-            {
+            let decoding = tokio::task::spawn_blocking(decode);
+            if sender.send(Ok(decoding)).await.is_err() || position >= head {
                 break;
             }
         }
     });
     receiver
+}
+
+/// The log's head, and then a chunk of what comes after a position.
+async fn read_chunk(
+    store: &EventStore,
+    partition: i32,
+    after: u64,
+) -> Result<(u64, Vec<RecordedEvent>), ReadError> {
+    let head = store.head(partition).await?.position;
+    let recorded = store.read_log(partition, after, CHUNK_EVENTS).await?;
+    Ok((head, recorded))
 }
 
 /// Applies the log up to `position` and no further than the chunk that holds it; for the last few events.

@@ -149,6 +149,42 @@ async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::R
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_large_messages_than_the_server_may_send_ahead_all_come_from_the_stream() -> anyhow::Result<()> {
+    const EVENTS: usize = 40;
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    let payload = format!("\"{}\"", "x".repeat(900_000));
+    let mut payloads = vec![payload; EVENTS];
+    payloads.extend(vec!["1".to_owned(); EVENTS]);
+    publishing.tell(stack.commit_payloads(payloads).await?);
+    publishing.published(2 * EVENTS as u64).await?;
+
+    let mut reader = stack.reader(0).await?;
+    assert_eq!(read_to(&mut reader, 2 * EVENTS as u64).await?, stack.log().await?);
+    assert_eq!(reader.metrics().from_bus.load(Relaxed), 2 * EVENTS as u64);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_events_come_from_the_log_a_few_at_a_time_and_at_least_one() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let large = format!("\"{}\"", "x".repeat(3 << 20));
+    let payloads = vec![
+        large.clone(),
+        large.clone(),
+        large.clone(),
+        large,
+        format!("\"{}\"", "x".repeat(9 << 20)),
+    ];
+    stack.commit_payloads(payloads).await?;
+    let read = async |after| stack.store.read_log(PARTITION, after, 100).await;
+    assert_eq!(read(0).await?.len(), 3);
+    assert_eq!(read(3).await?.len(), 2);
+    assert_eq!(read(4).await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_too_large_for_a_message_is_delivered() -> anyhow::Result<()> {
     let mut stack = Stack::start().await?;
     let publishing = stack.publisher().await?;

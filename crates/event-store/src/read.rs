@@ -74,18 +74,35 @@ pub(crate) const READ_STREAM: &str = "
     FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7)
 ";
 
+/// An event is read while those before it have less than $4 bytes of payload and metadata, so the first one always is. A
+/// value is not fetched in order to count it, unless it is compressed.
 pub(crate) const READ_LOG: &str = "
     SELECT e.partition, e.position, t.tenant_id, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type,
            e.schema_version, e.payload::text AS payload, e.metadata::text AS metadata, e.recorded_at
     FROM (
-        SELECT e.* FROM event_store.event AS e
-        WHERE e.partition = $1 AND e.position > $2
-        ORDER BY e.position
-        LIMIT $3
+        SELECT e.*, sum(
+            CASE WHEN pg_column_compression(e.payload) IS NULL
+                 THEN pg_column_size(e.payload)
+                 ELSE octet_length(e.payload::text)
+            END + CASE WHEN pg_column_compression(e.metadata) IS NULL
+                 THEN pg_column_size(e.metadata)
+                 ELSE octet_length(e.metadata::text)
+            END
+        ) OVER (ORDER BY e.position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        FROM (
+            SELECT e.* FROM event_store.event AS e
+            WHERE e.partition = $1 AND e.position > $2
+            ORDER BY e.position
+            LIMIT $3
+        ) AS e
     ) AS e
     LEFT JOIN event_store.tenant AS t ON t.number = e.tenant_number
+    WHERE coalesce(e.bytes_before, 0) < $4
     ORDER BY e.position
 ";
+
+/// No event is read beyond as many bytes of payload and metadata.
+const READ_BYTES_MAX: i64 = 8 * 1_024 * 1_024;
 
 pub(crate) const HEAD: &str = "
     SELECT epoch, generation, head, recorded_at, is_standby FROM event_store.head($1)
@@ -165,8 +182,9 @@ impl EventStore {
         read.await.map_err(ReadError::while_doing("read a stream"))
     }
 
-    /// The events of every tenant after `after`, in order, at most `limit`. Only the publisher's and the projector's
-    /// roles see any.
+    /// The events of every tenant after `after`, in order, at most `limit` and about 8 MiB of them, but at least one where
+    /// there is one: that there are fewer than `limit` does not mean that there are no more. Only the publisher's and the
+    /// projector's roles see any.
     pub async fn read_log(
         &self,
         partition: i32,
@@ -177,7 +195,8 @@ impl EventStore {
             let rows = sqlx::query(READ_LOG)
                 .bind(partition)
                 .bind(at_most_i64(after))
-                .bind(i64::from(limit));
+                .bind(i64::from(limit))
+                .bind(READ_BYTES_MAX);
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read the log"))

@@ -198,13 +198,17 @@ impl Setup {
 
     /// Every event, in order.
     pub(crate) async fn log(&self) -> Vec<RecordedEvent> {
-        let limit = u32::try_from(self.head().await).expect("a small log");
         let context = self.process().await;
-        context
-            .store
-            .read_log(0, 0, limit)
-            .await
-            .expect("the log can be read")
+        let mut events = Vec::<RecordedEvent>::new();
+        loop {
+            let last = events.last().map_or(0, |event| event.position);
+            let read = context.store.read_log(0, last, 10_000).await;
+            let read = read.expect("the log can be read");
+            if read.is_empty() {
+                return events;
+            }
+            events.extend(read);
+        }
     }
 
     /// Appends commands that have been decided.

@@ -327,6 +327,7 @@ async fn a_batch_whose_chains_do_not_fit_its_commands_is_refused_as_a_whole() ->
 async fn a_read_of_the_log_touches_no_more_than_it_gives_however_old_the_statistics_are() -> anyhow::Result<()>
 {
     const LIMIT: i64 = 1_000;
+    const BYTES: i64 = 8 << 20;
     let log = Log::new().await?;
     let tenants: Vec<Uuid> = (6..300).map(Uuid::from_u128).collect();
     log.database.add_tenants(&tenants).await?;
@@ -357,14 +358,14 @@ async fn a_read_of_the_log_touches_no_more_than_it_gives_however_old_the_statist
         .find(|(name, _)| *name == "read_log")
         .expect("it is there");
     let mut publisher = PgConnection::connect(&log.database.url("daybook_publisher")).await?;
-    let prepare = format!("PREPARE read_log(integer, bigint, bigint) AS {read_log}");
+    let prepare = format!("PREPARE read_log(integer, bigint, bigint, bigint) AS {read_log}");
     sqlx::raw_sql(AssertSqlSafe(prepare))
         .execute(&mut publisher)
         .await?;
     for mode in ["force_custom_plan", "force_generic_plan"] {
         let set = format!("SET plan_cache_mode = {mode}");
         sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut publisher).await?;
-        let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE read_log(0, 20000, {LIMIT})");
+        let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE read_log(0, 20000, {LIMIT}, {BYTES})");
         let plan: serde_json::Value = sqlx::query_scalar(AssertSqlSafe(explain))
             .fetch_one(&mut publisher)
             .await?;

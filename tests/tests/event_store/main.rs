@@ -58,7 +58,15 @@ impl Log {
     /// Everything that is in the log, in order.
     async fn events(&self) -> anyhow::Result<Vec<RecordedEvent>> {
         let store = EventStore::new(self.database.pool("daybook_publisher").await?);
-        Ok(store.read_log(0, 0, 1_000_000).await?)
+        let mut events = Vec::<RecordedEvent>::new();
+        loop {
+            let last = events.last().map_or(0, |event| event.position);
+            let read = store.read_log(0, last, 1_000_000).await?;
+            if read.is_empty() {
+                return Ok(events);
+            }
+            events.extend(read);
+        }
     }
 }
 

@@ -154,10 +154,8 @@ impl Stack {
             judgement.chains[0].first_position == after + 1,
             "someone else appends as well"
         );
-        let events = self
-            .store
-            .read_log(PARTITION, after, u32::try_from(count)?)
-            .await?;
+        let events = self.log_after(after).await?;
+        ensure!(events.len() as u64 == count, "the log has other events");
         Ok(Committed {
             generation: judgement.generation,
             events,
@@ -166,7 +164,19 @@ impl Stack {
     }
 
     pub(crate) async fn log(&self) -> anyhow::Result<Vec<RecordedEvent>> {
-        Ok(self.store.read_log(PARTITION, 0, u32::MAX).await?)
+        self.log_after(0).await
+    }
+
+    async fn log_after(&self, after: u64) -> anyhow::Result<Vec<RecordedEvent>> {
+        let mut events = Vec::<RecordedEvent>::new();
+        loop {
+            let last = events.last().map_or(after, |event| event.position);
+            let read = self.store.read_log(PARTITION, last, u32::MAX).await?;
+            if read.is_empty() {
+                return Ok(events);
+            }
+            events.extend(read);
+        }
     }
 
     /// Everything that the stream holds, with a look at each message as a stranger would take it.
