@@ -51,6 +51,8 @@ pub struct Batch {
     pub log_generation: Uuid,
     /// The events, by position.
     pub events: Vec<Decoded>,
+    /// How many bytes they took before they were decoded, which is about what they take now.
+    pub bytes: usize,
     /// When the projector had them in its hands.
     pub delivered_at: Instant,
 }
@@ -68,6 +70,7 @@ impl Batch {
         (!events.is_empty()).then_some(Self {
             log_generation,
             events,
+            bytes: recorded.iter().map(RecordedEvent::size_bytes).sum(),
             delivered_at,
         })
     }

@@ -5,8 +5,8 @@
 //! stands before it reads the log alone until it has caught up. There is no queue per worker that could fill up.
 //!
 //! The window does not move past a worker that stands inside it, unless that worker has not moved for a while
-//! (`PATIENCE`): then it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing depends on the
-//! feed but speed.
+//! (`PATIENCE`): then it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing
+//! depends on the feed but speed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +23,9 @@ use crate::checkpoint;
 use crate::database::Connector;
 use crate::worker::Context;
 
-/// How many events the window holds before it is moved.
+/// How many events the window holds before it is moved, and how many bytes of them.
 const WINDOW_EVENTS_MAX: usize = 16_384;
+const WINDOW_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
 /// How many events are read at a time.
 const READ_EVENTS_MAX: usize = 1_000;
@@ -59,6 +60,7 @@ struct Window {
     start: u64,
     end: u64,
     events: usize,
+    bytes: usize,
     batches: VecDeque<Arc<Batch>>,
     workers: HashMap<u64, u64>,
     next_worker: u64,
@@ -182,9 +184,8 @@ impl Shared {
 
     fn restart(&self, start: u64, log_generation: Option<Uuid>) {
         let mut window = self.window();
+        window.clear();
         window.is_fed = true;
-        window.batches.clear();
-        window.events = 0;
         window.start = start;
         window.end = start;
         window.log_generation = log_generation;
@@ -207,6 +208,7 @@ impl Shared {
         window.log_generation = Some(batch.log_generation);
         window.end = batch.last();
         window.events += batch.events.len();
+        window.bytes += batch.bytes;
         window.batches.push_back(batch);
         drop(window);
         self.changed.send_modify(|changes| *changes += 1);
@@ -214,10 +216,19 @@ impl Shared {
 }
 
 impl Window {
+    /// Holds nothing, and is not fed.
+    fn clear(&mut self) {
+        self.is_fed = false;
+        self.batches.clear();
+        self.events = 0;
+        self.bytes = 0;
+        self.start = self.end;
+    }
+
     /// Drops the oldest batches until there is room for another one; `false` when a worker still needs them and it is
     /// not yet too late for it.
     fn make_room(&mut self, is_late: bool) -> bool {
-        while self.events >= WINDOW_EVENTS_MAX {
+        while self.events >= WINDOW_EVENTS_MAX || self.bytes >= WINDOW_BYTES_MAX {
             let Some(oldest) = self.batches.front() else {
                 return true;
             };
@@ -227,6 +238,7 @@ impl Window {
             }
             self.start = oldest.last();
             self.events -= oldest.events.len();
+            self.bytes -= oldest.bytes;
             self.batches.pop_front();
         }
         true
@@ -294,10 +306,7 @@ impl Subscription {
         let mut window = self.shared.window();
         // Others meet the same events.
         if position > *self.shared.distrusted.borrow() {
-            window.is_fed = false;
-            window.batches.clear();
-            window.events = 0;
-            window.start = window.end;
+            window.clear();
             self.shared.distrusted.send_replace(position);
         }
         drop(window);
@@ -318,131 +327,4 @@ impl Drop for Subscription {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::batch::Decoded;
-    use daybook_event_bus::consume::Source;
-    use daybook_event_store::RecordedEvent;
-    use time::OffsetDateTime;
-
-    const LOG: Uuid = Uuid::from_u128(1);
-
-    /// A batch of this many events after a position. What happened in them does not matter here.
-    fn batch(log_generation: Uuid, after: u64, events: u64) -> Arc<Batch> {
-        let events = (after + 1..=after + events).map(|position| Decoded::new(&event(position), Source::Bus));
-        Arc::new(Batch {
-            log_generation,
-            events: events.collect(),
-            delivered_at: std::time::Instant::now(),
-        })
-    }
-
-    fn event(position: u64) -> RecordedEvent {
-        RecordedEvent {
-            partition: 0,
-            position,
-            tenant_id: Uuid::nil(),
-            category: "order".to_owned(),
-            stream_id: String::new(),
-            stream_version: 1,
-            event_id: Uuid::nil(),
-            event_type: String::new(),
-            schema_version: 1,
-            payload: String::new(),
-            metadata: "{}".into(),
-            recorded_at: OffsetDateTime::UNIX_EPOCH,
-        }
-    }
-
-    fn last(taken: &Taken) -> Option<u64> {
-        match taken {
-            Taken::Batches(batches) => batches.last().map(|batch| batch.last()),
-            Taken::CaughtUp | Taken::Elsewhere => None,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_worker_inside_the_window_takes_all_that_has_come_since() {
-        let feed = Feed::default();
-        let mut worker = feed.subscribe();
-        feed.0.restart(10, None);
-        feed.push(batch(LOG, 10, 5)).await;
-        feed.push(batch(LOG, 15, 5)).await;
-        assert_eq!(last(&worker.take(10, 100)), Some(20));
-        assert_eq!(
-            last(&worker.take(12, 1)),
-            Some(15),
-            "whole batches, up to the maximum"
-        );
-        assert!(matches!(worker.take(20, 100), Taken::CaughtUp));
-    }
-
-    #[tokio::test]
-    async fn a_worker_before_the_window_reads_alone_and_one_behind_it_waits() {
-        let feed = Feed::default();
-        let mut worker = feed.subscribe();
-        assert!(
-            matches!(worker.take(0, 100), Taken::Elsewhere),
-            "nothing feeds the window"
-        );
-        feed.0.restart(10, None);
-        feed.push(batch(LOG, 10, 5)).await;
-        assert!(matches!(worker.take(9, 100), Taken::Elsewhere));
-        assert!(matches!(worker.take(17, 100), Taken::CaughtUp));
-    }
-
-    #[tokio::test]
-    async fn a_batch_that_does_not_continue_the_window_begins_a_new_one() {
-        let feed = Feed::default();
-        let mut worker = feed.subscribe();
-        feed.0.restart(0, None);
-        feed.push(batch(LOG, 0, 5)).await;
-        feed.push(batch(Uuid::from_u128(2), 5, 5)).await;
-        assert!(matches!(worker.take(2, 100), Taken::Elsewhere), "another log");
-        assert_eq!(last(&worker.take(5, 100)), Some(10));
-        feed.push(batch(Uuid::from_u128(2), 20, 5)).await;
-        assert!(matches!(worker.take(10, 100), Taken::Elsewhere), "a hole");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_window_waits_for_a_worker_inside_it_but_not_for_ever() {
-        let feed = Feed::default();
-        let mut worker = feed.subscribe();
-        feed.0.restart(0, None);
-        let half = WINDOW_EVENTS_MAX as u64 / 2;
-        feed.push(batch(LOG, 0, half)).await;
-        feed.push(batch(LOG, half, half)).await;
-        worker.take(0, 1);
-        let pushing = feed.push(batch(LOG, 2 * half, 1));
-        let waited = tokio::time::timeout(PATIENCE / 2, pushing).await;
-        assert!(waited.is_err(), "the worker needs the oldest batch");
-
-        worker.take(half, 1);
-        feed.push(batch(LOG, 2 * half, 1)).await;
-        assert!(
-            matches!(worker.take(0, 1), Taken::Elsewhere),
-            "the oldest batch is gone"
-        );
-        worker.take(half, 1);
-        feed.push(batch(LOG, 2 * half + 1, half)).await;
-        feed.push(batch(LOG, 3 * half + 1, 1)).await;
-        assert!(
-            matches!(worker.take(half, 1), Taken::Elsewhere),
-            "it went on without the worker"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_stepped_aside_holds_nothing_up() {
-        let feed = Feed::default();
-        let mut worker = feed.subscribe();
-        feed.0.restart(0, None);
-        let full = WINDOW_EVENTS_MAX as u64;
-        feed.push(batch(LOG, 0, full)).await;
-        worker.take(0, 1);
-        worker.step_aside();
-        tokio::time::timeout(PATIENCE / 2, feed.push(batch(LOG, full, 1)))
-            .await
-            .expect("there is room");
-    }
-}
+mod tests;

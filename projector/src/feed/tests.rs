@@ -1,0 +1,146 @@
+//! What a worker gets from the window, and when the window moves.
+
+use super::*;
+use crate::batch::Decoded;
+use daybook_event_bus::consume::Source;
+use daybook_event_store::RecordedEvent;
+use time::OffsetDateTime;
+
+const LOG: Uuid = Uuid::from_u128(1);
+
+/// A batch of this many events after a position. What happened in them does not matter here.
+fn batch(log_generation: Uuid, after: u64, events: u64) -> Arc<Batch> {
+    let events = (after + 1..=after + events).map(|position| Decoded::new(&event(position), Source::Bus));
+    Arc::new(Batch {
+        log_generation,
+        events: events.collect(),
+        bytes: 0,
+        delivered_at: std::time::Instant::now(),
+    })
+}
+
+fn event(position: u64) -> RecordedEvent {
+    RecordedEvent {
+        partition: 0,
+        position,
+        tenant_id: Uuid::nil(),
+        category: "order".to_owned(),
+        stream_id: String::new(),
+        stream_version: 1,
+        event_id: Uuid::nil(),
+        event_type: String::new(),
+        schema_version: 1,
+        payload: String::new(),
+        metadata: "{}".into(),
+        recorded_at: OffsetDateTime::UNIX_EPOCH,
+    }
+}
+
+fn last(taken: &Taken) -> Option<u64> {
+    match taken {
+        Taken::Batches(batches) => batches.last().map(|batch| batch.last()),
+        Taken::CaughtUp | Taken::Elsewhere => None,
+    }
+}
+
+#[tokio::test]
+async fn a_worker_inside_the_window_takes_all_that_has_come_since() {
+    let feed = Feed::default();
+    let mut worker = feed.subscribe();
+    feed.0.restart(10, None);
+    feed.push(batch(LOG, 10, 5)).await;
+    feed.push(batch(LOG, 15, 5)).await;
+    assert_eq!(last(&worker.take(10, 100)), Some(20));
+    assert_eq!(
+        last(&worker.take(12, 1)),
+        Some(15),
+        "whole batches, up to the maximum"
+    );
+    assert!(matches!(worker.take(20, 100), Taken::CaughtUp));
+}
+
+#[tokio::test]
+async fn a_worker_before_the_window_reads_alone_and_one_behind_it_waits() {
+    let feed = Feed::default();
+    let mut worker = feed.subscribe();
+    assert!(
+        matches!(worker.take(0, 100), Taken::Elsewhere),
+        "nothing feeds the window"
+    );
+    feed.0.restart(10, None);
+    feed.push(batch(LOG, 10, 5)).await;
+    assert!(matches!(worker.take(9, 100), Taken::Elsewhere));
+    assert!(matches!(worker.take(17, 100), Taken::CaughtUp));
+}
+
+#[tokio::test]
+async fn a_batch_that_does_not_continue_the_window_begins_a_new_one() {
+    let feed = Feed::default();
+    let mut worker = feed.subscribe();
+    feed.0.restart(0, None);
+    feed.push(batch(LOG, 0, 5)).await;
+    feed.push(batch(Uuid::from_u128(2), 5, 5)).await;
+    assert!(matches!(worker.take(2, 100), Taken::Elsewhere), "another log");
+    assert_eq!(last(&worker.take(5, 100)), Some(10));
+    feed.push(batch(Uuid::from_u128(2), 20, 5)).await;
+    assert!(matches!(worker.take(10, 100), Taken::Elsewhere), "a hole");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_window_waits_for_a_worker_inside_it_but_not_for_ever() {
+    let feed = Feed::default();
+    let mut worker = feed.subscribe();
+    feed.0.restart(0, None);
+    let half = WINDOW_EVENTS_MAX as u64 / 2;
+    feed.push(batch(LOG, 0, half)).await;
+    feed.push(batch(LOG, half, half)).await;
+    worker.take(0, 1);
+    let pushing = feed.push(batch(LOG, 2 * half, 1));
+    let waited = tokio::time::timeout(PATIENCE / 2, pushing).await;
+    assert!(waited.is_err(), "the worker needs the oldest batch");
+
+    worker.take(half, 1);
+    feed.push(batch(LOG, 2 * half, 1)).await;
+    assert!(
+        matches!(worker.take(0, 1), Taken::Elsewhere),
+        "the oldest batch is gone"
+    );
+    worker.take(half, 1);
+    feed.push(batch(LOG, 2 * half + 1, half)).await;
+    feed.push(batch(LOG, 3 * half + 1, 1)).await;
+    assert!(
+        matches!(worker.take(half, 1), Taken::Elsewhere),
+        "it went on without the worker"
+    );
+}
+
+#[tokio::test]
+async fn a_window_of_large_events_is_moved_early() {
+    let feed = Feed::default();
+    let mut worker = feed.subscribe();
+    feed.0.restart(0, None);
+    for position in 0..3 {
+        worker.take(position, 100);
+        let large = Batch {
+            bytes: WINDOW_BYTES_MAX / 2,
+            ..Arc::into_inner(batch(LOG, position, 1)).expect("nobody else has it")
+        };
+        feed.push(Arc::new(large)).await;
+    }
+    assert!(matches!(worker.take(0, 100), Taken::Elsewhere));
+    assert_eq!(last(&worker.take(1, 100)), Some(3));
+}
+
+#[tokio::test]
+async fn a_worker_that_stepped_aside_holds_nothing_up() {
+    let feed = Feed::default();
+    let mut worker = feed.subscribe();
+    feed.0.restart(0, None);
+    let full = WINDOW_EVENTS_MAX as u64;
+    feed.push(batch(LOG, 0, full)).await;
+    worker.take(0, 1);
+    worker.step_aside();
+    tokio::time::timeout(PATIENCE / 2, feed.push(batch(LOG, full, 1)))
+        .await
+        .expect("there is room");
+}
