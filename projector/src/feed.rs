@@ -7,6 +7,9 @@
 //! The window does not move past a worker that stands inside it, unless that worker has not moved for a while
 //! (`PATIENCE`): then it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing
 //! depends on the feed but speed.
+//!
+//! It reads only while a worker of this process has a place in it: a replica that holds no lease in a partition reads and
+//! decodes nothing of it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +52,8 @@ struct Shared {
     moved: Notify,
     /// Up to here the stream was found to hold what the log does not: these positions are read from the log.
     distrusted: watch::Sender<u64>,
+    /// Whether any worker has a place in the window.
+    is_wanted: watch::Sender<bool>,
 }
 
 /// Batches whose positions are consecutive, from `start + 1` to `end`.
@@ -90,14 +95,20 @@ impl Feed {
         }
     }
 
-    /// Reads a partition into the window until it is told to stop. The bus's reader falls back to the log by itself.
+    /// Reads a partition into the window while a worker wants it, until it is told to stop. The bus's reader falls back to
+    /// the log by itself.
     pub async fn run(
         self,
         context: Context,
         partition: i32,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        while !shutdown.is_cancelled() {
+        let mut wanted = self.0.is_wanted.subscribe();
+        loop {
+            let is_wanted = wanted.wait_for(|is_wanted| *is_wanted);
+            if shutdown.run_until_cancelled(is_wanted).await.is_none() {
+                return Ok(());
+            }
             // Before the window begins anew: what is distrusted after that ends this reader.
             let mut distrusted = self.0.distrusted.subscribe();
             let distrusted_up_to = *distrusted.borrow_and_update();
@@ -125,19 +136,21 @@ impl Feed {
                     .await;
             }
         }
-        Ok(())
     }
 
-    /// Reads until told to stop, until the reader fails, or until a worker finds that the log does not hold what was read.
+    /// Reads until told to stop, until no worker wants it, until the reader fails, or until a worker finds that the log does
+    /// not hold what was read.
     async fn follow(
         &self,
         mut reader: Reader,
         mut distrusted: watch::Receiver<u64>,
         shutdown: &CancellationToken,
     ) -> Option<anyhow::Error> {
+        let mut wanted = self.0.is_wanted.subscribe();
         loop {
             let read = tokio::select! {
                 () = shutdown.cancelled() => return None,
+                Ok(_) = wanted.wait_for(|is_wanted| !is_wanted) => return None,
                 Ok(()) = distrusted.changed() => return Some(anyhow::anyhow!("the log does not hold what the stream does")),
                 read = reader.next_batch(READ_EVENTS_MAX) => read,
             };
@@ -180,6 +193,13 @@ async fn start_position(connector: &Connector, partition: i32) -> Result<u64, sq
 impl Shared {
     fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether any worker has a place in the window.
+    fn want(&self, window: &Window) {
+        let wanted = !window.workers.is_empty();
+        self.is_wanted
+            .send_if_modified(|is_wanted| std::mem::replace(is_wanted, wanted) != wanted);
     }
 
     fn restart(&self, start: u64, log_generation: Option<Uuid>) {
@@ -286,6 +306,7 @@ impl Subscription {
         self.changes.mark_unchanged();
         let mut window = self.shared.window();
         window.workers.insert(self.worker, position);
+        self.shared.want(&window);
         let taken = window.after(position, events_max);
         drop(window);
         self.shared.moved.notify_waiters();
@@ -313,9 +334,15 @@ impl Subscription {
         self.shared.moved.notify_waiters();
     }
 
-    /// Leaves the window without its place in it: a worker that does not go on must not hold it up.
+    /// Gives its place in the window up: a worker that does not go on must not hold it up. The last one ends the reading.
     pub fn step_aside(&mut self) {
-        self.shared.window().workers.remove(&self.worker);
+        let mut window = self.shared.window();
+        window.workers.remove(&self.worker);
+        if window.workers.is_empty() {
+            window.clear();
+        }
+        self.shared.want(&window);
+        drop(window);
         self.shared.moved.notify_waiters();
     }
 }

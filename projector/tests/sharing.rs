@@ -3,12 +3,13 @@
 mod support;
 
 use daybook_projector::checkpoint;
-use daybook_projector::feed::Feed;
+use daybook_projector::feed::{Feed, Taken};
 use daybook_projector::replica::{self, Duties};
 use daybook_projector::worker::{Context, Step, Worker};
 use daybook_read_model::{CustomerTotals, ReadModel, each_read_model};
 use sqlx::PgConnection;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use support::{Orders, Setup, drain, hold};
@@ -142,6 +143,42 @@ async fn a_worker_that_has_nothing_to_do_keeps_no_connection() {
         setup.value::<i64>(sessions).await == 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_feed_reads_only_while_a_worker_of_this_replica_has_a_place_in_it() {
+    const READERS: &str = "SELECT count(*) FROM pg_stat_activity
+                           WHERE datname = current_database() AND application_name = 'daybook-projector log'";
+    const END_READERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                               WHERE datname = current_database() AND application_name = 'daybook-projector log'";
+    let setup = Setup::new().await;
+    let mut orders = Orders::new(52);
+    let mut nobody_reads = async || {
+        for _ in 0..20 {
+            orders.append(&setup, 5).await;
+            assert_eq!(setup.value::<i64>(READERS).await, 0);
+        }
+    };
+    let replica = Replica::join(&setup).await;
+    let (feed, shutdown) = (Feed::default(), CancellationToken::new());
+    let reading = tokio::spawn(feed.clone().run(replica.process.clone(), 0, shutdown.clone()));
+    let mut place = feed.subscribe();
+    nobody_reads().await;
+
+    let is_fed = |taken: Taken| matches!(taken, Taken::Batches(_));
+    support::eventually("events in the feed", async || is_fed(place.take(0, 10))).await;
+    place.step_aside();
+    assert!(!is_fed(place.take(0, 10)), "nothing is kept");
+    place.step_aside();
+    support::eventually("the end of its reading", async || {
+        setup.value::<i64>(END_READERS).await == 0
+    })
+    .await;
+    nobody_reads().await;
+
+    support::eventually("events in the feed again", async || is_fed(place.take(0, 10))).await;
+    shutdown.cancel();
+    reading.await.expect("it does not panic").expect("it was told to");
 }
 
 #[tokio::test]

@@ -132,6 +132,25 @@ async fn a_window_of_large_events_is_moved_early() {
 }
 
 #[tokio::test]
+async fn when_the_last_worker_leaves_nothing_is_kept_and_nothing_more_is_wanted() {
+    let feed = Feed::default();
+    let (mut first, mut second) = (feed.subscribe(), feed.subscribe());
+    let wanted = feed.0.is_wanted.subscribe();
+    assert!(!*wanted.borrow(), "a worker without a lease wants nothing");
+    feed.0.restart(0, None);
+    first.take(0, 100);
+    second.take(0, 100);
+    feed.push(batch(LOG, 0, 5)).await;
+    first.step_aside();
+    assert_eq!((last(&second.take(0, 100)), *wanted.borrow()), (Some(5), true));
+    drop(second);
+    assert!(matches!(first.take(0, 100), Taken::Elsewhere));
+    assert!(*wanted.borrow());
+    first.step_aside();
+    assert!(!*wanted.borrow());
+}
+
+#[tokio::test]
 async fn a_worker_that_stepped_aside_holds_nothing_up() {
     let feed = Feed::default();
     let mut worker = feed.subscribe();
