@@ -17,7 +17,7 @@ use super::Shared;
 use super::access::Connection;
 use super::answer::answer;
 use super::seats::Holder;
-use super::stall::{Opening, Protocol, Stream, Turns};
+use super::stall::{Protocol, Stream, Turns, opening};
 use super::unread::{AnswerBody, Unread};
 
 /// Why a connection ended before its time. None of it is a fault of ours.
@@ -40,7 +40,7 @@ pub(super) async fn serve(
     tcp.set_nodelay(true)?;
     let limits = &shared.limits;
     let opening = tokio::select! {
-        opening = timeout(limits.header_read_timeout, Opening::read(&mut tcp)) => opening,
+        opening = timeout(limits.header_read_timeout, opening(&mut tcp)) => opening,
         () = shared.shutdown.cancelled() => return Ok(()),
     };
     let (protocol, opening) = opening.map_err(|_| ConnectionError::Silent)??;

@@ -6,6 +6,9 @@
 //!
 //! A socket that is closed while there are unread bytes in it resets the connection, and the caller, who is still sending a
 //! body that was refused, may never see the answer. So the end of a connection lingers for a moment.
+//!
+//! What the caller speaks is found out here and not by hyper-util's `server-auto`, which waits for a silent caller without
+//! end and tells nobody what it found, while only a head of HTTP/1 has a timer.
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -34,43 +38,19 @@ pub(super) enum Protocol {
     Http2,
 }
 
-/// The bytes that were read to find out what the caller speaks, to be read again.
-#[derive(Debug)]
-pub(super) struct Opening {
-    bytes: [u8; HTTP2_PREFACE.len()],
-    read: usize,
-    given: usize,
-}
-
-impl Opening {
-    /// Reads until it is clear what the caller speaks.
-    pub(super) async fn read(stream: &mut TcpStream) -> io::Result<(Protocol, Self)> {
-        let mut opening = Self {
-            bytes: [0; HTTP2_PREFACE.len()],
-            read: 0,
-            given: 0,
-        };
-        loop {
-            match stream.read(&mut opening.bytes[opening.read..]).await? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => opening.read += count,
-            }
-            if !HTTP2_PREFACE.starts_with(&opening.bytes[..opening.read]) {
-                return Ok((Protocol::Http1, opening));
-            }
-            if opening.read == HTTP2_PREFACE.len() {
-                return Ok((Protocol::Http2, opening));
-            }
+/// Reads until it is clear what the caller speaks. Gives what was read, too, to be read again.
+pub(super) async fn opening(stream: &mut TcpStream) -> io::Result<(Protocol, Bytes)> {
+    let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
+    loop {
+        if stream.read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-    }
-
-    /// Gives as many of the bytes as there is room for; false when there are none left.
-    fn give(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
-        let left = &self.bytes[self.given..self.read];
-        let count = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..count]);
-        self.given += count;
-        count > 0
+        if read.starts_with(HTTP2_PREFACE) {
+            return Ok((Protocol::Http2, read.into()));
+        }
+        if !HTTP2_PREFACE.starts_with(&read) {
+            return Ok((Protocol::Http1, read.into()));
+        }
     }
 }
 
@@ -144,7 +124,8 @@ impl Head {
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
-    opening: Opening,
+    /// What was read of it before.
+    opening: Bytes,
     /// For HTTP/1 only: HTTP/2 has its pings.
     head: Option<Head>,
     unread: Owed,
@@ -155,7 +136,7 @@ impl Stream {
     /// An HTTP/1 stream, each of whose heads may take `head_limit` from its first byte.
     pub(super) fn http1(
         tcp: TcpStream,
-        opening: Opening,
+        opening: Bytes,
         turns: Turns,
         head_limit: Duration,
         write_limit: Duration,
@@ -166,16 +147,13 @@ impl Stream {
             owed: Owed::new(head_limit),
         };
         Self {
-            tcp,
-            opening,
             head: Some(head),
-            unread: Owed::new(write_limit),
-            lingering: Owed::new(LINGER_MAX),
+            ..Self::http2(tcp, opening, write_limit)
         }
     }
 
     /// An HTTP/2 stream.
-    pub(super) fn http2(tcp: TcpStream, opening: Opening, write_limit: Duration) -> Self {
+    pub(super) fn http2(tcp: TcpStream, opening: Bytes, write_limit: Duration) -> Self {
         Self {
             tcp,
             opening,
@@ -244,7 +222,9 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.opening.give(buffer) {
+        if !self.opening.is_empty() {
+            let count = self.opening.len().min(buffer.remaining());
+            buffer.put_slice(&self.opening.split_to(count));
             self.came_in();
             return Poll::Ready(Ok(()));
         }
