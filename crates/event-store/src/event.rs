@@ -37,16 +37,7 @@ pub struct RecordedEvent {
     pub recorded_at: OffsetDateTime,
 }
 
-/// What an event costs in memory beside its texts, in bytes, about.
-const OVERHEAD_BYTES: usize = 256;
-
 impl RecordedEvent {
-    /// What it costs in memory, in bytes, about.
-    #[must_use]
-    pub fn size_bytes(&self) -> usize {
-        OVERHEAD_BYTES + self.payload.len() + self.metadata.len() + self.stream_id.len()
-    }
-
     /// Reads a row with the columns of `event_store.event`, but for the tenant's id in place of its number.
     pub(crate) fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
