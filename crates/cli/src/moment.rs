@@ -5,35 +5,24 @@ use std::time::Duration;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
+/// The units of durations, in seconds.
+const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3_600), ('d', 86_400)];
+
 /// A duration: `90s`, `30m`, `1h30m`, `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a duration such as 90s, 30m, 1h30m or 7d");
-    let mut seconds = 0_u64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let (amount, unit) = rest.split_at(digits);
-        let unit_seconds = unit.chars().next().and_then(unit_seconds).ok_or_else(wrong)?;
-        let amount: u64 = amount.parse().map_err(|_| wrong())?;
-        let part = amount.checked_mul(unit_seconds).ok_or_else(wrong)?;
-        seconds = seconds.checked_add(part).ok_or_else(wrong)?;
-        rest = &unit[1..];
-    }
-    if text.is_empty() {
-        Err(wrong())
-    } else {
-        Ok(Duration::from_secs(seconds))
-    }
+    let mut parts = text.split_inclusive(|unit: char| !unit.is_ascii_digit());
+    let seconds = parts.try_fold(0_u64, |sum, part| sum.checked_add(part_seconds(part)?));
+    seconds
+        .filter(|_| !text.is_empty())
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("`{text}` is not a duration such as 90s, 30m, 1h30m or 7d"))
 }
 
-fn unit_seconds(unit: char) -> Option<u64> {
-    match unit {
-        's' => Some(1),
-        'm' => Some(60),
-        'h' => Some(3_600),
-        'd' => Some(86_400),
-        _ => None,
-    }
+/// `30m` in seconds.
+fn part_seconds(part: &str) -> Option<u64> {
+    let mut units = UNITS.into_iter();
+    let (amount, seconds) = units.find_map(|(unit, seconds)| Some((part.strip_suffix(unit)?, seconds)))?;
+    amount.parse::<u64>().ok()?.checked_mul(seconds)
 }
 
 /// A point in the life of an order.
