@@ -118,7 +118,7 @@ fn as_table(events: &[Box<RawValue>]) -> String {
     let header = [
         "VERSION", "POSITION", "RECORDED", "OCCURRED", "EVENT", "BY", "REASON",
     ];
-    let event = |event: &Box<RawValue>| serde_json::from_str(event.get()).expect("raw JSON is JSON");
+    let event = |event: &RawValue| serde_json::from_str(event.get()).expect("raw JSON is JSON");
     table(header, events.iter().map(|raw| table_row(&event(raw))))
 }
 

@@ -72,18 +72,17 @@ impl RecordedEvent {
 
 /// Who did it, why, and what caused it. Absent members are not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = EventMetadata))]
 pub struct Metadata {
     /// Ties together all that one business request caused.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub correlation_id: String,
     /// The event or command that caused this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub causation_id: Option<String>,
     /// The credential that was used.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub principal: String,
     /// Who asked, as the caller said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,10 +93,10 @@ pub struct Metadata {
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub reason: Option<String>,
     /// The command.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub command: String,
     /// The command's idempotency key.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub idempotency_key: String,
     /// The W3C trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +104,7 @@ pub struct Metadata {
     pub traceparent: Option<String>,
     /// When it happened in the business, where that is not when it was recorded.
     #[serde(
+        default,
         with = "time::serde::rfc3339::option",
         skip_serializing_if = "Option::is_none"
     )]
