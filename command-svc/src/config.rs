@@ -37,6 +37,10 @@ pub struct Config {
     )]
     pub stream_replicas: usize,
 
+    /// How many events each JetStream stream holds, the newest; all of them when not given. Older ones are read from the log.
+    #[arg(long, env = "DAYBOOK_STREAM_EVENTS_MAX", value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stream_events_max: Option<u64>,
+
     /// How many connections to the database load aggregates. There are a few more: one for each partition that is appended
     /// to, which nothing else waits for, two that look keys up, two that read receipts, and two that publish.
     #[arg(

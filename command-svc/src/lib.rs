@@ -118,6 +118,15 @@ async fn check_append(log: EventStore, seen: Vec<(i32, SeenEpoch)>) -> Result<()
     Ok(())
 }
 
+fn publisher_options(config: &Config, moments: &EventMoments) -> PublisherOptions {
+    PublisherOptions {
+        replicas: config.stream_replicas,
+        retained_events_max: config.stream_events_max,
+        observer: Some(metrics::publish_observer(moments)),
+        ..PublisherOptions::default()
+    }
+}
+
 /// Starts an appender and a publisher for each partition of the log.
 async fn start_partitions(
     config: &Config,
@@ -150,11 +159,7 @@ async fn start_partitions(
             AppenderOptions::default(),
             Some(committed),
         );
-        let options = PublisherOptions {
-            replicas: config.stream_replicas,
-            observer: Some(metrics::publish_observer(moments)),
-            ..PublisherOptions::default()
-        };
+        let options = publisher_options(config, moments);
         let (publisher, publishing) = Publisher::new(
             bus.clone(),
             log.clone(),

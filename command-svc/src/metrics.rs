@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use daybook_event_bus::publish::{PublishObserver, PublisherHandle, PublisherMetrics};
-use daybook_event_store::{Appender, AppenderMetrics, RecordedEvent};
+use daybook_event_store::{Appender, AppenderMetrics};
 use daybook_service::metrics::{EventMoments, Moment, Reading, Registry};
-use prometheus_client::metrics::histogram::Histogram;
 
 /// Shows what the appenders do.
 pub(crate) fn register_appenders(registry: &Registry, appenders: Vec<Appender>) {
@@ -91,13 +89,16 @@ pub(crate) fn register_publishers(registry: &Registry, publishers: &[PublisherHa
         "Comparisons of log and stream after an interruption",
         |one| &one.resyncs,
     );
+    counter("publish_referenced", "Events too large for a message", |one| {
+        &one.referenced
+    });
     let unusable = move || {
         let unusable = publishers
             .iter()
             .map(|one| one.metrics().unusable.load(Ordering::Relaxed));
         unusable.map(u64::from).sum()
     };
-    let help = "Streams left alone: not of this deployment, or with settings that cannot be changed";
+    let help = "Streams left alone: not of this deployment, of an impossible epoch, or with settings that cannot be changed";
     registry.register("publish_unusable", help, Reading::gauge(unusable));
 }
 
@@ -106,16 +107,7 @@ fn sum<'a>(counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {
 }
 
 /// Measures the time from commit to acknowledgement by the bus.
-pub(crate) fn publish_observer(moments: &EventMoments) -> Arc<dyn PublishObserver> {
-    Arc::new(CommittedToPublished(
-        moments.latency(Moment::Committed, Moment::Published),
-    ))
-}
-
-struct CommittedToPublished(Histogram);
-
-impl PublishObserver for CommittedToPublished {
-    fn published(&self, _event: &RecordedEvent, latency: Duration) {
-        self.0.observe(latency.as_secs_f64());
-    }
+pub(crate) fn publish_observer(moments: &EventMoments) -> PublishObserver {
+    let histogram = moments.latency(Moment::Committed, Moment::Published);
+    Arc::new(move |latency| histogram.observe(latency.as_secs_f64()))
 }

@@ -39,3 +39,12 @@ $$;
 ALTER FUNCTION event_store.read_stream OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.read_stream FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.read_stream TO daybook_command, daybook_query;
+
+-- How many bytes a value has as text. It is neither fetched nor unpacked for that: a stored value says so itself. A cast to
+-- text would unpack it, and `octet_length` takes no JSON; so this is that very function for JSON, which is stored as its text.
+CREATE FUNCTION event_store.size_bytes(p_value json) RETURNS integer
+LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'textoctetlen';
+ALTER FUNCTION event_store.size_bytes OWNER TO daybook_functions;
+REVOKE ALL ON FUNCTION event_store.size_bytes FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION event_store.size_bytes
+    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_read_model;

@@ -121,7 +121,10 @@ impl Feed {
                     };
                     let (bus, store) = (context.bus.clone(), context.store.clone());
                     let reader = Reader::new(bus, store, partition, start, options);
-                    self.follow(reader, distrusted, &shutdown).await
+                    let failure = self.follow(reader, distrusted, &shutdown).await;
+                    // Nothing reads into it any more: workers read the log alone.
+                    self.0.window().clear();
+                    failure
                 }
                 Err(error) => Some(anyhow::Error::from(error)),
             };
@@ -158,6 +161,10 @@ impl Feed {
                 Ok(read) => read,
                 Err(error) => return Some(error.into()),
             };
+            if !self.0.window().is_fed {
+                // All workers left, though another one may have come since.
+                return None;
+            }
             if let Some(batch) = Batch::decode(read.generation, &read.events, read.source, read.delivered_at)
             {
                 shutdown.run_until_cancelled(self.push(Arc::new(batch))).await?;

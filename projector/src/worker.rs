@@ -129,6 +129,8 @@ pub struct Worker<M: ReadModel> {
 struct Retry {
     /// Whose event it is: other tables may well take it.
     tables: Generation,
+    /// The last position of what was delivered with it.
+    last: u64,
     attempts: u32,
     at: Instant,
 }
@@ -230,6 +232,9 @@ impl<M: ReadModel> Worker<M> {
             return self.check_lease(runner, Step::CaughtUp).await;
         };
         if !delivery.is_of(lease.log_generation) {
+            // Either of the two is of an earlier epoch. The log is right, and the advance tells whether the lease is.
+            self.reads_log = true;
+            self.runner = Some(runner);
             return Ok(Step::Progressed);
         }
         match self.apply(&mut runner, &delivery).await {
@@ -242,10 +247,10 @@ impl<M: ReadModel> Worker<M> {
                 Ok(Step::Progressed)
             }
             Err(ApplyError::NotInLog) => {
-                self.distrust(&delivery);
+                self.distrust(delivery.last());
                 Ok(Step::Progressed)
             }
-            Err(ApplyError::Poison(poison)) => self.retry_later(runner, &poison).await,
+            Err(ApplyError::Poison(poison)) => self.retry_later(runner, &delivery, &poison).await,
             Err(error) => Err(StepError::Apply(error)),
         }
     }
@@ -370,10 +375,12 @@ impl<M: ReadModel> Worker<M> {
             Taken::CaughtUp if !reads_log => Ok(None),
             taken => {
                 let read = self.read_log(lease).await?;
-                if read.is_none()
-                    && let Taken::Batches(batches) = taken
-                {
-                    self.distrust(&Delivery { batches });
+                if read.is_none() {
+                    let refuted = match taken {
+                        Taken::Batches(batches) => Some(Delivery { batches }.last()),
+                        Taken::CaughtUp | Taken::Elsewhere => self.retry.as_ref().map(|retry| retry.last),
+                    };
+                    refuted.into_iter().for_each(|last| self.distrust(last));
                 }
                 Ok(read)
             }
@@ -381,15 +388,15 @@ impl<M: ReadModel> Worker<M> {
     }
 
     /// The bus gave what the log does not hold. Its events are read from the log, and were never poison.
-    fn distrust(&mut self, delivery: &Delivery) {
+    fn distrust(&mut self, last: u64) {
         self.metrics.refuted();
         tracing::warn!(
             projection.name = M::NAME,
             self.partition,
-            position = delivery.last(),
+            position = last,
             "the bus has events that the log does not hold; the log is read instead"
         );
-        self.feed.distrust(delivery.last());
+        self.feed.distrust(last);
         self.retry = None;
     }
 
@@ -450,11 +457,17 @@ impl<M: ReadModel> Worker<M> {
     }
 
     /// Notes a failed attempt. What came over the bus may be damaged, so the next attempts read the log.
-    async fn retry_later(&mut self, mut runner: Runner<M>, poison: &Poison) -> Result<Step, StepError> {
+    async fn retry_later(
+        &mut self,
+        mut runner: Runner<M>,
+        delivery: &Delivery,
+        poison: &Poison,
+    ) -> Result<Step, StepError> {
         let attempts = self.retry.as_ref().map_or(1, |retry| retry.attempts + 1);
         self.reads_log = true;
         self.retry = Some(Retry {
             tables: runner.lease().key.tables,
+            last: delivery.last(),
             attempts,
             at: Instant::now() + pause(attempts),
         });

@@ -412,10 +412,16 @@ async fn what_the_bus_gives_is_applied_only_when_the_log_holds_it() {
         stream_id: order,
         ..forged(opening, head + 1)
     };
-    for beyond in [placed, forged(newest, head + 1)] {
-        deliver(&setup, &feed, &[beyond]).await;
+    let no_fold_takes_it = forged(newest, head + 1);
+    for beyond in [placed, no_fold_takes_it] {
+        deliver(&setup, &feed, std::slice::from_ref(&beyond)).await;
         eventually("the end of the log", async || {
-            worker.step().await.expect("a step") == Step::CaughtUp
+            let step = worker.step().await.expect("a step");
+            if step == Step::Stuck {
+                // Nobody but this worker read the feed, which begins anew when it comes back.
+                deliver(&setup, &feed, std::slice::from_ref(&beyond)).await;
+            }
+            step == Step::CaughtUp
         })
         .await;
         assert_eq!(worker.position(), Some(head));

@@ -122,7 +122,9 @@ impl Bus {
 
     /// How often a connection has been made; the receiver wakes at the next one.
     pub(crate) fn connections(&self) -> watch::Receiver<u64> {
-        self.connections.clone()
+        let mut connections = self.connections.clone();
+        connections.mark_unchanged();
+        connections
     }
 
     /// Subscribes on core NATS, again by itself after every outage.

@@ -1,7 +1,7 @@
 //! Consuming: the events of a partition in order, each exactly once, from a position on.
 //!
 //! The reader takes messages from the stream without acknowledging them and believes none of them: an event counts when
-//! its position is the next one, equals the message's sequence, and its generation is the log's. Anything else (a hole, a
+//! its position is the next one, equals the message's sequence, and its generation is valid there: the log's newest, or an earlier one below its fork. Anything else (a hole, a
 //! purged range, a message that is damaged, foreign or only a reference) is read from Postgres, and then the stream goes
 //! on. When the stream is silent the reader compares itself with the log's head, and while NATS is away it lives from
 //! Postgres alone. So it is right whatever the stream does, and fast while the stream is right.
@@ -120,8 +120,6 @@ pub struct ReaderMetrics {
     pub from_log: AtomicU64,
     /// How often a message was not the next event, so that the log was asked.
     pub holes: AtomicU64,
-    /// How often the stream was subscribed to.
-    pub subscriptions: AtomicU64,
 }
 
 /// Reads a partition of the log in order. What to do next is decided by [`Machine`]; here it is started and waited for.

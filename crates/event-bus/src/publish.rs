@@ -5,10 +5,11 @@
 //! memory, with many acknowledgements outstanding. Where something before it is missing, it waits a moment for whoever
 //! committed that; then it reads what is missing from the log and publishes that, too: it helps.
 //!
-//! On start, after any error and every second the publisher compares the log's head with the stream's last sequence and
-//! fills the difference from the log. A stream that is gone is made anew; one that holds what the log does not (a foreign
-//! message, another generation, more than the log) is deleted and refilled. One with other settings than ours is given
-//! ours; where JetStream refuses that, and where the stream is not this deployment's, it is left alone and reported.
+//! On start, after any error and every second the publisher compares log and stream and fills the difference from the log.
+//! A stream that is gone is made anew. One that carries an earlier epoch goes on if it ends at the fork or before it. One that
+//! is longer than its own epoch's log shows that the log was set back: the log gets a new epoch. One that holds a foreign
+//! message, an unknown epoch or events beyond a fork is deleted and refilled, from there on. One with other settings than ours
+//! is given ours; where JetStream refuses that, and where the stream is not this deployment's, it is left alone and reported.
 //!
 //! Nothing is published before it is committed, and nobody ever waits for this task: while NATS is away it lets events go,
 //! and reads them from the log afterwards.
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use daybook_event_store::{Committed, EventStore, RecordedEvent, SeenEpoch};
+use daybook_event_store::{Committed, EventStore, SeenEpoch};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
@@ -49,7 +50,7 @@ pub struct PublisherOptions {
     /// How many events the stream holds, the newest; all of them when `None`. Older ones are read from the log.
     pub retained_events_max: Option<u64>,
     /// Is told how long events took to be published.
-    pub observer: Option<Arc<dyn PublishObserver>>,
+    pub observer: Option<PublishObserver>,
 }
 
 impl Default for PublisherOptions {
@@ -76,11 +77,9 @@ impl PublisherOptions {
     }
 }
 
-/// Is told of events that this process committed and published. Called on the publisher's task: be quick.
-pub trait PublishObserver: Send + Sync {
-    /// `latency` is the time from [`RecordedEvent::recorded_at`] to the acknowledgement, zero if the clocks disagree.
-    fn published(&self, event: &RecordedEvent, latency: Duration);
-}
+/// Is told the time from `RecordedEvent::recorded_at` to the acknowledgement of each event that this process committed
+/// and published, zero if the clocks disagree. Called on the publisher's task: be quick.
+pub type PublishObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// What a publisher has done, since it started.
 #[derive(Debug, Default)]
@@ -145,8 +144,9 @@ pub struct Publisher;
 
 impl Publisher {
     /// Makes the publisher of a partition and the future that does its work; the caller spawns it. `store` reads every
-    /// tenant's events, `attaching` is of a role that may append and so open epochs; `seen` is told of the epochs that the stream carries. The future ends well when `committed` is closed and what came through it is published, or was
-    /// left to another replica or the next start.
+    /// tenant's events. `attaching` is of a role that may append, and so open epochs. `seen` is told of the epochs that the
+    /// stream carries. The future ends well when `committed` is closed and what came through it is published, or was left to
+    /// another replica or the next start.
     #[expect(
         clippy::new_ret_no_self,
         reason = "like the appender, it is a handle and a future"

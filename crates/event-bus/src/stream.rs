@@ -39,6 +39,9 @@ pub(crate) enum StreamError {
     /// It is somebody else's, and left alone.
     #[error("the stream {name} does not belong to this deployment; whoever made it has to delete it")]
     Foreign { name: String },
+    /// It carries an epoch that nobody can have opened.
+    #[error("the stream {name} carries epoch {found}, far beyond the log's {own}; delete the stream")]
+    Invented { name: String, found: i32, own: i32 },
     /// It has other settings than it should have, and has to be deleted by hand.
     #[error("the stream has settings that JetStream does not change: {differences}")]
     Settings {
@@ -115,13 +118,6 @@ impl StreamState {
             created: info.created,
             config: info.config.clone(),
         })
-    }
-}
-
-/// The stream carries an epoch that nobody has opened.
-pub(crate) fn invented(bus: &Bus, partition: i32) -> StreamError {
-    StreamError::Foreign {
-        name: name(bus, partition),
     }
 }
 

@@ -74,21 +74,14 @@ pub(crate) const READ_STREAM: &str = "
     FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7)
 ";
 
-/// An event is read while those before it have less than $4 bytes of payload and metadata, so the first one always is. A
-/// value is not fetched in order to count it, unless it is compressed.
+/// An event is read while those before it have less than $4 bytes of payload and metadata, so the first one always is. No
+/// value is fetched in order to count it.
 pub(crate) const READ_LOG: &str = "
     SELECT e.partition, e.position, t.tenant_id, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type,
            e.schema_version, e.payload::text AS payload, e.metadata::text AS metadata, e.recorded_at
     FROM (
-        SELECT e.*, sum(
-            CASE WHEN pg_column_compression(e.payload) IS NULL
-                 THEN pg_column_size(e.payload)
-                 ELSE octet_length(e.payload::text)
-            END + CASE WHEN pg_column_compression(e.metadata) IS NULL
-                 THEN pg_column_size(e.metadata)
-                 ELSE octet_length(e.metadata::text)
-            END
-        ) OVER (ORDER BY e.position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        SELECT e.*, sum(event_store.size_bytes(e.payload) + event_store.size_bytes(e.metadata))
+            OVER (ORDER BY e.position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
         FROM (
             SELECT e.* FROM event_store.event AS e
             WHERE e.partition = $1 AND e.position > $2

@@ -34,7 +34,9 @@ enum State {
         /// Up to here it is read if it goes on so far: more than has to be, where one hole follows on another.
         read_to: u64,
         /// The event behind the hole. Nothing more is taken from the stream while it waits.
-        ahead: Option<RecordedEvent>,
+        ahead: Option<Box<RecordedEvent>>,
+        /// Whether a look at the log has begun since it is known that the hole reaches so far.
+        is_asked: bool,
     },
 }
 
@@ -148,6 +150,9 @@ impl Machine {
         };
         let is_due = |at: &Instant| *at <= now;
         let look = look_at.filter(is_due).map(|_| self.look(is_connected));
+        if let (State::Filling { is_asked, .. }, Some(_)) = (&mut self.state, look) {
+            *is_asked = true;
+        }
         let subscribe_from = subscribe_at.filter(is_due).map(|_| self.last + 1);
         if subscribe_from.is_some() {
             self.subscription = Subscription::Opening;
@@ -212,7 +217,6 @@ impl Machine {
             Input::Message { sequence, carried } => self.on_message(sequence, carried, now),
             Input::Answer(answer) => return self.on_answer(answer, now),
             Input::Subscribed => {
-                self.metrics.subscriptions.fetch_add(1, Ordering::Relaxed);
                 self.subscription = Subscription::Open { silent_since: None };
                 self.active_at = now;
             }
@@ -253,11 +257,8 @@ impl Machine {
         self.last = event.position;
         self.ready.push(event, Source::Bus);
         self.metrics.from_bus.fetch_add(1, Ordering::Relaxed);
-        if let State::Filling { end, .. } = self.state
-            && end <= self.last
-        {
-            self.state = State::Following;
-        }
+        // The stream is here: what it does not have right further on is met again.
+        self.state = State::Following;
     }
 
     /// Notes that the stream does not have what is next. A lone hole is read as it is. Where one follows directly on
@@ -275,13 +276,19 @@ impl Machine {
                 sequence.max(old_end)
             },
             read_to,
-            ahead: event,
+            ahead: event.map(Box::new),
+            is_asked: false,
         };
     }
 
     fn on_answer(&mut self, answer: Answer, now: Instant) -> Result<(), ReaderError> {
         self.active_at = now;
         answer.check(self.generation)?;
+        let is_newest = |lineage: &Lineage| lineage.valid_up_to(answer.head.generation) == Some(u64::MAX);
+        if !answer.lineage.as_ref().is_none_or(is_newest) {
+            // The next epoch was opened between the two: they are read once more.
+            return Ok(());
+        }
         self.generation = Some(answer.head.generation);
         if let Some(lineage) = answer.lineage {
             self.lineage = lineage;
@@ -290,14 +297,18 @@ impl Machine {
         let is_news = self.append(answer.events);
         let head = answer.head.position;
         match &mut self.state {
-            State::Filling { end, ahead, .. } => {
+            State::Filling {
+                end, ahead, is_asked, ..
+            } => {
                 // A message beyond the head makes no hole: it was forged, and what comes before it may never come.
-                *end = head.min(*end);
+                if *is_asked {
+                    *end = head.min(*end);
+                }
                 if *end <= self.last {
                     let ahead = ahead.take();
                     self.state = State::Following;
                     if let Some(event) = ahead.filter(|event| event.position == self.last + 1) {
-                        self.follow(event, now);
+                        self.follow(*event, now);
                     }
                 }
             }
@@ -308,6 +319,7 @@ impl Machine {
                         end: head,
                         read_to: head,
                         ahead: None,
+                        is_asked: false,
                     };
                 }
             }

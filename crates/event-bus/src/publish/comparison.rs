@@ -12,7 +12,7 @@ use super::interruption::Interruption;
 use super::machine::{Comparison, Machine};
 use super::task::Setting;
 use crate::message;
-use crate::stream::{self, StreamState};
+use crate::stream::{self, StreamError, StreamState};
 
 /// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
@@ -100,7 +100,9 @@ impl Setting {
         let (epoch, own) = (stream.epoch, head.id());
         if epoch > own {
             if epoch.number > own.number + EPOCHS_AHEAD_MAX {
-                return Err(stream::invented(&self.bus, self.partition).into());
+                let (found, own) = (epoch.number, own.number);
+                let name = stream::name(&self.bus, self.partition);
+                return Err(StreamError::Invented { name, found, own }.into());
             }
             self.seen.note(epoch);
             return Err(Interruption::superseded(own, epoch));

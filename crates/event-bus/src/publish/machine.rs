@@ -1,10 +1,10 @@
 //! What the publisher does next: its states and the transitions between them, without NATS, Postgres or a clock.
 //!
-//! What this process commits is sent from memory as long as it continues what the stream has. Where it does not, somebody
-//! else has committed what comes before it, and publishes that this very moment: so the stream is looked at until it gets
-//! there. If it stands still instead, or if what is here has holes as well, everything that is missing is read from the log
-//! and published at once. So of several replicas that are behind, whoever's turn it is publishes for all, and the others
-//! wait for as long as that goes on: nobody is appointed, and no two of them refuse each other's messages for long.
+//! What this process commits is sent from memory as long as it continues what the stream has. Where it does not, another
+//! replica has committed what comes before it and should be publishing that: the stream is polled until it gets there. If
+//! it stands still instead, or if what is here has holes as well, everything that is missing is read from the log and
+//! published at once. So of several replicas that are behind one publishes for all, and the others wait for as long as
+//! the stream grows: no leader is elected, and replicas do not refuse each other's messages for long.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -49,14 +49,14 @@ enum State {
     Comparing,
     /// What is committed here is sent as it comes; if nothing is, they are compared again at this time.
     Flowing { compare_at: Instant },
-    /// Somebody else publishes what comes next, or was to.
+    /// Another replica committed what comes next and should publish it; this one polls the stream.
     Waiting(Wait),
     /// What is missing is read from the log and sent, at least up to here; the next read begins after `read_after`, `None` while
     /// one is under way.
     Filling { read_after: Option<u64>, up_to: u64 },
-    /// Publishing was interrupted: what is in flight is waited for.
+    /// Publishing was interrupted; the answers to what is in flight are waited for.
     Settling,
-    /// The interruptions do not end.
+    /// A pause after repeated interruptions.
     BackingOff { until: Instant },
     /// Nothing more will be committed here, and all is published or left to others.
     Stopped,
@@ -194,8 +194,8 @@ impl Machine {
         self.checked
     }
 
-    /// An event that the stream does not have from this process although it is that far: what it holds in its place has to be
-    /// looked at. Only while the log's generation is the one that it was committed in.
+    /// The first event whose place in the stream may be taken by a foreign message: it was refused or never acknowledged, and
+    /// the stream is past it already. `None` if the log's generation has changed.
     pub(super) fn suspect(&self, generation: Uuid, last: u64) -> Option<&RecordedEvent> {
         let unanswered = self.in_flight.front().or(self.queue.front());
         let suspect = self

@@ -187,7 +187,7 @@ impl Task {
         let now = OffsetDateTime::now_utc();
         for outgoing in stored.iter().filter(|outgoing| outgoing.is_fresh) {
             let latency = Duration::try_from(now - outgoing.event.recorded_at).unwrap_or_default();
-            observer.published(&outgoing.event, latency);
+            observer(latency);
         }
     }
 

@@ -389,6 +389,59 @@ fn an_event_that_was_recorded_since_the_look_is_not_forgotten_behind_a_hole() {
 }
 
 #[test]
+fn a_hole_that_is_found_while_the_log_is_looked_at_is_not_forgotten() {
+    let mut given = following(4, 5);
+    given.damaged(5);
+    given.wanted();
+    given.head = 6;
+    given.damaged(6);
+    let before = Answer {
+        head: LogHead {
+            position: 5,
+            ..given.answer(look(4, 1).expect("a look")).head
+        },
+        ..given.answer(given.looking.expect("it looks"))
+    };
+    given.looking = None;
+    given.on(Input::Answer(before));
+    assert_eq!(given.wanted().look, look(5, 1));
+    given.answers();
+    assert_eq!(given.taken(), [5, 6]);
+}
+
+#[test]
+fn an_epoch_that_was_opened_between_head_and_lineage_is_looked_at_again() {
+    let mut given = Given::new(4, 9, options());
+    given.wanted();
+    let look = given.looking.take().expect("it looks");
+    let answer = given.answer(look);
+    let next = |number, generation, from_position| daybook_event_store::Epoch {
+        number,
+        generation,
+        from_position,
+    };
+    let epochs = [next(1, LOG, 1), next(2, FOREIGN, 10)];
+    given.on(Input::Answer(Answer {
+        lineage: Some(epochs.into_iter().collect()),
+        ..answer
+    }));
+    given.on(Input::Subscribed);
+    assert!(!given.listens(), "messages of the next epoch are not of this one");
+    assert!(given.wanted().look.is_some_and(|look| look.wants_lineage));
+}
+
+#[test]
+fn a_stream_that_has_what_is_next_is_followed_however_far_the_log_is() {
+    let mut given = following(0, 100_000);
+    given.wait(options().idle_interval);
+    given.wanted();
+    given.answers();
+    let last = given.taken().last().copied().expect("events");
+    given.messages(last + 1..=last + 10);
+    assert_eq!(given.wanted().look, None);
+}
+
+#[test]
 fn events_that_came_from_the_stream_meanwhile_are_not_taken_from_the_log_again() {
     let mut given = following(4, 9);
     given.wait(options().idle_interval);
