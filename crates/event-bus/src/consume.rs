@@ -122,7 +122,7 @@ pub struct ReaderMetrics {
     pub holes: AtomicU64,
 }
 
-/// Reads a partition of the log in order. What to do next is decided by [`Machine`]; here it is started and waited for.
+/// Reads a partition of the log in order. What to do next is decided by `Machine`; here it is started and waited for.
 pub struct Reader {
     bus: Bus,
     store: EventStore,

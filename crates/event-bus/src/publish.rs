@@ -58,7 +58,7 @@ impl Default for PublisherOptions {
         Self {
             window_messages: 2_048,
             compare_interval: Duration::from_secs(1),
-            help_after: Duration::from_millis(20),
+            help_after: Duration::from_millis(50),
             acknowledge_timeout: Duration::from_secs(2),
             read_events_max: 1_000,
             replicas: 1,

@@ -255,7 +255,8 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
 
     let lineage = stack.store.lineage(PARTITION).await?;
     assert_eq!(lineage.valid_up_to(before.generation), Some(60));
-    assert_eq!(publishing.handle.metrics().published.load(Relaxed), 30);
+    let info = stack.raw_stream().await?.cached_info().clone();
+    assert_eq!((info.state.first_sequence, info.state.messages), (61, 30));
     publishing.stop().await
 }
 

@@ -51,7 +51,7 @@ use crate::identity::LOOKUPS_WAITING_MAX;
 use crate::metrics::ServerMetrics;
 
 /// How long open requests may go on after the stop signal. It leaves time to flush within the ten seconds after which
-/// the process is gone in any case ([`crate::shutdown::EXIT_DEADLINE`]).
+/// the process is gone in any case (`EXIT_DEADLINE`).
 pub const GRACE_PERIOD: Duration = Duration::from_secs(8);
 
 /// How long to wait after an accept that failed for want of something (file descriptors, most likely).

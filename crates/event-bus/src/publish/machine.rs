@@ -23,7 +23,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// The pause between two looks at a stream that someone else is filling; it doubles up to the last.
 const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(10);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// How many windows of missing events are still published by a process that is to end. More are left to others.
 const WINDOWS_AT_END_MAX: u64 = 4;
