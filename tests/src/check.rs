@@ -37,6 +37,18 @@ pub async fn everything(superuser: &PgPool, nats_url: &str, ledger: &Ledger) -> 
     read_models(superuser, &events).await
 }
 
+/// The same, where foreign messages were put into the stream: it was made anew from the first of them on.
+///
+/// # Errors
+/// What is wrong, when anything is.
+pub async fn everything_repaired(superuser: &PgPool, nats_url: &str, ledger: &Ledger) -> anyhow::Result<()> {
+    let events = recorded(superuser, ledger).await?;
+    caught_up(superuser).await?;
+    let first = bus_from_its_beginning(nats_url, superuser, &events).await?;
+    ensure!(first > 1, "the stream was not made anew");
+    read_models(superuser, &events).await
+}
+
 /// The log, which means something and is what callers were told.
 ///
 /// # Errors
@@ -116,6 +128,18 @@ pub fn ledger(ledger: &Ledger, events: &[RecordedEvent]) -> anyhow::Result<()> {
 /// # Errors
 /// The first difference.
 pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -> anyhow::Result<()> {
+    let first = bus_from_its_beginning(nats_url, superuser, events).await?;
+    let lineage = EventStore::new(superuser.clone()).lineage(PARTITION).await?;
+    ensure!(lineage.has_epoch_from(first), "the stream begins at {first}");
+    Ok(())
+}
+
+/// The same, wherever the stream begins, which is returned.
+async fn bus_from_its_beginning(
+    nats_url: &str,
+    superuser: &PgPool,
+    events: &[RecordedEvent],
+) -> anyhow::Result<u64> {
     let lineage = EventStore::new(superuser.clone()).lineage(PARTITION).await?;
     let head = events.last().map_or(0, |event| event.position);
     let context = jetstream::new(nats::connect(nats_url).await?);
@@ -129,7 +153,7 @@ pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -
     .await?;
     let first = state.first_sequence.max(1);
     ensure!(
-        state.last_sequence == head && state.messages == head + 1 - first && lineage.has_epoch_from(first),
+        state.last_sequence == head && state.messages == head + 1 - first,
         "the stream has {} messages, {} to {}, the log has {head}",
         state.messages,
         state.first_sequence,
@@ -163,7 +187,7 @@ pub async fn bus(superuser: &PgPool, nats_url: &str, events: &[RecordedEvent]) -
             "the message at {sequence} is another event than the log's"
         );
     }
-    Ok(())
+    Ok(first)
 }
 
 /// The name of the stream of [`PARTITION`].
