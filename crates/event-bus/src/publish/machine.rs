@@ -616,24 +616,19 @@ impl Machine {
             .queue
             .partition_point(|outgoing| outgoing.event.position <= position);
         let forgotten = self.queue.split_off(kept);
-        self.bytes -= forgotten
-            .iter()
-            .map(|outgoing| outgoing.event.size_bytes())
-            .sum::<usize>();
+        self.bytes -= bytes_of(&forgotten);
     }
 
     /// What was queued is read from the log again.
     fn forget_queue(&mut self) {
         let forgotten = std::mem::take(&mut self.queue);
-        self.bytes -= forgotten
-            .iter()
-            .map(|outgoing| outgoing.event.size_bytes())
-            .sum::<usize>();
+        self.bytes -= bytes_of(&forgotten);
     }
 }
 
-fn bytes_of(events: &[Outgoing]) -> usize {
-    events.iter().map(|outgoing| outgoing.event.size_bytes()).sum()
+fn bytes_of<'a>(events: impl IntoIterator<Item = &'a Outgoing>) -> usize {
+    let bytes = events.into_iter().map(|outgoing| outgoing.event.size_bytes());
+    bytes.sum()
 }
 
 #[cfg(test)]
