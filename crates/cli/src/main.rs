@@ -17,6 +17,7 @@ mod idempotency;
 mod import;
 mod migrate;
 mod moment;
+mod money;
 mod output;
 mod projections;
 mod rebuild;

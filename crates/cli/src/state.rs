@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::client::{self, Service};
 use crate::failure::Failure;
 use crate::moment::{Point, parse_point};
+use crate::money::amount;
 use crate::output::{Format, cell, print, print_json, table};
 use crate::settings::{Role, Settings};
 
@@ -60,8 +61,9 @@ fn text(order: &Value) -> String {
         Value::Null => String::new(),
         value => format!("{label:<10}{}\n", shown(value)),
     });
+    let currency = &order["total"]["currency"];
     let lines = order["lines"].as_array().into_iter().flatten();
-    let lines = lines.map(|line| LINE.map(|(_, member)| cell(&line[member])));
+    let lines = lines.map(|line| LINE.map(|(_, member)| line_cell(member, &line[member], currency)));
     format!(
         "{}\n{}",
         head.concat(),
@@ -95,11 +97,18 @@ const LINE: [(&str, &str); 7] = [
     ("RETURNED", "returned_quantity"),
 ];
 
-/// How many decimals a currency is written with is a question of taste; minor units are not.
 fn shown(value: &Value) -> String {
-    match value.get("minor") {
-        Some(minor) => format!("{minor} {} (minor units)", cell(&value["currency"])),
+    match value["minor"].as_i64() {
+        Some(minor) => amount(minor, &cell(&value["currency"])),
         None => cell(value),
+    }
+}
+
+/// A member of a line; amounts are in the order's currency.
+fn line_cell(member: &str, value: &Value, currency: &Value) -> String {
+    match value.as_i64() {
+        Some(minor) if member.ends_with("_minor") => amount(minor, &cell(currency)),
+        _ => cell(value),
     }
 }
 
@@ -127,10 +136,10 @@ mod tests {
             }],
         }));
         assert!(text.contains("status    PARTIALLY_SHIPPED\n"), "{text}");
-        assert!(text.contains("total     1177 USD (minor units)\n"), "{text}");
+        assert!(text.contains("total     11.77 USD\n"), "{text}");
         assert!(!text.contains("because"), "{text}");
         assert!(
-            text.ends_with("1     CD   1         1177        1177   0        0"),
+            text.ends_with("1     CD   1         11.77 USD   11.77 USD  0        0"),
             "{text}"
         );
     }
