@@ -2,6 +2,7 @@
 //!
 //! REST and gRPC only translate. They hand in values that have been understood, and get values that are sent as they are.
 
+pub(crate) mod changes;
 pub(crate) mod history;
 pub(crate) mod list;
 pub(crate) mod order;

@@ -28,6 +28,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     to_version: Option<u64>,
 
+    /// Also shows what each event changed in the aggregate's document.
+    #[arg(long)]
+    diff: bool,
+
     /// What the output looks like.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -63,7 +67,7 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         events.extend(page);
     }
     match arguments.output {
-        Format::Table => print(&as_table(&events)),
+        Format::Table => print(&as_table(&events, arguments.diff)),
         Format::Json | Format::Ndjson => print_json(&events),
     }
 }
@@ -72,8 +76,9 @@ fn path(arguments: &Arguments) -> Result<String, Failure> {
     let id = &arguments.id;
     let wrong = || Failure::Usage(format!("{id} is not the TypeID of an aggregate"));
     let aggregates = Kind::by_id(id).ok_or_else(wrong)?.plural;
-    let from = arguments.from_version;
-    let path = format!("/v1/{aggregates}/{id}/events?limit={PAGE_EVENTS}&from_version={from}");
+    let (from, diff) = (arguments.from_version, arguments.diff);
+    let path =
+        format!("/v1/{aggregates}/{id}/events?limit={PAGE_EVENTS}&from_version={from}&diff={diff}");
     Ok(match arguments.to_version {
         Some(to) => format!("{path}&to_version={to}"),
         None => path,
@@ -114,12 +119,31 @@ struct Pagination {
     next_cursor: Option<String>,
 }
 
-fn as_table(events: &[Box<RawValue>]) -> String {
+const HEADER: [&str; 7] = [
+    "VERSION", "POSITION", "RECORDED", "OCCURRED", "EVENT", "BY", "REASON",
+];
+
+fn as_table(events: &[Box<RawValue>], diff: bool) -> String {
+    let events = events
+        .iter()
+        .map(|event| serde_json::from_str(event.get()).expect("raw JSON is JSON"));
+    if !diff {
+        return table(HEADER, events.map(|event: Value| table_row(&event)));
+    }
+    let [version, position, recorded, occurred, event, by, reason] = HEADER;
     let header = [
-        "VERSION", "POSITION", "RECORDED", "OCCURRED", "EVENT", "BY", "REASON",
+        version, position, recorded, occurred, event, by, reason, "CHANGES",
     ];
-    let event = |event: &RawValue| serde_json::from_str(event.get()).expect("raw JSON is JSON");
-    table(header, events.iter().map(|raw| table_row(&event(raw))))
+    table(
+        header,
+        events.map(|event: Value| {
+            let [version, position, recorded, occurred, name, by, reason] = table_row(&event);
+            let changes = changes(&event["changes"]);
+            [
+                version, position, recorded, occurred, name, by, reason, changes,
+            ]
+        }),
+    )
 }
 
 fn table_row(event: &Value) -> [String; 7] {
@@ -133,6 +157,22 @@ fn table_row(event: &Value) -> [String; 7] {
         by(metadata),
         cell(&metadata["reason"]),
     ]
+}
+
+/// What an event changed, a part on each line.
+fn changes(changes: &Value) -> String {
+    let changes = changes.as_array().into_iter().flatten();
+    let lines: Vec<_> = changes
+        .map(|change| {
+            let pointer = cell(&change["pointer"]);
+            match (change.get("before"), change.get("after")) {
+                (Some(before), Some(after)) => format!("{pointer}: {} → {}", cell(before), cell(after)),
+                (Some(before), None) => format!("{pointer}: {} → (gone)", cell(before)),
+                (None, after) => format!("{pointer}: {}", after.map(cell).unwrap_or_default()),
+            }
+        })
+        .collect();
+    lines.join("\n")
 }
 
 /// The credential is proved, the actor is what its holder said.
@@ -159,5 +199,18 @@ mod tests {
         assert_eq!(table_row(&event)[0], "1");
         assert_eq!(table_row(&event)[5], "agent:jane (key:ab12cd34)");
         assert_eq!(by(&json!({})), "");
+    }
+
+    #[test]
+    fn an_event_says_what_it_changed() {
+        let changes = changes(&json!([
+            {"pointer": "/closing_reason", "after": "no stock"},
+            {"pointer": "/lines/1", "before": {"sku": "CD"}},
+            {"pointer": "/status", "before": "PLACED", "after": "REJECTED"},
+        ]));
+        assert_eq!(
+            changes,
+            "/closing_reason: no stock\n/lines/1: {\"sku\":\"CD\"} → (gone)\n/status: PLACED → REJECTED"
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
+use serde_json::Value;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
@@ -47,6 +48,10 @@ pub trait ReadModel: Send + Sync + 'static {
 
     /// What makes it overwrite rows that are there: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
     const OVERWRITE: &'static str;
+
+    /// What a row says of one aggregate, as the contract shows it. Nothing where rows are not about one aggregate each, or say
+    /// only a part.
+    const DOCUMENT: Option<fn(&Self::Row) -> Value> = None;
 
     /// Every other statement of its file, by name.
     const STATEMENTS: &'static [(&'static str, &'static str)];

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::order::{Event as OrderEvent, State};
+use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row as _};
 use uuid::Uuid;
@@ -87,6 +88,7 @@ impl ReadModel for OrderDetails {
     const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
+    const DOCUMENT: Option<fn(&Row) -> Value> = Some(|row| json!(row.document));
     const STATEMENTS: &'static [(&'static str, &'static str)] = &[
         ("order_details.find_many", FIND),
         ("order_details.find_documents", document::FIND),

@@ -10,9 +10,12 @@ use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::ids::Sku;
 use daybook_domain::stock::{Event as StockEvent, State};
+use serde::Serialize;
+use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row as _};
 use time::OffsetDateTime;
+use time::serde::rfc3339;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
@@ -41,6 +44,42 @@ pub struct Row {
     pub reserved: u64,
     /// When it last changed, by the business's time.
     pub updated_at: OffsetDateTime,
+}
+
+// As JSON it is the contract's `StockItem`. The comments are its description in OpenAPI.
+/// How much there is of an article.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StockItem<'a> {
+    /// The stock item's TypeID.
+    pub stock_item_id: &'a str,
+    /// The article.
+    pub sku: &'a str,
+    /// The number of the stock item's events so far.
+    pub version: u64,
+    /// How many there are, reserved ones included.
+    pub on_hand: u64,
+    /// How many of them are kept back for orders.
+    pub reserved: u64,
+    /// How many can still be reserved: on hand without the reserved ones.
+    pub available: u64,
+    /// When it last changed, by the business's time.
+    #[serde(with = "rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl<'a> From<&'a Row> for StockItem<'a> {
+    fn from(row: &'a Row) -> Self {
+        Self {
+            stock_item_id: &row.stock_item_id,
+            sku: row.sku.as_str(),
+            version: row.version,
+            on_hand: row.on_hand,
+            reserved: row.reserved,
+            available: row.available(),
+            updated_at: row.updated_at,
+        }
+    }
 }
 
 impl Row {
@@ -135,6 +174,7 @@ impl ReadModel for StockLevels {
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
+    const DOCUMENT: Option<fn(&Row) -> Value> = Some(|row| json!(StockItem::from(row)));
     const STATEMENTS: &'static [(&'static str, &'static str)] =
         &[("stock_levels.find", FIND), ("stock_levels.list", LIST)];
 

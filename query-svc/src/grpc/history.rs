@@ -69,5 +69,6 @@ fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError>
         },
         limit,
         cursor: page_token(request.page_token),
+        diff: request.diff,
     })
 }

@@ -3,15 +3,18 @@
 use daybook_domain::address::Address;
 use daybook_domain::money::Money;
 use daybook_domain::order::{LineQuantity, Status};
-use daybook_event_store::{Metadata, RecordedEvent};
+use daybook_event_store::Metadata;
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::to_timestamp;
 use daybook_proto::history::v1 as history;
 use daybook_proto::orders::v1 as orders;
 use daybook_read_model::order_details::{LineView, OrderView, ReturnView, ShipmentView};
 use daybook_read_model::{customer_totals, order_list};
+use serde_json::Value;
 
 use crate::freshness::Staleness;
+use crate::reads::changes::Change;
+use crate::reads::history::HistoryEvent;
 
 pub(super) fn staleness(staleness: Staleness) -> common::Staleness {
     common::Staleness {
@@ -66,7 +69,8 @@ pub(super) fn customer_total(row: &customer_totals::Row) -> orders::CustomerTota
     }
 }
 
-pub(super) fn event(recorded: RecordedEvent) -> history::Event {
+pub(super) fn event(event: HistoryEvent) -> history::Event {
+    let HistoryEvent { recorded, changes } = event;
     let metadata = event_metadata(recorded.decoded_metadata());
     history::Event {
         event_id: recorded.event_id.to_string(),
@@ -79,6 +83,16 @@ pub(super) fn event(recorded: RecordedEvent) -> history::Event {
         payload_json: recorded.payload,
         metadata: Some(metadata),
         recorded_at: Some(to_timestamp(recorded.recorded_at)),
+        changes: changes.into_iter().flatten().map(change).collect(),
+    }
+}
+
+fn change(change: Change) -> history::Change {
+    let json = |value: Value| value.to_string();
+    history::Change {
+        pointer: change.pointer,
+        before_json: change.before.map(json),
+        after_json: change.after.map(json),
     }
 }
 

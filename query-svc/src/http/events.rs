@@ -49,13 +49,16 @@ pub struct ListEventsParams {
     /// How many events a page has.
     #[param(nullable = false, minimum = 1, maximum = 100, default = 20)]
     pub limit: Option<u32>,
+    /// Whether to tell with each event what it changed.
+    #[param(nullable = false, default = false)]
+    pub diff: Option<bool>,
     /// `next_cursor` of the page before; everything else has to be as it was there.
     #[param(nullable = false)]
     pub cursor: Option<String>,
 }
 
 /// The history of an aggregate: what happened, who did it and why, byte for byte as it was recorded. It is read from the
-/// log, so it is never behind.
+/// log, so it is never behind. With `diff=true` each event has `changes`: what it changed in the document of the aggregate.
 #[utoipa::path(
     get,
     path = "/v1/{aggregates}/{id}/events",

@@ -108,6 +108,7 @@ pub(super) fn event() -> Value {
             "received_at_us": 1_714_565_100_123_456_i64,
         },
         "recorded_at": "2024-05-01T12:05:00.125Z",
+        "changes": [{"pointer": "/status", "before": "PLACED", "after": "CONFIRMED"}],
     })
 }
 

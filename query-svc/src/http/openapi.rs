@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use daybook_read_model::order_details::OrderView;
+use daybook_read_model::stock_levels::StockItem;
 use daybook_read_model::schema::OrderStatus;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
@@ -149,8 +150,13 @@ impl Modify for Common {
             .build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("api_key", SecurityScheme::Http(key));
-        if let Some(RefOr::T(Schema::Object(order))) = components.schemas.get_mut(&*OrderView::name()) {
-            order.example = Some(examples::order());
+        for (name, example) in [
+            (OrderView::name(), examples::order()),
+            (StockItem::name(), super::stock::example()),
+        ] {
+            if let Some(RefOr::T(Schema::Object(document))) = components.schemas.get_mut(&*name) {
+                document.example = Some(example);
+            }
         }
     }
 }

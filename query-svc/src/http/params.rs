@@ -102,7 +102,14 @@ impl Params {
             direction: self.direction(),
             limit: self.limit(),
             cursor: self.one("cursor"),
+            diff: self.flag("diff"),
         }
+    }
+
+    /// `true` or `false`, which is what it is when it is absent.
+    fn flag(&mut self, name: &'static str) -> bool {
+        let parsed = self.parsed(name, "INVALID", "must be true or false", |text| text.parse().ok());
+        parsed.unwrap_or(false)
     }
 
     /// Which page of the list of stock items.

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use daybook_domain::money::Money;
-use daybook_event_store::{Metadata, RecordedEvent};
+use daybook_event_store::Metadata;
 use daybook_read_model::order_details::OrderView;
 use daybook_read_model::schema::{Money as MoneySchema, OrderStatus};
 use daybook_read_model::{customer_totals, order_list, status};
@@ -17,6 +17,8 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::examples;
+use crate::reads::changes::Change;
+use crate::reads::history::HistoryEvent;
 
 /// One resource.
 #[derive(Debug, Serialize, ToSchema)]
@@ -179,6 +181,10 @@ pub struct Event<'a> {
     /// When it was committed, by the database's clock.
     #[serde(with = "rfc3339")]
     pub recorded_at: OffsetDateTime,
+    /// What it changed in the document of the aggregate; only with `diff=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub changes: Option<&'a [Change]>,
 }
 
 impl<'a> Event<'a> {
@@ -186,7 +192,8 @@ impl<'a> Event<'a> {
     ///
     /// # Errors
     /// When they are not.
-    pub fn show(recorded: &'a RecordedEvent) -> Result<Self, serde_json::Error> {
+    pub fn show(event: &'a HistoryEvent) -> Result<Self, serde_json::Error> {
+        let recorded = &event.recorded;
         Ok(Self {
             event_id: recorded.event_id,
             event_type: &recorded.event_type,
@@ -198,6 +205,7 @@ impl<'a> Event<'a> {
             payload: serde_json::from_str(&recorded.payload)?,
             metadata: serde_json::from_str(&recorded.metadata)?,
             recorded_at: recorded.recorded_at,
+            changes: event.changes.as_deref(),
         })
     }
 }

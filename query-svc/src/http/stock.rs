@@ -3,15 +3,12 @@
 use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::ids::StockItemId;
-use daybook_read_model::stock_levels::Row;
+use daybook_read_model::stock_levels::StockItem;
 use daybook_service::ApiError;
 use daybook_service::path::Path;
 use http::HeaderMap;
-use serde::Serialize;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::serde::rfc3339;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
 use super::answer::{self, EntityTag};
 use super::openapi::{NotFound, Refusals};
@@ -22,41 +19,6 @@ use crate::reads::Reads;
 
 /// The stock item of the examples.
 const STOCK_ITEM_ID: &str = "stk_01h455vb4pex5vsknk084sn02q";
-
-/// How much there is of an article.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(example = example)]
-pub struct StockItem<'a> {
-    /// The stock item's TypeID.
-    pub stock_item_id: &'a str,
-    /// The article.
-    pub sku: &'a str,
-    /// The number of the stock item's events so far.
-    pub version: u64,
-    /// How many there are, reserved ones included.
-    pub on_hand: u64,
-    /// How many of them are kept back for orders.
-    pub reserved: u64,
-    /// How many can still be reserved: on hand without the reserved ones.
-    pub available: u64,
-    /// When it last changed, by the business's time.
-    #[serde(with = "rfc3339")]
-    pub updated_at: OffsetDateTime,
-}
-
-impl<'a> From<&'a Row> for StockItem<'a> {
-    fn from(row: &'a Row) -> Self {
-        Self {
-            stock_item_id: &row.stock_item_id,
-            sku: row.sku.as_str(),
-            version: row.version,
-            on_hand: row.on_hand,
-            reserved: row.reserved,
-            available: row.available(),
-            updated_at: row.updated_at,
-        }
-    }
-}
 
 /// A stock item with every member that there can be.
 pub fn example() -> Value {

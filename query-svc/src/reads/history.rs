@@ -1,5 +1,6 @@
 //! The history of one aggregate, straight from the log: complete, in order, every payload byte for byte.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use daybook_domain::aggregates::Kind;
@@ -7,6 +8,7 @@ use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_service::{ApiError, identity::Principal};
 use uuid::Uuid;
 
+use super::changes::Change;
 use super::{Answer, Page, Reads, page};
 use crate::cursor::Question;
 
@@ -30,6 +32,17 @@ pub struct ListEvents {
     pub limit: u32,
     /// Where the page begins: what the page before gave.
     pub cursor: Option<String>,
+    /// Whether to tell what each event changed.
+    pub diff: bool,
+}
+
+/// An event of a history.
+#[derive(Clone, Debug)]
+pub struct HistoryEvent {
+    /// What was recorded.
+    pub recorded: RecordedEvent,
+    /// What it changed in the document of its aggregate; `None` where that was not asked for, or there is no document.
+    pub changes: Option<Vec<Change>>,
 }
 
 impl Reads {
@@ -42,7 +55,7 @@ impl Reads {
         &self,
         caller: &Principal,
         list: &ListEvents,
-    ) -> Result<Answer<Page<RecordedEvent>>, ApiError> {
+    ) -> Result<Answer<Page<HistoryEvent>>, ApiError> {
         let question = list.question(caller);
         let last = match &list.cursor {
             Some(cursor) => Some(Place::open(&self.0.cursors.open(&question, cursor)?)?),
@@ -69,8 +82,20 @@ impl Reads {
             return Err(ApiError::not_found(list.stream.kind.category, &list.stream.id));
         }
         let cursor_after = |last: &RecordedEvent| self.0.cursors.seal(&question, &Place::of(last).sealed());
+        let Page { items, next_cursor } = page(found, list.limit, cursor_after);
+        let mut changes = match list.diff {
+            true => self.changes(caller, &list.stream, &items).await?,
+            false => HashMap::new(),
+        };
+        let items = items.into_iter().map(|recorded| HistoryEvent {
+            changes: changes.remove(&recorded.event_id),
+            recorded,
+        });
         Ok(Answer {
-            data: page(found, list.limit, cursor_after),
+            data: Page {
+                items: items.collect(),
+                next_cursor,
+            },
             staleness,
         })
     }
@@ -112,6 +137,16 @@ impl Stream {
             kind,
             id: id.to_owned(),
         })
+    }
+
+    /// The category of its events.
+    pub(super) fn category(&self) -> &'static str {
+        self.kind.category
+    }
+
+    /// The aggregate's TypeID.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 }
 

@@ -27,19 +27,28 @@ pub enum AsOf {
 
 /// Why a history could not be folded. The log holds what the fold rejects, which is a fault of ours.
 #[derive(Debug, Error)]
-enum ReplayError {
-    #[error("cannot decode an event of {order_id}")]
+pub(super) enum ReplayError {
+    #[error("cannot decode an event of {stream_id}")]
     Decode {
-        order_id: String,
+        stream_id: String,
         #[source]
         source: DecodeError,
     },
-    #[error("cannot fold an event of {order_id}")]
+    #[error("cannot fold an event of {stream_id}")]
     Fold {
-        order_id: String,
+        stream_id: String,
         #[source]
         source: FoldError,
     },
+}
+
+impl ReplayError {
+    pub(super) fn fold(event: &RecordedEvent, source: FoldError) -> Self {
+        Self::Fold {
+            stream_id: event.stream_id.clone(),
+            source,
+        }
+    }
 }
 
 impl Reads {
@@ -124,7 +133,7 @@ impl Reads {
         }
     }
 
-    async fn events_from(
+    pub(super) async fn events_from(
         &self,
         key: &StreamKey,
         partition: i32,
@@ -171,16 +180,17 @@ fn fold<'a>(
     row: Option<order_details::Row>,
     events: impl Iterator<Item = &'a RecordedEvent>,
 ) -> Result<Option<order_details::Row>, ReplayError> {
-    let order_id = || key.stream_id.clone();
-    let events: Vec<_> = events
-        .map(Event::decode)
-        .collect::<Result<_, _>>()
-        .map_err(|source| ReplayError::Decode {
-            order_id: order_id(),
-            source,
-        })?;
+    let events: Vec<_> = events.map(decode).collect::<Result<_, _>>()?;
     OrderDetails::replay(key, row, &events).map_err(|source| ReplayError::Fold {
-        order_id: order_id(),
+        stream_id: key.stream_id.clone(),
+        source,
+    })
+}
+
+/// The event that was recorded.
+pub(super) fn decode(recorded: &RecordedEvent) -> Result<Event, ReplayError> {
+    Event::decode(recorded).map_err(|source| ReplayError::Decode {
+        stream_id: recorded.stream_id.clone(),
         source,
     })
 }

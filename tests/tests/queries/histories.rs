@@ -169,3 +169,88 @@ async fn the_same_history_comes_over_grpc() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Applies what an event changed to a document.
+fn apply(document: &mut Value, changes: &[Value]) {
+    let part = |document: &Value, change: &Value| {
+        let pointer = change["pointer"].as_str().expect("a pointer").to_owned();
+        assert_eq!(document.pointer(&pointer), change.get("before"), "{change}");
+        let (parent, name) = pointer.rsplit_once('/').expect("a part of the document");
+        (parent.to_owned(), name.to_owned())
+    };
+    for change in changes.iter().filter(|change| change.get("after").is_some()) {
+        let (parent, name) = part(document, change);
+        let after = change["after"].clone();
+        match document.pointer_mut(&parent).expect("there is such a part") {
+            Value::Array(items) if change.get("before").is_none() => items.push(after),
+            parent => match name.parse::<usize>() {
+                Ok(index) => parent[index] = after,
+                Err(_) => parent[name] = after,
+            },
+        }
+    }
+    // The last item first, so that the others keep their places.
+    for change in changes
+        .iter()
+        .rev()
+        .filter(|change| change.get("after").is_none())
+    {
+        let (parent, name) = part(document, change);
+        match document.pointer_mut(&parent).expect("there is such a part") {
+            Value::Array(items) => drop(items.remove(name.parse().expect("an index"))),
+            parent => drop(parent.as_object_mut().expect("an object").remove(&name)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_changes_of_a_history_lead_from_each_document_to_the_next() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let id = changed_order(&caller).await?;
+    caller.send(command::add_line(&id, "tea", 1, 250)).await?;
+    caller.send(command::remove_line(&id, 1)).await?;
+    caller.send(command::cancel(&id)).await?;
+    let all = caller
+        .get(&format!("/v1/orders/{id}/events?diff=true&limit=100"))
+        .await?
+        .json();
+    let events = all["data"].as_array().expect("a list").clone();
+    assert_eq!(events.len(), EVENTS + 3);
+    let mut document = serde_json::json!({});
+    for event in &events {
+        apply(&mut document, event["changes"].as_array().expect("changes"));
+        let version = &event["stream_version"];
+        let wanted = caller.get(&format!("/v1/orders/{id}?as_of={version}")).await?;
+        assert_eq!(document, wanted.json()["data"], "version {version}");
+    }
+    let page = format!("/v1/orders/{id}/events?diff=true&order=desc&limit=2&to_version=9");
+    let page = caller.get(&page).await?.json();
+    assert_eq!(page["data"][0]["changes"], events[8]["changes"]);
+    assert_eq!(page["data"][1]["changes"], events[7]["changes"]);
+    let request = ListStreamEventsRequest {
+        stream_id: id.clone(),
+        page_size: 100,
+        diff: true,
+        ..Default::default()
+    };
+    let over_grpc = caller.histories().list_stream_events(request).await?.into_inner();
+    for (event, over_grpc) in events.iter().zip(over_grpc.events) {
+        let changes = over_grpc.changes.iter().map(|change| {
+            let json = |text: &Option<String>| {
+                let text = text.as_ref()?;
+                Some(serde_json::from_str::<Value>(text).expect("it is JSON"))
+            };
+            let (before, after) = (json(&change.before_json), json(&change.after_json));
+            (change.pointer.clone(), before, after)
+        });
+        let wanted = event["changes"].as_array().into_iter().flatten().map(|change| {
+            let pointer = change["pointer"].as_str().expect("a pointer").to_owned();
+            (pointer, change.get("before").cloned(), change.get("after").cloned())
+        });
+        assert!(changes.eq(wanted));
+    }
+    let plain = caller.get(&format!("/v1/orders/{id}/events")).await?.json();
+    assert!(plain["data"][0].get("changes").is_none());
+    Ok(())
+}
