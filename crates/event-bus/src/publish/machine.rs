@@ -309,6 +309,13 @@ impl Machine {
             .queue
             .front()
             .map_or(self.known, |first| first.event.position - 1);
+        if self.queue.is_empty() && last > wait.last {
+            // Somebody publishes what comes next. It is compared with the log when something of ours follows on it, or when it is
+            // time; where it stops, the next comparison finds the rest.
+            self.known = self.reached;
+            self.state = self.flowing(now);
+            return;
+        }
         let is_checked = last == self.checked;
         let is_late = last == wait.last && now >= wait.deadline && !self.awaits_answers();
         if is_checked && last >= wanted {
@@ -394,13 +401,22 @@ impl Machine {
         let Some(first) = new.peek().map(|event| event.position) else {
             return;
         };
-        if first > self.reached + 1 && matches!(self.state, State::Flowing { .. }) {
-            self.wait_for_others(self.reached, now);
-        }
+        let (reached, was_empty) = (self.reached, self.queue.is_empty());
         for event in new {
             let is_fresh = true;
             self.known = self.known.max(event.position);
             self.push(Outgoing { event, is_fresh });
+        }
+        match self.state {
+            State::Flowing { .. } if first > reached + 1 => self.wait_for_others(reached, now),
+            State::Waiting(wait) if was_empty => {
+                self.state = State::Waiting(Wait {
+                    look_at: now,
+                    pause: LOOK_PAUSE_FIRST,
+                    ..wait
+                });
+            }
+            _ => {}
         }
     }
 
@@ -579,11 +595,16 @@ impl Machine {
     }
 
     fn wait_for_others(&mut self, last: u64, now: Instant) {
+        // Who has nothing of its own to publish is in no hurry.
+        let (first, pause) = match self.queue.is_empty() {
+            true => (self.options.help_after / 2, LOOK_PAUSE_MAX),
+            false => (Duration::ZERO, LOOK_PAUSE_FIRST),
+        };
         self.state = State::Waiting(Wait {
             last: last.min(self.checked),
             deadline: now + self.options.help_after,
-            look_at: now,
-            pause: LOOK_PAUSE_FIRST,
+            look_at: now + first,
+            pause,
         });
     }
 

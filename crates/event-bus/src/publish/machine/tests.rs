@@ -110,6 +110,68 @@ fn what_others_committed_before_is_waited_for() -> Result<(), Interruption> {
     Ok(())
 }
 
+/// A machine that has nothing of its own to publish, beside a replica that is publishing.
+fn beside_a_busy_one(now: Instant) -> Machine {
+    let mut machine = flowing(10, now);
+    machine.compared(comparison(13, 12), now);
+    assert!(matches!(machine.next(now), Action::Wait { until } if until > now));
+    machine.looked(13, now);
+    machine
+}
+
+#[test]
+fn who_has_nothing_to_publish_rests_while_others_publish() -> Result<(), Interruption> {
+    let now = Instant::now();
+    let options = PublisherOptions::default();
+    let mut machine = beside_a_busy_one(now);
+    machine.elapsed(now)?;
+    let until = now + options.compare_interval;
+    assert_eq!(machine.next(now), Action::Wait { until });
+    machine.committed(committed(LOG, 14..=14), now)?;
+    assert_eq!(
+        (sent(&mut machine, now).len(), machine.next(now)),
+        (0, Action::Look)
+    );
+    machine.looked(13, now);
+    assert_eq!(
+        machine.next(now),
+        Action::Compare,
+        "what others published is checked"
+    );
+    machine.compared(comparison(14, 13), now);
+    assert_eq!(sent(&mut machine, now), [14]);
+    Ok(())
+}
+
+#[test]
+fn who_waits_with_nothing_to_publish_looks_at_once_when_there_is_something() -> Result<(), Interruption> {
+    let now = Instant::now();
+    let mut machine = flowing(10, now);
+    machine.compared(comparison(13, 12), now);
+    machine.committed(committed(LOG, 14..=14), now)?;
+    assert_eq!(machine.next(now), Action::Look);
+    Ok(())
+}
+
+#[test]
+fn a_replica_stops_beside_one_that_goes_on_publishing() -> Result<(), Interruption> {
+    let mut now = Instant::now();
+    let mut machine = beside_a_busy_one(now);
+    machine.close();
+    for last in 13.. {
+        machine.elapsed(now)?;
+        match machine.next(now) {
+            Action::Stop => return Ok(()),
+            Action::Compare => machine.compared(comparison(last + 1, last), now),
+            Action::Look => machine.looked(last, now),
+            Action::Wait { until } => now = until,
+            Action::Read { .. } => panic!("somebody publishes it"),
+        }
+        assert!(last < 40, "it does not stop");
+    }
+    Ok(())
+}
+
 #[test]
 fn what_others_leave_unpublished_is_read_from_the_log() -> Result<(), Interruption> {
     let now = Instant::now();
@@ -197,7 +259,9 @@ fn what_others_committed_while_the_log_was_read_is_looked_for() -> Result<(), In
     assert_eq!(sent(&mut machine, now), [1]);
     machine.answered(Answer::Stored(1), now)?;
     machine.elapsed(now)?;
-    assert_eq!(machine.next(now), Action::Look);
+    let look_at = now + PublisherOptions::default().help_after / 2;
+    assert_eq!(machine.next(now), Action::Wait { until: look_at });
+    assert_eq!(machine.next(look_at), Action::Look);
     Ok(())
 }
 
