@@ -174,10 +174,16 @@ BEGIN
     END IF;
     IF opened IS NOT NULL THEN
         IF opened = 'the log was set back: it has not all that was recorded' THEN
-            SELECT coalesce(max(w.position), 0) INTO v_common
-            FROM unnest(p_positions, p_event_ids) AS w (position, event_id)
-            JOIN event_store.event AS n
-                 ON n.partition = p_partition AND n.position = w.position AND n.event_id = w.event_id;
+            -- What was common when the newest epoch was opened is so still: its row is here, and what was recorded before it.
+            SELECT greatest(max(w.position), max(e.from_position) - 1) INTO v_common
+            FROM event_store.log AS l
+            JOIN event_store.epoch AS e ON e.partition = l.partition AND e.number = l.epoch
+            LEFT JOIN (
+                unnest(p_positions, p_event_ids) AS w (position, event_id)
+                JOIN event_store.event AS n
+                     ON n.partition = p_partition AND n.position = w.position AND n.event_id = w.event_id
+            ) ON true
+            WHERE l.partition = p_partition;
         END IF;
         PERFORM event_store.fork(p_partition, p_seen, opened, v_common);
     END IF;

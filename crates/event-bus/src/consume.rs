@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use daybook_event_store::{EventStore, ReadError, RecordedEvent};
+use daybook_event_store::{EpochId, EventStore, ReadError, RecordedEvent};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,6 +23,7 @@ use uuid::Uuid;
 use self::machine::{Answer, Input, Machine};
 use self::source::Consumer;
 use crate::bus::Bus;
+use crate::stream;
 
 /// How the reader works.
 #[derive(Debug, Clone)]
@@ -199,6 +200,19 @@ impl Reader {
             next = self.consumer.next(listens_beyond) => Ok(Some(next)),
             Ok(()) = self.connections.changed() => Ok(Some(Input::Reconnected)),
             () = tokio::time::sleep_until(wake_at.into()) => Ok(None),
+        }
+    }
+}
+
+/// Whether the stream carries a later epoch than this one of the log: that log was superseded. `false` where the stream does
+/// not tell.
+pub async fn is_superseded(bus: &Bus, partition: i32, log: EpochId) -> bool {
+    match stream::find(bus, partition).await {
+        Ok(found) => found.is_some_and(|stream| stream.epoch > log && !stream.is_invented(log)),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(partition, error, "cannot look at the epoch of the stream");
+            false
         }
     }
 }

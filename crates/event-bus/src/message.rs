@@ -176,11 +176,18 @@ pub fn decode(headers: &HeaderMap, payload: &[u8]) -> Result<(RecordedEvent, Uui
     Ok((event, parsed(headers, &GENERATION, "daybook-generation")?))
 }
 
-/// Whether a message is the one that belongs to this event, whole or as a reference. It may be of an earlier epoch: an
-/// event's id does not come again.
-pub(crate) fn is_message_of(headers: &HeaderMap, event: &RecordedEvent) -> bool {
-    parsed(headers, &POSITION, "daybook-position").is_ok_and(|position: u64| position == event.position)
-        && parsed(headers, &ID, "ce-id").is_ok_and(|id: Uuid| id == event.event_id)
+/// Whether a message is the one that belongs to this event: all of it word for word, or a reference to it. It may be of an
+/// earlier epoch: an event's id does not come again.
+pub(crate) fn is_message_of(headers: &HeaderMap, payload: &[u8], event: &RecordedEvent) -> bool {
+    match decode(headers, payload) {
+        Ok((decoded, _generation)) => decoded == *event,
+        Err(MessageError::InLog) => {
+            parsed(headers, &POSITION, "daybook-position")
+                .is_ok_and(|position: u64| position == event.position)
+                && parsed(headers, &ID, "ce-id").is_ok_and(|id: Uuid| id == event.event_id)
+        }
+        Err(_) => false,
+    }
 }
 
 fn text<'a>(
@@ -323,7 +330,7 @@ mod tests {
             let generation = Uuid::from_u128(generation);
             let message = encode(&event, generation, &Deployment::default());
             let headers = over_the_wire(&message.headers);
-            prop_assert!(is_message_of(&headers, &event));
+            prop_assert!(is_message_of(&headers, &message.payload, &event));
             let (decoded, of_generation) = decode(&headers, &message.payload).expect("it was encoded");
             prop_assert_eq!((decoded, of_generation), (event, generation));
         }
@@ -395,7 +402,7 @@ mod tests {
     fn a_reference_is_the_event_but_cannot_be_decoded() {
         let (event, generation) = (sample(), Uuid::from_u128(3));
         let message = encode_as_reference(&event, generation, &Deployment::default());
-        assert!(is_message_of(&message.headers, &event));
+        assert!(is_message_of(&message.headers, &message.payload, &event));
         assert!(matches!(
             decode(&message.headers, &message.payload),
             Err(MessageError::InLog)
@@ -403,23 +410,31 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_another_position_or_event_is_another() {
+    fn a_message_of_another_position_event_or_content_is_another() {
         let (event, generation) = (sample(), Uuid::from_u128(3));
-        let headers = encode(&event, generation, &Deployment::default()).headers;
-        assert!(!is_message_of(
-            &headers,
-            &RecordedEvent {
+        let Message { headers, payload, .. } = encode(&event, generation, &Deployment::default());
+        assert!(is_message_of(&headers, &payload, &event));
+        let others = [
+            RecordedEvent {
                 position: 8,
                 ..event.clone()
-            }
-        ));
-        assert!(!is_message_of(
-            &headers,
-            &RecordedEvent {
+            },
+            RecordedEvent {
                 event_id: Uuid::nil(),
                 ..event.clone()
-            }
-        ));
-        assert!(!is_message_of(&HeaderMap::new(), &event));
+            },
+            RecordedEvent {
+                tenant_id: Uuid::nil(),
+                ..event.clone()
+            },
+            RecordedEvent {
+                payload: "{}".to_owned(),
+                ..event.clone()
+            },
+        ];
+        for other in others {
+            assert!(!is_message_of(&headers, &payload, &other), "{other:?}");
+        }
+        assert!(!is_message_of(&HeaderMap::new(), &payload, &event));
     }
 }

@@ -49,6 +49,9 @@ pub struct PublisherOptions {
     pub replicas: usize,
     /// How many events the stream holds, the newest; all of them when `None`. Older ones are read from the log.
     pub retained_events_max: Option<u64>,
+    /// How many events are published again into a stream that has to be made anew, the newest: what is committed meanwhile waits
+    /// behind them. Older ones are read from the log.
+    pub refilled_events_max: u64,
     /// Is told how long events took to be published.
     pub observer: Option<PublishObserver>,
 }
@@ -63,6 +66,7 @@ impl Default for PublisherOptions {
             read_events_max: 1_000,
             replicas: 1,
             retained_events_max: None,
+            refilled_events_max: 1_000_000,
             observer: None,
         }
     }

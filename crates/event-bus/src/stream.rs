@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use async_nats::header::HeaderMap;
 use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, UpdateStreamError};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
@@ -22,6 +22,9 @@ use crate::message;
 const DEPLOYMENT_KEY: &str = "daybook-deployment";
 const EPOCH_KEY: &str = "daybook-epoch";
 const GENERATION_KEY: &str = "daybook-generation";
+
+/// How much later a stream's epoch may be than the log's. Beyond that somebody has invented it, to stop all commands.
+const EPOCHS_AHEAD_MAX: i32 = 1_000;
 
 /// JetStream's memory of message ids. Nothing here has one: the expected sequence refuses duplicates.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
@@ -93,6 +96,8 @@ pub(crate) struct Shape {
 /// What a stream of this deployment holds, and for what it was made.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamState {
+    /// The sequence of the oldest message.
+    pub(crate) first: u64,
     /// The sequence of the newest message, or what it would be if that were not deleted.
     pub(crate) last: u64,
     /// The epoch of the log that it carries.
@@ -110,6 +115,7 @@ impl StreamState {
             return None;
         }
         Some(Self {
+            first: info.state.first_sequence,
             last: info.state.last_sequence,
             epoch: EpochId {
                 number: metadata.get(EPOCH_KEY)?.parse().ok()?,
@@ -118,6 +124,11 @@ impl StreamState {
             created: info.created,
             config: info.config.clone(),
         })
+    }
+
+    /// Whether nobody can have opened its epoch, as far as a log of this epoch knows.
+    pub(crate) fn is_invented(&self, log: EpochId) -> bool {
+        self.epoch.number > log.number + EPOCHS_AHEAD_MAX
     }
 }
 
@@ -228,19 +239,19 @@ pub(crate) async fn delete(bus: &Bus, partition: i32, seen: &StreamState) -> Res
     .await
 }
 
-/// The headers of the message with a sequence, as the stream's leader holds it; `None` when it was deleted.
-pub(crate) async fn headers_at(
+/// The message with a sequence, as the stream's leader holds it; `None` when it was deleted.
+pub(crate) async fn message_at(
     bus: &Bus,
     partition: i32,
     sequence: u64,
-) -> Result<Option<HeaderMap>, StreamError> {
+) -> Result<Option<StreamMessage>, StreamError> {
     let doing = "read a message of the stream";
     answered(doing, async {
         let name = name(bus, partition);
         let handle = bus.jetstream().get_stream_no_info(name).await;
         let stream = handle.map_err(StreamError::while_doing("address the stream"))?;
         match stream.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(message.headers)),
+            Ok(message) => Ok(Some(message)),
             Err(error) => match error.kind() {
                 RawMessageErrorKind::NoMessageFound => Ok(None),
                 _ => Err(StreamError::while_doing(doing)(error)),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use daybook_event_bus::publish::PublisherOptions;
+use daybook_event_store::RecordedEvent;
 use support::{PARTITION, Stack, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,13 +239,7 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
     publishing.crash().await;
     let before = stack.store.head(PARTITION).await?;
 
-    sqlx::raw_sql(
-        "ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable;
-         DELETE FROM event_store.event WHERE position > 60;
-         ALTER TABLE event_store.event ENABLE TRIGGER event_is_immutable",
-    )
-    .execute(&stack.pool)
-    .await?;
+    stack.set_back(60).await?;
     let publishing = stack.publisher().await?;
     eventually("another epoch", async || {
         Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
@@ -257,6 +252,97 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
     assert_eq!(lineage.valid_up_to(before.generation), Some(60));
     let info = stack.raw_stream().await?.cached_info().clone();
     assert_eq!((info.state.first_sequence, info.state.messages), (61, 30));
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    // An epoch of this very database: it was copied from a template.
+    stack.fork(0).await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(100).await?);
+    publishing.published(100).await?;
+    publishing.crash().await;
+    let before = stack.store.head(PARTITION).await?;
+
+    stack.set_back(60).await?;
+    let _while_nobody_looks = stack.commit(30).await?;
+    let publishing = stack.publisher().await?;
+    eventually("another epoch", async || {
+        Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
+    })
+    .await?;
+    stack.stream_equals_log(&publishing).await?;
+    let lineage = stack.store.lineage(PARTITION).await?;
+    assert_eq!(lineage.valid_up_to(before.generation), Some(60));
+    let info = stack.raw_stream().await?.cached_info().clone();
+    assert_eq!((info.state.first_sequence, info.state.messages), (61, 30));
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_messages_beyond_the_log_cost_nothing_of_what_is_below_them() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    // An epoch of this very database: it was copied from a template.
+    stack.fork(0).await?;
+    let options = PublisherOptions {
+        compare_interval: Duration::from_secs(3_600),
+        ..PublisherOptions::default()
+    };
+    let publishing = stack.publisher_with(options).await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+    let before = stack.store.head(PARTITION).await?;
+
+    let committed = stack.commit(5).await?;
+    for _ in 0..20 {
+        stack.publish_foreign().await?;
+    }
+    publishing.tell(committed);
+    stack.stream_equals_log(&publishing).await?;
+    let lineage = stack.store.lineage(PARTITION).await?;
+    assert!(lineage.has(before.generation, 10), "{lineage:?}");
+    let info = stack.raw_stream().await?.cached_info().clone();
+    assert_eq!(
+        info.state.first_sequence, 11,
+        "what is before them is not published again"
+    );
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_with_the_id_of_an_event_and_other_content_is_foreign() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(10).await?);
+    publishing.published(10).await?;
+
+    let committed = stack.commit(1).await?;
+    let forged = RecordedEvent {
+        payload: r#"{"forged": true}"#.to_owned(),
+        ..committed.events[0].clone()
+    };
+    stack.publish_forged(&forged, committed.generation).await?;
+    publishing.tell(committed);
+    stack.stream_equals_log(&publishing).await?;
+    publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_made_anew_holds_the_newest_events_only() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let _before_there_was_a_stream = stack.commit(100).await?;
+    let options = PublisherOptions {
+        refilled_events_max: 30,
+        ..PublisherOptions::default()
+    };
+    let publishing = stack.publisher_with(options).await?;
+    publishing.published(100).await?;
+    publishing.tell(stack.commit(50).await?);
+    publishing.published(150).await?;
+    let held = stack.stream().await?;
+    assert_eq!(held, stack.store.read_log(PARTITION, 70, 100).await?);
     publishing.stop().await
 }
 

@@ -17,9 +17,6 @@ use crate::stream::{self, StreamError, StreamState};
 /// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How much later a stream's epoch may be than the log's. Beyond that somebody has invented it, to stop all commands.
-const EPOCHS_AHEAD_MAX: i32 = 1_000;
-
 /// Why a stream cannot stay as it is.
 #[derive(Debug, thiserror::Error)]
 enum Flaw {
@@ -99,7 +96,7 @@ impl Setting {
     async fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<LogHead, Interruption> {
         let (epoch, own) = (stream.epoch, head.id());
         if epoch > own {
-            if epoch.number > own.number + EPOCHS_AHEAD_MAX {
+            if stream.is_invented(own) {
                 let (found, own) = (epoch.number, own.number);
                 let name = stream::name(&self.bus, self.partition);
                 return Err(StreamError::Invented { name, found, own }.into());
@@ -108,7 +105,7 @@ impl Setting {
             return Err(Interruption::superseded(own, epoch));
         }
         if epoch == own && stream.last > head.position {
-            let known = self.known_in_stream(head).await?;
+            let known = self.last_in_both(stream, head).await?;
             let witness = Witnesses::some_event_at(epoch.generation, stream.last, known);
             let seen = self.seen.latest().number;
             self.attaching.attach(self.partition, witness, seen).await?;
@@ -117,14 +114,34 @@ impl Setting {
         Ok(head)
     }
 
-    /// The log's newest event, if the stream has it, too.
-    async fn known_in_stream(&self, head: LogHead) -> Result<Option<(u64, Uuid)>, Interruption> {
-        let Some(before) = head.position.checked_sub(1) else {
-            return Ok(None);
-        };
-        for event in self.store.read_log(self.partition, before, 1).await? {
-            if self.is_faithful(&event).await? {
-                return Ok(Some((event.position, event.event_id)));
+    /// An event that both the log and the stream have, as new as bisection finds one. All that is before it is common to
+    /// both: histories part once, and an event's id does not come again. A message that was deleted says nothing.
+    async fn last_in_both(
+        &self,
+        stream: &StreamState,
+        head: LogHead,
+    ) -> Result<Option<(u64, Uuid)>, Interruption> {
+        let (mut begin, mut end) = (stream.first.max(1), head.position + 1);
+        let mut known = None;
+        while begin < end {
+            let middle = begin + (end - begin) / 2;
+            match self.id_in_both(middle).await? {
+                Some(id) => {
+                    known = Some((middle, id));
+                    begin = middle + 1;
+                }
+                None => end = middle,
+            }
+        }
+        Ok(known)
+    }
+
+    /// The id of the event at a position, if the stream has it, too.
+    async fn id_in_both(&self, position: u64) -> Result<Option<Uuid>, Interruption> {
+        for event in self.store.read_log(self.partition, position - 1, 1).await? {
+            let found = stream::message_at(&self.bus, self.partition, position).await?;
+            if found.is_some_and(|found| message::is_message_of(&found.headers, &found.payload, &event)) {
+                return Ok(Some(event.event_id));
             }
         }
         Ok(None)
@@ -170,10 +187,10 @@ impl Setting {
         })
     }
 
-    /// Whether the stream's message at the event's position is that event. A deleted message is no lie.
+    /// Whether the stream's message at the event's position is that event, word for word. A deleted message is no lie.
     async fn is_faithful(&self, event: &RecordedEvent) -> Result<bool, Interruption> {
-        let headers = stream::headers_at(&self.bus, self.partition, event.position).await?;
-        Ok(headers.is_none_or(|headers| message::is_message_of(&headers, event)))
+        let found = stream::message_at(&self.bus, self.partition, event.position).await?;
+        Ok(found.is_none_or(|found| message::is_message_of(&found.headers, &found.payload, event)))
     }
 
     /// Sees to the stream's settings, now and then, and at once that it carries the log's newest epoch.
@@ -219,7 +236,8 @@ impl Setting {
     /// last sequence: another replica may have made it meanwhile, and filled it.
     async fn create(&self, head: LogHead, skipped: u64) -> Result<u64, Interruption> {
         let retained = self.options.retained_events_max.unwrap_or(u64::MAX);
-        let skipped = skipped.max(head.position.saturating_sub(retained));
+        let published_again = retained.min(self.options.refilled_events_max);
+        let skipped = skipped.max(head.position.saturating_sub(published_again));
         let shape = self.options.shape();
         stream::create(&self.bus, self.partition, head.id(), skipped + 1, shape).await?;
         let made = stream::find(&self.bus, self.partition).await?;

@@ -79,6 +79,7 @@ impl Task {
                 Err(interruption) => {
                     if interruption.is_of_old_connection() {
                         self.setting.store.reconnect().await;
+                        self.setting.attaching.reconnect().await;
                     }
                     self.interrupted(&interruption);
                 }

@@ -209,6 +209,22 @@ impl Stack {
         Ok(events)
     }
 
+    /// Sets the log back behind a position, as a disk that is rolled back does.
+    pub(crate) async fn set_back(&self, position: i64) -> anyhow::Result<()> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("DELETE FROM event_store.event WHERE position > $1")
+            .bind(position)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::raw_sql("ALTER TABLE event_store.event ENABLE TRIGGER event_is_immutable")
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
     /// Opens the next epoch of the log, which parts from the one before behind a position.
     pub(crate) async fn fork(&self, behind: u64) -> anyhow::Result<()> {
         let attached = "
