@@ -208,7 +208,8 @@ END
 $$;
 
 -- Takes the lease on a partition for a replica, unless another one that lives has it: on the live tables, or on those that a
--- running rebuild fills. Returns which generation it is and the new fencing number; no row when it is not to be had.
+-- running rebuild fills. Returns which generation it is and the new fencing number; no row when it is not to be had, and no
+-- number when it is of no use: the live tables hold what the log has not, since its history forked before that.
 --
 -- A switch to other tables holds the projection's row. So it is over before the claim, which is then one on the new tables,
 -- or it comes after it, and takes the lease away again. (Were the generation looked up first and claimed then, a worker
@@ -237,7 +238,12 @@ BEGIN
     WHERE f.projection = p_projection AND f.generation = v_generation AND f.partition = p_partition
     FOR NO KEY UPDATE;
 
-    IF v_owner = p_owner OR NOT EXISTS (SELECT FROM read_model.replica_state AS s WHERE s.id = v_owner AND s.lives) THEN
+    IF p_rebuilt IS NULL AND NOT (
+        SELECT read_model.is_in_log(p_partition, r.position, r.event_id)
+        FROM read_model.reached(p_projection, v_generation, p_partition) AS r
+    ) THEN
+        RETURN QUERY SELECT v_generation, NULL::bigint;
+    ELSIF v_owner = p_owner OR NOT EXISTS (SELECT FROM read_model.replica_state AS s WHERE s.id = v_owner AND s.lives) THEN
         -- Where the log's history has forked since, and the fork is behind the checkpoint, it goes on in the new epoch.
         RETURN QUERY
         UPDATE read_model.fence AS f
@@ -354,6 +360,37 @@ BEGIN
         END LOOP;
         PERFORM read_model.show(p_name, 1);
     END IF;
+END
+$$;
+
+-- Starts the rebuild of live tables that hold what the log has not, since its history forked before that. Returns the
+-- generation that it fills; NULL when one is running. One that failed after the newest epoch was opened would fail again: the
+-- projection is failed then, and somebody has to look.
+CREATE FUNCTION read_model.begin_anew(
+    p_name text, p_partition integer, p_reason text, p_requested_by text, OUT generation integer, OUT failed boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_last read_model.rebuild;
+    v_live integer;
+BEGIN
+    -- One after another.
+    SELECT p.live_generation INTO STRICT v_live
+    FROM read_model.projection AS p WHERE p.name = p_name FOR NO KEY UPDATE;
+
+    SELECT r.* INTO v_last FROM read_model.rebuild AS r WHERE r.projection = p_name ORDER BY r.generation DESC LIMIT 1;
+    failed := v_last.status = 'failed' AND v_last.started_at > (
+        SELECT max(e.opened_at) FROM event_store.epoch AS e WHERE e.partition = p_partition);
+    IF failed THEN
+        UPDATE read_model.fence AS f
+        SET error = 'the rebuild failed: ' || v_last.error, failed_at = v_last.ended_at
+        WHERE f.projection = p_name AND f.generation = v_live AND f.partition = p_partition AND f.failed_at IS NULL;
+        failed := FOUND;
+    ELSIF v_last.status IS DISTINCT FROM 'running' THEN
+        generation := read_model.start_rebuild(p_name, p_reason, p_requested_by);
+    END IF;
+    failed := coalesce(failed, false);
 END
 $$;
 
@@ -478,7 +515,8 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION read_model.show, read_model.discard, read_model.open, read_model.make,
-    read_model.further_indexes, read_model.make_index, read_model.introduce, read_model.start_rebuild,
-    read_model.finish_fill, read_model.fail_rebuild, read_model.go_live FROM PUBLIC;
+    read_model.further_indexes, read_model.make_index, read_model.introduce, read_model.begin_anew,
+    read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION read_model.open, read_model.further_indexes, read_model.make_index, read_model.introduce,
-    read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live TO daybook_projector;
+    read_model.begin_anew, read_model.start_rebuild, read_model.finish_fill, read_model.fail_rebuild, read_model.go_live
+    TO daybook_projector;

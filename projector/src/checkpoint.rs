@@ -156,8 +156,10 @@ impl Lease {
 pub enum Claim {
     /// It is ours.
     Held(Lease),
-    /// It is ours, but it is no use: the tables hold what the log has not, since its history forked before that.
-    BeyondFork(Lease),
+    /// It was not acquired, since it is of no use: the live tables hold what the log has not, whose history forked before that.
+    BeyondFork,
+    /// It is ours, and as useless: the same of the tables that a rebuild fills.
+    RebuildBeyondFork(Lease),
     /// Another replica that lives holds it, the generation is neither live nor being rebuilt, or the log has just gone on in
     /// another epoch.
     Refused,
@@ -207,7 +209,9 @@ async fn claim(
         tables: registry::generation(row.try_get("generation")?)?,
         partition,
     };
-    let fence = row.try_get("number")?;
+    let Some(fence) = row.try_get("number")? else {
+        return Ok(Claim::BeyondFork);
+    };
     // A statement of its own: it sees what the last owner committed while the new number was waited for, and from then on
     // the last owner commits nothing.
     let standing = on(STATE, key).fetch_optional(connection).await?;
@@ -227,7 +231,7 @@ fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx
         (true, true) => Claim::Held(lease),
         // The next epoch was opened this very moment: the next claim goes on in it.
         (true, false) => Claim::Refused,
-        (false, _) => Claim::BeyondFork(lease),
+        (false, _) => Claim::RebuildBeyondFork(lease),
     })
 }
 

@@ -4,20 +4,22 @@
 //! everything after its position at once, so its batches grow with the load; one that stands at its end waits; one that
 //! stands before it reads the log alone until it has caught up. There is no queue per worker that could fill up.
 //!
-//! The window does not move past a worker that stands inside it, unless that worker has not moved for a while
-//! (`PATIENCE`): then it goes on without it, and the worker reads alone. What is not in the window is in the log, so nothing
-//! depends on the feed but speed.
+//! A full window does not move past a worker that stands inside it while no other one waits at its end, and not for longer
+//! than `PATIENCE`: the slowest does not set the pace of the others. It reads alone then. What is not in the window is in the
+//! log, so nothing depends on the feed but speed. What all workers have is dropped.
 //!
 //! It reads only while a worker of this process has a place in it: a replica that holds no lease in a partition reads and
 //! decodes nothing of it.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use daybook_event_bus::consume::{Reader, ReaderOptions};
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use tokio::sync::{Notify, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -38,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long to wait before a reader that failed is made anew.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often a feed looks at the epoch of the stream, while the stream holds what is not of the log.
+const EPOCH_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The newest events of one partition. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -121,7 +126,9 @@ impl Feed {
                     };
                     let (bus, store) = (context.bus.clone(), context.store.clone());
                     let reader = Reader::new(bus, store, partition, start, options);
-                    let failure = self.follow(reader, distrusted, &shutdown).await;
+                    let failure = self
+                        .follow(reader, distrusted, &context, partition, &shutdown)
+                        .await;
                     // Nothing reads into it any more: workers read the log alone.
                     self.0.window().clear();
                     failure
@@ -141,25 +148,40 @@ impl Feed {
         }
     }
 
-    /// Reads until told to stop, until no worker wants it, until the reader fails, or until a worker finds that the log does
-    /// not hold what was read.
+    /// Reads until told to stop, until no worker wants it, until the reader fails, until a worker finds that the log does
+    /// not hold what was read, or until the stream shows that the log was superseded.
     async fn follow(
         &self,
         mut reader: Reader,
         mut distrusted: watch::Receiver<u64>,
+        context: &Context,
+        partition: i32,
         shutdown: &CancellationToken,
     ) -> Option<anyhow::Error> {
         let mut wanted = self.0.is_wanted.subscribe();
+        let metrics = reader.metrics();
+        let mut holes = 0;
+        let mut epoch_look = tokio::time::interval(EPOCH_LOOK_INTERVAL);
+        epoch_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let read = tokio::select! {
                 () = shutdown.cancelled() => return None,
+                _ = epoch_look.tick() => None,
                 Ok(_) = wanted.wait_for(|is_wanted| !is_wanted) => return None,
                 Ok(()) = distrusted.changed() => return Some(anyhow::anyhow!("the log does not hold what the stream does")),
-                read = reader.next_batch(READ_EVENTS_MAX) => read,
+                read = reader.next_batch(READ_EVENTS_MAX) => Some(read),
             };
             let read = match read {
-                Ok(read) => read,
-                Err(error) => return Some(error.into()),
+                Some(Ok(read)) => read,
+                Some(Err(error)) => return Some(error.into()),
+                None => {
+                    let met = metrics.holes.load(Ordering::Relaxed);
+                    if std::mem::replace(&mut holes, met) != met && context.is_superseded(partition).await {
+                        context.reconnect().await;
+                        return Some(anyhow::anyhow!("the log was superseded: its address leads to another"));
+                    }
+                    continue;
+                }
             };
             if !self.0.window().is_fed {
                 // All workers left, though another one may have come since.
@@ -252,15 +274,19 @@ impl Window {
         self.start = self.end;
     }
 
-    /// Drops the oldest batches until there is room for another one; `false` when a worker still needs them and it is
-    /// not yet too late for it.
+    /// Drops the oldest batches until there is room for another one; `false` when a worker still needs them, nobody waits for
+    /// the next one, and it is not yet too late.
     fn make_room(&mut self, is_late: bool) -> bool {
-        while self.events >= WINDOW_EVENTS_MAX || self.bytes >= WINDOW_BYTES_MAX {
-            let Some(oldest) = self.batches.front() else {
-                return true;
-            };
+        let slowest = self.workers.values().min().copied();
+        let goes_on = is_late || self.workers.values().any(|position| *position >= self.end);
+        while let Some(oldest) = self.batches.front() {
+            let is_full = self.events >= WINDOW_EVENTS_MAX || self.bytes >= WINDOW_BYTES_MAX;
+            let had_by_all = slowest.is_some_and(|slowest| slowest >= oldest.last());
+            if !had_by_all && !is_full {
+                break;
+            }
             let is_needed = |position: &u64| (self.start..oldest.last()).contains(position);
-            if !is_late && self.workers.values().any(is_needed) {
+            if !goes_on && self.workers.values().any(is_needed) {
                 return false;
             }
             self.start = oldest.last();

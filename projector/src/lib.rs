@@ -100,6 +100,7 @@ pub async fn run(
         bus: Bus::connect_as(nats, &config.deployment, "daybook-projector").await?,
         metrics: Metrics::new(&start.registry),
         duties: assigned,
+        reconnects: watch::Sender::default(),
     };
     let partitions = start_projections(&context, &mut start).await?;
     let freed = signal::subscribe_freed(&context.bus).await?;
@@ -109,10 +110,14 @@ pub async fn run(
         partitions,
         duties,
         freed,
+        context.reconnects.subscribe(),
         start.shutdown.clone(),
     );
     start.tasks.spawn("replica", replica);
-    let lag = context.metrics.watch(connector, start.shutdown.clone());
+    let reconnects = context.reconnects.subscribe();
+    let lag = context
+        .metrics
+        .watch(connector, reconnects, start.shutdown.clone());
     start.tasks.spawn("metrics", lag);
 
     let url = &config.common.database_url;

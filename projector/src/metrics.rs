@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Decoded, Origin};
@@ -124,9 +125,19 @@ impl Metrics {
     }
 
     /// Reads the positions every second, for all projections whoever works on them, until told to stop.
-    pub async fn watch(self, connector: Connector, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub async fn watch(
+        self,
+        connector: Connector,
+        mut reconnects: watch::Receiver<u64>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
         while !shutdown.is_cancelled() {
-            if let Err(error) = self.observe_while_connected(&connector, &shutdown).await {
+            reconnects.mark_unchanged();
+            let observed = tokio::select! {
+                observed = self.observe_while_connected(&connector, &shutdown) => observed,
+                Ok(()) = reconnects.changed() => continue,
+            };
+            if let Err(error) = observed {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "cannot read how far the projections are"

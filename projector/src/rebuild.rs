@@ -210,11 +210,11 @@ impl<M: ReadModel> Rebuilder<M> {
             let claiming = checkpoint::claim_rebuilt(connection, key, owner);
             match answered("take a lease", STATEMENT_TIMEOUT, claiming).await? {
                 Claim::Held(lease) => rebuild.partitions.push(self.part(lease).await?),
-                Claim::BeyondFork(lease) => {
+                Claim::RebuildBeyondFork(lease) => {
                     give_up_restored(connection, &lease).await?;
                     return Ok(None);
                 }
-                Claim::Refused => {
+                Claim::Refused | Claim::BeyondFork => {
                     rebuild.release().await;
                     return Ok(None);
                 }

@@ -19,6 +19,7 @@ const NO_DATA_FOUND: &str = "P0002";
 
 const INTRODUCE: &str = "SELECT read_model.introduce($1)";
 const START: &str = "SELECT read_model.start_rebuild($1, $2, $3)";
+const BEGIN_ANEW: &str = "SELECT generation, failed FROM read_model.begin_anew($1, $2, $3, $4)";
 const COUNT_INDEXES: &str = "SELECT count(*) FROM read_model.further_indexes($1, $2)";
 const MAKE_INDEX: &str = "SELECT read_model.make_index($1, $2, $3)";
 const FINISH_FILL: &str = "SELECT read_model.finish_fill($1, $2)";
@@ -65,6 +66,7 @@ const PROGRESS: &str = "
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("introduce", INTRODUCE),
     ("start", START),
+    ("begin_anew", BEGIN_ANEW),
     ("count_indexes", COUNT_INDEXES),
     ("make_index", MAKE_INDEX),
     ("finish_fill", FINISH_FILL),
@@ -154,6 +156,38 @@ fn start_error(error: sqlx::Error) -> StartError {
         Some(database) if database.code().as_deref() == Some(NO_DATA_FOUND) => StartError::Unknown,
         _ => StartError::Database(error),
     }
+}
+
+/// What came of beginning anew with tables that hold what the log has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// A rebuild was started, which fills this generation.
+    Rebuild(Generation),
+    /// The projection was marked as failed: its last rebuild would fail again.
+    Failed,
+    /// Either was done before.
+    Before,
+}
+
+/// Starts the rebuild of live tables that hold what the log has not.
+pub async fn begin_anew(
+    connection: &mut PgConnection,
+    name: &str,
+    partition: i32,
+    reason: &str,
+    requested_by: &str,
+) -> Result<Begun, sqlx::Error> {
+    let beginning = sqlx::query(BEGIN_ANEW)
+        .bind(name)
+        .bind(partition)
+        .bind(reason)
+        .bind(requested_by);
+    let row = beginning.fetch_one(connection).await?;
+    Ok(match (row.try_get("generation")?, row.try_get("failed")?) {
+        (Some(tables), _) => Begun::Rebuild(generation(tables)?),
+        (None, true) => Begun::Failed,
+        (None, false) => Begun::Before,
+    })
 }
 
 /// The rebuild of a projection that is running.

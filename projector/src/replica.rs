@@ -130,7 +130,7 @@ struct WorkRow {
 }
 
 /// Takes part until told to stop, and tells the workers, who are there for `partitions`, through `duties` what they are to
-/// do. `freed` says that it is worth looking now. Without the database the workers go on with what they have: whether they
+/// do. `freed` says that it is worth looking now, `reconnects` that the session leads to the wrong server. Without the database the workers go on with what they have: whether they
 /// may, the fence decides.
 pub async fn run(
     connector: Connector,
@@ -138,10 +138,17 @@ pub async fn run(
     partitions: Vec<i32>,
     duties: watch::Sender<Duties>,
     mut freed: impl Stream<Item = ()> + Unpin,
+    mut reconnects: watch::Receiver<u64>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     while !shutdown.is_cancelled() {
-        if let Err(error) = take_part(&connector, &bus, &partitions, &duties, &mut freed, &shutdown).await {
+        reconnects.mark_unchanged();
+        let taking_part = take_part(&connector, &bus, &partitions, &duties, &mut freed, &shutdown);
+        let taken_part = tokio::select! {
+            taken_part = taking_part => taken_part,
+            Ok(()) = reconnects.changed() => continue,
+        };
+        if let Err(error) = taken_part {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the session that shows that this replica lives is lost, and is made again"

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::Bus;
-use daybook_event_bus::consume::Source;
+use daybook_event_bus::consume::{self, Source};
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
@@ -30,7 +30,7 @@ use crate::database::Connector;
 use crate::feed::{Feed, Subscription, Taken};
 use crate::fold::Poison;
 use crate::metrics::{Metrics, WorkerMetrics};
-use crate::registry::{self, StartError};
+use crate::registry::{self, Begun};
 use crate::replica::{Duties, returned, with_same_duties};
 use crate::runner::{ApplyError, Runner};
 use crate::trace::EventSpans;
@@ -70,6 +70,9 @@ pub enum StepError {
     /// A batch could not be applied.
     #[error("cannot apply a batch")]
     Apply(#[source] ApplyError),
+    /// The log that was read is not the one that the read models' server has: one of the two sessions leads to another server.
+    #[error("the log was read from another server")]
+    OtherLog,
     /// The database did not answer in time.
     #[error("the database did not answer within {STEP_TIMEOUT:?}")]
     Silent,
@@ -107,6 +110,24 @@ pub struct Context {
     pub metrics: Metrics,
     /// What this process is to work on.
     pub duties: watch::Receiver<Duties>,
+    /// Counts how often the sessions were to be made anew: they led to a log that was superseded.
+    pub reconnects: watch::Sender<u64>,
+}
+
+impl Context {
+    /// Whether the log that is read was superseded, as the stream tells.
+    pub(crate) async fn is_superseded(&self, partition: i32) -> bool {
+        match self.store.head(partition).await {
+            Ok(head) => consume::is_superseded(&self.bus, partition, head.id()).await,
+            Err(_) => false,
+        }
+    }
+
+    /// Has all sessions made anew: that of this replica, and then everything that depends on it.
+    pub(crate) async fn reconnect(&self) {
+        self.store.reconnect().await;
+        self.reconnects.send_modify(|count| *count += 1);
+    }
 }
 
 /// Keeps one read model up to date in one partition.
@@ -155,6 +176,11 @@ impl Delivery {
             .all(|batch| batch.log_generation == log_generation)
     }
 
+    fn is_from_log(&self) -> bool {
+        let mut events = self.batches.iter().flat_map(|batch| &batch.events);
+        events.all(|event| event.source == Source::Log)
+    }
+
     fn last(&self) -> u64 {
         self.batches.last().map_or(0, |batch| batch.last())
     }
@@ -181,8 +207,12 @@ impl<M: ReadModel> Worker<M> {
 
     /// Works until it is told to stop, and gives the lease back.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut errors = 0;
+        let (mut errors, mut session) = (0, self.session());
         while !shutdown.is_cancelled() {
+            if std::mem::replace(&mut session, self.session()) != session {
+                // This replica came back as another one, perhaps on another server.
+                self.spare = None;
+            }
             match self.bounded_step().await {
                 Ok(Step::Progressed) => errors = 0,
                 Ok(idle) => {
@@ -246,6 +276,10 @@ impl<M: ReadModel> Worker<M> {
                 tracing::info!(projection.name = M::NAME, self.partition, "the lease is lost");
                 Ok(Step::Progressed)
             }
+            Err(ApplyError::NotInLog) if delivery.is_from_log() => {
+                self.context.reconnect().await;
+                Err(StepError::OtherLog)
+            }
             Err(ApplyError::NotInLog) => {
                 self.distrust(delivery.last());
                 Ok(Step::Progressed)
@@ -258,6 +292,11 @@ impl<M: ReadModel> Worker<M> {
     /// Where the worker stands, while it holds the lease.
     pub fn position(&self) -> Option<u64> {
         self.runner.as_ref().map(|runner| runner.lease().position)
+    }
+
+    /// What this replica is known by, as long as its session lasts.
+    fn session(&self) -> Uuid {
+        self.context.duties.borrow().owner
     }
 
     /// In whose name to hold the lease; `None` when it is another replica's business.
@@ -311,11 +350,12 @@ impl<M: ReadModel> Worker<M> {
                 self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
                 Ok(Step::Progressed)
             }
-            Claim::BeyondFork(lease) => {
-                self.begin_anew(&mut connection, &lease).await?;
+            Claim::BeyondFork => {
+                self.begin_anew(&mut connection).await?;
                 self.stand_by(connection)
             }
-            Claim::Refused => self.stand_by(connection),
+            // The log's history forked between two statements: the next claim finds that out.
+            Claim::Refused | Claim::RebuildBeyondFork(_) => self.stand_by(connection),
         }
     }
 
@@ -337,33 +377,24 @@ impl<M: ReadModel> Worker<M> {
 
     /// The log's history forked before what these tables hold: they are of no use, and new ones have to be built. Until
     /// those go live, readers see the old ones.
-    async fn begin_anew(&self, connection: &mut PgConnection, lease: &Lease) -> Result<(), StepError> {
+    async fn begin_anew(&self, connection: &mut PgConnection) -> Result<(), StepError> {
         const REASON: &str = "the log was set back, and the tables hold what is not in it";
-        match registry::start_rebuild(connection, M::NAME, REASON, OURSELVES).await {
-            Ok(tables) => tracing::warn!(
+        let begun = registry::begin_anew(connection, M::NAME, self.partition, REASON, OURSELVES).await;
+        match begun.map_err(StepError::while_doing("start a rebuild"))? {
+            Begun::Rebuild(tables) => tracing::warn!(
                 projection.name = M::NAME,
                 projection.generation = tables.get(),
                 self.partition,
-                position = lease.position,
                 "the log was set back; the projection is rebuilt"
             ),
-            Err(StartError::Running) => {}
-            Err(StartError::Database(source)) => {
-                return Err(StepError::Database {
-                    doing: "start a rebuild",
-                    source,
-                });
-            }
-            Err(StartError::Unknown) => {
-                let source = sqlx::Error::RowNotFound;
-                return Err(StepError::Database {
-                    doing: "start a rebuild",
-                    source,
-                });
-            }
+            Begun::Failed => tracing::error!(
+                projection.name = M::NAME,
+                self.partition,
+                "the log was set back, and the rebuild has failed: so has the projection"
+            ),
+            Begun::Before => {}
         }
-        let released = checkpoint::release(connection, lease).await;
-        released.map_err(StepError::while_doing("give a lease back"))
+        Ok(())
     }
 
     /// Events after the checkpoint: from the feed, or read alone by a worker that stands elsewhere.

@@ -11,7 +11,7 @@ use daybook_projector::batch::Batch;
 use daybook_projector::feed::Feed;
 use daybook_projector::rebuild::{self, Rebuilder};
 use daybook_projector::registry;
-use daybook_projector::worker::{Context, Step, Worker};
+use daybook_projector::worker::{Context, Step, StepError, Worker};
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -336,6 +336,65 @@ async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
     setup.assert_equals_fold::<OrderList>().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_reads_the_log_of_another_server_changes_nothing_and_asks_for_new_sessions() {
+    let (setup, other) = (Setup::new().await, Setup::new().await);
+    Orders::new(6).append(&setup, 100).await;
+    Orders::new(7).append(&other, 120).await;
+    let context = Context {
+        store: other.publisher_store().await,
+        ..setup.process().await
+    };
+    let reconnects = context.reconnects.subscribe();
+    let mut worker = Worker::<OrderList>::new(context, 0, &Feed::default());
+    assert_eq!(worker.step().await.expect("a lease"), Step::Progressed);
+    let error = worker.step().await.expect_err("it is not the log");
+    assert!(matches!(error, StepError::OtherLog), "{error:?}");
+    assert!(reconnects.has_changed().expect("the worker lives"));
+    let rows = "SELECT count(*) FROM read_model.order_list";
+    assert_eq!(setup.value::<i64>(rows).await, 0);
+}
+
+#[tokio::test]
+async fn a_rebuild_after_a_restore_that_fails_is_not_tried_again_and_again() {
+    let setup = Setup::new().await;
+    Orders::new(6).append(&setup, 100).await;
+    let mut worker = setup.worker::<OrderList>().await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    let fence = "SELECT number FROM read_model.fence WHERE projection = 'order_list' AND generation = 1";
+    let before = setup.value::<i64>(fence).await;
+
+    setup
+        .execute("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
+        .await;
+    setup
+        .execute("DELETE FROM event_store.event WHERE position > 60")
+        .await;
+    // What no fold can take.
+    setup
+        .execute("UPDATE event_store.event SET payload = '{}' WHERE position = 50")
+        .await;
+    setup.value::<i32>("SELECT event_store.fork(0, 0, 'a test')").await;
+    drop(worker);
+    setup.kill_replicas().await;
+    let mut worker = setup.worker::<OrderList>().await;
+    let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    for _ in 0..4 {
+        assert_eq!(drain(&mut worker).await, Step::Standby);
+        rebuilder.step().await.expect("a step");
+    }
+    let rebuilds = "SELECT count(*) FROM read_model.rebuild WHERE projection = 'order_list'";
+    assert_eq!(setup.value::<i64>(rebuilds).await, 1);
+    let error = "SELECT error FROM read_model.fence WHERE projection = 'order_list' AND generation = 1";
+    let error: String = setup.value(error).await;
+    assert!(error.starts_with("the rebuild failed: "), "{error}");
+    assert_eq!(
+        setup.value::<i64>(fence).await,
+        before,
+        "a lease that is of no use is not acquired"
+    );
 }
 
 #[tokio::test]

@@ -114,13 +114,49 @@ async fn a_full_window_waits_for_a_worker_inside_it_but_not_for_ever() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_slowest_worker_does_not_set_the_pace_of_the_others() {
+    let feed = Feed::default();
+    let (mut fast, mut slow) = (feed.subscribe(), feed.subscribe());
+    feed.0.restart(0, None);
+    let quarter = WINDOW_EVENTS_MAX as u64 / 4;
+    let began = tokio::time::Instant::now();
+    for number in 0..100 {
+        slow.take(number.max(1) - 1, 1);
+        assert!(
+            matches!(fast.take(number * quarter, 1), Taken::CaughtUp),
+            "it never reads alone"
+        );
+        feed.push(batch(LOG, number * quarter, quarter)).await;
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO, "nobody was waited for");
+    assert!(matches!(slow.take(99, 1), Taken::Elsewhere));
+}
+
+#[tokio::test]
+async fn what_all_workers_have_is_not_kept() {
+    let feed = Feed::default();
+    let (mut first, mut second) = (feed.subscribe(), feed.subscribe());
+    feed.0.restart(0, None);
+    first.take(0, 100);
+    second.take(0, 100);
+    for number in 0..3 {
+        feed.push(batch(LOG, number * 5, 5)).await;
+    }
+    assert_eq!(feed.0.window().events, 15, "both need them");
+    first.take(15, 100);
+    second.take(10, 100);
+    feed.push(batch(LOG, 15, 5)).await;
+    assert_eq!(feed.0.window().events, 10, "one needs the third still");
+}
+
 #[tokio::test]
 async fn a_window_of_large_events_is_moved_early() {
     let feed = Feed::default();
     let mut worker = feed.subscribe();
     feed.0.restart(0, None);
     for position in 0..3 {
-        worker.take(position, 100);
+        worker.take(position.min(1), 100);
         let large = Batch {
             bytes: WINDOW_BYTES_MAX / 2,
             ..Arc::into_inner(batch(LOG, position, 1)).expect("nobody else has it")
