@@ -8,12 +8,9 @@
 //! 4. Every read model equals a fresh fold of the log, row by row ([`read_models`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 
 use anyhow::{Context as _, ensure};
-use async_nats::jetstream;
-use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::consumer::pull::OrderedConfig;
-use daybook_event_bus::message;
 use daybook_event_store::{EventStore, RecordedEvent};
 use daybook_read_model::{Event, Generation, ReadModel, checkpoint, each_read_model};
 use daybook_simulation::meaning::Streams;
@@ -68,7 +65,7 @@ pub async fn caught_up(superuser: &PgPool) -> anyhow::Result<u64> {
     wait::until("every read model has the whole log", async || {
         let live = checkpoint::live(superuser).await?;
         let has_all = live.iter().all(|checkpoint| checkpoint.position >= head);
-        Ok((!live.is_empty() && has_all).then_some(()))
+        Ok(!live.is_empty() && has_all)
     })
     .await?;
     Ok(head)
@@ -141,9 +138,9 @@ async fn bus_from_its_beginning(
 ) -> anyhow::Result<u64> {
     let lineage = EventStore::new(superuser.clone()).lineage(PARTITION).await?;
     let head = events.last().map_or(0, |event| event.position);
-    let context = jetstream::new(nats::connect(nats_url).await?);
-    let state = wait::until("the stream has the whole log", async || {
-        let Ok(stream) = context.get_stream(stream_name()).await else {
+    let context = nats::jetstream(nats_url).await?;
+    let state = wait::value("the stream has the whole log", async || {
+        let Ok(stream) = context.get_stream(nats::STREAM).await else {
             return Ok(None);
         };
         let state = stream.cached_info().state.clone();
@@ -158,41 +155,17 @@ async fn bus_from_its_beginning(
         state.first_sequence,
         state.last_sequence
     );
-    let consumer = context
-        .get_stream(stream_name())
-        .await?
-        .create_consumer(OrderedConfig {
-            deliver_policy: DeliverPolicy::All,
-            ..Default::default()
-        })
-        .await?;
     let events = &events[usize::try_from(first - 1)?..];
-    let mut messages = consumer.messages().await?.take(events.len());
+    let mut published = pin!(nats::events(&context, events.len()).await?);
     for event in events {
-        let message = messages.next().await.context("the stream ends early")??;
-        let sequence = message
-            .info()
-            .map_err(|error| anyhow::anyhow!("{error}"))?
-            .stream_sequence;
+        let (message, of) = published.next().await.context("the stream ends early")??;
         ensure!(
-            sequence == event.position,
-            "sequence {sequence} came at position {}",
-            event.position
-        );
-        let headers = message.headers.as_ref().context("a message has headers")?;
-        let (published, of) = message::decode(headers, &message.payload)?;
-        ensure!(
-            published == *event && lineage.has(of, sequence),
-            "the message at {sequence} is another event than the log's"
+            message == *event && lineage.has(of, event.position),
+            "the message at {} is another event than the log's",
+            message.position
         );
     }
     Ok(first)
-}
-
-/// The name of the stream of [`PARTITION`].
-#[must_use]
-pub fn stream_name() -> String {
-    format!("daybook_EVENTS_{PARTITION}")
 }
 
 /// Every read model is what the log folds to.
@@ -200,13 +173,27 @@ pub fn stream_name() -> String {
 /// # Errors
 /// The first row that is not.
 pub async fn read_models(superuser: &PgPool, events: &[RecordedEvent]) -> anyhow::Result<()> {
-    let decoded: Result<Vec<Event>, _> = events.iter().map(Event::decode).collect();
-    let events = decoded?;
+    let events = decoded(events)?;
     each_read_model!(M => read_model::<M>(superuser, &events).await?);
     Ok(())
 }
 
-async fn read_model<M: ReadModel>(superuser: &PgPool, events: &[Event]) -> anyhow::Result<()> {
+/// The events that a fold is given: those of a category that nobody knows flow past.
+///
+/// # Errors
+/// When one cannot be decoded.
+pub fn decoded(events: &[RecordedEvent]) -> anyhow::Result<Vec<Event>> {
+    let known = events
+        .iter()
+        .filter(|event| Event::known_category(event).is_some());
+    Ok(known.map(Event::decode).collect::<Result<_, _>>()?)
+}
+
+/// A read model is what the log folds to.
+///
+/// # Errors
+/// The first row that is not.
+pub async fn read_model<M: ReadModel>(superuser: &PgPool, events: &[Event]) -> anyhow::Result<()> {
     let folded = fold::<M>(events)?;
     let tables = live_generation(superuser, M::NAME).await?;
     let keys: Vec<M::Key> = folded.keys().cloned().collect();
@@ -233,7 +220,11 @@ async fn read_model<M: ReadModel>(superuser: &PgPool, events: &[Event]) -> anyho
     Ok(())
 }
 
-fn fold<M: ReadModel>(events: &[Event]) -> anyhow::Result<BTreeMap<M::Key, M::Row>> {
+/// The rows that events lead to.
+///
+/// # Errors
+/// When a fold refuses one.
+pub fn fold<M: ReadModel>(events: &[Event]) -> anyhow::Result<BTreeMap<M::Key, M::Row>> {
     let mut rows = BTreeMap::new();
     for event in events {
         for key in M::keys(event) {
@@ -257,14 +248,14 @@ pub async fn live_generation(superuser: &PgPool, projection: &str) -> anyhow::Re
     Generation::new(number).context("generations are counted from 1")
 }
 
-/// The digest of all rows of a generation of tables.
+/// The digest of all rows of a table or view of the read models.
 ///
 /// # Errors
-/// When there are no such tables.
-pub async fn digest(superuser: &PgPool, projection: &str, tables: Generation) -> anyhow::Result<String> {
+/// When there is none.
+pub async fn digest(superuser: &PgPool, table: &str) -> anyhow::Result<String> {
     let digest = format!(
         "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE \"C\")), '')
-         FROM read_model.{projection}_g{tables} AS t"
+         FROM read_model.{table} AS t"
     );
     Ok(sqlx::query_scalar(AssertSqlSafe(digest))
         .fetch_one(superuser)

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_devstack::{Cluster, find};
 use daybook_event_store::{PostgresLog, SeenEpoch};
 use sqlx::postgres::PgPoolOptions;
@@ -18,19 +19,47 @@ pub const ROLES: [&str; 4] = [
     "daybook_query",
 ];
 
-/// A migrated database of its own, dropped by nobody: it goes with its server.
+/// A database of its own, dropped by nobody: it goes with its server.
 #[derive(Debug, Clone)]
 pub struct Database {
-    cluster: Cluster,
+    cluster: TestCluster,
     name: String,
 }
 
 impl Database {
-    /// Makes a database on a server.
+    /// Makes a migrated database on the server that the tests share.
     ///
     /// # Errors
     /// When the server does not answer or a migration fails.
-    pub async fn create(cluster: &Cluster) -> anyhow::Result<Self> {
+    pub async fn create() -> anyhow::Result<Self> {
+        Self::create_on(test_cluster().await?).await
+    }
+
+    /// Makes a migrated database on a server.
+    ///
+    /// # Errors
+    /// When the server does not answer or a migration fails.
+    pub async fn create_on(cluster: impl Into<TestCluster>) -> anyhow::Result<Self> {
+        let database = Self::copy(cluster.into()).await?;
+        // A copy goes on in an epoch of its own. Whoever begins with it does not want to see that.
+        let mut connection = PgConnection::connect(&database.superuser_url()).await?;
+        sqlx::query("SELECT event_store.attach(0, NULL, '{}', '{}', 0)")
+            .execute(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok(database)
+    }
+
+    /// Makes a migrated database whose log has the same first epoch as all that are made so.
+    ///
+    /// # Errors
+    /// When the server does not answer or a migration fails.
+    pub async fn create_alike() -> anyhow::Result<Self> {
+        Self::copy(test_cluster().await?).await
+    }
+
+    /// Makes a copy of the template.
+    async fn copy(cluster: TestCluster) -> anyhow::Result<Self> {
         let template = format!(
             "daybook_template_{}_{}",
             daybook_event_store::schema_version(),
@@ -47,32 +76,32 @@ impl Database {
             })
             .await
             .context("cannot make the template database")?;
-        let name = format!("daybook_{}", Uuid::now_v7().simple());
-        cluster.create_database(&name, Some(&template)).await?;
-        let database = Self {
-            cluster: cluster.clone(),
-            name,
-        };
-        // A copy goes on in an epoch of its own. Whoever begins with it does not want to see that.
-        let mut connection = PgConnection::connect(&database.superuser_url()).await?;
-        sqlx::query("SELECT event_store.attach(0, NULL, '{}', '{}', 0)")
-            .execute(&mut connection)
+        let database = Self::named(cluster);
+        database
+            .cluster
+            .create_database(&database.name, Some(&template))
             .await?;
-        connection.close().await?;
         Ok(database)
+    }
+
+    /// A name for a database that is yet to be made.
+    fn named(cluster: TestCluster) -> Self {
+        let name = format!("daybook_{}", Uuid::now_v7().simple());
+        Self { cluster, name }
     }
 
     /// Makes a database that nobody has migrated.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn create_empty(cluster: &Cluster) -> anyhow::Result<Self> {
-        let name = format!("daybook_{}", Uuid::now_v7().simple());
-        cluster.create_database(&name, None).await?;
-        Ok(Self {
-            cluster: cluster.clone(),
-            name,
-        })
+    pub async fn create_empty() -> anyhow::Result<Self> {
+        Self::create_empty_on(test_cluster().await?).await
+    }
+
+    async fn create_empty_on(cluster: TestCluster) -> anyhow::Result<Self> {
+        let database = Self::named(cluster);
+        database.cluster.create_database(&database.name, None).await?;
+        Ok(database)
     }
 
     /// Makes a database that sorts texts as a language does, without the template; `None` where the server was built
@@ -80,11 +109,12 @@ impl Database {
     ///
     /// # Errors
     /// When the server does not answer or a migration fails.
-    pub async fn create_sorted(cluster: &Cluster, locale: &str) -> anyhow::Result<Option<Self>> {
-        let name = format!("daybook_{}", Uuid::now_v7().simple());
-        let mut administrator = PgConnection::connect(&cluster.superuser_url("postgres")).await?;
+    pub async fn create_sorted(locale: &str) -> anyhow::Result<Option<Self>> {
+        let database = Self::named(test_cluster().await?);
+        let mut administrator = PgConnection::connect(&database.cluster.superuser_url("postgres")).await?;
         let create = format!(
-            "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE '{locale}'"
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE '{locale}'",
+            database.name
         );
         let created = sqlx::raw_sql(AssertSqlSafe(create))
             .execute(&mut administrator)
@@ -92,21 +122,23 @@ impl Database {
         if created.is_err_and(|error| error.to_string().contains("ICU is not supported")) {
             return Ok(None);
         }
-        let database = Self {
-            cluster: cluster.clone(),
-            name,
-        };
         let mut connection = PgConnection::connect(&database.superuser_url()).await?;
         daybook_event_store::migrator().run(&mut connection).await?;
-        cluster.enable_login(&ROLES).await?;
+        database.cluster.enable_login(&ROLES).await?;
         Ok(Some(database))
+    }
+
+    /// The server.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
     }
 
     /// The same database on another server, which has a copy of it.
     #[must_use]
     pub fn on(&self, cluster: &Cluster) -> Self {
         Self {
-            cluster: cluster.clone(),
+            cluster: cluster.clone().into(),
             name: self.name.clone(),
         }
     }
@@ -131,7 +163,7 @@ impl Database {
     /// When `pg_restore` or the server fails.
     pub async fn restore(&self, file: &Path) -> anyhow::Result<()> {
         let name = &self.name;
-        let beside = Self::create_empty(&self.cluster).await?;
+        let beside = Self::create_empty_on(self.cluster.clone()).await?;
         run("pg_restore", &["--exit-on-error"], file, &beside.superuser_url()).await?;
         let mut administrator = PgConnection::connect(&self.cluster.superuser_url("postgres")).await?;
         let exchange = [

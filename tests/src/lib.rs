@@ -16,7 +16,8 @@
 //! | [`ledger`] | what every caller was told |
 //! | [`replicas`] | how the projectors share the work, and how soon one takes over from another |
 //! | [`standby`] | a primary with a standby, and services that can be led from one to the other |
-//! | [`log`], [`metrics`] | what is in the log, and what a service says of itself |
+//! | [`log`] | what is in the log, and what is appended to it without a service |
+//! | [`metrics`] | what a service says of itself |
 //! | [`nats`] | NATS as its administrator sees it |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |

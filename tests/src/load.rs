@@ -156,7 +156,7 @@ impl Load {
     pub async fn progress(&self, more: usize) -> anyhow::Result<()> {
         let wanted = self.tally().accepted + more;
         wait::until("more commands are accepted", async || {
-            Ok((self.tally().accepted >= wanted).then_some(()))
+            Ok(self.tally().accepted >= wanted)
         })
         .await
     }

@@ -1,7 +1,8 @@
-//! The log as it is in Postgres, read as superuser.
+//! The log as it is in Postgres, read by whoever may, and what is appended where no service does.
 
-use daybook_event_store::{EventStore, RecordedEvent};
+use daybook_event_store::{Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent};
 use sqlx::PgPool;
+use uuid::Uuid;
 
 /// The partition that every test's tenants live in.
 pub const PARTITION: i32 = 0;
@@ -13,8 +14,8 @@ const READ_EVENTS_MAX: u32 = 10_000;
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn head(superuser: &PgPool) -> anyhow::Result<u64> {
-    let log = EventStore::new(superuser.clone());
+pub async fn head(reader: &PgPool) -> anyhow::Result<u64> {
+    let log = EventStore::new(reader.clone());
     Ok(log.head(PARTITION).await?.position)
 }
 
@@ -22,11 +23,19 @@ pub async fn head(superuser: &PgPool) -> anyhow::Result<u64> {
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn events(superuser: &PgPool) -> anyhow::Result<Vec<RecordedEvent>> {
-    let log = EventStore::new(superuser.clone());
+pub async fn events(reader: &PgPool) -> anyhow::Result<Vec<RecordedEvent>> {
+    events_after(reader, 0).await
+}
+
+/// The same, behind a position.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn events_after(reader: &PgPool, position: u64) -> anyhow::Result<Vec<RecordedEvent>> {
+    let log = EventStore::new(reader.clone());
     let mut events = Vec::<RecordedEvent>::new();
     loop {
-        let last = events.last().map_or(0, |event| event.position);
+        let last = events.last().map_or(position, |event| event.position);
         let read = log.read_log(PARTITION, last, READ_EVENTS_MAX).await?;
         if read.is_empty() {
             return Ok(events);
@@ -43,4 +52,41 @@ pub async fn stream(superuser: &PgPool, stream_id: &str) -> anyhow::Result<Vec<R
     let mut events = events(superuser).await?;
     events.retain(|event| event.stream_id == stream_id);
     Ok(events)
+}
+
+/// The metadata of every [`command`].
+pub const METADATA: &str = r#"{"correlation_id": "c-1", "reason": "100 % sure"}"#;
+
+/// A command that writes these events of an order under a key of its own, decided on the newest event of its stream.
+#[must_use]
+pub fn command(
+    tenant_id: Uuid,
+    stream_id: &str,
+    decided_on: Option<Uuid>,
+    events: Vec<NewEvent>,
+) -> NewCommand {
+    NewCommand {
+        tenant_id,
+        key: Uuid::now_v7().to_string().into(),
+        fingerprints: vec![7],
+        stream_id: stream_id.into(),
+        category: "order",
+        intent: Intent::Write(Decision {
+            decided_on,
+            metadata: METADATA.into(),
+            events,
+            rejection: None,
+        }),
+    }
+}
+
+/// An event that no domain knows.
+#[must_use]
+pub fn event(payload: String) -> NewEvent {
+    NewEvent {
+        event_id: Uuid::from_u128(rand::random()),
+        event_type: "test.happened",
+        schema_version: 1,
+        payload,
+    }
 }

@@ -48,10 +48,7 @@ pub async fn shares(superuser: &PgPool) -> anyhow::Result<Vec<i64>> {
 /// When that does not happen.
 pub async fn share_as(superuser: &PgPool, expected: &[i64]) -> anyhow::Result<()> {
     let what = format!("the replicas share the leases as {expected:?}");
-    wait::until(&what, async || {
-        Ok((shares(superuser).await? == expected).then_some(()))
-    })
-    .await
+    wait::until(&what, async || Ok(shares(superuser).await? == expected)).await
 }
 
 /// Ends a projector, and gives the time from then until every projection shows what was recorded after that.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use daybook_devstack::process::Signal;
-use daybook_devstack::testing::{TestCluster, temporary_directory, test_cluster};
+use daybook_devstack::testing::temporary_directory;
 use daybook_devstack::{
     Lifetime, Nats, NatsOptions, NatsUser, Postgres, PostgresOptions, Service, ServiceOptions, port,
 };
@@ -86,7 +86,6 @@ impl Running {
 pub struct Servers {
     /// A Postgres of its own, where the test does something to it.
     pub own_postgres: Option<Postgres>,
-    _shared_postgres: Option<TestCluster>,
     /// The bus.
     pub nats: Nats,
     /// The database.
@@ -101,12 +100,10 @@ impl Servers {
     /// When a server does not start.
     pub async fn start() -> anyhow::Result<Self> {
         let directory = temporary_directory()?;
-        let cluster = test_cluster().await?;
-        let database = Database::create(&cluster).await?;
+        let database = Database::create().await?;
         let nats = Nats::start(NatsOptions::new(directory.path().join("nats"))).await?;
         Ok(Self {
             own_postgres: None,
-            _shared_postgres: Some(cluster),
             nats,
             database,
             directory,
@@ -120,11 +117,10 @@ impl Servers {
     pub async fn start_own(options: impl FnOnce(PathBuf) -> PostgresOptions) -> anyhow::Result<Self> {
         let directory = temporary_directory()?;
         let postgres = Postgres::start(options(directory.path().join("postgres"))).await?;
-        let database = Database::create(postgres.cluster()).await?;
+        let database = Database::create_on(postgres.cluster().clone()).await?;
         let nats = Nats::start(NatsOptions::new(directory.path().join("nats"))).await?;
         Ok(Self {
             own_postgres: Some(postgres),
-            _shared_postgres: None,
             nats,
             database,
             directory,

@@ -112,7 +112,7 @@ impl Pair {
         wait::until("the standby is a synchronous one", async || {
             let state = "SELECT sync_state = 'sync' FROM pg_stat_replication";
             let is_sync: Option<bool> = sqlx::query_scalar(state).fetch_optional(superuser).await?;
-            Ok((is_sync == Some(true)).then_some(()))
+            Ok(is_sync == Some(true))
         })
         .await
     }
@@ -125,7 +125,7 @@ impl Pair {
         let head = log::head(&self.backend.superuser).await?;
         let standby = self.on_standby().superuser().await?;
         wait::until("the standby has everything", async || {
-            Ok((log::head(&standby).await? >= head).then_some(()))
+            Ok(log::head(&standby).await? >= head)
         })
         .await?;
         standby.close().await;
@@ -167,11 +167,11 @@ impl Pair {
         wait::until("a fresh read", async || {
             let order_id = new_order_id();
             let Ok(receipt) = ledger.send(&caller, place(&order_id, "customer")).await else {
-                return Ok(None);
+                return Ok(false);
             };
             let path = format!("/v1/orders/{order_id}");
             let answer = caller.get_after(&receipt.consistency_token, &path).await?;
-            Ok((answer.status == 200).then_some(()))
+            Ok(answer.status == 200)
         })
         .await
     }

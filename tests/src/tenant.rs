@@ -1,6 +1,6 @@
 //! Tenants with a key for each kind of user.
 
-use daybook_service::identity::{Audience, Scope, generate_api_key};
+use daybook_service::identity::{Audience, NewApiKey, Scope, generate_api_key};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -67,15 +67,29 @@ impl Tenant {
 async fn create_key(superuser: &PgPool, tenant_id: Option<Uuid>, scopes: &[Scope]) -> anyhow::Result<String> {
     let key = generate_api_key();
     let scopes: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
+    store_key(superuser, &key, tenant_id, &format!("{{{}}}", scopes.join(","))).await?;
+    Ok(key.plain)
+}
+
+/// Stores a key of a tenant's, or of the deployment's, with scopes as they are written in SQL.
+///
+/// # Errors
+/// When the database does not take it.
+pub async fn store_key(
+    superuser: &PgPool,
+    key: &NewApiKey,
+    tenant_id: Option<Uuid>,
+    scopes: &str,
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO event_store.api_key (prefix, secret_sha256, tenant_id, name, scopes)
-         VALUES ($1, $2, $3, 'test', $4)",
+         VALUES ($1, $2, $3, 'test', $4::text::text[])",
     )
     .bind(&key.prefix)
     .bind(key.sha256.as_slice())
     .bind(tenant_id)
-    .bind(&scopes)
+    .bind(scopes)
     .execute(superuser)
     .await?;
-    Ok(key.plain)
+    Ok(())
 }

@@ -9,13 +9,21 @@ use tokio::time::Instant;
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The pause between two looks.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Looks until it is true.
+///
+/// # Errors
+/// When a look fails, or the deadline is over; `what` is named then.
+pub async fn until(what: &str, mut is_true: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    value(what, async || Ok(is_true().await?.then_some(()))).await
+}
 
 /// Looks until `look` gives a value.
 ///
 /// # Errors
 /// When a look fails, or the deadline is over; `what` is named then.
-pub async fn until<T>(
+pub async fn value<T>(
     what: &str,
     mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {

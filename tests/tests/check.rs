@@ -7,7 +7,7 @@ use daybook_tests::command::{self, Command as _};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::Backend;
-use daybook_tests::{check, log};
+use daybook_tests::{check, log, nats};
 use tonic::Status;
 
 /// How many orders there are, each of two events.
@@ -119,8 +119,8 @@ async fn a_stream_that_differs_from_the_log_is_found() -> anyhow::Result<()> {
             .is_err(),
         "a stream that is longer than the log"
     );
-    let context = async_nats::jetstream::new(daybook_tests::nats::connect(&nats).await?);
-    let stream = context.get_stream(check::stream_name()).await?;
+    let context = nats::jetstream(&nats).await?;
+    let stream = context.get_stream(nats::STREAM).await?;
     stream.delete_message(3).await?;
     assert!(
         check::bus(&backend.superuser, &nats, &events).await.is_err(),

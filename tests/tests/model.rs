@@ -120,7 +120,7 @@ fn timeless(remembered: HashMap<usize, Remembered>) -> Vec<(usize, Remembered)> 
 async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()> {
     let cluster = test_cluster().await?;
     for seed in 0..4 {
-        let database = Database::create(&cluster).await?;
+        let database = Database::create_on(cluster.clone()).await?;
         database.add_tenants(&[TENANT]).await?;
         let log = database.log().await?;
         let mut model = Model::new(JudgedBy::EventId);

@@ -26,6 +26,16 @@ impl std::ops::Deref for TestCluster {
     }
 }
 
+/// A server that somebody else keeps.
+impl From<Cluster> for TestCluster {
+    fn from(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            _server: None,
+        }
+    }
+}
+
 /// A server of this process and its directory. Fields drop in order: first the server stops, then the directory goes.
 #[derive(Debug)]
 struct OwnServer {
@@ -42,10 +52,7 @@ pub async fn test_cluster() -> Result<TestCluster, DevstackError> {
         .ok()
         .filter(|url| !url.is_empty())
     {
-        return Ok(TestCluster {
-            cluster: Cluster::from_url(&url)?,
-            _server: None,
-        });
+        return Ok(Cluster::from_url(&url)?.into());
     }
     static SHARED: Mutex<Weak<OwnServer>> = Mutex::const_new(Weak::new());
     let mut shared = SHARED.lock().await;

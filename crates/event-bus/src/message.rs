@@ -274,7 +274,7 @@ pub(crate) fn unescape(value: &str) -> Option<Cow<'_, str>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
@@ -343,7 +343,7 @@ mod tests {
         }
     }
 
-    fn sample() -> RecordedEvent {
+    pub(crate) fn sample() -> RecordedEvent {
         RecordedEvent {
             partition: 0,
             position: 7,

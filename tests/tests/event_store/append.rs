@@ -1,8 +1,8 @@
 //! Appends and reads, each as one call of a function of the schema.
 
-use daybook_devstack::testing::test_cluster;
 use daybook_event_store::{AppendError, Direction, EventStore, STATEMENTS, append};
 use daybook_tests::database::Database;
+use daybook_tests::log::METADATA;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
 
@@ -20,7 +20,7 @@ async fn events_get_consecutive_positions_and_come_back_byte_for_byte() -> anyho
     assert_eq!(events[1].payload, r#"{"index":  1, "index": 1}"#);
     assert_eq!(Some(events[1].event_id), leads_to(&batch[0]));
     assert_eq!(Some(events[2].event_id), leads_to(&batch[1]));
-    assert_eq!(&*events[1].metadata, r#"{"command":"Test"}"#);
+    assert_eq!(&*events[1].metadata, METADATA);
     Ok(())
 }
 
@@ -234,8 +234,7 @@ async fn in_a_large_batch_every_known_key_and_every_stream_is_found_wherever_it_
 /// Stream ids are compared as bytes, whatever a database sorts texts by.
 #[tokio::test]
 async fn a_database_that_sorts_as_a_language_does_judges_alike() -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    let Some(database) = Database::create_sorted(&cluster, "en-US").await? else {
+    let Some(database) = Database::create_sorted("en-US").await? else {
         eprintln!("SKIPPED: this Postgres has no ICU");
         return Ok(());
     };

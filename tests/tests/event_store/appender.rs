@@ -369,7 +369,7 @@ async fn before_a_batch_is_sent_again_the_session_that_had_it_is_ended() -> anyh
         let appender = appender.clone();
         async move { appender.append(command("a", None, 1)).await }
     });
-    let (first, _) = wait::until("a session has the batch", async || {
+    let (first, _) = wait::value("a session has the batch", async || {
         Ok(appending(&superuser).await?.pop())
     })
     .await?;
@@ -377,7 +377,7 @@ async fn before_a_batch_is_sent_again_the_session_that_had_it_is_ended() -> anyh
         let sessions = appending(&superuser).await?;
         anyhow::ensure!(sessions.len() <= 1, "two sessions have it: {sessions:?}");
         let session = sessions.first();
-        Ok(session.is_some_and(|(since, _)| *since != first).then_some(()))
+        Ok(session.is_some_and(|(since, _)| *since != first))
     })
     .await?;
     sqlx::raw_sql("DELETE FROM slow").execute(&superuser).await?;
@@ -404,7 +404,7 @@ async fn a_batch_that_does_not_get_the_lock_in_time_is_sent_again_through_the_sa
         let appender = appender.clone();
         async move { appender.append(command("a", None, 1)).await }
     });
-    let first = wait::until("the batch waits for the lock", async || {
+    let first = wait::value("the batch waits for the lock", async || {
         Ok(appending(&superuser).await?.pop())
     })
     .await?;
@@ -414,7 +414,7 @@ async fn a_batch_that_does_not_get_the_lock_in_time_is_sent_again_through_the_sa
             anyhow::ensure!(session == first.0, "its session was ended");
             sent.insert(sent_at);
         }
-        Ok((sent.len() >= 4).then_some(()))
+        Ok(sent.len() >= 4)
     })
     .await?;
     holder.rollback().await?;
@@ -429,7 +429,7 @@ async fn a_batch_that_does_not_get_the_lock_in_time_is_sent_again_through_the_sa
 async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_it() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let postgres = Postgres::start(PostgresOptions::new(directory.path().join("postgres"))).await?;
-    let database = Database::create(postgres.cluster()).await?;
+    let database = Database::create_on(postgres.cluster().clone()).await?;
     database.add_tenants(&[TENANT]).await?;
     let superuser = database.superuser().await?;
     let events =
@@ -455,7 +455,7 @@ async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_
     wait::until("a commit waits for the standby", async || {
         let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
         let waits: bool = sqlx::query_scalar(waits).fetch_one(&superuser).await?;
-        Ok(waits.then_some(()))
+        Ok(waits)
     })
     .await?;
     commits.abort();
@@ -466,7 +466,7 @@ async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_
     wait::until("it could not be sent again three times", async || {
         anyhow::ensure!(events().await? == 1, "it is shown");
         let retries = appender.metrics().retries.load(Ordering::Relaxed);
-        Ok((retries >= 3 || waiting.is_finished()).then_some(()))
+        Ok(retries >= 3 || waiting.is_finished())
     })
     .await?;
     set_standby("").await?;

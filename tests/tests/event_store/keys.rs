@@ -225,7 +225,7 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
     });
     wait::until("the receipt could not be read", async || {
         let retries = appender.metrics().receipt_retries.load(Ordering::Relaxed);
-        Ok((retries > 0 || again.is_finished()).then_some(()))
+        Ok(retries > 0 || again.is_finished())
     })
     .await?;
     sqlx::raw_sql("GRANT EXECUTE ON FUNCTION event_store.receipts TO daybook_command")
@@ -269,7 +269,7 @@ async fn tables_take_turns_under_load_and_no_key_since_the_turn_before_is_lost()
         if keys::tend(&pool, 30).await? == KeyTurn::Turned {
             turned_at.push(Instant::now());
         }
-        Ok((turned_at.len() == TURNS).then_some(()))
+        Ok(turned_at.len() == TURNS)
     })
     .await?;
     // The last turn emptied the table that had no new keys since the one before.

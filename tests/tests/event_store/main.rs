@@ -9,13 +9,12 @@ mod takeover;
 
 use std::collections::HashMap;
 
-use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_event_store::{
-    Appender, AppenderOptions, Decision, EventStore, Intent, Judgement, NewCommand, NewEvent, RecordedEvent,
-    append, chains,
+    Appender, AppenderOptions, Decision, Intent, Judgement, NewCommand, RecordedEvent, append, chains,
 };
 use daybook_tests::database::Database;
-use sqlx::PgConnection;
+use daybook_tests::log;
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 const TENANT: Uuid = Uuid::from_u128(1);
@@ -24,22 +23,15 @@ const TENANT: Uuid = Uuid::from_u128(1);
 struct Log {
     database: Database,
     connection: PgConnection,
-    _cluster: TestCluster,
 }
 
 impl Log {
     async fn new() -> anyhow::Result<Self> {
-        use sqlx::Connection as _;
-        let cluster = test_cluster().await?;
-        let database = Database::create(&cluster).await?;
+        let database = Database::create().await?;
         let tenants: Vec<Uuid> = (1..6).map(Uuid::from_u128).collect();
         database.add_tenants(&tenants).await?;
         let connection = PgConnection::connect(&database.url("daybook_command")).await?;
-        Ok(Self {
-            database,
-            connection,
-            _cluster: cluster,
-        })
+        Ok(Self { database, connection })
     }
 
     /// Appends one batch, and says in short what became of each of its commands.
@@ -57,34 +49,15 @@ impl Log {
 
     /// Everything that is in the log, in order.
     async fn events(&self) -> anyhow::Result<Vec<RecordedEvent>> {
-        let store = EventStore::new(self.database.pool("daybook_publisher").await?);
-        let mut events = Vec::<RecordedEvent>::new();
-        loop {
-            let last = events.last().map_or(0, |event| event.position);
-            let read = store.read_log(0, last, 1_000_000).await?;
-            if read.is_empty() {
-                return Ok(events);
-            }
-            events.extend(read);
-        }
+        log::events(&self.database.pool("daybook_publisher").await?).await
     }
 }
 
 /// A command with `events` events, decided on `decided_on`, under a key of its own.
 fn command(stream_id: &str, decided_on: Option<Uuid>, events: usize) -> NewCommand {
-    NewCommand {
-        tenant_id: TENANT,
-        key: Uuid::now_v7().to_string().into(),
-        fingerprints: vec![7],
-        stream_id: stream_id.into(),
-        category: "order",
-        intent: Intent::Write(Decision {
-            decided_on,
-            metadata: r#"{"command":"Test"}"#.into(),
-            events: (0..events).map(event).collect(),
-            rejection: None,
-        }),
-    }
+    let payload = |index| format!(r#"{{"index":  {index}, "index": 1}}"#);
+    let events = (0..events).map(|index| log::event(payload(index)));
+    log::command(TENANT, stream_id, decided_on, events.collect())
 }
 
 /// A command that was decided on what this one leads to.
@@ -96,15 +69,6 @@ fn question(stream_id: &str, key: &str) -> NewCommand {
     let mut question = with_key(command(stream_id, None, 0), key);
     question.intent = Intent::Ask;
     question
-}
-
-fn event(index: usize) -> NewEvent {
-    NewEvent {
-        event_id: Uuid::from_u128(rand::random()),
-        event_type: "test.happened",
-        schema_version: 1,
-        payload: format!(r#"{{"index":  {index}, "index": 1}}"#),
-    }
 }
 
 fn with_key(mut command: NewCommand, key: &str) -> NewCommand {

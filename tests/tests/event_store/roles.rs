@@ -1,6 +1,5 @@
 //! What login roles may not do, and to whom things belong.
 
-use daybook_devstack::testing::test_cluster;
 use daybook_tests::cli::daybook;
 use daybook_tests::database::{Database, ROLES};
 
@@ -41,8 +40,7 @@ const VIOLATIONS: &str = "
 #[tokio::test]
 async fn login_roles_own_nothing_and_may_create_nothing_and_functions_run_as_roles_that_cannot_log_in()
 -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    let database = Database::create(&cluster).await?;
+    let database = Database::create().await?;
     let said = daybook(&[("DATABASE_URL", &database.superuser_url())], &["migrate"]).await?;
     assert_eq!(said.code, 0, "{said:?}");
     let violations: Vec<String> = sqlx::query_scalar(VIOLATIONS)

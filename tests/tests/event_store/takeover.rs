@@ -179,13 +179,12 @@ const STRANGERS: [(&str, &str); 13] = [
 
 #[tokio::test]
 async fn no_login_role_can_replace_or_add_what_an_administrator_runs() -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    let database = Database::create_empty(&cluster).await?;
+    let database = Database::create_empty().await?;
     let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
     for migrator in [daybook_event_store::migrator(), daybook_read_model::migrator()] {
         for migration in migrator.iter() {
             migrator.run_to(migration.version, &mut administrator).await?;
-            cluster.enable_login(&ROLES).await?;
+            database.cluster().enable_login(&ROLES).await?;
             for role in ROLES {
                 let succeeded = attack(&database, role).await?;
                 assert!(succeeded.is_empty(), "{succeeded:#?}");
@@ -200,14 +199,13 @@ async fn no_login_role_can_replace_or_add_what_an_administrator_runs() -> anyhow
 /// The newest read model's migration calls `read_model.introduce`, which was the projector's once.
 #[tokio::test]
 async fn with_the_projectors_password_nothing_is_gained_at_the_next_migration() -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    let database = Database::create_empty(&cluster).await?;
+    let database = Database::create_empty().await?;
     let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
     daybook_event_store::migrator().run(&mut administrator).await?;
     let last_but_one = daybook_read_model::schema_version() - 1;
     let read_models = daybook_read_model::migrator();
     read_models.run_to(last_but_one, &mut administrator).await?;
-    cluster.enable_login(&ROLES).await?;
+    database.cluster().enable_login(&ROLES).await?;
 
     let replace = format!(
         "ALTER FUNCTION read_model.introduce RENAME TO introduced;
@@ -224,10 +222,8 @@ async fn with_the_projectors_password_nothing_is_gained_at_the_next_migration() 
 /// Everybody could make things in the schema `public` of a database that was made by a Postgres before 15.
 #[tokio::test]
 async fn what_was_put_on_an_administrators_search_path_before_is_not_run() -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    // Makes the roles, which belong to the server.
-    Database::create(&cluster).await?;
-    let database = Database::create_empty(&cluster).await?;
+    let _with_roles = Database::create().await?;
+    let database = Database::create_empty().await?;
     let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
     sqlx::query("GRANT ALL ON SCHEMA public TO PUBLIC")
         .execute(&mut administrator)
@@ -246,10 +242,8 @@ async fn what_was_put_on_an_administrators_search_path_before_is_not_run() -> an
 /// Whoever may make schemas can be there before the first `migrate`.
 #[tokio::test]
 async fn what_a_login_role_made_before_the_first_migration_is_not_run() -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    // Makes the roles, which belong to the server.
-    Database::create(&cluster).await?;
-    let database = Database::create_empty(&cluster).await?;
+    let _with_roles = Database::create().await?;
+    let database = Database::create_empty().await?;
     let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
     let grant = "DO $$ BEGIN
         EXECUTE format('GRANT CREATE ON DATABASE %I TO daybook_query', current_database());
@@ -283,7 +277,7 @@ async fn an_administrator_does_nothing_while_a_login_role_owns_a_part_of_a_schem
     let cluster = test_cluster().await?;
     let mut missed = Vec::new();
     for (gift, complaint) in STRANGERS {
-        let database = Database::create(&cluster).await?;
+        let database = Database::create_on(cluster.clone()).await?;
         let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
         sqlx::raw_sql(MEMBER).execute(&mut administrator).await?;
         sqlx::raw_sql(gift).execute(&mut administrator).await?;
@@ -302,8 +296,7 @@ async fn an_administrator_does_nothing_while_a_login_role_owns_a_part_of_a_schem
 /// Every argument is NULL, so a function that refuses that at once is tried no further than to there.
 #[tokio::test]
 async fn a_function_that_runs_as_its_owner_takes_nothing_of_its_callers_session() -> anyhow::Result<()> {
-    let cluster = test_cluster().await?;
-    let database = Database::create(&cluster).await?;
+    let database = Database::create().await?;
     let mut administrator = PgConnection::connect(&database.superuser_url()).await?;
     for role in ROLES {
         let calls: Vec<String> = sqlx::query_scalar(CALLS)

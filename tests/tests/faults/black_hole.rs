@@ -74,7 +74,7 @@ async fn no_session_is_left_in_a_transaction(superuser: &PgPool) -> anyhow::Resu
         )
         .fetch_one(superuser)
         .await?;
-        Ok((left == 0).then_some(()))
+        Ok(left == 0)
     })
     .await
 }
@@ -90,7 +90,7 @@ async fn commands_are_answered_in_time_and_go_on_when_the_network_to_postgres_is
         let before = probe.tally().unknown;
         network.postgres.black_hole(direction);
         wait::until("every worker has waited four times", async || {
-            Ok((probe.tally().unknown >= before + 4 * WORKERS).then_some(()))
+            Ok(probe.tally().unknown >= before + 4 * WORKERS)
         })
         .await?;
         network.postgres.heal();
@@ -115,7 +115,7 @@ async fn commands_are_answered_in_time_and_go_on_when_the_network_to_postgres_is
 async fn accepted(probe: &Probe, more: usize) -> anyhow::Result<()> {
     let wanted = probe.tally().accepted + more;
     wait::until("more commands are accepted", async || {
-        Ok((probe.tally().accepted >= wanted).then_some(()))
+        Ok(probe.tally().accepted >= wanted)
     })
     .await
 }
@@ -165,12 +165,12 @@ async fn reads_end_in_time_and_go_on_when_the_network_to_postgres_is_back() -> a
     network.postgres.heal();
     let healed = Instant::now();
     wait::until("an order can be read", async || {
-        Ok((caller.get(&paths[0]).await?.status == 200).then_some(()))
+        Ok(caller.get(&paths[0]).await?.status == 200)
     })
     .await?;
     wait::until("everybody can read", async || {
         let statuses = crowd(&caller, &paths).await?;
-        Ok(statuses.iter().all(|status| *status == 200).then_some(()))
+        Ok(statuses.iter().all(|status| *status == 200))
     })
     .await?;
     ensure!(
@@ -202,7 +202,7 @@ async fn projections_go_on_when_the_network_to_postgres_is_back() -> anyhow::Res
     network.postgres.black_hole(Direction::Both);
     let before = log::head(&backend.superuser).await?;
     wait::until("every worker has said something into the hole", async || {
-        Ok((network.postgres.swallowed() >= 2 * WORKERS).then_some(()))
+        Ok(network.postgres.swallowed() >= 2 * WORKERS)
     })
     .await?;
     load.progress(200).await?;
@@ -240,7 +240,7 @@ async fn projections_go_on_from_the_log_while_the_network_to_nats_is_silent() ->
             silent.elapsed()
         );
         wait::until("something was said into the hole", async || {
-            Ok((network.nats.swallowed() > before).then_some(()))
+            Ok(network.nats.swallowed() > before)
         })
         .await?;
         network.nats.heal();

@@ -60,7 +60,7 @@ async fn two_services_under_one_hot_order_converge_on_one_mailbox_and_refuse_nob
     reaches(&backend, FORWARDED, forwarded + FORWARDED_MIN).await?;
     wait::until(
         "an order that nobody shares would be contended no more",
-        async || Ok((converged_at.elapsed() >= STAYS_FOR).then_some(())),
+        async || Ok(converged_at.elapsed() >= STAYS_FOR),
     )
     .await?;
     let conflicts_since = sum(&backend, CONFLICTS).await? - conflicts;
@@ -84,7 +84,7 @@ async fn services_that_find_each_other_late_refuse_nobody_meanwhile() -> anyhow:
     let order = HotOrder::place(&backend.caller()?).await?;
     let (callers, apart_since) = (order.callers(&backend.callers()?, CALLERS), Instant::now());
     wait::until("the services have written against each other", async || {
-        Ok((apart_since.elapsed() >= APART_FOR).then_some(()))
+        Ok(apart_since.elapsed() >= APART_FOR)
     })
     .await?;
     backend.servers.nats.restart().await?;
@@ -116,12 +116,12 @@ async fn callers_of_the_other_service_are_answered_while_the_home_of_their_order
     assert!(in_time > 0, "the home took all the time of who is in a hurry");
     let other = &backend.commands[1 - home];
     wait::until("a forwarded command is not answered", async || {
-        Ok((metrics::sum(other.admin, FAILED).await? > 0.0).then_some(()))
+        Ok(metrics::sum(other.admin, FAILED).await? > 0.0)
     })
     .await?;
     let answered = order.ledger.tally().answered();
     wait::until("callers get on without the home", async || {
-        Ok((order.ledger.tally().answered() >= answered + WITHOUT_HOME).then_some(()))
+        Ok(order.ledger.tally().answered() >= answered + WITHOUT_HOME)
     })
     .await?;
     callers.stop().await;
@@ -186,7 +186,7 @@ async fn a_home_that_stops_answers_all_that_was_forwarded_to_it() -> anyhow::Res
     backend.commands[home].service.stop().await?;
     let answered = order.ledger.tally().answered();
     wait::until("callers get on without the home", async || {
-        Ok((order.ledger.tally().answered() >= answered + WITHOUT_HOME).then_some(()))
+        Ok(order.ledger.tally().answered() >= answered + WITHOUT_HOME)
     })
     .await?;
     callers.stop().await;
@@ -266,7 +266,7 @@ impl Callers {
 /// Waits until a counter, summed over the command services, has come so far.
 async fn reaches(backend: &Backend, name: &str, least: f64) -> anyhow::Result<()> {
     wait::until(&format!("{name} reaches {least}"), async || {
-        Ok((sum(backend, name).await? >= least).then_some(()))
+        Ok(sum(backend, name).await? >= least)
     })
     .await
 }

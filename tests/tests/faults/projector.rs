@@ -37,7 +37,7 @@ async fn read_models_equal_the_fold_of_the_log_however_often_the_projector_is_ki
     for _ in 0..KILLS {
         let before = slowest(&backend.superuser).await?;
         wait::until("the projector has applied something", async || {
-            Ok((slowest(&backend.superuser).await? > before).then_some(()))
+            Ok(slowest(&backend.superuser).await? > before)
         })
         .await?;
         let projector = backend.projector.as_mut().context("there is a projector")?;
@@ -84,11 +84,7 @@ async fn replicas_share_the_work_evenly_whoever_comes_and_goes() -> anyhow::Resu
     assert_eq!(lost, 3, "each has a session");
     wait::until("every lease was acquired anew", async || {
         let now = fences(superuser).await?;
-        Ok(now
-            .iter()
-            .zip(&before)
-            .all(|(now, before)| now > before)
-            .then_some(()))
+        Ok(now.iter().zip(&before).all(|(now, before)| now > before))
     })
     .await?;
     share_as(superuser, &[1, 1, 2]).await?;
@@ -172,7 +168,7 @@ async fn a_projector_that_was_stopped_for_longer_than_its_leases_writes_nothing_
     sqlx::raw_sql(WATCH_STEPS).execute(&backend.superuser).await?;
     let load = Load::start(&backend.callers()?, 8);
     load.progress(200).await?;
-    let sessions = wait::until("every worker has taken a step", async || {
+    let sessions = wait::value("every worker has taken a step", async || {
         let sessions: Vec<i32> = sqlx::query_scalar("SELECT DISTINCT pid FROM public.step")
             .fetch_all(&backend.superuser)
             .await?;

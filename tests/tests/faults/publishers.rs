@@ -71,10 +71,10 @@ async fn helped(service: &Running) -> anyhow::Result<f64> {
 }
 
 async fn published_up_to(backend: &Backend, head: u64) -> anyhow::Result<()> {
-    let context = async_nats::jetstream::new(nats::connect(&backend.servers.nats.url()).await?);
+    let context = nats::jetstream(&backend.servers.nats.url()).await?;
     wait::until("the stream has what was committed before", async || {
-        let stream = context.get_stream(check::stream_name()).await?;
-        Ok((stream.cached_info().state.last_sequence >= head).then_some(()))
+        let stream = context.get_stream(nats::STREAM).await?;
+        Ok(stream.cached_info().state.last_sequence >= head)
     })
     .await
 }

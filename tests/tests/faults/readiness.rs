@@ -105,7 +105,7 @@ async fn a_server_that_takes_no_writes_makes_the_service_unready_until_it_does()
 async fn becomes(service: &Running, status: u16, words: &str) -> anyhow::Result<()> {
     wait::until(&format!("the service is {status}: {words}"), async || {
         let (answered, text) = metrics::get(service.admin, "/readyz").await?;
-        Ok((answered == status && text.contains(words)).then_some(()))
+        Ok(answered == status && text.contains(words))
     })
     .await
 }

@@ -56,7 +56,7 @@ async fn reads_wait(superuser: &PgPool, count: i64) -> anyhow::Result<()> {
                      AND wait_event_type = 'Lock'";
     wait::until(&format!("{count} reads wait"), async || {
         let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(superuser).await?;
-        Ok((waiting == count).then_some(()))
+        Ok(waiting == count)
     })
     .await
 }
@@ -108,7 +108,7 @@ async fn with_every_shared_connection_taken_single_orders_are_read_fresh_and_rea
         let looked_at = readiness_looked_at(&stack.superuser).await?;
         wait::until("readiness is looked at", async || {
             let again = readiness_looked_at(&stack.superuser).await?;
-            Ok((again > looked_at).then_some(()))
+            Ok(again > looked_at)
         })
         .await?;
         metrics::ready(stack.query.admin).await?;
@@ -128,7 +128,7 @@ async fn a_read_whose_caller_has_gone_away_counts_until_it_has_ended() -> anyhow
     let becomes_zero = async |name: &str| {
         wait::until(name, async || {
             let sum = metrics::sum(stack.query.admin, name).await?;
-            Ok((sum == 0.0).then_some(()))
+            Ok(sum == 0.0)
         })
         .await
     };

@@ -62,7 +62,7 @@ pub(crate) async fn measure(servers: &Servers, report: &mut Report) -> anyhow::R
 async fn accepts_more(probe: &Probe) -> anyhow::Result<()> {
     let before = probe.tally().accepted;
     wait::until("a command is accepted", async || {
-        Ok((probe.tally().accepted > before).then_some(()))
+        Ok(probe.tally().accepted > before)
     })
     .await
 }

@@ -145,14 +145,13 @@ async fn messages(pair: &Pair) -> anyhow::Result<f64> {
 
 /// Waits until the stream ends at a position.
 async fn published(pair: &Pair, position: usize) -> anyhow::Result<()> {
-    let client = nats::connect(&pair.backend.servers.nats.url()).await?;
-    let context = async_nats::jetstream::new(client);
+    let context = nats::jetstream(&pair.backend.servers.nats.url()).await?;
     wait::until("the stream ends with the log", async || {
-        let Ok(stream) = context.get_stream(check::stream_name()).await else {
-            return Ok(None);
+        let Ok(stream) = context.get_stream(nats::STREAM).await else {
+            return Ok(false);
         };
         let last = stream.cached_info().state.last_sequence;
-        Ok((last == position as u64).then_some(()))
+        Ok(last == position as u64)
     })
     .await
 }

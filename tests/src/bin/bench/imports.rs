@@ -109,7 +109,7 @@ async fn rebuild(stack: &Stack, name: &str, orders: &str, report: &mut Report) -
             .rebuild
             .context("a rebuild")?;
         anyhow::ensure!(rebuild.status() != RebuildStatus::Failed, "{}", rebuild.error);
-        Ok((rebuild.status() == RebuildStatus::Done).then_some(()))
+        Ok(rebuild.status() == RebuildStatus::Done)
     })
     .await?;
     let rate = head as f64 / started.elapsed().as_secs_f64();

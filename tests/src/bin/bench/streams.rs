@@ -64,7 +64,7 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
         asking.join_all().await;
         let (caller, change) = (backend.caller()?, command::change_quantity(&id, 3));
         let asked = Instant::now();
-        let answer = wait::until("a call for the long stream is answered", async || {
+        let answer = wait::value("a call for the long stream is answered", async || {
             Ok(caller.send(change.clone()).await.ok())
         });
         // Where it never is, the figure is how long it was waited for.

@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 
 use daybook_event_store::Epoch;
-use time::OffsetDateTime;
 
 use super::*;
+use crate::message::tests::sample;
 
 mod any_order;
 
@@ -33,16 +33,9 @@ fn event(position: u64, from: &str) -> RecordedEvent {
     RecordedEvent {
         partition: PARTITION,
         position,
-        tenant_id: Uuid::nil(),
-        category: "order".to_owned(),
-        stream_id: "order_1".to_owned(),
-        stream_version: position,
         event_id: Uuid::from_u128(position.into()),
-        event_type: "order.placed".to_owned(),
-        schema_version: 1,
-        payload: String::new(),
         metadata: from.into(),
-        recorded_at: OffsetDateTime::UNIX_EPOCH,
+        ..sample()
     }
 }
 

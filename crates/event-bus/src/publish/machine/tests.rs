@@ -2,9 +2,9 @@
 
 use daybook_event_store::{Committed, LogHead, RecordedEvent};
 use proptest::prelude::*;
-use time::OffsetDateTime;
 
 use super::*;
+use crate::message::tests::sample;
 
 const LOG: Uuid = Uuid::from_u128(1);
 
@@ -15,18 +15,9 @@ fn event(position: u64) -> RecordedEvent {
 /// What an epoch recorded at a position: no other has an event with its id.
 fn event_of(generation: Uuid, position: u64) -> RecordedEvent {
     RecordedEvent {
-        partition: 0,
         position,
-        tenant_id: Uuid::nil(),
-        category: "order".to_owned(),
-        stream_id: String::new(),
-        stream_version: 1,
         event_id: Uuid::from_u128(generation.as_u128() << 64 | u128::from(position)),
-        event_type: String::new(),
-        schema_version: 1,
-        payload: String::new(),
-        metadata: "{}".into(),
-        recorded_at: OffsetDateTime::UNIX_EPOCH,
+        ..sample()
     }
 }
 

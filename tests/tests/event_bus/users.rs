@@ -1,16 +1,15 @@
 //! What the users of `deploy/nats/users.conf` may do and may not, on a real server.
 
-#[expect(dead_code, reason = "the suites share it and use different parts")]
-mod support;
-
 use anyhow::Context as _;
 use async_nats::{Client, ConnectErrorKind, Event};
 use daybook_devstack::NatsUser;
 use daybook_event_bus::{Deployment, bus, message};
 use daybook_event_store::RecordedEvent;
-use support::{DEADLINE, Stack};
+use daybook_tests::wait;
 use tokio::sync::mpsc;
 use uuid::Uuid;
+
+use super::{DEADLINE, PARTITION, Stack, read_to};
 
 /// A client, and what the server complains of.
 struct SignedIn {
@@ -81,7 +80,7 @@ async fn whoever_has_no_password_is_not_let_in() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_service_alone_may_publish_an_event() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     publishing.published(3).await?;
@@ -93,7 +92,7 @@ async fn the_command_service_alone_may_publish_an_event() -> anyhow::Result<()> 
         stream_id: "ord_forged".to_owned(),
         ..newest
     };
-    let generation = stack.store.head(support::PARTITION).await?.generation;
+    let generation = stack.store.head(PARTITION).await?.generation;
     let message = message::encode(&plausible, generation, &Deployment::default());
 
     for user in [NatsUser::Projector, NatsUser::Query, NatsUser::Command] {
@@ -104,7 +103,7 @@ async fn the_command_service_alone_may_publish_an_event() -> anyhow::Result<()> 
             .publish_with_headers(subject, headers, message.payload.clone());
         publish.await?;
         if user == NatsUser::Command {
-            support::eventually("the event", async || Ok(last_sequence(&stack).await? == 4)).await?;
+            wait::until("the event", async || Ok(last_sequence(&stack).await? == 4)).await?;
         } else {
             client.is_refused("publish to", &message.subject).await?;
             assert_eq!(last_sequence(&stack).await?, 3, "{user:?}");
@@ -160,11 +159,11 @@ async fn a_user_may_not_do_what_its_service_does_not_do() -> anyhow::Result<()> 
 /// answer stored in the stream. It passes for no event.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_jetstream_that_is_aimed_at_the_stream_disturbs_nobody() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     publishing.published(3).await?;
-    let generation = stack.store.head(support::PARTITION).await?.generation;
+    let generation = stack.store.head(PARTITION).await?.generation;
     let projector = SignedIn::start(&stack, NatsUser::Projector).await?;
     let request = "$JS.API.CONSUMER.CREATE.daybook_EVENTS_0";
     let reply = format!("daybook.events.0.{generation}.forged");
@@ -177,6 +176,6 @@ async fn an_answer_of_jetstream_that_is_aimed_at_the_stream_disturbs_nobody() ->
     publishing.tell(stack.commit(5).await?);
     publishing.published(8).await?;
     let mut reader = stack.reader(0).await?;
-    assert_eq!(support::read_to(&mut reader, 8).await?, stack.log().await?);
+    assert_eq!(read_to(&mut reader, 8).await?, stack.log().await?);
     publishing.stop().await
 }

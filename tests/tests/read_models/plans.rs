@@ -7,9 +7,9 @@ use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
 use daybook_read_model::{Generation, OrderList, ReadModel, StreamKey};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use crate::database::{Database, loaded};
-use crate::history::{TENANT, history, order_id};
-use crate::lists::{every_sort, sorted};
+use super::history::{TENANT, history, order_id};
+use super::lists::{every_sort, sorted};
+use super::{Database, loaded};
 
 const PAGE: u32 = 20;
 

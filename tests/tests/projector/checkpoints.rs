@@ -1,14 +1,12 @@
 //! Checkpoints and leases on a real database: who may take a step, and who is refused.
 
-mod support;
-
 use daybook_projector::checkpoint::{self, Claim};
 use daybook_projector::runner::Runner;
 use daybook_read_model::{Advance, CustomerTotals, ReadModel};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-use support::{Orders, Setup, claim, drain, eventually, hold};
+use super::{Orders, Setup, claim, drain, eventually, hold};
 
 type Model = CustomerTotals;
 

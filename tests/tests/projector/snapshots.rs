@@ -1,8 +1,6 @@
 //! What a batch and a read cost after thousands of batches under a snapshot that somebody holds, like a backup: counted in
 //! blocks of tables and indexes, because time depends on the machine.
 
-mod support;
-
 use daybook_event_bus::consume::Source;
 use daybook_projector::batch::Decoded;
 use daybook_projector::runner::Runner;
@@ -10,7 +8,7 @@ use daybook_read_model::{CustomerTotals, ReadModel, StockLevels};
 use sqlx::Connection as _;
 use uuid::Uuid;
 
-use support::{Orders, Setup, append_stock, eventually, hold};
+use super::{Orders, Setup, append_stock, eventually, hold};
 
 /// Batches that are counted, before and after.
 const COUNTED: usize = 100;

@@ -7,8 +7,8 @@ use daybook_read_model::{
 };
 use sqlx::Executor as _;
 
-use crate::database::{Database, fold_all, loaded, refs};
-use crate::history::{STRANGER, TENANT, confirmed, history, placed};
+use super::history::{STRANGER, TENANT, confirmed, history, placed};
+use super::{Database, fold_all, loaded, refs};
 
 async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
     let events = history(TENANT, 0..9);

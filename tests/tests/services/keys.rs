@@ -1,4 +1,4 @@
-//! API keys and the pool, on a real Postgres with the real schema.
+//! API keys, and a server that asks for them, on a real Postgres with the real schema.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
-use daybook_devstack::testing::{TestCluster, test_cluster};
 use daybook_service::config::Secret;
-use daybook_service::database::{DatabaseError, check_schema, connect};
 use daybook_service::identity::{
     Authenticator, Identity, KeyAges, LOOKUP_TIMEOUT, LOOKUPS_WAITING_MAX, NewApiKey, Scope,
     generate_api_key, principal_with,
@@ -16,108 +14,78 @@ use daybook_service::identity::{
 use daybook_service::metrics::{Registry, ServerMetrics};
 use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
 use daybook_service::{ApiError, Code};
+use daybook_tests::database::Database;
+use daybook_tests::tenant::store_key;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use http::{Extensions, HeaderMap, HeaderValue};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection as _, Executor as _, PgConnection, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgPool};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// A migrated database with one tenant in partition 3. The server goes when this goes.
-struct Database {
-    pool: PgPool,
-    superuser: PgPool,
-    tenant: Uuid,
-    url: String,
-    cluster: TestCluster,
-}
+use super::pool_of;
 
 /// No test waits longer than this for something that should happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-impl Database {
-    async fn create() -> Self {
-        let cluster = test_cluster().await.expect("a server for tests");
-        let template = "daybook_service_template";
-        cluster
-            .ensure_template(template, migrate)
-            .await
-            .expect("a migrated template");
-        let roles = ["daybook_query"];
-        cluster.enable_login(&roles).await.expect("the role may log in");
-        let name = format!("service_{}", Uuid::now_v7().simple());
-        cluster
-            .create_database(&name, Some(template))
-            .await
-            .expect("a database");
-        let open = async |url: String| {
-            connect(&Secret::from(url), "daybook-test", 1)
-                .await
-                .expect("it lets us in")
-        };
-        let database = Self {
-            pool: open(cluster.url("daybook_query", &name)).await,
-            superuser: open(cluster.superuser_url(&name)).await,
-            tenant: Uuid::now_v7(),
-            url: cluster.url("daybook_query", &name),
-            cluster,
-        };
+/// A database with a tenant in partition 3.
+struct Setup {
+    pool: PgPool,
+    superuser: PgPool,
+    tenant: Uuid,
+    database: Database,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let database = Database::create().await.expect("a database");
+        let superuser = database.superuser().await.expect("a superuser");
+        let tenant = Uuid::now_v7();
         sqlx::query("INSERT INTO event_store.tenant (tenant_id, name, partition) VALUES ($1, 'acme', 3)")
-            .bind(database.tenant)
-            .execute(&database.superuser)
+            .bind(tenant)
+            .execute(&superuser)
             .await
             .expect("a tenant");
-        database
+        Self {
+            pool: pool_of(&database).await,
+            superuser,
+            tenant,
+            database,
+        }
     }
 
-    async fn store(&self, key: &NewApiKey, expires_in_seconds: f64) {
-        sqlx::query(
-            "INSERT INTO event_store.api_key (prefix, secret_sha256, tenant_id, name, scopes, expires_at)
-             VALUES ($1, $2, $3, 'till', '{orders:read}', now() + make_interval(secs => $4))",
-        )
-        .bind(&key.prefix)
-        .bind(&key.sha256[..])
-        .bind(self.tenant)
-        .bind(expires_in_seconds)
-        .execute(&self.superuser)
-        .await
-        .expect("a key");
+    /// A key of the tenant's that may read orders.
+    async fn key(&self) -> NewApiKey {
+        let key = generate_api_key();
+        let stored = self.store(&key, Some(self.tenant), "{orders:read}").await;
+        stored.expect("a tenant's key may have it");
+        key
     }
 
-    /// A key of the tenant's, or of the deployment's, with scopes as they are written in SQL.
-    async fn store_with(
-        &self,
-        key: &NewApiKey,
-        tenant: Option<Uuid>,
-        scopes: &str,
-    ) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "INSERT INTO event_store.api_key (prefix, secret_sha256, tenant_id, name, scopes)
-             VALUES ($1, $2, $3, 'till', $4::text::text[])",
-        )
-        .bind(&key.prefix)
-        .bind(&key.sha256[..])
-        .bind(tenant)
-        .bind(scopes)
-        .execute(&self.superuser)
-        .await
-        .map(drop)
+    /// Stores a key of the tenant's, or of the deployment's, with scopes as they are written in SQL.
+    async fn store(&self, key: &NewApiKey, tenant: Option<Uuid>, scopes: &str) -> Result<(), sqlx::Error> {
+        store_key(&self.superuser, key, tenant, scopes).await
     }
 
-    async fn revoke(&self, key: &NewApiKey) {
-        sqlx::query("UPDATE event_store.api_key SET revoked_at = now() WHERE prefix = $1")
+    async fn set(&self, key: &NewApiKey, change: &str) {
+        let update = format!("UPDATE event_store.api_key SET {change} WHERE prefix = $1");
+        sqlx::query(AssertSqlSafe(update))
             .bind(&key.prefix)
             .execute(&self.superuser)
             .await
-            .expect("it is revoked");
+            .expect("it is changed");
+    }
+
+    async fn revoke(&self, key: &NewApiKey) {
+        self.set(key, "revoked_at = now()").await;
     }
 
     /// An authenticator on the connections that it makes for itself.
     async fn authenticator(&self) -> Authenticator {
-        let url = Secret::from(self.url.as_str());
+        let url = Secret::from(self.database.url("daybook_query"));
         let (authenticator, lookups) = Authenticator::connect(&url).await.expect("it lets us in");
         tokio::spawn(lookups);
         authenticator
@@ -129,12 +97,6 @@ fn authenticator(pool: PgPool, ages: KeyAges) -> Authenticator {
     let (authenticator, lookups) = Authenticator::new(pool, ages);
     tokio::spawn(lookups);
     authenticator
-}
-
-async fn migrate(url: String) -> anyhow::Result<()> {
-    let mut connection = PgConnection::connect(&url).await?;
-    daybook_event_store::migrator().run(&mut connection).await?;
-    Ok(connection.close().await?)
 }
 
 fn bearer(key: &str) -> HeaderMap {
@@ -151,17 +113,17 @@ async fn refused(authenticator: &Authenticator, headers: &HeaderMap) -> ApiError
 
 #[tokio::test]
 async fn a_good_key_is_its_tenant_and_its_scopes() {
-    let database = Database::create().await;
-    let key = generate_api_key();
-    database.store(&key, 60.0).await;
-    let authenticator = database.authenticator().await;
+    let setup = Setup::new().await;
+    let key = setup.key().await;
+    setup.set(&key, "expires_at = now() + interval '1 min'").await;
+    let authenticator = setup.authenticator().await;
     let identity = authenticator.authenticate(&bearer(&key.plain)).await;
     let mut request = Extensions::new();
     request.insert(identity.expect("it is good"));
     let principal = principal_with(&request, Scope::OrdersRead).expect("it has the scope");
     assert_eq!(
         (principal.tenant_id, principal.tenant_partition),
-        (database.tenant, 3)
+        (setup.tenant, 3)
     );
     assert_eq!(principal.credential(), format!("key:{}", key.prefix));
     principal_with(&request, Scope::OrdersWrite).expect_err("it has not the scope");
@@ -169,13 +131,13 @@ async fn a_good_key_is_its_tenant_and_its_scopes() {
 
 #[tokio::test]
 async fn an_operators_key_is_the_deployments_and_belongs_to_no_tenant() {
-    let database = Database::create().await;
+    let setup = Setup::new().await;
     let key = generate_api_key();
-    let stored = database
-        .store_with(&key, None, "{projections:operate,tenants:admin}")
+    let stored = setup
+        .store(&key, None, "{projections:operate,tenants:admin}")
         .await;
     stored.expect("an operator may have both");
-    let identity = database
+    let identity = setup
         .authenticator()
         .await
         .authenticate(&bearer(&key.plain))
@@ -191,8 +153,8 @@ async fn an_operators_key_is_the_deployments_and_belongs_to_no_tenant() {
 
 #[tokio::test]
 async fn the_database_refuses_scopes_of_the_other_kind_of_key() {
-    let database = Database::create().await;
-    let tenant = Some(database.tenant);
+    let setup = Setup::new().await;
+    let tenant = Some(setup.tenant);
     let wrong = [
         (tenant, "{projections:operate}", "api_key_scopes_of_its_kind"),
         (
@@ -209,7 +171,7 @@ async fn the_database_refuses_scopes_of_the_other_kind_of_key() {
         (tenant, "{orders:read,NULL}", "api_key_scopes_check"),
     ];
     for (tenant, scopes, constraint) in wrong {
-        let refused = database.store_with(&generate_api_key(), tenant, scopes).await;
+        let refused = setup.store(&generate_api_key(), tenant, scopes).await;
         let error = refused.expect_err(scopes);
         let broken = error.as_database_error().and_then(|error| error.constraint());
         assert_eq!(broken, Some(constraint), "{scopes}");
@@ -218,18 +180,12 @@ async fn the_database_refuses_scopes_of_the_other_kind_of_key() {
 
 #[tokio::test]
 async fn every_key_that_is_not_good_is_refused_in_the_same_words() {
-    let database = Database::create().await;
-    let (good, expired, revoked, unknown) = (
-        generate_api_key(),
-        generate_api_key(),
-        generate_api_key(),
-        generate_api_key(),
-    );
-    database.store(&good, 60.0).await;
-    database.store(&expired, -1.0).await;
-    database.store(&revoked, 60.0).await;
-    database.revoke(&revoked).await;
-    let authenticator = database.authenticator().await;
+    let setup = Setup::new().await;
+    let (good, expired, revoked) = (setup.key().await, setup.key().await, setup.key().await);
+    let unknown = generate_api_key();
+    setup.set(&expired, "expires_at = now() - interval '1 s'").await;
+    setup.revoke(&revoked).await;
+    let authenticator = setup.authenticator().await;
     let forged = good.plain[..18].to_owned() + &unknown.plain[18..];
     let wrong = [
         &expired.plain,
@@ -252,11 +208,10 @@ async fn every_key_that_is_not_good_is_refused_in_the_same_words() {
 
 #[tokio::test]
 async fn a_database_that_is_away_is_never_unauthenticated() {
-    let database = Database::create().await;
-    let key = generate_api_key();
-    database.store(&key, 60.0).await;
-    database.pool.close().await;
-    let authenticator = authenticator(database.pool.clone(), KeyAges::default());
+    let setup = Setup::new().await;
+    let key = setup.key().await;
+    setup.pool.close().await;
+    let authenticator = authenticator(setup.pool.clone(), KeyAges::default());
     let error = refused(&authenticator, &bearer(&key.plain)).await;
     assert_eq!(error.code(), &Code::DependencyUnavailable);
 }
@@ -277,15 +232,14 @@ async fn a_database_that_never_answers_is_given_up_in_time() {
 
 #[tokio::test]
 async fn a_key_that_is_known_needs_no_database() {
-    let database = Database::create().await;
-    let key = generate_api_key();
-    database.store(&key, 60.0).await;
-    let authenticator = authenticator(database.pool.clone(), KeyAges::default());
+    let setup = Setup::new().await;
+    let key = setup.key().await;
+    let authenticator = authenticator(setup.pool.clone(), KeyAges::default());
     authenticator
         .authenticate(&bearer(&key.plain))
         .await
         .expect("it is good");
-    database.pool.close().await;
+    setup.pool.close().await;
     authenticator
         .authenticate(&bearer(&key.plain))
         .await
@@ -294,10 +248,9 @@ async fn a_key_that_is_known_needs_no_database() {
 
 #[tokio::test]
 async fn guessing_pushes_no_real_key_out() {
-    let database = Database::create().await;
-    let key = generate_api_key();
-    database.store(&key, 60.0).await;
-    let authenticator = authenticator(database.pool.clone(), KeyAges::default());
+    let setup = Setup::new().await;
+    let key = setup.key().await;
+    let authenticator = authenticator(setup.pool.clone(), KeyAges::default());
     authenticator
         .authenticate(&bearer(&key.plain))
         .await
@@ -309,7 +262,7 @@ async fn guessing_pushes_no_real_key_out() {
         let codes: Vec<Code> = guesses.map(|error| error.code().clone()).collect().await;
         assert!(codes.iter().all(|code| *code == Code::Unauthenticated));
     }
-    database.pool.close().await;
+    setup.pool.close().await;
     authenticator
         .authenticate(&bearer(&key.plain))
         .await
@@ -318,17 +271,16 @@ async fn guessing_pushes_no_real_key_out() {
 
 #[tokio::test]
 async fn a_key_in_use_is_read_again_in_the_background_and_its_revocation_seen() {
-    let database = Database::create().await;
-    let key = generate_api_key();
-    database.store(&key, 60.0).await;
+    let setup = Setup::new().await;
+    let key = setup.key().await;
     let ages = KeyAges {
         refresh_interval: Duration::ZERO,
         trust_max: Duration::from_secs(3_600),
     };
-    let authenticator = authenticator(database.pool.clone(), ages);
+    let authenticator = authenticator(setup.pool.clone(), ages);
     let headers = bearer(&key.plain);
     authenticator.authenticate(&headers).await.expect("it is good");
-    database.revoke(&key).await;
+    setup.revoke(&key).await;
     let deadline = Instant::now() + PATIENCE;
     let refusal = loop {
         match authenticator.authenticate(&headers).await {
@@ -342,14 +294,13 @@ async fn a_key_in_use_is_read_again_in_the_background_and_its_revocation_seen() 
 
 #[tokio::test]
 async fn while_unknown_keys_cannot_be_looked_up_known_ones_work_and_the_crowd_is_bounded() {
-    let database = Database::create().await;
-    let key = generate_api_key();
-    database.store(&key, 60.0).await;
-    let authenticator = database.authenticator().await;
+    let setup = Setup::new().await;
+    let key = setup.key().await;
+    let authenticator = setup.authenticator().await;
     let headers = bearer(&key.plain);
     authenticator.authenticate(&headers).await.expect("it is good");
 
-    let mut connection = database.superuser.acquire().await.expect("a connection");
+    let mut connection = setup.superuser.acquire().await.expect("a connection");
     let mut locking = connection.begin().await.expect("a transaction");
     locking
         .execute("SET LOCAL idle_in_transaction_session_timeout = 0")
@@ -440,14 +391,13 @@ async fn answer_on(stream: &mut TcpStream, head: &str, body: &str) -> String {
 
 #[tokio::test]
 async fn a_connection_that_has_shown_a_key_is_not_closed_for_one_that_has_not() {
-    let database = Database::create().await;
-    let reader = generate_api_key();
-    database.store(&reader, 60.0).await;
+    let setup = Setup::new().await;
+    let reader = setup.key().await;
     let limits = Limits {
         connections_max: 2,
         ..Limits::default()
     };
-    let server = start_server(database.authenticator().await, limits).await;
+    let server = start_server(setup.authenticator().await, limits).await;
     let good = format!(
         "POST /read HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Length: 0",
         reader.plain
@@ -483,16 +433,12 @@ async fn is_closed(mut stream: TcpStream) {
 
 #[tokio::test]
 async fn one_tenants_connections_keep_no_other_out_and_are_strangers_when_its_key_is_revoked() {
-    let database = Database::create().await;
-    let (greedy, other) = (generate_api_key(), generate_api_key());
-    database.store(&greedy, 60.0).await;
+    let setup = Setup::new().await;
+    let (greedy, other) = (setup.key().await, generate_api_key());
     let tenant = Uuid::now_v7();
-    sqlx::query("INSERT INTO event_store.tenant (tenant_id, name, partition) VALUES ($1, 'other', 4)")
-        .bind(tenant)
-        .execute(&database.superuser)
-        .await
-        .expect("a tenant");
-    let stored = database.store_with(&other, Some(tenant), "{orders:read}").await;
+    let added = setup.database.add_tenants(&[tenant]).await;
+    added.expect("a tenant");
+    let stored = setup.store(&other, Some(tenant), "{orders:read}").await;
     stored.expect("a tenant's key may have it");
     let limits = Limits {
         connections_max: 4,
@@ -502,7 +448,7 @@ async fn one_tenants_connections_keep_no_other_out_and_are_strangers_when_its_ke
         refresh_interval: Duration::ZERO,
         ..KeyAges::default()
     };
-    let authenticator = authenticator(database.pool.clone(), ages);
+    let authenticator = authenticator(setup.pool.clone(), ages);
     let server = start_server(authenticator.clone(), limits).await;
     let ask = async |stream: &mut TcpStream, key: &NewApiKey, status: u16| {
         let head = format!(
@@ -523,7 +469,7 @@ async fn one_tenants_connections_keep_no_other_out_and_are_strangers_when_its_ke
     ask(&mut of_other, &other, 200).await;
     is_closed(of_greedy.remove(0)).await;
 
-    database.revoke(&greedy).await;
+    setup.revoke(&greedy).await;
     let deadline = Instant::now() + PATIENCE;
     while authenticator.authenticate(&bearer(&greedy.plain)).await.is_ok() {
         assert!(Instant::now() < deadline, "the revocation is not seen");
@@ -546,14 +492,11 @@ async fn one_tenants_connections_keep_no_other_out_and_are_strangers_when_its_ke
 
 #[tokio::test]
 async fn a_request_is_judged_by_what_its_route_declares_before_a_byte_of_its_body_is_there() {
-    let database = Database::create().await;
-    let (reader, operator) = (generate_api_key(), generate_api_key());
-    database.store(&reader, 60.0).await;
-    let stored = database
-        .store_with(&operator, None, "{projections:operate}")
-        .await;
+    let setup = Setup::new().await;
+    let (reader, operator) = (setup.key().await, generate_api_key());
+    let stored = setup.store(&operator, None, "{projections:operate}").await;
     stored.expect("an operator may have it");
-    let server = start_server(database.authenticator().await, Limits::default()).await;
+    let server = start_server(setup.authenticator().await, Limits::default()).await;
     // What the path declares, the length that the request declares, and the status of both transports.
     let cases = [
         (&reader, "/write", 100, "403", "7"),
@@ -590,71 +533,4 @@ async fn a_request_is_judged_by_what_its_route_declares_before_a_byte_of_its_bod
     );
     let answer = answer_to(server, head, &"x".repeat(1_005)).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-}
-
-#[tokio::test]
-async fn a_transaction_that_was_left_open_does_not_reach_the_next_borrower() {
-    let database = Database::create().await;
-    let mut connection = database.pool.acquire().await.expect("a connection");
-    // What a dropped `pool.begin()` leaves behind: a transaction that sqlx knows nothing of.
-    let left_open = "BEGIN; SET LOCAL daybook.tenant_id = 'somebody else'";
-    connection.execute(left_open).await.expect("it begins");
-    drop(connection);
-    let tenant: String = sqlx::query_scalar("SELECT current_setting('daybook.tenant_id', true)")
-        .fetch_one(&database.pool)
-        .await
-        .expect("the same connection, for there is but one");
-    assert_eq!(tenant, "");
-}
-
-#[tokio::test]
-async fn the_schema_has_to_be_there_and_new_enough() {
-    let database = Database::create().await;
-    let version = daybook_event_store::schema_version();
-    check_schema(&database.pool, "event_store", version)
-        .await
-        .expect("it is the version of this build");
-    check_schema(&database.pool, "event_store", version - 1)
-        .await
-        .expect("a newer one is fine");
-    let older = check_schema(&database.pool, "event_store", version + 1).await;
-    assert!(matches!(older, Err(DatabaseError::Outdated { .. })), "{older:?}");
-    let missing = check_schema(&database.pool, "read_model", 1).await;
-    assert!(
-        matches!(missing, Err(DatabaseError::Version { .. })),
-        "{missing:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_statement_cannot_run_for_ever() {
-    let database = Database::create().await;
-    let timeouts =
-        "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')";
-    let row = database.pool.fetch_one(timeouts).await.expect("settings");
-    assert_eq!((row.get::<&str, _>(0), row.get::<&str, _>(1)), ("4s", "5s"));
-    let mut connection = database.pool.acquire().await.expect("a connection");
-    connection
-        .execute("SET statement_timeout = 10")
-        .await
-        .expect("a shorter one, for the test");
-    let error = connection
-        .execute("SELECT pg_sleep(5)")
-        .await
-        .expect_err("it takes too long");
-    assert_eq!(ApiError::from(error).code(), &Code::DeadlineExceeded);
-}
-
-#[tokio::test]
-async fn a_role_that_is_not_let_in_is_an_error_that_hides_the_password() {
-    let database = Database::create().await;
-    let url = database.cluster.url("daybook_nobody", "postgres");
-    let error = connect(&Secret::from(url), "daybook-test", 1)
-        .await
-        .expect_err("there is no such role");
-    assert_eq!(error.to_string(), "cannot connect to the database");
-    let error = connect(&Secret::from("mysql://root:hunter2@db"), "daybook-test", 1)
-        .await
-        .expect_err("not Postgres");
-    assert!(!format!("{error:?} {error}").contains("hunter2"));
 }

@@ -1,19 +1,18 @@
 //! Publishing on a real nats-server and a real Postgres: the stream ends up equal to the log, whatever happens.
 
-#[expect(dead_code, reason = "the suites share it and use different parts")]
-mod support;
-
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use daybook_event_bus::publish::PublisherOptions;
 use daybook_event_store::RecordedEvent;
-use support::{PARTITION, Stack, eventually};
+use daybook_tests::wait;
+
+use super::{PARTITION, Stack, log_of_its_own};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_thousand_events_are_published_in_order() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     for _ in 0..100 {
         publishing.tell_all(stack.commit(50).await?).await?;
@@ -24,7 +23,7 @@ async fn five_thousand_events_are_published_in_order() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_publishers_of_one_log_make_one_stream() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishers = [stack.publisher().await?, stack.publisher().await?];
     for number in 0..400 {
         let committed = stack.commit(1 + number % 7).await?;
@@ -42,7 +41,7 @@ async fn two_publishers_of_one_log_make_one_stream() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_publishers_that_both_know_everything_make_one_stream() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishers = [stack.publisher().await?, stack.publisher().await?];
     for _ in 0..100 {
         let committed = stack.commit(20).await?;
@@ -64,7 +63,7 @@ async fn two_publishers_that_both_know_everything_make_one_stream() -> anyhow::R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stopped_replica_committed_another_publishes() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let stopped = stack.publisher().await?;
     let helper = stack.publisher().await?;
     stopped.tell(stack.commit(3).await?);
@@ -82,7 +81,7 @@ async fn what_a_stopped_replica_committed_another_publishes() -> anyhow::Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_published_is_found_by_comparing() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let _never_published = stack.commit(2_500).await?;
     let publishing = stack.publisher().await?;
     stack.stream_equals_log(&publishing).await?;
@@ -107,7 +106,7 @@ async fn a_lost_store_is_filled_again() -> anyhow::Result<()> {
     }
     stack.nats.restart().await?;
 
-    eventually("a refilled stream", async || {
+    wait::until("a refilled stream", async || {
         Ok(stack
             .raw_stream()
             .await
@@ -121,13 +120,13 @@ async fn a_lost_store_is_filled_again() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_beyond_the_log_is_made_anew_behind_the_log() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
     publishing.published(10).await?;
 
     stack.publish_foreign().await?;
-    eventually("a rebuilt stream", async || {
+    wait::until("a rebuilt stream", async || {
         Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
     })
     .await?;
@@ -139,7 +138,7 @@ async fn a_stream_beyond_the_log_is_made_anew_behind_the_log() -> anyhow::Result
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     // Nothing but the refusal can tell.
     let compare_interval = Duration::from_secs(3_600);
     let publishing = stack
@@ -156,7 +155,7 @@ async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result
     // The first of these is refused, and the rest fits behind the foreign message.
     publishing.tell(committed);
 
-    eventually("a rebuilt stream", async || {
+    wait::until("a rebuilt stream", async || {
         Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
     })
     .await?;
@@ -172,7 +171,7 @@ async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_message_in_the_place_of_what_another_replica_committed_is_found() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
     publishing.published(10).await?;
@@ -180,7 +179,7 @@ async fn a_foreign_message_in_the_place_of_what_another_replica_committed_is_fou
     let _of_a_replica_that_died = stack.commit(1).await?;
     stack.publish_foreign().await?;
     publishing.tell(stack.commit(1).await?);
-    eventually("a rebuilt stream", async || {
+    wait::until("a rebuilt stream", async || {
         Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
     })
     .await?;
@@ -190,7 +189,7 @@ async fn a_foreign_message_in_the_place_of_what_another_replica_committed_is_fou
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stream_goes_on_in_the_next_epoch_of_the_log() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
     publishing.published(10).await?;
@@ -210,14 +209,14 @@ async fn the_stream_goes_on_in_the_next_epoch_of_the_log() -> anyhow::Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_fork_only_what_lies_above_it_is_published_again() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(1_000).await?);
     publishing.published(1_000).await?;
     let before = publishing.handle.metrics().published.load(Relaxed);
 
     stack.fork(990).await?;
-    eventually("a stream from the fork on", async || {
+    wait::until("a stream from the fork on", async || {
         let info = stack.raw_stream().await;
         Ok(info.is_ok_and(|stream| stream.cached_info().state.first_sequence == 991))
     })
@@ -232,7 +231,7 @@ async fn after_a_fork_only_what_lies_above_it_is_published_again() -> anyhow::Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(100).await?);
     publishing.published(100).await?;
@@ -241,7 +240,7 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
 
     stack.set_back(60).await?;
     let publishing = stack.publisher().await?;
-    eventually("another epoch", async || {
+    wait::until("another epoch", async || {
         Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
     })
     .await?;
@@ -269,7 +268,7 @@ async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part
     stack.set_back(60).await?;
     let _while_nobody_looks = stack.commit(30).await?;
     let publishing = stack.publisher().await?;
-    eventually("another epoch", async || {
+    wait::until("another epoch", async || {
         Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
     })
     .await?;
@@ -354,7 +353,7 @@ async fn whoever_publishes_for_a_log_that_was_superseded_leaves_the_stream_alone
     publishing.published(10).await?;
 
     // Another log goes on in the place of this one, as a promoted standby does while the old primary lives.
-    let mut other = stack.other_log().await?;
+    let (_, mut other) = log_of_its_own().await?;
     stack.exchange(&mut other);
     stack.commit(1).await?;
     stack.fork(0).await?;
@@ -364,7 +363,7 @@ async fn whoever_publishes_for_a_log_that_was_superseded_leaves_the_stream_alone
 
     stack.exchange(&mut other);
     publishing.tell(stack.commit(10).await?);
-    eventually("the other epoch is seen", async || {
+    wait::until("the other epoch is seen", async || {
         Ok(publishing.seen.latest() == epoch)
     })
     .await?;
@@ -385,7 +384,7 @@ async fn an_unanswering_server_is_outlived() -> anyhow::Result<()> {
 
     stack.nats.pause();
     publishing.tell(stack.commit(10).await?);
-    eventually("an interruption", async || {
+    wait::until("an interruption", async || {
         Ok(publishing.handle.metrics().resyncs.load(Relaxed) >= 2)
     })
     .await?;
@@ -397,7 +396,7 @@ async fn an_unanswering_server_is_outlived() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_may_begin_late_in_a_long_log() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let _before_there_was_a_stream = stack.commit(100).await?;
     let options = PublisherOptions {
         retained_events_max: Some(30),
@@ -415,7 +414,7 @@ async fn a_stream_may_begin_late_in_a_long_log() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_observer_is_told_of_each_event_that_was_published_straight_away() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let latencies = Arc::new(Mutex::new(Vec::new()));
     // Nothing is read from the log but on start.
     let options = PublisherOptions {

@@ -1,7 +1,5 @@
 //! Rebuilds on a real database: under load, killed half-way and over the indexes, asked for twice, and in vain.
 
-mod support;
-
 use std::time::Duration;
 
 use daybook_projector::checkpoint::{self, Claim, Key, Lease};
@@ -14,7 +12,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
+use super::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
 
 async fn request<M: ReadModel>(setup: &Setup) -> Result<i32, StartError> {
     let context = setup.process().await;

@@ -105,7 +105,7 @@ async fn a_service_that_drains_tells_operators_that_it_stops() -> anyhow::Result
             let (status, text) = metrics::get(running.admin, "/readyz")
                 .await
                 .context(method.clone())?;
-            Ok((status == 503 && text.contains("SHUTTING_DOWN")).then_some(()))
+            Ok(status == 503 && text.contains("SHUTTING_DOWN"))
         })
         .await?;
         let (alive, _) = metrics::get(running.admin, "/livez").await?;
@@ -129,7 +129,7 @@ async fn open_call(running: &Running, method: &str, key: &str) -> anyhow::Result
     open.spawn(async move { drop(sender.send_request(request).await) });
     wait::until("the call is open", async || {
         let in_flight = metrics::sum(running.admin, "daybook_requests_in_flight").await?;
-        Ok((in_flight >= 1.0).then_some(()))
+        Ok(in_flight >= 1.0)
     })
     .await?;
     Ok(open)

@@ -1,8 +1,5 @@
 //! Consuming from a real nats-server and a real Postgres: every event once, in order, whatever happens to the stream.
 
-#[expect(dead_code, reason = "the suites share it and use different parts")]
-mod support;
-
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -10,14 +7,16 @@ use daybook_devstack::NatsUser;
 use daybook_event_bus::consume::{Reader, ReaderError, ReaderOptions, Source};
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_store::RecordedEvent;
+use daybook_tests::wait;
 use futures::StreamExt as _;
 use sqlx::Connection as _;
-use support::{DEADLINE, PARTITION, Stack, attempt, eventually, next, read_to};
 use uuid::Uuid;
+
+use super::{DEADLINE, PARTITION, Stack, attempt, next, read_to};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_come_from_the_stream_once_each_and_in_order() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(2_000).await?);
     publishing.published(2_000).await?;
@@ -34,7 +33,7 @@ async fn events_come_from_the_stream_once_each_and_in_order() -> anyhow::Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_begins_after_the_position_that_it_was_given() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(100).await?);
     publishing.published(100).await?;
@@ -45,7 +44,7 @@ async fn a_reader_begins_after_the_position_that_it_was_given() -> anyhow::Resul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hole_in_the_stream_is_filled_from_the_log() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(50).await?);
     publishing.published(50).await?;
@@ -66,7 +65,7 @@ async fn a_hole_in_the_stream_is_filled_from_the_log() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purged_range_is_read_from_the_log() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3_000).await?);
     publishing.published(3_000).await?;
@@ -84,7 +83,7 @@ async fn a_purged_range_is_read_from_the_log() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_message_is_not_delivered() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     publishing.published(3).await?;
@@ -99,7 +98,7 @@ async fn a_foreign_message_is_not_delivered() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     publishing.published(3).await?;
@@ -131,7 +130,7 @@ async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::R
     stack.publish_foreign().await?;
     stack.publish_forged(&forged, in_their_place.generation).await?;
     let metrics = reader.metrics();
-    let heard = eventually("both messages", async || Ok(metrics.holes.load(Relaxed) == 2));
+    let heard = wait::until("both messages", async || Ok(metrics.holes.load(Relaxed) == 2));
     tokio::select! {
         heard = heard => heard?,
         batch = next(&mut reader) => panic!("the log has not answered: {batch:?}"),
@@ -151,7 +150,7 @@ async fn what_the_log_does_not_hold_is_never_said_to_come_from_it() -> anyhow::R
 #[tokio::test(flavor = "multi_thread")]
 async fn more_large_messages_than_the_server_may_send_ahead_all_come_from_the_stream() -> anyhow::Result<()> {
     const EVENTS: usize = 40;
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     let payload = format!("\"{}\"", "x".repeat(900_000));
     let mut payloads = vec![payload; EVENTS];
@@ -167,7 +166,7 @@ async fn more_large_messages_than_the_server_may_send_ahead_all_come_from_the_st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_events_come_from_the_log_a_few_at_a_time_and_at_least_one() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let large = format!("\"{}\"", "x".repeat(3 << 20));
     let payloads = vec![
         large.clone(),
@@ -186,7 +185,7 @@ async fn large_events_come_from_the_log_a_few_at_a_time_and_at_least_one() -> an
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_too_large_for_a_message_is_delivered() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     let payloads = vec![
         "1".to_owned(),
@@ -221,7 +220,7 @@ async fn without_nats_events_come_from_the_log_and_with_it_from_the_stream_again
     stack.nats.restart().await?;
     publishing.published(15).await?;
     let mut position = 15;
-    eventually("an event from the stream", async || {
+    wait::until("an event from the stream", async || {
         publishing.tell(stack.commit(1).await?);
         position += 1;
         let batch = next(&mut reader).await?;
@@ -248,7 +247,7 @@ async fn a_lost_store_does_not_stop_the_reader() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_publishes_is_delivered_all_the_same() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(1).await?);
     publishing.published(1).await?;
@@ -263,7 +262,7 @@ async fn what_nobody_publishes_is_delivered_all_the_same() -> anyhow::Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_log_is_reported() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     let mut reader = stack.reader(0).await?;
@@ -282,7 +281,7 @@ async fn a_restored_log_is_reported() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_published_before_a_fork_still_comes_from_the_stream() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(1_000).await?);
     publishing.published(1_000).await?;
@@ -330,7 +329,7 @@ async fn a_start_that_belongs_to_another_log_is_refused() -> anyhow::Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_call_loses_nothing() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     for _ in 0..50 {
         publishing.tell_all(stack.commit(20).await?).await?;

@@ -1,7 +1,5 @@
 //! Live projections on a real database: killed, superseded, delivered to twice, poisoned, and with a restored log.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +14,7 @@ use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use support::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
+use super::{Orders, Setup, drain, eventually, foreign_event, unknown_event};
 
 /// Two gates: while somebody holds the first no row is committed, while somebody holds the second no checkpoint. They are
 /// written, and the commit waits. Were rows and checkpoint ever committed apart, one of the two gates would come between.

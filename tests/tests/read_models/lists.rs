@@ -4,8 +4,8 @@ use daybook_domain::order::Status;
 use daybook_read_model::OrderList;
 use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
 
-use crate::database::Database;
-use crate::history::{STRANGER, TENANT, history, placed_at};
+use super::Database;
+use super::history::{STRANGER, TENANT, history, placed_at};
 
 async fn page_through(database: &Database, filter: &Filter, sort: Sort, limit: u32) -> Vec<order_list::Row> {
     let mut rows: Vec<order_list::Row> = Vec::new();

@@ -1,8 +1,5 @@
 //! Two deployments in one NATS account: neither meets what is the other's.
 
-#[expect(dead_code, reason = "the suites share it and use different parts")]
-mod support;
-
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -12,8 +9,9 @@ use daybook_event_bus::replica::{self, RequestError};
 use daybook_event_bus::signal::{self, Applied};
 use daybook_event_bus::{Bus, Deployment};
 use futures::{FutureExt as _, Stream, StreamExt as _};
-use support::{DEADLINE, PARTITION, Stack, connected, read_to};
 use uuid::Uuid;
+
+use super::{DEADLINE, PARTITION, Stack, connected, read_to};
 
 /// A connection of each, with every right in the account: their names alone keep them apart.
 async fn buses(stack: &Stack) -> anyhow::Result<[Bus; 2]> {
@@ -26,16 +24,16 @@ async fn buses(stack: &Stack) -> anyhow::Result<[Bus; 2]> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_deployment_has_its_stream_of_its_log() -> anyhow::Result<()> {
-    let mut stacks = [Stack::start().await?, Stack::start().await?];
+    let stacks = [Stack::start().await?, Stack::start().await?];
     let buses = buses(&stacks[0]).await?;
     let mut publishers = Vec::new();
-    for (stack, bus) in stacks.iter_mut().zip(&buses) {
+    for (stack, bus) in stacks.iter().zip(&buses) {
         let publishing = stack.publisher_on(bus.clone(), PublisherOptions::default());
         publishing.tell(stack.commit(10).await?);
         publishing.published(10).await?;
         publishers.push(publishing);
     }
-    for ((stack, bus), publishing) in stacks.iter_mut().zip(buses).zip(&publishers) {
+    for ((stack, bus), publishing) in stacks.iter().zip(buses).zip(&publishers) {
         publishing.tell(stack.commit(10).await?);
         publishing.published(20).await?;
         let mut reader = Reader::new(bus, stack.store.clone(), PARTITION, 0, ReaderOptions::default());

@@ -1,7 +1,5 @@
 //! Replicas on a real database, each of which sees the others for itself: work changes hands, whatever was forgotten.
 
-mod support;
-
 use daybook_projector::checkpoint;
 use daybook_projector::feed::{Feed, Taken};
 use daybook_projector::replica::{self, Duties};
@@ -12,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use support::{Orders, Setup, drain, hold};
+use super::{Orders, Setup, drain, eventually, hold};
 
 type Model = CustomerTotals;
 
@@ -139,7 +137,7 @@ async fn a_worker_that_has_nothing_to_do_keeps_no_connection() {
 
     duties.send_modify(|duties| duties.live.clear());
     assert_eq!(worker.step().await.expect("a step"), Step::Standby);
-    support::eventually("the end of its session", async || {
+    eventually("the end of its session", async || {
         setup.value::<i64>(sessions).await == 0
     })
     .await;
@@ -166,17 +164,17 @@ async fn a_feed_reads_only_while_a_worker_of_this_replica_has_a_place_in_it() {
     nobody_reads().await;
 
     let is_fed = |taken: Taken| matches!(taken, Taken::Batches(_));
-    support::eventually("events in the feed", async || is_fed(place.take(0, 10))).await;
+    eventually("events in the feed", async || is_fed(place.take(0, 10))).await;
     place.step_aside();
     assert!(!is_fed(place.take(0, 10)), "nothing is kept");
     place.step_aside();
-    support::eventually("the end of its reading", async || {
+    eventually("the end of its reading", async || {
         setup.value::<i64>(END_READERS).await == 0
     })
     .await;
     nobody_reads().await;
 
-    support::eventually("events in the feed again", async || is_fed(place.take(0, 10))).await;
+    eventually("events in the feed again", async || is_fed(place.take(0, 10))).await;
     shutdown.cancel();
     reading.await.expect("it does not panic").expect("it was told to");
 }

@@ -1,14 +1,13 @@
 //! Commands that fill a log: orders and a stock item, as the domain decides them, and what no program knows.
 
-use std::sync::Arc;
-
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::event::Event as _;
 use daybook_domain::ids::{OrderId, Reason, Sku, StockItemId};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{Command, NewLine, State};
 use daybook_domain::stock;
-use daybook_event_store::{Decision, Intent, Metadata, NewCommand, NewEvent};
+use daybook_event_store::{NewCommand, NewEvent};
+use daybook_tests::log;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
@@ -21,7 +20,7 @@ const BATCH_COMMANDS_MAX: usize = 500;
 /// An aggregate whose commands are decided one on another.
 struct Stream<A> {
     tenant_id: Uuid,
-    id: Arc<str>,
+    id: String,
     state: A,
     newest: Option<Uuid>,
 }
@@ -30,7 +29,7 @@ impl<A: Aggregate> Stream<A> {
     fn new(tenant_id: Uuid, id: impl ToString) -> Self {
         Self {
             tenant_id,
-            id: id.to_string().into(),
+            id: id.to_string(),
             state: A::default(),
             newest: None,
         }
@@ -46,25 +45,13 @@ impl<A: Aggregate> Stream<A> {
             schema_version: event.schema_version(),
             payload: event.encode(),
         });
-        let decision = decision(self.newest, events.collect());
-        self.newest = decision.leads_to();
+        let (decided_on, events) = (self.newest, events.collect::<Vec<_>>());
+        self.newest = events.last().map(|event| event.event_id).or(decided_on);
         Some(NewCommand {
-            tenant_id: self.tenant_id,
             key: Uuid::from_u128(random.random()).to_string().into(),
-            fingerprints: vec![0],
-            stream_id: Arc::clone(&self.id),
             category: A::CATEGORY,
-            intent: Intent::Write(decision),
+            ..log::command(self.tenant_id, &self.id, decided_on, events)
         })
-    }
-}
-
-fn decision(decided_on: Option<Uuid>, events: Vec<NewEvent>) -> Decision {
-    Decision {
-        decided_on,
-        metadata: Metadata::default().encode(),
-        events,
-        rejection: None,
     }
 }
 
@@ -184,19 +171,10 @@ pub(crate) async fn append_stock(setup: &Setup, tenant_id: Uuid, events: usize) 
 /// An event that no build of this program knows.
 pub(crate) fn unknown_event() -> NewCommand {
     let event = NewEvent {
-        event_id: Uuid::now_v7(),
         event_type: "order.exploded",
-        schema_version: 1,
-        payload: "{}".to_owned(),
+        ..log::event("{}".to_owned())
     };
-    NewCommand {
-        tenant_id: Uuid::from_u128(99),
-        key: Uuid::now_v7().to_string().into(),
-        fingerprints: vec![0],
-        stream_id: "ord_unknown".into(),
-        category: State::CATEGORY,
-        intent: Intent::Write(decision(None, vec![event])),
-    }
+    log::command(Uuid::from_u128(99), "ord_unknown", None, vec![event])
 }
 
 /// An event of an aggregate that no build of this program knows.

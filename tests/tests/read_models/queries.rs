@@ -9,8 +9,8 @@ use daybook_read_model::{
 };
 use sqlx::Executor as _;
 
-use crate::database::Database;
-use crate::history::{STRANGER, TENANT, history, order_id, registered};
+use super::Database;
+use super::history::{STRANGER, TENANT, history, order_id, registered};
 
 #[tokio::test]
 async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {

@@ -1,20 +1,19 @@
 //! A stream with other settings than ours is set right or left alone, and one that is not ours is never touched.
 
-#[expect(dead_code, reason = "the suites share it and use different parts")]
-mod support;
-
 use std::sync::atomic::Ordering::Relaxed;
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use daybook_event_bus::publish::PublisherOptions;
 use daybook_event_bus::{Deployment, message};
-use support::{Publishing, STREAM, Stack, eventually, read_to};
+use daybook_tests::wait;
 use uuid::Uuid;
+
+use super::{PARTITION, Publishing, STREAM, Stack, read_to};
 
 /// A stream of ours that holds ten events, and nobody who publishes.
 async fn with_ten_events() -> anyhow::Result<Stack> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
     publishing.published(10).await?;
@@ -29,7 +28,7 @@ async fn config(stack: &Stack) -> anyhow::Result<Config> {
 
 async fn left_alone(publishing: &Publishing) -> anyhow::Result<()> {
     let metrics = publishing.handle.metrics();
-    eventually("a stream that is left alone", async || {
+    wait::until("a stream that is left alone", async || {
         // Twice: it is not given up at the first refusal.
         Ok(metrics.unusable.load(Relaxed) && metrics.resyncs.load(Relaxed) >= 2)
     })
@@ -40,7 +39,7 @@ async fn left_alone(publishing: &Publishing) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stream_does_not_take_what_is_published_for_another_generation() -> anyhow::Result<()> {
-    let mut stack = with_ten_events().await?;
+    let stack = with_ten_events().await?;
     let late = stack.commit(1).await?.events.remove(0);
     let of_another = message::encode(&late, Uuid::from_u128(7), &Deployment::default());
     let jetstream = stack.jetstream().await?;
@@ -64,7 +63,7 @@ async fn a_stream_with_our_settings_stays_as_it_is() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_that_somebody_changed_are_set_right_and_nothing_is_rebuilt() -> anyhow::Result<()> {
-    let mut stack = with_ten_events().await?;
+    let stack = with_ten_events().await?;
     let ours = config(&stack).await?;
     let changed = Config {
         max_messages: 10,
@@ -90,7 +89,7 @@ async fn settings_that_somebody_changed_are_set_right_and_nothing_is_rebuilt() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_limit_than_before_applies_to_the_stream_that_is_there() -> anyhow::Result<()> {
-    let mut stack = with_ten_events().await?;
+    let stack = with_ten_events().await?;
     let options = PublisherOptions {
         retained_events_max: Some(5),
         ..PublisherOptions::default()
@@ -105,7 +104,7 @@ async fn another_limit_than_before_applies_to_the_stream_that_is_there() -> anyh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_that_cannot_be_changed_are_reported_and_the_log_is_read_instead() -> anyhow::Result<()> {
-    let mut stack = with_ten_events().await?;
+    let stack = with_ten_events().await?;
     let ours = config(&stack).await?;
     let jetstream = stack.jetstream().await?;
     jetstream.delete_stream(STREAM).await?;
@@ -144,9 +143,9 @@ async fn more_replicas_than_there_are_servers_are_reported() -> anyhow::Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_not_ours_is_left_alone_and_reported() -> anyhow::Result<()> {
     for owner in [None, Some("other")] {
-        let mut stack = Stack::start().await?;
+        let stack = Stack::start().await?;
         let jetstream = stack.jetstream().await?;
-        let generation = stack.store.head(support::PARTITION).await?.generation;
+        let generation = stack.store.head(PARTITION).await?.generation;
         let metadata = owner.map(|owner| {
             [
                 ("daybook-deployment".to_owned(), owner.to_owned()),
