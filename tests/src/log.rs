@@ -1,5 +1,6 @@
 //! The log as it is in Postgres, read by whoever may, and what is appended where no service does.
 
+use daybook_domain::event::Event;
 use daybook_event_store::{Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -54,8 +55,8 @@ pub async fn stream(superuser: &PgPool, stream_id: &str) -> anyhow::Result<Vec<R
     Ok(events)
 }
 
-/// The metadata of every [`command`].
-pub const METADATA: &str = r#"{"correlation_id": "c-1", "reason": "100 % sure"}"#;
+/// Metadata of the usual size: those of every [`command`].
+pub const METADATA: &str = r#"{"correlation_id":"0192f0c1-7b1c-7d3a-8f00-000000000000","principal":"key:abc % fg","command":"PlaceOrder","idempotency_key":"0192f0c1-7b1c-7d3a-8f00-000000000000","received_at_us":1732000000000000}"#;
 
 /// A command that writes these events of an order under a key of its own, decided on the newest event of its stream.
 #[must_use]
@@ -77,6 +78,16 @@ pub fn command(
             events,
             rejection: None,
         }),
+    }
+}
+
+/// An event of a domain, as it is appended.
+#[must_use]
+pub fn encoded(event: &impl Event) -> NewEvent {
+    NewEvent {
+        event_type: event.event_type(),
+        schema_version: event.schema_version(),
+        ..self::event(event.encode())
     }
 }
 

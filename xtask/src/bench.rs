@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the benchmark of the crate `tests`, in release, with its servers found or installed before.
+//! `cargo xtask bench`: the benchmark (the crate `bench`) in release, with its servers found or installed before.
 
 use std::process::{Command, ExitCode};
 

@@ -1,7 +1,6 @@
 //! Commands that fill a log: orders and a stock item, as the domain decides them, and what no program knows.
 
 use daybook_domain::aggregate::Aggregate;
-use daybook_domain::event::Event as _;
 use daybook_domain::ids::{OrderId, Reason, Sku, StockItemId};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{Command, NewLine, State};
@@ -41,9 +40,7 @@ impl<A: Aggregate> Stream<A> {
         self.state = events.iter().fold(std::mem::take(&mut self.state), A::evolve);
         let events = events.iter().map(|event| NewEvent {
             event_id: Uuid::from_u128(random.random()),
-            event_type: event.event_type(),
-            schema_version: event.schema_version(),
-            payload: event.encode(),
+            ..log::encoded(event)
         });
         let (decided_on, events) = (self.newest, events.collect::<Vec<_>>());
         self.newest = events.last().map(|event| event.event_id).or(decided_on);

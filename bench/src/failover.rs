@@ -6,7 +6,6 @@ use daybook_devstack::proxy::Direction;
 use daybook_event_store::{Appender, AppenderOptions, NewCommand, Verdict};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
-use daybook_tests::orders::new_key;
 use daybook_tests::stack::Servers;
 use daybook_tests::standby::{EVERYTHING, Pair};
 use daybook_tests::{check, wait};
@@ -166,7 +165,7 @@ async fn append(pair: &Pair, events: usize) -> anyhow::Result<()> {
     for _ in 0..events / EVENTS_EACH {
         let command = NewCommand {
             category: "bench",
-            ..command(tenant_id, new_key(), EVENTS_EACH)
+            ..command(tenant_id, EVENTS_EACH)
         };
         let appender = appender.clone();
         under_way.spawn(async move { appender.append(command).await });

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, StorageType};
+use daybook_tests::log::METADATA;
 use daybook_tests::nats;
 use daybook_tests::stack::Servers;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -14,7 +15,7 @@ use sqlx::postgres::{PgPoolCopyExt as _, PgPoolOptions};
 use uuid::Uuid;
 
 use crate::Options;
-use crate::append::{METADATA, PAYLOAD};
+use crate::append::PAYLOAD;
 use crate::load::{self, Load};
 use crate::report::{Goal, Report};
 

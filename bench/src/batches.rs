@@ -49,7 +49,10 @@ impl Batches {
     /// Appends a full batch of one-event commands, each on a stream of its own; gives how many events that were.
     pub(crate) async fn append_full(&mut self, keys: Keys) -> anyhow::Result<u64> {
         let commands: Vec<NewCommand> = (0..BATCH_COMMANDS)
-            .map(|_| command(self.tenant_id, keys.next(), 1))
+            .map(|_| NewCommand {
+                key: keys.next().into(),
+                ..command(self.tenant_id, 1)
+            })
             .collect();
         self.append(&commands).await?;
         Ok(BATCH_COMMANDS as u64)

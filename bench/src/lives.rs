@@ -2,17 +2,14 @@
 //! looks like this, and not like an import.
 
 use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, ShipmentId, Sku};
 use daybook_domain::money::{Currency, Money};
 use daybook_domain::order::{Command, Event, NewLine, State};
-use daybook_event_store::{Appender, AppenderOptions, Decision, Intent, NewCommand, NewEvent, Verdict};
-use daybook_tests::orders::new_key;
+use daybook_event_store::{Appender, AppenderOptions, NewCommand, Verdict};
+use daybook_tests::log;
 use daybook_tests::stack::Stack;
 use tokio::task::JoinSet;
 use uuid::Uuid;
-
-use crate::append::METADATA;
 
 /// How many orders live; each has five events.
 const ORDERS: u64 = 60_000;
@@ -54,25 +51,8 @@ fn accepted(verdict: Option<Joined>) -> anyhow::Result<()> {
 
 fn command(tenant_id: Uuid, number: u64) -> anyhow::Result<NewCommand> {
     let order_id = OrderId::from_uuid(Uuid::now_v7());
-    let events = life(order_id, number)?.into_iter().map(|event| NewEvent {
-        event_id: Uuid::now_v7(),
-        event_type: event.event_type(),
-        schema_version: event.schema_version(),
-        payload: event.encode(),
-    });
-    Ok(NewCommand {
-        tenant_id,
-        key: new_key().into(),
-        fingerprints: vec![0],
-        stream_id: order_id.to_string().into(),
-        category: State::CATEGORY,
-        intent: Intent::Write(Decision {
-            decided_on: None,
-            metadata: METADATA.into(),
-            events: events.collect(),
-            rejection: None,
-        }),
-    })
+    let events = life(order_id, number)?.iter().map(log::encoded).collect();
+    Ok(log::command(tenant_id, &order_id.to_string(), None, events))
 }
 
 fn life(order_id: OrderId, number: u64) -> anyhow::Result<Vec<Event>> {

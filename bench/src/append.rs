@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use daybook_event_store::{Appender, AppenderOptions, Decision, Intent, NewCommand, NewEvent, Verdict};
-use daybook_tests::orders::{new_key, new_order_id};
+use daybook_event_store::{Appender, AppenderOptions, NewCommand, NewEvent, Verdict};
+use daybook_tests::log;
+use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::Servers;
 use uuid::Uuid;
 
@@ -13,9 +14,6 @@ use crate::{Options, raw};
 
 /// A payload of the usual size: an order of one line.
 pub(crate) const PAYLOAD: &str = r#"{"order_id":"ord_01h455vb4pex5vsknk084sn02q","customer_id":"cdnow-00001","currency":"USD","lines":[{"line_number":1,"sku":"CD","quantity":2,"unit_price_minor":1177}],"total_minor":2354,"item_count":2}"#;
-
-/// Metadata of the usual size.
-pub(crate) const METADATA: &str = r#"{"correlation_id":"0192f0c1-7b1c-7d3a-8f00-000000000000","principal":"key:abcdefgh","command":"PlaceOrder","idempotency_key":"0192f0c1-7b1c-7d3a-8f00-000000000000","received_at_us":1732000000000000}"#;
 
 /// A way to append.
 struct Shape {
@@ -109,7 +107,7 @@ async fn run(
     let (tenant_id, events) = (Uuid::now_v7(), shape.events_each);
     servers.database.add_tenants(&[tenant_id]).await?;
     let append = move |appender: Arc<Appender>| async move {
-        let verdict = appender.append(command(tenant_id, new_key(), events)).await?;
+        let verdict = appender.append(command(tenant_id, events)).await?;
         anyhow::ensure!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
         Ok(appender)
     };
@@ -123,24 +121,11 @@ async fn run(
 }
 
 /// A command of this many events of the usual size, on a stream of its own.
-pub(crate) fn command(tenant_id: Uuid, key: String, events: usize) -> NewCommand {
+pub(crate) fn command(tenant_id: Uuid, events: usize) -> NewCommand {
     let event = |_| NewEvent {
-        event_id: Uuid::from_u128(rand::random()),
         event_type: "order.placed",
         schema_version: 2,
-        payload: PAYLOAD.to_owned(),
+        ..log::event(PAYLOAD.to_owned())
     };
-    NewCommand {
-        tenant_id,
-        key: key.into(),
-        fingerprints: vec![0],
-        stream_id: new_order_id().into(),
-        category: "order",
-        intent: Intent::Write(Decision {
-            decided_on: None,
-            metadata: METADATA.into(),
-            events: (0..events).map(event).collect(),
-            rejection: None,
-        }),
-    }
+    log::command(tenant_id, &new_order_id(), None, (0..events).map(event).collect())
 }

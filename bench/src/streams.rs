@@ -3,18 +3,14 @@
 use std::time::{Duration, Instant};
 
 use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, OrderId, Sku};
 use daybook_domain::order::{Command, Event, NewLine, State};
-use daybook_event_store::{Decision, Intent, NewCommand, NewEvent};
 use daybook_tests::command::Command as _;
-use daybook_tests::orders::new_key;
 use daybook_tests::stack::Backend;
-use daybook_tests::{command, metrics, wait};
+use daybook_tests::{command, log, metrics, wait};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::append::METADATA;
 use crate::batches::Batches;
 use crate::report::{Goal, Report};
 use crate::{Options, servers};
@@ -43,9 +39,14 @@ pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::R
         let history = history(order_id, EVENTS_PER_SECOND * options.seconds)?;
         let mut newest = None;
         for events in history.chunks(CHUNK_EVENTS) {
-            let decision = decision(newest, events);
-            newest = decision.leads_to();
-            let append = append(backend.tenant.tenant_id, order_id, decision);
+            let (decided_on, events) = (newest, events.iter().map(log::encoded).collect::<Vec<_>>());
+            newest = events.last().map(|event| event.event_id);
+            let append = log::command(
+                backend.tenant.tenant_id,
+                &order_id.to_string(),
+                decided_on,
+                events,
+            );
             batches.append(&[append]).await?;
         }
         let before = metrics::sum(admin, "daybook_mailbox_loads_total").await?;
@@ -114,31 +115,4 @@ fn history(order_id: OrderId, events: u64) -> anyhow::Result<Vec<Event>> {
         }
     }
     Ok(history)
-}
-
-/// The next events of the stream.
-fn decision(decided_on: Option<Uuid>, events: &[Event]) -> Decision {
-    let new_event = |event: &Event| NewEvent {
-        event_id: Uuid::from_u128(rand::random()),
-        event_type: event.event_type(),
-        schema_version: event.schema_version(),
-        payload: event.encode(),
-    };
-    Decision {
-        decided_on,
-        metadata: METADATA.into(),
-        events: events.iter().map(new_event).collect(),
-        rejection: None,
-    }
-}
-
-fn append(tenant_id: Uuid, order_id: OrderId, decision: Decision) -> NewCommand {
-    NewCommand {
-        tenant_id,
-        key: new_key().into(),
-        fingerprints: vec![0],
-        stream_id: order_id.to_string().into(),
-        category: State::CATEGORY,
-        intent: Intent::Write(decision),
-    }
 }
