@@ -1,8 +1,6 @@
 //! What is published in a second while one replica commits, and while two commit in turns: each has an appender and a
 //! publisher, and the log's lock makes their batches alternate.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use anyhow::Context as _;
 use daybook_devstack::NatsUser;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
@@ -93,7 +91,7 @@ async fn published(options: &Options, servers: &Servers, replicas: usize) -> any
     let load = load::closed(IN_FLIGHT, options.duration(), make, append).await?;
     let positions = publishers.iter().map(|one| *one.published_position().borrow());
     let published = (positions.max().unwrap_or(before) - before) as f64;
-    let refused = publishers.iter().map(|one| one.metrics().refused.load(Relaxed));
+    let refused = publishers.iter().map(|one| one.metrics().refused.get());
     let refused = refused.sum::<u64>() as f64 / published;
     drop(appenders);
     while let Some(ended) = tasks.join_next().await {

@@ -18,7 +18,6 @@ mod fingerprint;
 mod handler;
 mod home;
 pub mod mailbox;
-mod metrics;
 mod orders;
 pub mod partitions;
 mod request;
@@ -29,10 +28,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daybook_event_bus::Bus;
-use daybook_event_bus::publish::{Publisher, PublisherOptions};
+use daybook_event_bus::publish::{Publisher, PublisherMetrics, PublisherOptions};
 use daybook_event_store::keys::{self, KeyTurn};
-use daybook_event_store::{Appender, AppenderOptions, EventStore, NotAppendable, PostgresLog, SeenEpoch};
-use daybook_service::metrics::EventMoments;
+use daybook_event_store::{
+    Appender, AppenderMetrics, AppenderOptions, EventStore, NotAppendable, PostgresLog, SeenEpoch,
+};
+use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::start::Start;
 use daybook_service::{database, problems};
 use sqlx::PgPool;
@@ -118,11 +119,12 @@ async fn check_append(log: EventStore, seen: Vec<(i32, SeenEpoch)>) -> Result<()
     Ok(())
 }
 
-fn publisher_options(config: &Config, moments: &EventMoments) -> PublisherOptions {
+fn publisher_options(config: &Config, registry: &Registry, moments: &EventMoments) -> PublisherOptions {
     PublisherOptions {
         replicas: config.stream_replicas,
         retained_events_max: config.stream_events_max,
-        observer: Some(metrics::publish_observer(moments)),
+        metrics: registry.with(PublisherMetrics::new),
+        latency: Some(moments.latency(Moment::Committed, Moment::Published)),
         ..PublisherOptions::default()
     }
 }
@@ -147,7 +149,12 @@ async fn start_partitions(
     let attaching = EventStore::new(receipts.clone());
     let streams = Arc::new(EventStore::new(loads));
     let loads = load_shares(config.database_connections);
-    let (mut partitions, mut publishers, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
+    let appender_options = AppenderOptions {
+        metrics: start.registry.with(AppenderMetrics::new),
+        ..AppenderOptions::default()
+    };
+    let publisher_options = publisher_options(config, &start.registry, moments);
+    let (mut partitions, mut epochs) = (Vec::new(), Vec::new());
     for partition in log.partitions().await? {
         let (committed, to_publish) = mpsc::channel(COMMITTED_BATCHES_MAX);
         let seen = SeenEpoch::with_publisher();
@@ -156,18 +163,17 @@ async fn start_partitions(
         let (appender, appending) = Appender::new(
             PostgresLog::new(connecting, partition, receipts.clone(), seen.clone()),
             partition,
-            AppenderOptions::default(),
+            appender_options.clone(),
             Some(committed),
         );
-        let options = publisher_options(config, moments);
-        let (publisher, publishing) = Publisher::new(
+        let (_, publishing) = Publisher::new(
             bus.clone(),
             log.clone(),
             attaching.clone(),
             partition,
             to_publish,
             seen,
-            options,
+            publisher_options.clone(),
         );
         // Requests that may finish after the stop signal still need both. When there are none left the appender is
         // dropped, and what it has handed on is published.
@@ -185,12 +191,8 @@ async fn start_partitions(
             loads: loads.clone(),
             appender,
         });
-        publishers.push(publisher);
     }
-    let partitions: Partitions = partitions.into_iter().collect();
-    metrics::register_appenders(&start.registry, partitions.appenders().cloned().collect());
-    metrics::register_publishers(&start.registry, &publishers);
-    Ok((partitions, epochs))
+    Ok((partitions.into_iter().collect(), epochs))
 }
 
 /// Has the tables of idempotency keys take turns when it is time.

@@ -43,9 +43,4 @@ impl Partitions {
     pub fn get(&self, partition: i32) -> Option<&Partition> {
         self.0.get(&partition)
     }
-
-    /// The appenders of all partitions.
-    pub fn appenders(&self) -> impl Iterator<Item = &Appender> {
-        self.0.values().map(|one| &one.appender)
-    }
 }

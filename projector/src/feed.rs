@@ -12,7 +12,6 @@
 //! decodes nothing of it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,6 +121,7 @@ impl Feed {
                     self.0.restart(start, None);
                     let options = ReaderOptions {
                         distrusted_up_to,
+                        metrics: context.metrics.reader.clone(),
                         ..ReaderOptions::default()
                     };
                     let (bus, store) = (context.bus.clone(), context.store.clone());
@@ -159,8 +159,8 @@ impl Feed {
         shutdown: &CancellationToken,
     ) -> Option<anyhow::Error> {
         let mut wanted = self.0.is_wanted.subscribe();
-        let metrics = reader.metrics();
-        let mut holes = 0;
+        let counted = reader.metrics().holes.clone();
+        let mut holes = counted.get();
         let mut epoch_look = tokio::time::interval(EPOCH_LOOK_INTERVAL);
         epoch_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -175,7 +175,7 @@ impl Feed {
                 Some(Ok(read)) => read,
                 Some(Err(error)) => return Some(error.into()),
                 None => {
-                    let met = metrics.holes.load(Ordering::Relaxed);
+                    let met = counted.get();
                     if std::mem::replace(&mut holes, met) != met && context.is_superseded(partition).await {
                         context.reconnect().await;
                         return Some(anyhow::anyhow!("the log was superseded: its address leads to another"));

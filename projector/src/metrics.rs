@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use daybook_event_bus::consume::ReaderMetrics;
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -34,6 +35,7 @@ struct Labels {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     moments: EventMoments,
+    pub(crate) reader: ReaderMetrics,
     applied: Family<Labels, Counter>,
     batches: Family<Labels, Histogram>,
     refuted: Family<Labels, Counter>,
@@ -52,6 +54,7 @@ impl Metrics {
         let batch_sizes = || Histogram::new(exponential_buckets(1.0, 2.0, 14));
         Self {
             moments: EventMoments::new(registry),
+            reader: registry.with(ReaderMetrics::new),
             applied: registry.register(
                 "projection_events_applied",
                 "Events applied to the live tables by this process",

@@ -10,11 +10,11 @@ mod machine;
 mod ready;
 mod source;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use daybook_event_store::{EpochId, EventStore, ReadError, RecordedEvent};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -42,6 +42,8 @@ pub struct ReaderOptions {
     pub prefetch_messages: usize,
     /// Events that are read from the log at once.
     pub read_events_max: u32,
+    /// What it counts.
+    pub metrics: ReaderMetrics,
 }
 
 impl Default for ReaderOptions {
@@ -54,6 +56,7 @@ impl Default for ReaderOptions {
             silence_max: Duration::from_secs(2),
             prefetch_messages: 4_096,
             read_events_max: 1_000,
+            metrics: ReaderMetrics::default(),
         }
     }
 }
@@ -112,15 +115,26 @@ pub enum ReaderError {
     },
 }
 
-/// What a reader has done, since it was made.
-#[derive(Debug, Default)]
+/// What readers do. Those with clones of it are counted together.
+#[derive(Debug, Clone, Default)]
 pub struct ReaderMetrics {
-    /// Events that came from the stream.
-    pub from_bus: AtomicU64,
     /// Events that were read from Postgres.
-    pub from_log: AtomicU64,
+    pub from_log: Counter,
     /// How often a message was not the next event, so that the log was asked.
-    pub holes: AtomicU64,
+    pub holes: Counter,
+}
+
+impl ReaderMetrics {
+    /// Registers them.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let new = Self::default();
+        let help = "Events read from the log because the stream did not give them";
+        registry.register("consume_from_log", help, new.from_log.clone());
+        let help = "Messages of the stream that were not the next event, so that the log was asked";
+        registry.register("consume_holes", help, new.holes.clone());
+        new
+    }
 }
 
 /// Reads a partition of the log in order. What to do next is decided by `Machine`; here it is started and waited for.
@@ -151,8 +165,8 @@ impl Reader {
     }
 
     /// What it has done so far.
-    pub fn metrics(&self) -> Arc<ReaderMetrics> {
-        Arc::clone(&self.machine.metrics)
+    pub fn metrics(&self) -> &ReaderMetrics {
+        self.machine.metrics()
     }
 
     /// The next events, as soon as there is one: what is at hand, at most `events_max`. Cancel-safe: a future that is

@@ -20,11 +20,13 @@ mod interruption;
 mod machine;
 mod task;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use daybook_event_store::{Committed, EventStore, SeenEpoch};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
@@ -32,7 +34,7 @@ use crate::bus::{Bus, BusError};
 use crate::stream::Shape;
 
 /// How the publisher works. The defaults suit one server or a cluster of three in one place.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct PublisherOptions {
     /// Messages that may wait for their acknowledgement. Far below JetStream's own limit of 10,000 per stream, so that
     /// several replicas fit beside each other.
@@ -52,8 +54,11 @@ pub struct PublisherOptions {
     /// How many events are published again into a stream that has to be made anew, the newest: what is committed meanwhile waits
     /// behind them. Older ones are read from the log.
     pub refilled_events_max: u64,
-    /// Is told how long events took to be published.
-    pub observer: Option<PublishObserver>,
+    /// What it counts.
+    pub metrics: PublisherMetrics,
+    /// Takes the seconds from `RecordedEvent::recorded_at` to the acknowledgement of each event that this process committed
+    /// and published, zero if the clocks disagree.
+    pub latency: Option<Histogram>,
 }
 
 impl Default for PublisherOptions {
@@ -67,7 +72,8 @@ impl Default for PublisherOptions {
             replicas: 1,
             retained_events_max: None,
             refilled_events_max: 1_000_000,
-            observer: None,
+            metrics: PublisherMetrics::default(),
+            latency: None,
         }
     }
 }
@@ -81,41 +87,81 @@ impl PublisherOptions {
     }
 }
 
-/// Is told the time from `RecordedEvent::recorded_at` to the acknowledgement of each event that this process committed
-/// and published, zero if the clocks disagree. Called on the publisher's task: be quick.
-pub type PublishObserver = Arc<dyn Fn(Duration) + Send + Sync>;
-
-/// What a publisher has done, since it started.
-#[derive(Debug, Default)]
+/// What publishers do. Those with clones of it are counted together.
+#[derive(Debug, Clone, Default)]
 pub struct PublisherMetrics {
-    /// Messages of this publisher that the stream acknowledged.
-    pub published: AtomicU64,
+    /// Messages that the stream acknowledged.
+    pub published: Counter,
     /// Events read from the log because the stream was behind.
-    pub refilled: AtomicU64,
+    pub refilled: Counter,
     /// Streams deleted because they did not hold what the log holds.
-    pub rebuilt: AtomicU64,
+    pub rebuilt: Counter,
     /// Streams whose settings were changed, because they were not those of this process.
-    pub reconciled: AtomicU64,
-    /// Whether the stream is left alone now, because it is somebody else's or has settings that cannot be changed.
-    pub unusable: AtomicBool,
+    pub reconciled: Counter,
+    /// Streams that are left alone now, because they are somebody else's or have settings that cannot be changed.
+    pub unusable: Gauge,
     /// Messages refused because the stream had another last sequence.
-    pub refused: AtomicU64,
+    pub refused: Counter,
     /// How often publishing was interrupted, by a refusal, an error or an outage, and began with a comparison.
-    pub resyncs: AtomicU64,
+    pub resyncs: Counter,
     /// Events too large for a message, published as a reference to the log.
-    pub referenced: AtomicU64,
+    pub referenced: Counter,
 }
 
 impl PublisherMetrics {
-    fn add(counter: &AtomicU64, number: usize) {
-        counter.fetch_add(number as u64, Ordering::Relaxed);
+    /// Registers them.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let new = Self::default();
+        for (name, help, counter) in [
+            (
+                "publish_messages",
+                "Messages that the stream acknowledged",
+                &new.published,
+            ),
+            (
+                "publish_refilled",
+                "Events read from the log because the stream was behind",
+                &new.refilled,
+            ),
+            (
+                "publish_rebuilt",
+                "Streams that did not hold what the log holds",
+                &new.rebuilt,
+            ),
+            (
+                "publish_reconciled",
+                "Streams whose settings were changed to those of this process",
+                &new.reconciled,
+            ),
+            (
+                "publish_refused",
+                "Messages refused for their place in the stream",
+                &new.refused,
+            ),
+            (
+                "publish_resyncs",
+                "Comparisons of log and stream after an interruption",
+                &new.resyncs,
+            ),
+            (
+                "publish_referenced",
+                "Events too large for a message",
+                &new.referenced,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        let help = "Streams left alone: not of this deployment, of an impossible epoch, or with settings that cannot be changed";
+        registry.register("publish_unusable", help, new.unusable.clone());
+        new
     }
 }
 
 /// What the rest of the process sees of a publisher.
 #[derive(Debug, Clone)]
 pub struct PublisherHandle {
-    metrics: Arc<PublisherMetrics>,
+    metrics: PublisherMetrics,
     published: watch::Receiver<u64>,
 }
 
@@ -167,10 +213,9 @@ impl Publisher {
         PublisherHandle,
         impl Future<Output = Result<(), PublishError>> + Send + 'static,
     ) {
-        let metrics = Arc::new(PublisherMetrics::default());
         let (sender, published) = watch::channel(0);
         let handle = PublisherHandle {
-            metrics: Arc::clone(&metrics),
+            metrics: options.metrics.clone(),
             published,
         };
         let work = task::run(
@@ -181,7 +226,6 @@ impl Publisher {
                 partition,
                 seen,
                 options,
-                metrics,
                 published: sender,
             },
             committed,

@@ -28,7 +28,7 @@ pub(crate) struct Answers<L> {
     /// For how long receipts are read again.
     retry_for: Duration,
     committed: Option<mpsc::Sender<Committed>>,
-    metrics: Arc<AppenderMetrics>,
+    metrics: AppenderMetrics,
 }
 
 impl<L: Log> Answers<L> {
@@ -37,7 +37,7 @@ impl<L: Log> Answers<L> {
         partition: i32,
         retry_for: Duration,
         committed: Option<mpsc::Sender<Committed>>,
-        metrics: Arc<AppenderMetrics>,
+        metrics: AppenderMetrics,
     ) -> Self {
         Self {
             log,
@@ -61,8 +61,8 @@ impl<L: Log> Answers<L> {
             judgement,
             at,
         } = batch;
-        AppenderMetrics::count(&self.metrics.batches, 1);
-        AppenderMetrics::count(&self.metrics.commands, commands.len());
+        self.metrics.batches.inc();
+        self.metrics.commands.inc_by(commands.len() as u64);
         let mut events = Vec::new();
         let mut verdicts = Vec::with_capacity(commands.len());
         let mut known = Vec::new();
@@ -90,7 +90,7 @@ impl<L: Log> Answers<L> {
                         Verdict::Appended(receipt)
                     }
                     Intent::Write(_) => {
-                        AppenderMetrics::count(&self.metrics.conflicts, 1);
+                        self.metrics.conflicts.inc();
                         Verdict::Conflict(judged.newest)
                     }
                     Intent::Ask => Verdict::KeyIsNew(judged.newest),
@@ -98,7 +98,7 @@ impl<L: Log> Answers<L> {
                 verdicts.push((answer, verdict));
             }
         }
-        AppenderMetrics::count(&self.metrics.events, events.len());
+        self.metrics.events.inc_by(events.len() as u64);
         self.publish(&judgement, events, at);
         for (answer, verdict) in verdicts {
             answer.answer(Ok(verdict));
@@ -107,9 +107,9 @@ impl<L: Log> Answers<L> {
             answer.key_is_known();
         }
         if !known.is_empty() {
-            AppenderMetrics::count(&self.metrics.replays, known.len());
+            self.metrics.replays.inc_by(known.len() as u64);
             let backoff = Backoff::new(self.retry_for);
-            let (log, metrics) = (Arc::clone(&self.log), Arc::clone(&self.metrics));
+            let (log, metrics) = (Arc::clone(&self.log), self.metrics.clone());
             let (partition, generation) = (self.partition, judgement.generation);
             tokio::spawn(async move {
                 answer_known(&*log, partition, generation, known, backoff, &metrics).await;

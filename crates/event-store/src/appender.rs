@@ -10,10 +10,12 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -27,7 +29,7 @@ use crate::log::Log;
 use crate::queue::{BatchLimits, NotAdmitted, Pending, Queue};
 
 /// How the appender gathers. The defaults suit one Postgres on one machine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AppenderOptions {
     /// Commands that may be under way, from their admission to their answer; one more is refused. A tenant may have at most
     /// half of what all others leave free.
@@ -39,6 +41,8 @@ pub struct AppenderOptions {
     /// For how long a batch is sent again, and receipts are read again, when the database does not answer. After that the
     /// commands are [`Unanswered::Unknown`].
     pub retry_for: Duration,
+    /// What it counts.
+    pub metrics: AppenderMetrics,
 }
 
 impl Default for AppenderOptions {
@@ -53,6 +57,7 @@ impl Default for AppenderOptions {
             },
             // Three attempts, at the least.
             retry_for: Duration::from_secs(8),
+            metrics: AppenderMetrics::default(),
         }
     }
 }
@@ -82,28 +87,62 @@ pub struct Committed {
     pub at: std::time::Instant,
 }
 
-/// What the appender has done, since it started.
-#[derive(Debug, Default)]
+/// What appenders do. Those with clones of it are counted together.
+#[derive(Debug, Clone, Default)]
 pub struct AppenderMetrics {
     /// Batches that were judged.
-    pub batches: AtomicU64,
+    pub batches: Counter,
     /// Commands that got a verdict.
-    pub commands: AtomicU64,
+    pub commands: Counter,
     /// Events that were committed.
-    pub events: AtomicU64,
+    pub events: Counter,
     /// Commands whose verdict was a conflict.
-    pub conflicts: AtomicU64,
+    pub conflicts: Counter,
     /// Commands whose key was known.
-    pub replays: AtomicU64,
+    pub replays: Counter,
     /// Batches that had to be sent again because the database did not answer.
-    pub retries: AtomicU64,
+    pub retries: Counter,
     /// Reads of receipts that had to be made again because the database did not answer.
-    pub receipt_retries: AtomicU64,
+    pub receipt_retries: Counter,
+    /// Commands that may still be admitted.
+    pub free: Gauge,
 }
 
 impl AppenderMetrics {
-    pub(crate) fn count(counter: &AtomicU64, number: usize) {
-        counter.fetch_add(number as u64, Ordering::Relaxed);
+    /// Registers them.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let new = Self::default();
+        for (name, help, counter) in [
+            ("append_batches", "Batches that were committed", &new.batches),
+            ("append_commands", "Commands that got a verdict", &new.commands),
+            ("append_events", "Events that were committed", &new.events),
+            (
+                "append_conflicts",
+                "Commands that were decided on something else than what is recorded",
+                &new.conflicts,
+            ),
+            (
+                "append_replays",
+                "Commands whose key had been used for the same before",
+                &new.replays,
+            ),
+            (
+                "append_retries",
+                "Batches sent again because the database did not answer",
+                &new.retries,
+            ),
+            (
+                "append_receipt_retries",
+                "Receipts read again because the database did not answer",
+                &new.receipt_retries,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        let help = "Commands that may still be admitted before one is refused";
+        registry.register("append_queue_free", help, new.free.clone());
+        new
     }
 }
 
@@ -144,7 +183,6 @@ struct Shared {
     queue: Mutex<Queue>,
     arrived: Notify,
     admitted: Mutex<Admitted>,
-    metrics: Arc<AppenderMetrics>,
 }
 
 impl Shared {
@@ -216,6 +254,7 @@ impl Drop for Permit {
         if of_tenant.commands == 0 {
             admitted.by_tenant.remove(&self.tenant_id);
         }
+        self.shared.options.metrics.free.inc();
     }
 }
 
@@ -230,22 +269,18 @@ impl Appender {
         committed: Option<mpsc::Sender<Committed>>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (alive, handles) = mpsc::channel(1);
+        let free = i64::try_from(options.commands_max).unwrap_or(i64::MAX);
+        options.metrics.free.inc_by(free);
+        let (retry_for, metrics) = (options.retry_for, options.metrics.clone());
         let shared = Arc::new(Shared {
             partition,
             options,
             queue: Mutex::default(),
             arrived: Notify::new(),
             admitted: Mutex::default(),
-            metrics: Arc::default(),
         });
         let log = Arc::new(log);
-        let answers = Answers::new(
-            Arc::clone(&log),
-            partition,
-            options.retry_for,
-            committed,
-            Arc::clone(&shared.metrics),
-        );
+        let answers = Answers::new(Arc::clone(&log), partition, retry_for, committed, metrics);
         let task = Task {
             log,
             shared: Arc::clone(&shared),
@@ -266,17 +301,8 @@ impl Appender {
 
     /// What it has done so far.
     #[must_use]
-    pub fn metrics(&self) -> &Arc<AppenderMetrics> {
-        &self.shared.metrics
-    }
-
-    /// How many commands may still be admitted.
-    #[must_use]
-    pub fn free(&self) -> usize {
-        let options = &self.shared.options;
-        options
-            .commands_max
-            .saturating_sub(self.shared.admitted().all.commands)
+    pub fn metrics(&self) -> &AppenderMetrics {
+        &self.shared.options.metrics
     }
 
     /// Takes a place for a command that came in a request of this many bytes, or says at once that there is none. It is
@@ -309,6 +335,7 @@ impl Appender {
             .add(Load::of(bytes));
         admitted.all.add(Load::of(bytes));
         drop(admitted);
+        self.metrics().free.dec();
         Ok(Permit {
             shared: Arc::clone(&self.shared),
             tenant_id,
@@ -449,7 +476,7 @@ impl<L: Log> Task<L> {
             let goes_on = match error {
                 // It has waited already; or the next attempt opens the next epoch.
                 AppendError::Locked(_) | AppendError::EpochOver(_) => backoff.has_time(),
-                _ => backoff.pause(&self.shared.metrics.retries).await,
+                _ => backoff.pause(&self.shared.options.metrics.retries).await,
             };
             if !goes_on {
                 return Err(error);
@@ -479,11 +506,11 @@ impl Backoff {
     }
 
     /// Waits before the next attempt, which it counts; `false` at once when there is no time for one.
-    pub(crate) async fn pause(&mut self, attempts: &AtomicU64) -> bool {
+    pub(crate) async fn pause(&mut self, attempts: &Counter) -> bool {
         if !self.has_time() {
             return false;
         }
-        AppenderMetrics::count(attempts, 1);
+        attempts.inc();
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(RETRY_BACKOFF_MAX);
         true

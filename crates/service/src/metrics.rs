@@ -10,10 +10,7 @@ use std::time::Duration;
 
 use axum::extract::MatchedPath;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{
-    EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, NoLabelSet,
-};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -40,17 +37,21 @@ impl Registry {
 
     /// Registers a metric and gives it back. The name has neither prefix nor `_total`.
     pub fn register<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
-        let mut registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.register(name, help, metric.clone());
+        self.with(|registry| registry.register(name, help, metric.clone()));
         metric
+    }
+
+    /// Registers what another crate counts.
+    pub fn with<M>(&self, register: impl FnOnce(&mut registry::Registry) -> M) -> M {
+        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Everything in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self) -> String {
-        let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
-        encode(&mut text, &registry).expect("writing to a string does not fail");
+        self.with(|registry| encode(&mut text, registry))
+            .expect("writing to a string does not fail");
         text
     }
 }
@@ -64,51 +65,6 @@ impl Default for Registry {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").finish_non_exhaustive()
-    }
-}
-
-/// A number that is kept elsewhere and read whenever the metrics are.
-#[derive(Clone)]
-pub struct Reading {
-    kind: MetricType,
-    read: Arc<dyn Fn() -> u64 + Send + Sync>,
-}
-
-impl Reading {
-    /// A number that only grows.
-    pub fn counter(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self {
-            kind: MetricType::Counter,
-            read: Arc::new(read),
-        }
-    }
-
-    /// A number that goes up and down.
-    pub fn gauge(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self {
-            kind: MetricType::Gauge,
-            read: Arc::new(read),
-        }
-    }
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Reading").field(&(self.read)()).finish()
-    }
-}
-
-impl EncodeMetric for Reading {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let value = (self.read)();
-        match self.kind {
-            MetricType::Counter => encoder.encode_counter::<NoLabelSet, _, u64>(&value, None),
-            _ => encoder.encode_gauge(&value),
-        }
-    }
-
-    fn metric_type(&self) -> MetricType {
-        self.kind
     }
 }
 

@@ -1,12 +1,13 @@
 //! Publishing on a real nats-server and a real Postgres: the stream ends up equal to the log, whatever happens.
 
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use daybook_event_bus::publish::PublisherOptions;
 use daybook_event_store::RecordedEvent;
 use daybook_tests::wait;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
 
 use super::{PARTITION, Stack, log_of_its_own};
 
@@ -34,7 +35,7 @@ async fn two_publishers_of_one_log_make_one_stream() -> anyhow::Result<()> {
     }
     for publishing in &publishers {
         stack.stream_equals_log(publishing).await?;
-        assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+        assert_eq!(publishing.handle.metrics().rebuilt.get(), 0);
     }
     Ok(())
 }
@@ -56,7 +57,7 @@ async fn two_publishers_that_both_know_everything_make_one_stream() -> anyhow::R
     }
     for publishing in &publishers {
         stack.stream_equals_log(publishing).await?;
-        assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+        assert_eq!(publishing.handle.metrics().rebuilt.get(), 0);
     }
     Ok(())
 }
@@ -75,7 +76,7 @@ async fn what_a_stopped_replica_committed_another_publishes() -> anyhow::Result<
     helper.tell(stack.commit(5).await?);
 
     stack.stream_equals_log(&helper).await?;
-    assert_eq!(helper.handle.metrics().refilled.load(Relaxed), 9);
+    assert_eq!(helper.handle.metrics().refilled.get(), 9);
     helper.stop().await
 }
 
@@ -85,7 +86,7 @@ async fn what_nobody_published_is_found_by_comparing() -> anyhow::Result<()> {
     let _never_published = stack.commit(2_500).await?;
     let publishing = stack.publisher().await?;
     stack.stream_equals_log(&publishing).await?;
-    assert_eq!(publishing.handle.metrics().refilled.load(Relaxed), 2_500);
+    assert_eq!(publishing.handle.metrics().refilled.get(), 2_500);
 
     let _never_published = stack.commit(1).await?;
     stack.stream_equals_log(&publishing).await?;
@@ -114,7 +115,7 @@ async fn a_lost_store_is_filled_again() -> anyhow::Result<()> {
     })
     .await?;
     stack.stream_equals_log(&publishing).await?;
-    assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+    assert_eq!(publishing.handle.metrics().rebuilt.get(), 0);
     publishing.stop().await
 }
 
@@ -127,7 +128,7 @@ async fn a_stream_beyond_the_log_is_made_anew_behind_the_log() -> anyhow::Result
 
     stack.publish_foreign().await?;
     wait::until("a rebuilt stream", async || {
-        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+        Ok(publishing.handle.metrics().rebuilt.get() == 1)
     })
     .await?;
 
@@ -156,11 +157,11 @@ async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result
     publishing.tell(committed);
 
     wait::until("a rebuilt stream", async || {
-        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+        Ok(publishing.handle.metrics().rebuilt.get() == 1)
     })
     .await?;
     stack.stream_equals_log(&publishing).await?;
-    assert!(publishing.handle.metrics().refused.load(Relaxed) >= 1);
+    assert!(publishing.handle.metrics().refused.get() >= 1);
     let info = stack.raw_stream().await?.cached_info().clone();
     assert_eq!(
         info.state.first_sequence, 11,
@@ -180,7 +181,7 @@ async fn a_foreign_message_in_the_place_of_what_another_replica_committed_is_fou
     stack.publish_foreign().await?;
     publishing.tell(stack.commit(1).await?);
     wait::until("a rebuilt stream", async || {
-        Ok(publishing.handle.metrics().rebuilt.load(Relaxed) == 1)
+        Ok(publishing.handle.metrics().rebuilt.get() == 1)
     })
     .await?;
     stack.stream_equals_log(&publishing).await?;
@@ -203,7 +204,7 @@ async fn the_stream_goes_on_in_the_next_epoch_of_the_log() -> anyhow::Result<()>
     let generation = stack.store.head(PARTITION).await?.generation.to_string();
     assert_eq!((info.created, info.state.first_sequence), (made, 1));
     assert_eq!(info.config.metadata.get("daybook-generation"), Some(&generation));
-    assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+    assert_eq!(publishing.handle.metrics().rebuilt.get(), 0);
     publishing.stop().await
 }
 
@@ -213,7 +214,7 @@ async fn after_a_fork_only_what_lies_above_it_is_published_again() -> anyhow::Re
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(1_000).await?);
     publishing.published(1_000).await?;
-    let before = publishing.handle.metrics().published.load(Relaxed);
+    let before = publishing.handle.metrics().published.get();
 
     stack.fork(990).await?;
     wait::until("a stream from the fork on", async || {
@@ -224,7 +225,7 @@ async fn after_a_fork_only_what_lies_above_it_is_published_again() -> anyhow::Re
     publishing.tell(stack.commit(1).await?);
     stack.stream_equals_log(&publishing).await?;
     // One that is refused because another copy of it was stored counts as well.
-    let again = publishing.handle.metrics().published.load(Relaxed) - before;
+    let again = publishing.handle.metrics().published.get() - before;
     assert!((11..=22).contains(&again), "{again}");
     publishing.stop().await
 }
@@ -370,7 +371,7 @@ async fn whoever_publishes_for_a_log_that_was_superseded_leaves_the_stream_alone
     stack.exchange(&mut other);
     of_new.tell(stack.commit(5).await?);
     stack.stream_equals_log(&of_new).await?;
-    assert_eq!(publishing.handle.metrics().rebuilt.load(Relaxed), 0);
+    assert_eq!(publishing.handle.metrics().rebuilt.get(), 0);
     publishing.crash().await;
     of_new.stop().await
 }
@@ -385,7 +386,7 @@ async fn an_unanswering_server_is_outlived() -> anyhow::Result<()> {
     stack.nats.pause();
     publishing.tell(stack.commit(10).await?);
     wait::until("an interruption", async || {
-        Ok(publishing.handle.metrics().resyncs.load(Relaxed) >= 2)
+        Ok(publishing.handle.metrics().resyncs.get() >= 2)
     })
     .await?;
     stack.nats.resume();
@@ -415,13 +416,11 @@ async fn a_stream_may_begin_late_in_a_long_log() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_observer_is_told_of_each_event_that_was_published_straight_away() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
-    let latencies = Arc::new(Mutex::new(Vec::new()));
+    let (mut registry, latency) = (Registry::default(), Histogram::new([5.0]));
+    registry.register("latency", "", latency.clone());
     // Nothing is read from the log but on start.
     let options = PublisherOptions {
-        observer: Some(Arc::new({
-            let latencies = Arc::clone(&latencies);
-            move |latency| latencies.lock().expect("nobody panics with it").push(latency)
-        })),
+        latency: Some(latency),
         compare_interval: Duration::from_secs(3_600),
         ..PublisherOptions::default()
     };
@@ -432,8 +431,11 @@ async fn an_observer_is_told_of_each_event_that_was_published_straight_away() ->
     publishing.published(4).await?;
     publishing.stop().await?;
 
-    let latencies = latencies.lock().expect("nobody panics with it").clone();
-    assert!((3..=4).contains(&latencies.len()), "{latencies:?}");
-    assert!(latencies.iter().all(|latency| *latency < Duration::from_secs(5)));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    let counts = [3, 4].map(|count| {
+        format!("latency_bucket{{le=\"5.0\"}} {count}\nlatency_bucket{{le=\"+Inf\"}} {count}\n")
+    });
+    assert!(counts.iter().any(|count| text.contains(count)), "{text}");
     Ok(())
 }

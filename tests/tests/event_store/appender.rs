@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use daybook_devstack::{Postgres, PostgresOptions};
 use daybook_event_store::{
@@ -419,7 +418,7 @@ async fn a_batch_that_does_not_get_the_lock_in_time_is_sent_again_through_the_sa
     .await?;
     holder.rollback().await?;
     assert!(matches!(answer.await??, Verdict::Appended(_)));
-    assert_eq!(appender.metrics().retries.load(Ordering::Relaxed), 0);
+    assert_eq!(appender.metrics().retries.get(), 0);
     assert_eq!(log.events().await?.len(), 1);
     Ok(())
 }
@@ -465,7 +464,7 @@ async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_
     });
     wait::until("it could not be sent again three times", async || {
         anyhow::ensure!(events().await? == 1, "it is shown");
-        let retries = appender.metrics().retries.load(Ordering::Relaxed);
+        let retries = appender.metrics().retries.get();
         Ok(retries >= 3 || waiting.is_finished())
     })
     .await?;

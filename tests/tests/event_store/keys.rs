@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use daybook_event_store::keys::{self, KeyTurn};
@@ -224,7 +223,7 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
         async move { appender.append(again).await }
     });
     wait::until("the receipt could not be read", async || {
-        let retries = appender.metrics().receipt_retries.load(Ordering::Relaxed);
+        let retries = appender.metrics().receipt_retries.get();
         Ok(retries > 0 || again.is_finished())
     })
     .await?;
@@ -232,7 +231,7 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
         .execute(&superuser)
         .await?;
     assert_eq!(again.await??, Verdict::Replayed(first));
-    let resent = appender.metrics().retries.load(Ordering::Relaxed);
+    let resent = appender.metrics().retries.get();
     assert_eq!(
         resent, 0,
         "a receipt that is read again is no batch that is sent again"

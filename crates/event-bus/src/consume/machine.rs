@@ -4,8 +4,6 @@
 //! is to be started, and [`Machine::take`] gives the next events. Whatever comes in, and in whichever order, the
 //! events that come out are those of the log, in order, each once.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use daybook_event_store::{Lineage, LogHead, RecordedEvent};
@@ -108,7 +106,6 @@ pub(super) struct Wanted {
 pub(super) struct Machine {
     partition: i32,
     options: ReaderOptions,
-    pub(super) metrics: Arc<ReaderMetrics>,
     state: State,
     subscription: Subscription,
     /// The log's generation; `None` until it is known.
@@ -130,7 +127,6 @@ impl Machine {
             partition,
             generation: options.generation,
             options,
-            metrics: Arc::default(),
             state: State::Starting,
             subscription: Subscription::Closed { open_at: now },
             lineage: Lineage::default(),
@@ -139,6 +135,10 @@ impl Machine {
             from_log_in_a_row: 0,
             active_at: now,
         }
+    }
+
+    pub(super) fn metrics(&self) -> &ReaderMetrics {
+        &self.options.metrics
     }
 
     /// What is to be started now. A look at the log that is under way `is_looking`; another one waits for its answer.
@@ -256,7 +256,6 @@ impl Machine {
         self.from_log_in_a_row = 0;
         self.last = event.position;
         self.ready.push(event, Source::Bus);
-        self.metrics.from_bus.fetch_add(1, Ordering::Relaxed);
         // The stream is here: what it does not have right further on is met again.
         self.state = State::Following;
     }
@@ -264,7 +263,7 @@ impl Machine {
     /// Notes that the stream does not have what is next. A lone hole is read as it is. Where one follows directly on
     /// another, as much is read as has come from the log in a row, so that a long run of such messages takes few reads.
     fn open_hole(&mut self, sequence: u64, event: Option<RecordedEvent>) {
-        self.metrics.holes.fetch_add(1, Ordering::Relaxed);
+        self.options.metrics.holes.inc();
         let (old_end, read_to) = match self.state {
             State::Filling { end, read_to, .. } => (end, read_to),
             State::Starting | State::Following => (0, self.last + self.from_log_in_a_row),
@@ -334,7 +333,7 @@ impl Machine {
         let count = events.len() as u64;
         self.last += count;
         self.from_log_in_a_row += count;
-        self.metrics.from_log.fetch_add(count, Ordering::Relaxed);
+        self.options.metrics.from_log.inc_by(count);
         for event in events {
             self.ready.push(event, Source::Log);
         }

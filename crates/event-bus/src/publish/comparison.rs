@@ -1,13 +1,11 @@
 //! The comparison of stream and log: whose epoch each carries, whether the stream may stay, and where both stand.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use daybook_event_store::{LogHead, RecordedEvent, Witnesses};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::PublisherMetrics;
 use super::interruption::Interruption;
 use super::machine::{Comparison, Machine};
 use super::task::Setting;
@@ -55,7 +53,6 @@ async fn compare_connected(
         store,
         partition,
         seen,
-        metrics,
         ..
     } = setting;
     // The stream first: the log's head, read later, can only be at the same place or further on.
@@ -81,7 +78,6 @@ async fn compare_connected(
         },
         None => setting.create(head, 0).await?,
     };
-    metrics.unusable.store(false, Ordering::Relaxed);
     Ok(Comparison {
         head: head.position,
         generation: head.generation,
@@ -206,7 +202,7 @@ impl Setting {
         }
         let shape = self.options.shape();
         if stream::reconcile(&self.bus, self.partition, stream, epoch, shape).await? {
-            PublisherMetrics::add(&self.metrics.reconciled, 1);
+            self.metrics().reconciled.inc();
         }
         *reconciled_at = Some(now);
         Ok(())
@@ -222,7 +218,7 @@ impl Setting {
         );
         stream::delete(&self.bus, self.partition, stream).await?;
         self.published.send_replace(0);
-        PublisherMetrics::add(&self.metrics.rebuilt, 1);
+        self.metrics().rebuilt.inc();
         // What is below is in nobody's way: whoever lacks it reads the log.
         let skipped = match flaw {
             Flaw::Fork(fork) => *fork,

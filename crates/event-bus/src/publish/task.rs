@@ -1,7 +1,5 @@
 //! The publisher's task: does what the [`Machine`] wants next, tells it what came of it, and waits.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use daybook_event_store::{Committed, EventStore, LogHead, ReadError, RecordedEvent, SeenEpoch};
@@ -28,8 +26,13 @@ pub(super) struct Setting {
     pub(super) partition: i32,
     pub(super) seen: SeenEpoch,
     pub(super) options: PublisherOptions,
-    pub(super) metrics: Arc<PublisherMetrics>,
     pub(super) published: watch::Sender<u64>,
+}
+
+impl Setting {
+    pub(super) fn metrics(&self) -> &PublisherMetrics {
+        &self.options.metrics
+    }
 }
 
 /// Publishes until `committed` is closed.
@@ -46,6 +49,7 @@ pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) 
     let task = Task {
         machine: Machine::new(&options, Instant::now()),
         connections: setting.bus.connections(),
+        is_left_alone: false,
         reconciled_at: None,
         setting,
         committed,
@@ -61,6 +65,8 @@ type Reading = JoinHandle<Result<(Vec<RecordedEvent>, LogHead), ReadError>>;
 struct Task {
     setting: Setting,
     machine: Machine,
+    /// Whether the stream is unusable.
+    is_left_alone: bool,
     /// When the stream's settings were last compared.
     reconciled_at: Option<Instant>,
     committed: mpsc::Receiver<Committed>,
@@ -95,6 +101,7 @@ impl Task {
         match action {
             Action::Compare => {
                 let found = compare(&self.setting, &self.machine, &mut self.reconciled_at).await?;
+                self.leave_alone(false);
                 self.note_published(found.last);
                 self.machine.compared(found, Instant::now());
             }
@@ -111,9 +118,8 @@ impl Task {
     }
 
     fn interrupted(&mut self, interruption: &Interruption) {
-        let metrics = &self.setting.metrics;
-        PublisherMetrics::add(&metrics.resyncs, 1);
-        metrics.unusable.store(interruption.is_final(), Ordering::Relaxed);
+        self.setting.metrics().resyncs.inc();
+        self.leave_alone(interruption.is_final());
         self.reading = None;
         self.machine.interrupted(interruption);
         let partition = self.setting.partition;
@@ -129,6 +135,13 @@ impl Task {
         }
     }
 
+    /// Notes whether the stream is left alone from now on.
+    fn leave_alone(&mut self, is_left_alone: bool) {
+        let change = i64::from(is_left_alone) - i64::from(self.is_left_alone);
+        self.setting.metrics().unusable.inc_by(change);
+        self.is_left_alone = is_left_alone;
+    }
+
     /// Sends as much as there is, and as the window has room for.
     async fn send(&mut self) -> Result<(), Interruption> {
         let timeout = self.setting.options.acknowledge_timeout;
@@ -139,7 +152,7 @@ impl Task {
                 .send(&outgoing.event, generation, attempt, timeout)
                 .await;
             if sent.map_err(Interruption::Send)? {
-                PublisherMetrics::add(&self.setting.metrics.referenced, 1);
+                self.setting.metrics().referenced.inc();
             }
         }
         Ok(())
@@ -170,7 +183,7 @@ impl Task {
         let mut next = Some(first.ok_or(Interruption::Closed)?);
         while let Some(answer) = next {
             if matches!(answer, Answer::Refused(_)) {
-                PublisherMetrics::add(&self.setting.metrics.refused, 1);
+                self.setting.metrics().refused.inc();
             }
             let stored = self.machine.answered(answer, Instant::now())?;
             self.note_stored(&stored);
@@ -181,14 +194,14 @@ impl Task {
     }
 
     fn note_stored(&self, stored: &[Outgoing]) {
-        PublisherMetrics::add(&self.setting.metrics.published, stored.len());
-        let Some(observer) = &self.setting.options.observer else {
+        self.setting.metrics().published.inc_by(stored.len() as u64);
+        let Some(histogram) = &self.setting.options.latency else {
             return;
         };
         let now = OffsetDateTime::now_utc();
         for outgoing in stored.iter().filter(|outgoing| outgoing.is_fresh) {
             let latency = Duration::try_from(now - outgoing.event.recorded_at).unwrap_or_default();
-            observer(latency);
+            histogram.observe(latency.as_secs_f64());
         }
     }
 
@@ -222,7 +235,7 @@ impl Task {
         read: Result<(Vec<RecordedEvent>, LogHead), ReadError>,
     ) -> Result<(), Interruption> {
         let (events, head) = read?;
-        PublisherMetrics::add(&self.setting.metrics.refilled, events.len());
+        self.setting.metrics().refilled.inc_by(events.len() as u64);
         self.machine.read(events, head, Instant::now())
     }
 }

@@ -182,6 +182,7 @@ fn process(world: &World, appending: &mut JoinSet<()>) -> Mailboxes<order::State
             ..AppenderOptions::default().batch
         },
         retry_for: Duration::from_millis(u64::from(world.below(300))),
+        ..AppenderOptions::default()
     };
     let (appender, task) = Appender::new(world.session(), 0, options, None);
     appending.spawn(task);

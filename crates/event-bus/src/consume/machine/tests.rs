@@ -215,7 +215,7 @@ fn the_next_message_is_the_next_event() {
     given.messages(8..=9);
     assert_eq!(given.taken(), [8, 9]);
     assert_eq!(given.wanted().look, None);
-    assert_eq!(given.machine.metrics.from_bus.load(Ordering::Relaxed), 5);
+    assert_eq!(given.machine.metrics().from_log.get(), 0);
 }
 
 #[test]
