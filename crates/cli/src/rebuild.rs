@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 
 use crate::client::{self, Authorized, Service};
 use crate::failure::Failure;
-use crate::moment::parse_duration;
 use crate::output::{Format, count, percent, print, print_json, rfc3339};
 use crate::refusal::Refusal;
 use crate::settings::{Role, Settings};
@@ -41,7 +40,7 @@ pub(crate) struct Arguments {
     wait: bool,
 
     /// How long to wait; then exits with 6, and the rebuild goes on.
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     wait_timeout: Option<Duration>,
 
     /// What the output looks like.

@@ -10,7 +10,6 @@ use clap::Args;
 
 use crate::client::Service;
 use crate::failure::Failure;
-use crate::moment::parse_duration;
 
 /// Where `cargo xtask up` writes its addresses and keys.
 const DEVELOPMENT_FILE: &str = ".daybook/dev.env";
@@ -43,7 +42,7 @@ pub(crate) struct Connection {
 
     /// How long one call to a service may take.
     #[arg(long, global = true, env = "DAYBOOK_TIMEOUT", value_name = "DURATION", default_value = "10s",
-          value_parser = parse_duration)]
+          value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
 

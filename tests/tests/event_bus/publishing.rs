@@ -257,7 +257,7 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     // An epoch of this very database: it was copied from a template.
     stack.fork(0).await?;
     let publishing = stack.publisher().await?;
@@ -283,7 +283,7 @@ async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part
 
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_messages_beyond_the_log_cost_nothing_of_what_is_below_them() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     // An epoch of this very database: it was copied from a template.
     stack.fork(0).await?;
     let options = PublisherOptions {
@@ -313,7 +313,7 @@ async fn foreign_messages_beyond_the_log_cost_nothing_of_what_is_below_them() ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_with_the_id_of_an_event_and_other_content_is_foreign() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(10).await?);
     publishing.published(10).await?;
@@ -331,7 +331,7 @@ async fn a_message_with_the_id_of_an_event_and_other_content_is_foreign() -> any
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_made_anew_holds_the_newest_events_only() -> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
+    let stack = Stack::start().await?;
     let _before_there_was_a_stream = stack.commit(100).await?;
     let options = PublisherOptions {
         refilled_events_max: 30,

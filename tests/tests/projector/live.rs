@@ -342,7 +342,7 @@ async fn a_worker_that_reads_the_log_of_another_server_changes_nothing_and_asks_
     Orders::new(6).append(&setup, 100).await;
     Orders::new(7).append(&other, 120).await;
     let context = Context {
-        store: other.publisher_store().await,
+        store: other.process().await.store,
         ..setup.process().await
     };
     let reconnects = context.reconnects.subscribe();
