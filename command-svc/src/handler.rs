@@ -306,7 +306,7 @@ fn accepted(receipt: &Receipt) -> common::Receipt {
     let token = receipt.last_position().map(|position| ConsistencyToken {
         partition: receipt.partition,
         position,
-        generation: receipt.generation,
+        generation: receipt.epoch.generation,
     });
     common::Receipt {
         stream_id: receipt.stream_id.to_string(),

@@ -19,6 +19,8 @@
 
 -- What became of a batch.
 CREATE TYPE event_store.judgement AS (
+    -- The epoch that it was recorded in.
+    epoch           integer,
     generation      uuid,
     recorded_at     timestamptz,
     -- One element per chain.
@@ -72,6 +74,7 @@ DECLARE
     -- Whatever the database's default is: what is acknowledged is on disk.
     v_commit CONSTANT text NOT NULL := set_config('synchronous_commit', 'on', true);
     v_tenant          integer[];
+    v_epoch           integer;
     v_generation      uuid;
     v_timeline        text;
     v_recorded_at     timestamptz;
@@ -99,7 +102,7 @@ BEGIN
     );
 
     -- Lock.
-    SELECT l.generation, l.timeline INTO STRICT v_generation, v_timeline
+    SELECT l.epoch, l.generation, l.timeline INTO STRICT v_epoch, v_generation, v_timeline
     FROM event_store.log AS l WHERE l.partition = p_partition FOR NO KEY UPDATE;
     -- A session may have begun on a standby, and live through its promotion.
     IF left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) <> v_timeline THEN
@@ -227,8 +230,8 @@ BEGIN
     ) AS k
     WHERE k.ord < v_written_end[k.chain];
 
-    RETURN (v_generation, v_recorded_at, v_written_end, v_newest_id, v_newest_version, v_newest_position, v_first_position,
-            v_known);
+    RETURN (v_epoch, v_generation, v_recorded_at, v_written_end, v_newest_id, v_newest_version, v_newest_position,
+            v_first_position, v_known);
 END
 $$;
 ALTER FUNCTION event_store.append OWNER TO daybook_append;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use daybook_devstack::testing::test_cluster;
 use daybook_event_store::{
-    Decision, Intent, JudgedChain, Judgement, Log as _, NewCommand, NewEvent, Receipt, Remembered, chains,
+    Decision, EpochId, Intent, JudgedChain, Judgement, Log as _, NewCommand, NewEvent, Receipt, Remembered,
+    chains,
 };
 use daybook_simulation::model::{JudgedBy, Model};
 use daybook_tests::database::Database;
@@ -107,6 +108,7 @@ fn timeless(remembered: HashMap<usize, Remembered>) -> Vec<(usize, Remembered)> 
     let timeless = remembered.into_iter().map(|(index, one)| {
         let receipt = Receipt {
             recorded_at: time::OffsetDateTime::UNIX_EPOCH,
+            epoch: EpochId::default(),
             ..one.receipt
         };
         (index, Remembered { receipt, ..one })
@@ -145,7 +147,7 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
                 .iter()
                 .map(|command| (TENANT, Arc::clone(&command.key)))
                 .collect();
-            let remembered = timeless(log.remembered(0, model.generation, &keys).await?);
+            let remembered = timeless(log.remembered(0, model.epoch, &keys).await?);
             assert_eq!(
                 remembered,
                 timeless(model.remembered(&keys)),

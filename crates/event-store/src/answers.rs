@@ -11,6 +11,7 @@ use crate::append::{AppendError, JudgedChain, Judgement, chains};
 use crate::appender::{Answer, AppenderMetrics, Backoff, Committed, Unanswered};
 use crate::command::{Decision, Intent, NewCommand, Receipt, Verdict};
 use crate::event::RecordedEvent;
+use crate::lineage::EpochId;
 use crate::log::{Log, Remembered};
 
 /// A batch and what the log says of it.
@@ -110,9 +111,9 @@ impl<L: Log> Answers<L> {
             self.metrics.replays.inc_by(known.len() as u64);
             let backoff = Backoff::new(self.retry_for);
             let (log, metrics) = (Arc::clone(&self.log), self.metrics.clone());
-            let (partition, generation) = (self.partition, judgement.generation);
+            let (partition, epoch) = (self.partition, judgement.id());
             tokio::spawn(async move {
-                answer_known(&*log, partition, generation, known, backoff, &metrics).await;
+                answer_known(&*log, partition, epoch, known, backoff, &metrics).await;
             });
         }
     }
@@ -153,7 +154,7 @@ impl Place<'_> {
                 _ => next_position,
             },
             event_count: u32::try_from(event_count).expect("a batch is bounded far below"),
-            generation: self.judgement.generation,
+            epoch: self.judgement.id(),
             recorded_at: self.judgement.recorded_at,
             rejection: decision.rejection.clone(),
         }
@@ -194,7 +195,7 @@ fn recorded(
 async fn answer_known<L: Log>(
     log: &L,
     partition: i32,
-    generation: Uuid,
+    epoch: EpochId,
     known: Vec<(NewCommand, Box<dyn Answer>)>,
     mut backoff: Backoff,
     metrics: &AppenderMetrics,
@@ -204,7 +205,7 @@ async fn answer_known<L: Log>(
         .map(|(command, _)| (command.tenant_id, Arc::clone(&command.key)))
         .collect();
     let (mut remembered, error) = loop {
-        match log.remembered(partition, generation, &keys).await {
+        match log.remembered(partition, epoch, &keys).await {
             Ok(remembered) => break (remembered, AppendError::Forgotten),
             Err(error) => {
                 tracing::warn!(

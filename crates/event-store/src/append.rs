@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::command::{Decision, Intent, NewCommand, NewEvent, Newest};
+use crate::lineage::EpochId;
 use crate::stored_key::StoredKey;
 
 /// Why a batch was not appended. When the connection broke, the batch may have been committed all the same; sending it
@@ -80,7 +81,9 @@ impl From<sqlx::Error> for AppendError {
 /// What the log says of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
-    /// The generation of the log.
+    /// The number of the epoch that it was recorded in.
+    pub epoch: i32,
+    /// Its generation.
     pub generation: Uuid,
     /// When it was committed, by the database's clock.
     pub recorded_at: OffsetDateTime,
@@ -91,6 +94,15 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// The epoch that it was recorded in.
+    #[must_use]
+    pub fn id(&self) -> EpochId {
+        EpochId {
+            number: self.epoch,
+            generation: self.generation,
+        }
+    }
+
     /// Whether all of a batch is written.
     #[must_use]
     pub fn stands_whole(&self, commands: &[NewCommand]) -> bool {
@@ -111,7 +123,7 @@ pub struct JudgedChain {
 }
 
 pub(crate) const APPEND: &str = "
-    SELECT generation, recorded_at, written_end, newest_id, newest_version, newest_position, first_position, known
+    SELECT epoch, generation, recorded_at, written_end, newest_id, newest_version, newest_position, first_position, known
     FROM event_store.append(
         $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)
 ";
@@ -353,6 +365,7 @@ fn judgement(row: &PgRow) -> Result<Judgement, sqlx::Error> {
         first_position: first_positions[chain].cast_unsigned(),
     });
     Ok(Judgement {
+        epoch: row.try_get("epoch")?,
         generation: row.try_get("generation")?,
         recorded_at: row.try_get("recorded_at")?,
         chains: chains.collect(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::lineage::EpochId;
+
 /// A command's outcome on its way into the log.
 #[derive(Debug, Clone)]
 pub struct NewCommand {
@@ -80,8 +82,9 @@ pub struct Receipt {
     pub first_position: u64,
     /// How many events the command has; 0 for a refusal.
     pub event_count: u32,
-    /// The generation of the log.
-    pub generation: Uuid,
+    /// The epoch that recorded it. A command without events that is answered again after a fork of the log's history has the
+    /// newest one.
+    pub epoch: EpochId,
     /// When it was committed, by the database's clock.
     pub recorded_at: OffsetDateTime,
     /// The domain's refusal as JSON, when the command was refused.

@@ -29,11 +29,11 @@ pub trait Log: Send + Sync + 'static {
         commands: &[NewCommand],
     ) -> impl Future<Output = Result<Judgement, AppendError>> + Send;
 
-    /// What is remembered under these tenants' keys, by their index. The receipts are of this generation of the log.
+    /// What is remembered under these tenants' keys, by their index. `epoch` is the newest one.
     fn remembered(
         &self,
         partition: i32,
-        generation: Uuid,
+        epoch: EpochId,
         keys: &[(Uuid, Arc<str>)],
     ) -> impl Future<Output = Result<HashMap<usize, Remembered>, AppendError>> + Send;
 }
@@ -216,27 +216,35 @@ impl Log for PostgresLog {
     async fn remembered(
         &self,
         partition: i32,
-        generation: Uuid,
+        epoch: EpochId,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
         let tenants = keys.iter().map(|(tenant, _)| *tenant).collect();
         let keys = keys.iter().map(|(_, key)| Arc::clone(key)).collect();
         let read = bounded(&self.receipts, LOOKUP_TIMEOUT, move |connection| {
-            Box::pin(read_receipts(connection, partition, generation, tenants, keys))
+            Box::pin(read_receipts(connection, partition, epoch, tenants, keys))
         });
         read.await.map_err(AppendError::Unknown)
     }
 }
 
+/// Events were recorded in the latest epoch that begins at or before them: any later one that did would have recorded others in
+/// their place.
 pub(crate) const RECEIPTS: &str = "
-    SELECT ord, fingerprint, position, event_count, outcome::text AS outcome, event_id, stream_id, stream_version, recorded_at
-    FROM event_store.receipts($1, $2, $3)
+    SELECT r.ord, r.fingerprint, r.position, r.event_count, r.outcome::text AS outcome, r.event_id, r.stream_id,
+           r.stream_version, r.recorded_at, e.number, e.generation
+    FROM event_store.receipts($1, $2, $3) AS r
+    LEFT JOIN LATERAL (
+        SELECT e.number, e.generation FROM event_store.epoch AS e
+        WHERE r.event_count > 0 AND e.partition = $1 AND e.from_position <= r.position
+        ORDER BY e.number DESC LIMIT 1
+    ) AS e ON true
 ";
 
 async fn read_receipts(
     connection: &mut PgConnection,
     partition: i32,
-    generation: Uuid,
+    epoch: EpochId,
     tenants: Vec<Uuid>,
     keys: Vec<Arc<str>>,
 ) -> Result<HashMap<usize, Remembered>, sqlx::Error> {
@@ -251,13 +259,20 @@ async fn read_receipts(
         .map(|row| {
             let ordinal: i64 = row.try_get("ord")?;
             let index = usize::try_from(ordinal - 1).expect("ordinals start at 1");
-            Ok((index, remembered(row, partition, generation)?))
+            Ok((index, remembered(row, partition, epoch)?))
         })
         .collect()
 }
 
-fn remembered(row: &PgRow, partition: i32, generation: Uuid) -> Result<Remembered, sqlx::Error> {
+fn remembered(row: &PgRow, partition: i32, newest: EpochId) -> Result<Remembered, sqlx::Error> {
     let event_count = row.try_get::<i32, _>("event_count")?.cast_unsigned();
+    let epoch = match row.try_get("number")? {
+        Some(number) => EpochId {
+            number,
+            generation: row.try_get("generation")?,
+        },
+        None => newest,
+    };
     let receipt = |stream_id, stream_version, recorded_at, rejection| {
         Ok::<_, sqlx::Error>(Receipt {
             stream_id,
@@ -265,7 +280,7 @@ fn remembered(row: &PgRow, partition: i32, generation: Uuid) -> Result<Remembere
             partition,
             first_position: row.try_get::<i64, _>("position")?.cast_unsigned(),
             event_count,
-            generation,
+            epoch,
             recorded_at,
             rejection,
         })

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use daybook_event_store::{
-    Decision, Intent, JudgedChain, Judgement, NewCommand, Newest, Receipt, RecordedEvent, Remembered, chains,
+    Decision, EpochId, Intent, JudgedChain, Judgement, NewCommand, Newest, Receipt, RecordedEvent,
+    Remembered, chains,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -24,8 +25,8 @@ type Key = (Uuid, Arc<str>);
 /// The log of one partition. The simulation checks the write side against it, and it is itself held against Postgres.
 #[derive(Debug)]
 pub struct Model {
-    /// The generation of the log.
-    pub generation: Uuid,
+    /// The only epoch of the log.
+    pub epoch: EpochId,
     /// Everything that is recorded, in order.
     pub events: Vec<RecordedEvent>,
     /// What is remembered, by tenant and key.
@@ -42,7 +43,7 @@ impl Model {
     #[must_use]
     pub fn new(judged_by: JudgedBy) -> Self {
         Self {
-            generation: Uuid::nil(),
+            epoch: EpochId::default(),
             events: Vec::new(),
             keys: HashMap::new(),
             judged_by,
@@ -90,7 +91,8 @@ impl Model {
             });
         }
         Judgement {
-            generation: self.generation,
+            epoch: self.epoch.number,
+            generation: self.epoch.generation,
             recorded_at,
             chains: judged,
             known,
@@ -189,7 +191,7 @@ impl Model {
                 partition: 0,
                 first_position: newest.position - event_count.saturating_sub(1),
                 event_count: u32::try_from(event_count).expect("a command has few events"),
-                generation: self.generation,
+                epoch: self.epoch,
                 recorded_at,
                 rejection: decision.rejection.clone(),
             },

@@ -15,7 +15,8 @@ use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::OrderId;
 use daybook_domain::order::{Command, NewLine, State};
 use daybook_event_store::{
-    AppendError, Appender, AppenderOptions, Judgement, Log, Metadata, NewCommand, RecordedEvent, Remembered,
+    AppendError, Appender, AppenderOptions, EpochId, Judgement, Log, Metadata, NewCommand, RecordedEvent,
+    Remembered,
 };
 use daybook_simulation::meaning;
 use daybook_simulation::model::{JudgedBy, Model};
@@ -96,7 +97,7 @@ impl Log for Failing {
     async fn remembered(
         &self,
         _partition: i32,
-        _generation: Uuid,
+        _epoch: EpochId,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
         if fails(&self.0.receipts) {

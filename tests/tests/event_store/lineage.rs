@@ -109,6 +109,30 @@ async fn an_append_on_another_timeline_writes_nothing_and_the_appender_opens_the
 }
 
 #[tokio::test]
+async fn a_receipt_is_the_same_after_the_log_has_gone_on_in_other_epochs() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let appender = log.appender(AppenderOptions::default()).await?;
+    let superuser = log.database.superuser().await?;
+    let mut commands = Vec::new();
+    for name in ["a", "b", "c"] {
+        let sent = command(name, None, 2);
+        let Verdict::Appended(receipt) = appender.append(sent.clone()).await? else {
+            panic!("it is new")
+        };
+        commands.push((sent, receipt));
+        sqlx::query("SELECT event_store.fork(0, 0, 'a test')")
+            .execute(&superuser)
+            .await?;
+    }
+    let epochs: Vec<i32> = commands.iter().map(|(_, receipt)| receipt.epoch.number).collect();
+    assert_eq!(epochs, [1, 2, 3]);
+    for (sent, receipt) in commands {
+        assert_eq!(appender.append(sent).await?, Verdict::Replayed(receipt));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_appender_that_remembers_more_than_the_log_has_opens_the_next_epoch_at_the_fork()
 -> anyhow::Result<()> {
     for grown in [false, true] {

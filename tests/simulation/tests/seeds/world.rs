@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use daybook_command_svc::mailbox::ReadStream;
-use daybook_event_store::{AppendError, Judgement, Log, NewCommand, RecordedEvent, Remembered};
+use daybook_event_store::{AppendError, EpochId, Judgement, Log, NewCommand, RecordedEvent, Remembered};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
@@ -205,7 +205,7 @@ impl Log for Session {
     async fn remembered(
         &self,
         _partition: i32,
-        _generation: Uuid,
+        _epoch: EpochId,
         keys: &[(Uuid, Arc<str>)],
     ) -> Result<HashMap<usize, Remembered>, AppendError> {
         sleep(self.world.up_to(DELAY_MAX)).await;
