@@ -3,9 +3,7 @@
 use clap::Parser;
 use daybook_event_bus::Deployment;
 use daybook_service::config::CommonConfig;
-use daybook_service::key::SecretKey;
-
-use crate::cursor::Cursors;
+use daybook_service::sealing::{KeyRing, SealingConfig};
 
 /// Daybook's query service: orders, totals and histories over REST and gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -26,79 +24,22 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(2..=1_000))]
     pub database_connections: u32,
 
-    /// The keys that sign cursors, 64 hexadecimal digits each, with commas between them. The first one signs, all of
-    /// them verify. All replicas need the same. Only in development may it be absent.
-    #[arg(
-        long,
-        env = "DAYBOOK_CURSOR_KEY",
-        value_name = "KEYS",
-        value_delimiter = ',',
-        hide_env_values = true
-    )]
-    pub cursor_keys: Vec<SecretKey>,
+    /// What cursors and consistency tokens are sealed with.
+    #[command(flatten)]
+    pub sealing: SealingConfig,
 }
 
 impl Config {
     /// Whether the keys are there that it needs.
     ///
     /// # Errors
-    /// As [`Self::cursors`].
+    /// When there is none outside of development, or one that anybody could know.
     pub fn check(&self) -> anyhow::Result<()> {
-        self.cursors().map(drop)
+        self.key_ring().map(drop)
     }
 
-    /// The signer of cursors.
-    ///
-    /// # Errors
-    /// When there is no key outside of development, or one that anybody could know.
-    pub fn cursors(&self) -> anyhow::Result<Cursors> {
-        let development = self.common.is_development();
-        let keys = SecretKey::given(&self.cursor_keys, "DAYBOOK_CURSOR_KEY", development)?;
-        let (first, others) = keys.split_first().expect("there is at least one");
-        Ok(Cursors::new(first, others))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(arguments: &[&str]) -> Config {
-        let always = [
-            "daybook-query-svc",
-            "--listen=127.0.0.1:0",
-            "--admin-listen=127.0.0.1:0",
-            "--database-url=postgres://localhost/daybook",
-        ];
-        let arguments = always.iter().chain(arguments);
-        Config::try_parse_from(arguments).expect("the arguments are complete")
-    }
-
-    #[test]
-    fn development_needs_no_cursor_key() {
-        assert!(config(&["--env=development"]).cursors().is_ok());
-    }
-
-    #[test]
-    fn production_refuses_to_start_without_a_cursor_key_or_with_a_known_one() {
-        let good = "0123456789abcdef".repeat(4);
-        let zero = "00".repeat(32);
-        assert!(config(&["--env=production"]).cursors().is_err());
-        assert!(
-            config(&["--env=production", "--cursor-keys", &zero])
-                .cursors()
-                .is_err()
-        );
-        let both = format!("{good},{zero}");
-        assert!(
-            config(&["--env=production", "--cursor-keys", &both])
-                .cursors()
-                .is_err()
-        );
-        assert!(
-            config(&["--env=production", "--cursor-keys", &good])
-                .cursors()
-                .is_ok()
-        );
+    /// The ring that seals; errors as in [`Self::check`].
+    pub(crate) fn key_ring(&self) -> anyhow::Result<KeyRing> {
+        self.sealing.key_ring(self.common.is_development())
     }
 }

@@ -10,7 +10,7 @@
 //! | `grpc` | `OrderQueryService`, `StockQueryService` and `HistoryService` |
 //! | `freshness` | how far the read models have come, and waiting for them |
 //! | `loader` | reads of single orders, gathered into few round trips |
-//! | `cursor` | cursors that nobody can forge or carry elsewhere |
+//! | `cursor` | cursors that nobody can read, forge or carry elsewhere |
 //! | `database` | reads that are never cut in the middle |
 
 mod config;
@@ -30,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::Config;
+use self::cursor::Cursors;
 use self::database::SharedReads;
 use self::freshness::Watcher;
 use self::loader::{OrderLoader, WORKERS};
@@ -41,7 +42,7 @@ pub const SERVICE_NAME: &str = "daybook-query-svc";
 /// Serves on `listener` until `shutdown`, or until a task ends that should not.
 ///
 /// # Errors
-/// When a cursor key is missing or known to everybody, the database cannot be used or has an older schema, and when a
+/// When a sealing key is missing or known to everybody, the database cannot be used or has an older schema, and when a
 /// task has ended.
 pub async fn run(
     config: Config,
@@ -49,7 +50,7 @@ pub async fn run(
     admin_listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let cursors = config.cursors()?;
+    let ring = config.key_ring()?;
     let schemas = [
         ("event_store", daybook_event_store::schema_version()),
         ("read_model", daybook_read_model::schema_version()),
@@ -67,7 +68,7 @@ pub async fn run(
     let (freshness, watcher) = freshness::watch(marks, shared.clone()).await?;
     let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
-    let reads = Reads::new(shared, loader, freshness, cursors);
+    let reads = Reads::new(shared, loader, freshness, Cursors::new(ring));
     let (http, grpc) = (http::router(reads.clone()), grpc::services(reads));
     start.serve(listener, admin_listener, http, grpc).await
 }

@@ -144,7 +144,7 @@ impl Servers {
             ),
             ("NATS_URL".to_owned(), self.nats.url_of(role.nats_user())),
             ("DAYBOOK_ENV".to_owned(), "development".to_owned()),
-            ("DAYBOOK_CURSOR_KEY".to_owned(), "5e".repeat(32)),
+            ("DAYBOOK_SEALING_KEYS".to_owned(), "5e".repeat(32)),
         ];
         settings.extend(
             environment

@@ -23,8 +23,8 @@ pub(crate) struct Keys {
 struct Content {
     /// What the passwords of the services' database roles are derived from.
     role_secret: String,
-    /// What cursors are signed with.
-    cursor_key: String,
+    /// What consistency tokens and cursors are sealed with.
+    sealing_key: String,
     /// The demo tenant of each database: the private one, and any of the user's own.
     tenants: BTreeMap<String, Tenant>,
 }
@@ -57,7 +57,7 @@ impl Secrets {
         }
         let content = Content {
             role_secret: random_hex(),
-            cursor_key: random_hex(),
+            sealing_key: random_hex(),
             tenants: BTreeMap::new(),
         };
         let secrets = Self { path, content };
@@ -74,8 +74,8 @@ impl Secrets {
         &self.content.role_secret
     }
 
-    pub(crate) fn cursor_key(&self) -> &str {
-        &self.content.cursor_key
+    pub(crate) fn sealing_key(&self) -> &str {
+        &self.content.sealing_key
     }
 
     pub(crate) fn keys(&self, database: &str) -> Option<&Keys> {

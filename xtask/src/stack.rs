@@ -186,7 +186,7 @@ impl Stack {
             "DAYBOOK_PUBLISHER_DATABASE_URL",
             self.role_url("daybook_publisher"),
         );
-        let cursor_key = ("DAYBOOK_CURSOR_KEY", secrets.cursor_key().to_owned());
+        let sealing_keys = ("DAYBOOK_SEALING_KEYS", secrets.sealing_key().to_owned());
         let start = |plan: &ServicePlan, extra| {
             Service::start(ServiceOptions {
                 name: plan.name.to_owned(),
@@ -200,7 +200,7 @@ impl Stack {
         let started = tokio::try_join!(
             start(&COMMAND, Some(publisher)),
             start(&PROJECTOR, None),
-            start(&QUERY, Some(cursor_key)),
+            start(&QUERY, Some(sealing_keys)),
         );
         let (command, projector, query) = started?;
         self.services = vec![query, projector, command];

@@ -72,3 +72,31 @@ impl fmt::Debug for SecretKey {
         f.write_str("SecretKey(…)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_64_hexadecimal_digits() {
+        assert!("0f".repeat(32).parse::<SecretKey>().is_ok());
+        for text in [
+            "",
+            "0f",
+            &"+1".repeat(32),
+            &"0g".repeat(32),
+            &"0f".repeat(33),
+            &"é".repeat(32),
+        ] {
+            assert!(text.parse::<SecretKey>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_that_everybody_knows_are_told_apart() {
+        let zero: SecretKey = "00".repeat(32).parse().expect("64 digits");
+        let good: SecretKey = "0123456789abcdef".repeat(4).parse().expect("64 digits");
+        assert!(zero.is_guessable() && SecretKey::DEVELOPMENT.is_guessable());
+        assert!(!good.is_guessable());
+    }
+}

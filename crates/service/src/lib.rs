@@ -15,6 +15,7 @@
 //! | [`identity`] | API keys, principals and scopes |
 //! | [`path`] | the variables of a path; refusals are problems of the catalogue |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
+//! | [`sealing`] | texts that callers hold and cannot read: one ring of keys for all of them |
 //! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
 //! | `admin` | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
@@ -36,6 +37,7 @@ pub mod path;
 pub mod problems;
 pub mod process;
 pub mod request;
+pub mod sealing;
 pub mod server;
 pub mod shares;
 mod shutdown;

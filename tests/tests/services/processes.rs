@@ -28,7 +28,7 @@ const SETTINGS: [(&str, &str); 7] = [
     ("DAYBOOK_PUBLISHER_DATABASE_URL", "postgres://127.0.0.1:1/nothing"),
     ("DAYBOOK_FINGERPRINT_KEY", KEY),
     ("DAYBOOK_REPLICA_KEY", KEY),
-    ("DAYBOOK_CURSOR_KEY", KEY),
+    ("DAYBOOK_SEALING_KEYS", KEY),
 ];
 
 /// A key that nobody would guess.
@@ -40,7 +40,7 @@ async fn a_key_that_is_missing_or_known_to_everybody_is_told_on_one_line() -> an
     for (service, setting) in [
         ("daybook-command-svc", "DAYBOOK_FINGERPRINT_KEY"),
         ("daybook-command-svc", "DAYBOOK_REPLICA_KEY"),
-        ("daybook-query-svc", "DAYBOOK_CURSOR_KEY"),
+        ("daybook-query-svc", "DAYBOOK_SEALING_KEYS"),
     ] {
         for key in [None, Some(&known)] {
             let mut command = Command::new(program(service)?);

@@ -101,7 +101,7 @@ codes! {
     InvalidCursor {
         name: "INVALID_CURSOR", grpc: InvalidArgument, http: BAD_REQUEST, retry: No,
         title: "The cursor is not valid here",
-        explanation: "A cursor is opaque, signed, and good only for the list, the filters and the sort order \
+        explanation: "A cursor is sealed, and good only for the list, the filters and the sort order \
             that gave it. Start again from the first page.",
     }
     Unauthenticated {
