@@ -12,6 +12,7 @@ use daybook_event_bus::{Bus, Deployment, signal};
 use daybook_proto::convert::from_timestamp;
 use daybook_tests::client::Caller;
 use daybook_tests::orders::place;
+use daybook_tests::sealing;
 use daybook_tests::stack::Stack;
 use futures::StreamExt as _;
 use time::OffsetDateTime;
@@ -93,11 +94,11 @@ async fn commands(callers: &[Caller], duration: Duration) -> anyhow::Result<Vec<
         async move {
             let receipt = caller.send_place(place("", &customer)).await?;
             let recorded_at = receipt.recorded_at.as_ref().and_then(from_timestamp);
-            let position = receipt.positions.last().copied();
+            let token = sealing::token(caller.tenant.tenant_id, &receipt.consistency_token)?;
             committed
                 .lock()
                 .expect("nobody panics with it")
-                .extend(position.zip(recorded_at));
+                .extend(recorded_at.map(|recorded_at| (token.position, recorded_at)));
             Ok(())
         }
     })

@@ -9,6 +9,7 @@ use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
+use daybook_service::sealing::KeyRing;
 use daybook_service::server::Needs;
 use prometheus_client::metrics::histogram::Histogram;
 
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) received_to_committed: Histogram,
     /// Tell whether a key comes with the same content again.
     pub(crate) fingerprints: Fingerprints,
+    /// Seals the tokens of receipts.
+    pub(crate) sealing: KeyRing,
     /// The homes of contended aggregates.
     pub(crate) homes: Arc<Homes>,
     handlers: Mutex<Vec<Arc<dyn HandleForwarded>>>,
@@ -57,6 +60,7 @@ impl Core {
     pub(crate) fn new(
         partitions: Partitions,
         fingerprints: Fingerprints,
+        sealing: KeyRing,
         homes: Arc<Homes>,
         registry: &Registry,
         moments: &EventMoments,
@@ -64,6 +68,7 @@ impl Core {
         Self {
             received_to_committed: moments.latency(Moment::Received, Moment::Committed),
             fingerprints,
+            sealing,
             homes,
             handlers: Mutex::default(),
             partitions,

@@ -4,6 +4,7 @@ use clap::Parser;
 use daybook_event_bus::Deployment;
 use daybook_service::config::{CommonConfig, Secret};
 use daybook_service::key::SecretKey;
+use daybook_service::sealing::{KeyRing, SealingConfig};
 
 /// Takes commands over gRPC, appends what they lead to, and publishes it.
 #[derive(Parser, Clone, Debug)]
@@ -75,6 +76,10 @@ pub struct Config {
     )]
     pub replica_keys: Vec<SecretKey>,
 
+    /// What the consistency tokens of receipts are sealed with.
+    #[command(flatten)]
+    pub sealing: SealingConfig,
+
     /// For how many days idempotency keys are kept at least. All replicas need the same.
     #[arg(
         long,
@@ -93,7 +98,8 @@ impl Config {
     /// When there is none outside of development, or one that anybody could know.
     pub fn check(&self) -> anyhow::Result<()> {
         self.fingerprint_keys()?;
-        self.replica_keys().map(drop)
+        self.replica_keys()?;
+        self.key_ring().map(drop)
     }
 
     /// The keys of fingerprints; errors as in [`Self::check`].
@@ -106,5 +112,10 @@ impl Config {
     pub(crate) fn replica_keys(&self) -> anyhow::Result<Vec<SecretKey>> {
         let development = self.common.is_development();
         SecretKey::given(&self.replica_keys, "DAYBOOK_REPLICA_KEY", development)
+    }
+
+    /// The ring that seals; errors as in [`Self::check`].
+    pub(crate) fn key_ring(&self) -> anyhow::Result<KeyRing> {
+        self.sealing.key_ring(self.common.is_development())
     }
 }

@@ -14,6 +14,7 @@ use daybook_service::consistency::ConsistencyToken;
 use daybook_service::error::ApiError;
 use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::request::deadline;
+use daybook_service::sealing::KeyRing;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
 use tokio::time::timeout_at;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
 use crate::home::{Forwarded, HandleForwarded, Homes, Request as ForwardedRequest};
-use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome};
+use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome, Stream};
 use crate::request::{check_key, metadata, validation_error};
 
 /// The metadata that marks a receipt of an earlier send. The receipt itself is the first one, byte for byte.
@@ -73,6 +74,7 @@ pub(crate) trait Served: Aggregate {
 pub(crate) struct Handler<A: Aggregate> {
     mailboxes: Mailboxes<A>,
     fingerprints: Fingerprints,
+    sealing: KeyRing,
     homes: Arc<Homes>,
     received_to_committed: Histogram,
 }
@@ -94,6 +96,7 @@ impl<A: Served> Handler<A> {
         let handler = Arc::new(Self {
             mailboxes: core.mailboxes(),
             fingerprints: core.fingerprints.clone(),
+            sealing: core.sealing.clone(),
             homes: Arc::clone(&core.homes),
             received_to_committed: core.received_to_committed.clone(),
         });
@@ -179,7 +182,7 @@ impl<A: Served> Handler<A> {
                 Err(error) if may_be_recorded && says_that_nothing_is_recorded(&error) => {
                     return Err(ApiError::dependency_unavailable("replica", error).into());
                 }
-                outcome => return Ok(answer::<A>(outcome, &stream.1)?),
+                outcome => return Ok(self.answer(outcome, &stream)?),
             }
         }
     }
@@ -208,8 +211,20 @@ impl<A: Served> Handler<A> {
             return forwarded;
         }
         Forwarded::Answered {
-            answer: answer::<A>(outcome, &stream.1).map_err(Status::from),
+            answer: self.answer(outcome, &stream).map_err(Status::from),
             is_shared,
+        }
+    }
+
+    fn answer(&self, outcome: Result<Outcome, HandleError>, stream: &Stream) -> Result<Answer, ApiError> {
+        let (tenant_id, id) = stream;
+        let Outcome { receipt, is_replay } = outcome.map_err(|error| api_error(error, A::CATEGORY, id))?;
+        match &receipt.rejection {
+            None => Ok(Answer {
+                receipt: accepted(&receipt, &self.sealing, *tenant_id),
+                is_replay,
+            }),
+            Some(rejection) => Err(refused::<A>(rejection, &receipt.stream_id)),
         }
     }
 }
@@ -290,30 +305,20 @@ fn is_of_the_moment(refusal: &Status) -> bool {
     )
 }
 
-fn answer<A: Served>(outcome: Result<Outcome, HandleError>, id: &str) -> Result<Answer, ApiError> {
-    let Outcome { receipt, is_replay } = outcome.map_err(|error| api_error(error, A::CATEGORY, id))?;
-    match &receipt.rejection {
-        None => Ok(Answer {
-            receipt: accepted(&receipt),
-            is_replay,
-        }),
-        Some(rejection) => Err(refused::<A>(rejection, &receipt.stream_id)),
-    }
-}
-
-fn accepted(receipt: &Receipt) -> common::Receipt {
-    let positions = receipt.first_position..receipt.first_position + u64::from(receipt.event_count);
+/// The receipt as its caller gets it. The token is the same whenever it is sent again, as long as the key is.
+fn accepted(receipt: &Receipt, sealing: &KeyRing, tenant_id: Uuid) -> common::Receipt {
     let token = receipt.last_position().map(|position| ConsistencyToken {
         partition: receipt.partition,
         position,
+        epoch: receipt.epoch.number,
         generation: receipt.epoch.generation,
     });
     common::Receipt {
         stream_id: receipt.stream_id.to_string(),
         stream_version: receipt.stream_version,
-        partition: receipt.partition.cast_unsigned(),
-        positions: positions.collect(),
-        consistency_token: token.map(|token| token.encode()).unwrap_or_default(),
+        consistency_token: token
+            .map(|token| token.seal(sealing, tenant_id))
+            .unwrap_or_default(),
         recorded_at: Some(to_timestamp(receipt.recorded_at)),
     }
 }

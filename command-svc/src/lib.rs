@@ -80,7 +80,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let fingerprints = Fingerprints::new(&config.fingerprint_keys()?);
-    let replica_keys = config.replica_keys()?;
+    let (replica_keys, sealing) = (config.replica_keys()?, config.key_ring()?);
     let schemas = [("event_store", daybook_event_store::schema_version())];
     let mut start = Start::new(&config.common, &schemas, shutdown).await?;
 
@@ -96,6 +96,7 @@ pub async fn run(
     let core = Core::new(
         partitions,
         fingerprints,
+        sealing,
         Arc::new(homes),
         &start.registry,
         &moments,

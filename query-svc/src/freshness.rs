@@ -10,6 +10,7 @@
 
 mod demand;
 mod marks;
+mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) use self::demand::Demand;
-pub(crate) use self::marks::Staleness;
+pub(crate) use self::marks::Progress;
 use self::marks::{LiveMarks, Mark, Marks};
+pub(crate) use self::tokens::{Staleness, Tokens};
 use crate::database::{self, ReadFailure, SharedReads};
 
 /// How often the checkpoints are looked at while somebody waits and no signal comes.
@@ -82,14 +84,14 @@ impl Drop for Waits<'_> {
 }
 
 impl Freshness {
-    /// How fresh an answer from the read model of this name is that is read after this call.
-    pub fn of(&self, model: &str, partition: i32) -> Staleness {
-        self.marks.borrow().staleness(model, partition, Instant::now())
+    /// How far the read model of this name has come: an answer that is read after this call has that.
+    pub(crate) fn of(&self, model: &str, partition: i32) -> Progress {
+        self.marks.borrow().progress(model, partition, Instant::now())
     }
 
-    /// How fresh an answer from the log itself is that is read after this call.
-    pub fn of_log(&self, partition: i32) -> Staleness {
-        self.marks.borrow().log_staleness(partition)
+    /// How far the log has come: an answer that is read from it after this call has that.
+    pub(crate) fn of_log(&self, partition: i32) -> Progress {
+        self.marks.borrow().log_progress(partition)
     }
 
     /// Waits until the read model of this name is as fresh as it is demanded.
@@ -113,8 +115,8 @@ impl Freshness {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_closed)) => Err(ApiError::shutting_down()),
             Err(_elapsed) => {
-                let position = self.marks.borrow().position(model, token.partition);
-                Err(ApiError::read_model_behind(position, token.position))
+                let Progress { position, epoch, .. } = self.of(model, token.partition);
+                Err(demand.is_behind(position, epoch.unwrap_or_default()))
             }
         }
     }
@@ -248,9 +250,9 @@ impl Watcher {
         let mut heads = Vec::with_capacity(marks.len());
         for &partition in marks.keys() {
             let head = self.store.head(partition).await?;
-            let known = self.marks.borrow().log_generation(partition);
+            let known = self.marks.borrow().epoch(partition);
             let lineage = match known {
-                Some(known) if known == head.generation => None,
+                Some(known) if known == head.id() => None,
                 _ => Some(self.store.lineage(partition).await?),
             };
             heads.push((partition, head, lineage));

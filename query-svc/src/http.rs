@@ -38,7 +38,8 @@ use crate::reads::Reads;
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct FreshnessHeaders {
-    /// The consistency token of a receipt: the answer includes that command, or is `READ_MODEL_BEHIND`.
+    /// The consistency token of a receipt or of an answer: this answer includes that command, or is no older than that
+    /// answer, or is `READ_MODEL_BEHIND`.
     #[param(rename = "Daybook-Consistency", nullable = false)]
     pub token: Option<String>,
     /// How long to wait for that, in seconds: `wait=2` when absent, and at the most ten.
@@ -50,7 +51,7 @@ pub struct FreshnessHeaders {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct FreshnessQuery {
-    /// The consistency token of a receipt, as in `Daybook-Consistency`, which goes first.
+    /// A consistency token, as in `Daybook-Consistency`, which goes first.
     #[param(nullable = false)]
     pub consistency: Option<String>,
 }

@@ -30,7 +30,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::Config;
-use self::cursor::Cursors;
 use self::database::SharedReads;
 use self::freshness::Watcher;
 use self::loader::{OrderLoader, WORKERS};
@@ -68,7 +67,7 @@ pub async fn run(
     let (freshness, watcher) = freshness::watch(marks, shared.clone()).await?;
     let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
-    let reads = Reads::new(shared, loader, freshness, Cursors::new(ring));
+    let reads = Reads::new(shared, loader, freshness, ring);
     let (http, grpc) = (http::router(reads.clone()), grpc::services(reads));
     start.serve(listener, admin_listener, http, grpc).await
 }

@@ -12,11 +12,12 @@ pub(crate) mod totals;
 use std::sync::Arc;
 
 use daybook_read_model::ReadModel;
+use daybook_service::sealing::KeyRing;
 use daybook_service::{ApiError, identity::Principal};
 
 use crate::cursor::Cursors;
 use crate::database::SharedReads;
-use crate::freshness::{Demand, Freshness, Staleness};
+use crate::freshness::{Demand, Freshness, Staleness, Tokens};
 use crate::loader::OrderLoader;
 
 /// How many items a page has when the caller does not say.
@@ -34,6 +35,7 @@ struct Parts {
     loader: OrderLoader,
     freshness: Freshness,
     cursors: Cursors,
+    ring: KeyRing,
 }
 
 /// What was read, and how fresh it is.
@@ -55,14 +57,21 @@ pub struct Page<T> {
 }
 
 impl Reads {
-    /// Reads through `shared`, as a role that row-level security holds to one tenant at a time.
-    pub fn new(shared: SharedReads, loader: OrderLoader, freshness: Freshness, cursors: Cursors) -> Self {
+    /// Reads through `shared`, as a role that row-level security holds to one tenant at a time. The ring seals what callers
+    /// hold for us.
+    pub fn new(shared: SharedReads, loader: OrderLoader, freshness: Freshness, ring: KeyRing) -> Self {
         Self(Arc::new(Parts {
             shared,
             loader,
             freshness,
-            cursors,
+            cursors: Cursors::new(ring.clone()),
+            ring,
         }))
+    }
+
+    /// The consistency tokens of a caller.
+    pub fn tokens(&self, caller: &Principal) -> Tokens {
+        Tokens::new(&self.0.ring, caller)
     }
 
     /// Waits until a read model is as fresh as demanded, and says how fresh an answer is that is read after this.
@@ -74,7 +83,14 @@ impl Reads {
         if let Some(demand) = demand {
             self.0.freshness.reach(M::NAME, caller.tenant_id, demand).await?;
         }
-        Ok(self.0.freshness.of(M::NAME, caller.tenant_partition))
+        let progress = self.0.freshness.of(M::NAME, caller.tenant_partition);
+        Ok(Staleness::new(progress, self.tokens(caller)))
+    }
+
+    /// How fresh an answer is that is read from the log itself after this.
+    fn staleness_of_log(&self, caller: &Principal) -> Staleness {
+        let progress = self.0.freshness.of_log(caller.tenant_partition);
+        Staleness::new(progress, self.tokens(caller))
     }
 }
 

@@ -19,6 +19,7 @@
 //! | [`log`] | what is in the log, and what is appended to it without a service |
 //! | [`metrics`] | what a service says of itself |
 //! | [`nats`] | NATS as its administrator sees it |
+//! | [`sealing`] | what the services' tokens hold |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
 
@@ -38,6 +39,7 @@ pub mod probe;
 pub mod raw;
 pub mod refusal;
 pub mod replicas;
+pub mod sealing;
 pub mod stack;
 pub mod standby;
 pub mod stock;

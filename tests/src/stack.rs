@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::client::Caller;
 use crate::database::Database;
+use crate::sealing;
 use crate::tenant::Tenant;
 
 /// One of the three services.
@@ -144,7 +145,7 @@ impl Servers {
             ),
             ("NATS_URL".to_owned(), self.nats.url_of(role.nats_user())),
             ("DAYBOOK_ENV".to_owned(), "development".to_owned()),
-            ("DAYBOOK_SEALING_KEYS".to_owned(), "5e".repeat(32)),
+            ("DAYBOOK_SEALING_KEYS".to_owned(), sealing::key()),
         ];
         settings.extend(
             environment

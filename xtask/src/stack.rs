@@ -187,7 +187,7 @@ impl Stack {
             self.role_url("daybook_publisher"),
         );
         let sealing_keys = ("DAYBOOK_SEALING_KEYS", secrets.sealing_key().to_owned());
-        let start = |plan: &ServicePlan, extra| {
+        let start = |plan: &ServicePlan, extra: &[(&str, String)]| {
             Service::start(ServiceOptions {
                 name: plan.name.to_owned(),
                 binary: binaries.join(plan.binary),
@@ -198,20 +198,16 @@ impl Stack {
             })
         };
         let started = tokio::try_join!(
-            start(&COMMAND, Some(publisher)),
-            start(&PROJECTOR, None),
-            start(&QUERY, Some(sealing_keys)),
+            start(&COMMAND, &[publisher, sealing_keys.clone()]),
+            start(&PROJECTOR, &[]),
+            start(&QUERY, &[sealing_keys]),
         );
         let (command, projector, query) = started?;
         self.services = vec![query, projector, command];
         Ok(())
     }
 
-    fn service_environment(
-        &self,
-        plan: &ServicePlan,
-        extra: Option<(&str, String)>,
-    ) -> Vec<(String, String)> {
+    fn service_environment(&self, plan: &ServicePlan, extra: &[(&str, String)]) -> Vec<(String, String)> {
         let common = [
             ("DAYBOOK_LISTEN", plan.listen.to_string()),
             ("DAYBOOK_ADMIN_LISTEN", plan.admin.to_string()),
@@ -222,7 +218,7 @@ impl Stack {
         ];
         common
             .into_iter()
-            .chain(extra)
+            .chain(extra.iter().cloned())
             .map(|(name, value)| (name.to_owned(), value))
             .collect()
     }

@@ -165,7 +165,7 @@ async fn examine_queries(settings: &Settings, checks: &mut Vec<Check>) {
         let staleness = answer
             .as_ref()
             .ok()
-            .and_then(|response| response.get_ref().staleness);
+            .and_then(|response| response.get_ref().staleness.clone());
         checks.push(access(service, "orders:read", answer.map(drop), Code::Ok));
         checks.extend(staleness.map(|staleness| freshness(staleness.lag_ms)));
     }

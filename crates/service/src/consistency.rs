@@ -1,10 +1,11 @@
 //! Consistency tokens: what a command returns and a query waits for.
 //!
-//! Callers treat a token as opaque. It is not signed: a forged one makes its sender wait, and nothing else.
+//! A token is sealed and bound to its tenant. Nobody else can use it, and nobody reads a position out of it: positions count
+//! what all tenants write.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
+
+use crate::sealing::{KeyRing, Purpose};
 
 /// A point in a partition of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,35 +14,51 @@ pub struct ConsistencyToken {
     pub partition: i32,
     /// The position that must have been applied.
     pub position: u64,
-    /// The generation of the log; after a restore, older tokens point into a log that is gone.
+    /// The number of the epoch of the log that the position was seen in: one above all that a reader knows is newer.
+    pub epoch: i32,
+    /// The generation of that epoch; after a restore, older tokens may point into a log that is gone.
     pub generation: Uuid,
 }
 
-const VERSION: u8 = 1;
-const LENGTH: usize = 1 + 4 + 8 + 16;
+const LENGTH: usize = 4 + 8 + 4 + 16;
 
 impl ConsistencyToken {
-    /// The token's text: base64url without padding of version, partition, position (big-endian) and generation.
-    pub fn encode(&self) -> String {
-        let mut bytes = [0; LENGTH];
-        bytes[0] = VERSION;
-        bytes[1..5].copy_from_slice(&self.partition.to_be_bytes());
-        bytes[5..13].copy_from_slice(&self.position.to_be_bytes());
-        bytes[13..].copy_from_slice(self.generation.as_bytes());
-        URL_SAFE_NO_PAD.encode(bytes)
+    /// The token for a tenant, always the same under one key: for positions of the tenant's own, which it may recognise.
+    #[must_use]
+    pub fn seal(&self, ring: &KeyRing, tenant_id: Uuid) -> String {
+        ring.seal(Purpose::ConsistencyToken, tenant_id.as_bytes(), &self.encode())
     }
 
-    /// Reads a token back; `None` for what this never wrote.
-    pub fn decode(text: &str) -> Option<Self> {
-        let bytes: [u8; LENGTH] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
-        let (version, rest) = bytes.split_first()?;
-        let (partition, rest) = rest.split_first_chunk()?;
+    /// The token for a tenant, another text each time: for positions that other tenants move, too.
+    #[must_use]
+    pub fn seal_afresh(&self, ring: &KeyRing, tenant_id: Uuid) -> String {
+        ring.seal_afresh(Purpose::ConsistencyToken, tenant_id.as_bytes(), &self.encode())
+    }
+
+    /// Opens a tenant's token; `None` for what is none.
+    #[must_use]
+    pub fn open(ring: &KeyRing, tenant_id: Uuid, text: &str) -> Option<Self> {
+        Self::decode(&ring.open(Purpose::ConsistencyToken, tenant_id.as_bytes(), text)?)
+    }
+
+    fn encode(&self) -> [u8; LENGTH] {
+        let mut bytes = [0; LENGTH];
+        bytes[..4].copy_from_slice(&self.partition.to_be_bytes());
+        bytes[4..12].copy_from_slice(&self.position.to_be_bytes());
+        bytes[12..16].copy_from_slice(&self.epoch.to_be_bytes());
+        bytes[16..].copy_from_slice(self.generation.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (partition, rest) = bytes.split_first_chunk()?;
         let (position, rest) = rest.split_first_chunk()?;
-        let (generation, _) = rest.split_first_chunk()?;
-        (*version == VERSION).then(|| Self {
+        let (epoch, generation) = rest.split_first_chunk()?;
+        Some(Self {
             partition: i32::from_be_bytes(*partition),
             position: u64::from_be_bytes(*position),
-            generation: Uuid::from_bytes(*generation),
+            epoch: i32::from_be_bytes(*epoch),
+            generation: Uuid::from_slice(generation).ok()?,
         })
     }
 }
@@ -49,21 +66,23 @@ impl ConsistencyToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::SecretKey;
+
+    const ANNE: Uuid = Uuid::from_u128(1);
+    const BERT: Uuid = Uuid::from_u128(2);
 
     #[test]
-    fn a_token_survives_the_round_trip() {
+    fn a_token_opens_for_its_tenant_and_for_no_other() {
+        let ring = KeyRing::new(&[SecretKey::DEVELOPMENT]);
         let token = ConsistencyToken {
             partition: 3,
             position: u64::MAX - 1,
+            epoch: 5,
             generation: Uuid::from_u128(7),
         };
-        assert_eq!(ConsistencyToken::decode(&token.encode()), Some(token));
-    }
-
-    #[test]
-    fn what_is_no_token_is_refused() {
-        for text in ["", "AQ", "not base64!", &"A".repeat(39), &"A".repeat(40)] {
-            assert_eq!(ConsistencyToken::decode(text), None, "{text}");
+        for text in [token.seal(&ring, ANNE), token.seal_afresh(&ring, ANNE)] {
+            assert_eq!(ConsistencyToken::open(&ring, ANNE, &text), Some(token));
+            assert_eq!(ConsistencyToken::open(&ring, BERT, &text), None);
         }
     }
 }

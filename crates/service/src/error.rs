@@ -179,12 +179,12 @@ impl ApiError {
             .with_retry_after(retry_after)
     }
 
-    /// The read model stands at `position` and did not reach `wanted` in time.
+    /// The read model stands at `position` and did not reach `wanted` in time. Both are consistency tokens.
     #[must_use]
-    pub fn read_model_behind(position: u64, wanted: u64) -> Self {
+    pub fn read_model_behind(position: String, wanted: String) -> Self {
         Self::new(
             Code::ReadModelBehind,
-            format!("the read model is at position {position}, not yet at {wanted}"),
+            "the read model has not come to the position that was demanded",
         )
         .with_detail("position", position)
         .with_detail("wanted_position", wanted)

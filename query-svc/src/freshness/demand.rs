@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use daybook_event_store::EpochId;
 use daybook_service::ApiError;
 use daybook_service::consistency::ConsistencyToken;
 use daybook_service::request;
 use tokio::time::Instant;
+
+use super::Tokens;
 
 /// How long is waited when the caller does not say.
 pub(crate) const WAIT_DEFAULT: Duration = Duration::from_secs(2);
@@ -14,40 +17,37 @@ pub(crate) const WAIT_DEFAULT: Duration = Duration::from_secs(2);
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A position that the answer has to include, and until when it is waited for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Demand {
     token: ConsistencyToken,
+    /// As it came.
+    text: String,
     field: &'static str,
     until: Instant,
+    tokens: Tokens,
 }
 
 impl Demand {
-    /// Reads the token that came in `field` from a caller whose tenant lives in `partition`. `asked` is how long the
-    /// caller wants to wait, where it says so; its deadline holds in any case.
+    /// Reads the token that came in `field`. `asked` is how long the caller wants to wait, where it says so; its deadline
+    /// holds in any case.
     ///
     /// # Errors
-    /// `VALIDATION_FAILED` for what is no token, or one for the partition of other tenants.
+    /// `VALIDATION_FAILED` for what is no token of the caller's tenant.
     pub fn new(
-        text: &str,
+        text: String,
         field: &'static str,
-        partition: i32,
+        tokens: Tokens,
         asked: Option<Duration>,
     ) -> Result<Self, ApiError> {
-        let token = ConsistencyToken::decode(text)
-            .filter(|token| token.partition == partition)
-            .ok_or_else(|| {
-                ApiError::invalid_field(
-                    field,
-                    "INVALID_TOKEN",
-                    "must be the consistency token of a receipt of yours",
-                )
-            })?;
+        let token = tokens.open(&text, field)?;
         let now = Instant::now();
         let left = request::deadline().map(|deadline| deadline.duration_since(now));
         Ok(Self {
             token,
+            text,
             field,
             until: now + wait(asked, left),
+            tokens,
         })
     }
 
@@ -57,6 +57,11 @@ impl Demand {
 
     pub(super) fn until(&self) -> Instant {
         self.until
+    }
+
+    /// The read model stands at `position` of this epoch, and the time is up.
+    pub(super) fn is_behind(&self, position: u64, epoch: EpochId) -> ApiError {
+        ApiError::read_model_behind(self.tokens.seal(position, epoch), self.text.clone())
     }
 
     /// The log was set back, and what the token stands for is not in it.
@@ -77,7 +82,6 @@ fn wait(asked: Option<Duration>, left: Option<Duration>) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -94,17 +98,30 @@ mod tests {
     }
 
     #[test]
-    fn a_token_for_another_partition_or_none_at_all_is_refused() {
-        let token = ConsistencyToken {
-            partition: 1,
-            position: 7,
-            generation: Uuid::nil(),
-        }
-        .encode();
-        assert!(Demand::new(&token, "consistency", 1, None).is_ok());
-        for (text, partition) in [(token.as_str(), 0), ("", 1), ("nonsense", 1)] {
-            let refused = Demand::new(text, "consistency", partition, None).expect_err("it is not valid");
-            assert_eq!(refused.violations()[0].pointer, "consistency");
+    fn a_token_of_another_tenant_or_partition_or_none_at_all_is_refused_in_the_same_words() {
+        let demand = |text: &str, tenant, partition| {
+            Demand::new(
+                text.to_owned(),
+                "consistency",
+                Tokens::of(tenant, partition, &[]),
+                None,
+            )
+        };
+        let token = Tokens::of(7, 1, &[]).seal(7, EpochId::default());
+        assert!(demand(&token, 7, 1).is_ok());
+        let foreign = "AQAAAAAAAAAAAAAABw";
+        for (text, tenant, partition) in [
+            (token.as_str(), 8, 1),
+            (&token, 7, 0),
+            ("", 7, 1),
+            (foreign, 7, 1),
+        ] {
+            let refused = demand(text, tenant, partition).expect_err("it is not valid");
+            let violations = refused.violations();
+            assert_eq!(
+                (violations[0].pointer.as_str(), violations[0].code),
+                ("consistency", "INVALID_TOKEN")
+            );
         }
     }
 }

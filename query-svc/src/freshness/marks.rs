@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use daybook_event_store::{Lineage, LogHead};
+use daybook_event_store::{EpochId, Lineage, LogHead};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -14,16 +14,16 @@ const CHECKED_MAX: Duration = Duration::from_secs(1);
 /// model that is further behind than that is reported at least as late as that.
 const OBSERVATIONS_MAX: usize = 4_096;
 
-/// How fresh an answer is.
+/// How far a read model, or the log, has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Staleness {
-    /// A position that the answer includes, and everything before it.
-    pub position: u64,
+pub(crate) struct Progress {
+    /// A position that an answer includes, and everything before it.
+    pub(crate) position: u64,
     /// How long ago, at the most, the oldest event was recorded that the answer may lack; 0 when it lacked none as of the
     /// last look at the log, a quarter of a second ago.
-    pub lag_ms: u64,
-    /// The generation of the log; nil before the first look at it.
-    pub generation: Uuid,
+    pub(crate) lag_ms: u64,
+    /// The newest epoch of the log; `None` before the first look at it.
+    pub(crate) epoch: Option<EpochId>,
 }
 
 /// How far the live tables of a read model have come in a partition.
@@ -49,16 +49,16 @@ struct Observation {
 /// What a partition's head was, lately.
 #[derive(Clone, Debug)]
 struct Heads {
-    generation: Uuid,
+    epoch: EpochId,
     lineage: Lineage,
     /// Ascending by position; never empty.
     observations: VecDeque<Observation>,
 }
 
 impl Heads {
-    fn new(generation: Uuid, lineage: Lineage, first: Observation) -> Self {
+    fn new(epoch: EpochId, lineage: Lineage, first: Observation) -> Self {
         Self {
-            generation,
+            epoch,
             lineage,
             observations: VecDeque::from([first]),
         }
@@ -128,27 +128,27 @@ impl Marks {
         };
         match self.heads.get_mut(&partition) {
             Some(heads)
-                if heads.generation == head.generation && heads.newest().position <= head.position =>
+                if heads.epoch == head.id() && heads.newest().position <= head.position =>
             {
                 heads.note(seen);
                 false
             }
             _ => {
                 let before = self.heads.remove(&partition);
-                let is_another = before.as_ref().map(|before| before.generation) != Some(head.generation);
+                let is_another = before.as_ref().map(|before| before.epoch) != Some(head.id());
                 let lineage = lineage
                     .or(before.map(|before| before.lineage))
                     .unwrap_or_default();
-                let heads = Heads::new(head.generation, lineage, seen);
+                let heads = Heads::new(head.id(), lineage, seen);
                 self.heads.insert(partition, heads);
                 is_another
             }
         }
     }
 
-    /// The generation of the log in a partition.
-    pub(super) fn log_generation(&self, partition: i32) -> Option<Uuid> {
-        self.heads.get(&partition).map(|heads| heads.generation)
+    /// The newest epoch of the log in a partition.
+    pub(super) fn epoch(&self, partition: i32) -> Option<EpochId> {
+        self.heads.get(&partition).map(|heads| heads.epoch)
     }
 
     /// Whether the log has what a generation recorded up to a position; `None` when it is not known here.
@@ -164,8 +164,8 @@ impl Marks {
             .map_or(0, |mark| mark.position)
     }
 
-    /// How fresh an answer from a read model is that is read after this was.
-    pub(super) fn staleness(&self, model: &str, partition: i32, now: Instant) -> Staleness {
+    /// How far a read model has come: an answer that is read after this has that.
+    pub(super) fn progress(&self, model: &str, partition: i32, now: Instant) -> Progress {
         let position = self.position(model, partition);
         let beyond_since = self
             .heads
@@ -177,23 +177,23 @@ impl Marks {
                 .checked_at
                 .filter(|checked_at| now.duration_since(*checked_at) > CHECKED_MAX),
         };
-        Staleness {
+        Progress {
             position,
             lag_ms: late_since.map_or(0, |since| millis(now.duration_since(since))),
-            generation: self.log_generation(partition).unwrap_or_default(),
+            epoch: self.epoch(partition),
         }
     }
 
-    /// How fresh an answer is that is read from the log itself after this was.
-    pub(super) fn log_staleness(&self, partition: i32) -> Staleness {
+    /// How far the log has come: an answer that is read from it after this has that.
+    pub(super) fn log_progress(&self, partition: i32) -> Progress {
         let position = self
             .heads
             .get(&partition)
             .map_or(0, |heads| heads.newest().position);
-        Staleness {
+        Progress {
             position,
             lag_ms: 0,
-            generation: self.log_generation(partition).unwrap_or_default(),
+            epoch: self.epoch(partition),
         }
     }
 }
@@ -241,8 +241,8 @@ mod tests {
         marks.note_head(at, 0, head, Some(Lineage::from_iter([epoch])))
     }
 
-    fn staleness(marks: &Marks, now: Instant) -> Staleness {
-        marks.staleness(MODEL, 0, now)
+    fn progress(marks: &Marks, now: Instant) -> Progress {
+        marks.progress(MODEL, 0, now)
     }
 
     #[test]
@@ -251,11 +251,14 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         assert_eq!(
-            staleness(&marks, start + QUARTER),
-            Staleness {
+            progress(&marks, start + QUARTER),
+            Progress {
                 position: 7,
                 lag_ms: 0,
-                generation: LOG
+                epoch: Some(EpochId {
+                    number: 1,
+                    generation: LOG
+                })
             }
         );
     }
@@ -269,11 +272,11 @@ mod tests {
         head(&mut marks, start + 3 * QUARTER, LOG, 12);
         let now = start + 4 * QUARTER;
         applied(&mut marks, now, 7);
-        assert_eq!(staleness(&marks, now).lag_ms, 750);
+        assert_eq!(progress(&marks, now).lag_ms, 750);
         applied(&mut marks, now, 10);
-        assert_eq!(staleness(&marks, now).lag_ms, 500);
+        assert_eq!(progress(&marks, now).lag_ms, 500);
         applied(&mut marks, now, 12);
-        assert_eq!(staleness(&marks, now).lag_ms, 0);
+        assert_eq!(progress(&marks, now).lag_ms, 0);
     }
 
     #[test]
@@ -282,7 +285,7 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         head(&mut marks, start + QUARTER, LOG, 8);
         applied(&mut marks, start, 3);
-        assert_eq!(staleness(&marks, start + QUARTER).lag_ms, 250);
+        assert_eq!(progress(&marks, start + QUARTER).lag_ms, 250);
     }
 
     #[test]
@@ -290,7 +293,7 @@ mod tests {
         let (mut marks, start) = (Marks::default(), Instant::now());
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
-        assert_eq!(staleness(&marks, start + Duration::from_secs(5)).lag_ms, 5_000);
+        assert_eq!(progress(&marks, start + Duration::from_secs(5)).lag_ms, 5_000);
     }
 
     #[test]
@@ -300,8 +303,8 @@ mod tests {
         applied(&mut marks, start, 7);
         head(&mut marks, start, RESTORED, 5);
         assert_eq!(marks.position(MODEL, 0), 0);
-        assert_eq!(marks.log_generation(0), Some(RESTORED));
-        assert_eq!(marks.log_staleness(0).position, 5);
+        assert_eq!(marks.epoch(0).map(|epoch| epoch.generation), Some(RESTORED));
+        assert_eq!(marks.log_progress(0).position, 5);
     }
 
     #[test]

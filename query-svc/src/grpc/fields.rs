@@ -17,7 +17,7 @@ use prost_types::Timestamp;
 use time::OffsetDateTime;
 
 use super::wire;
-use crate::freshness::Demand;
+use crate::freshness::{Demand, Tokens};
 use crate::reads::list::{SORT_DEFAULT, SORTS, sort_by_name};
 use crate::reads::order::AsOf;
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
@@ -113,11 +113,11 @@ impl Fields {
     }
 
     /// The freshness that is demanded. How long is waited follows from the caller's deadline.
-    pub(super) fn demand(&mut self, freshness: Option<&Freshness>, partition: i32) -> Option<Demand> {
+    pub(super) fn demand(&mut self, freshness: Option<&Freshness>, tokens: Tokens) -> Option<Demand> {
         let token = freshness
             .map(|freshness| &freshness.consistency_token)
             .filter(|token| !token.is_empty())?;
-        match Demand::new(token, "/freshness/consistency_token", partition, None) {
+        match Demand::new(token.clone(), "/freshness/consistency_token", tokens, None) {
             Ok(demand) => Some(demand),
             Err(refused) => {
                 self.0.extend_from_slice(refused.violations());

@@ -54,7 +54,7 @@ impl Queries {
         let mut fields = Fields::default();
         let order_id = fields.id::<OrderId>("/order_id", &request.order_id);
         let as_of = fields.as_of(request.as_of.as_ref());
-        let demand = fields.demand(request.freshness.as_ref(), caller.tenant_partition);
+        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
         let order_id = fields.finish(order_id)?;
         let order = match as_of {
             Some(as_of) => self.reads.order_as_of(caller, &order_id, as_of).await?,
@@ -63,7 +63,7 @@ impl Queries {
         let view: OrderView = serde_json::from_str(&order.data.json).map_err(ApiError::internal)?;
         Ok(GetOrderResponse {
             order: Some(wire::order(view)),
-            staleness: Some(wire::staleness(order.staleness)),
+            staleness: Some(wire::staleness(&order.staleness)),
         })
     }
 
@@ -84,13 +84,13 @@ impl Queries {
             limit: fields.page_size(request.page_size),
             cursor: page_token(request.page_token),
         };
-        let demand = fields.demand(request.freshness.as_ref(), caller.tenant_partition);
+        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
         let list = fields.finish(Some(list))?;
         let page = self.reads.orders(caller, list, demand.as_ref()).await?;
         Ok(ListOrdersResponse {
             orders: page.data.items.iter().map(wire::order_summary).collect(),
             next_page_token: page.data.next_cursor.unwrap_or_default(),
-            staleness: Some(wire::staleness(page.staleness)),
+            staleness: Some(wire::staleness(&page.staleness)),
         })
     }
 
@@ -101,7 +101,7 @@ impl Queries {
     ) -> Result<GetCustomerTotalsResponse, ApiError> {
         let mut fields = Fields::default();
         let customer_id = fields.customer_id(&request.customer_id);
-        let demand = fields.demand(request.freshness.as_ref(), caller.tenant_partition);
+        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
         let customer_id = fields.finish(customer_id)?;
         let totals = self
             .reads
@@ -110,7 +110,7 @@ impl Queries {
         Ok(GetCustomerTotalsResponse {
             customer_id: customer_id.to_string(),
             totals: totals.data.iter().map(wire::customer_total).collect(),
-            staleness: Some(wire::staleness(totals.staleness)),
+            staleness: Some(wire::staleness(&totals.staleness)),
         })
     }
 }

@@ -44,12 +44,12 @@ impl Queries {
     ) -> Result<GetStockItemResponse, ApiError> {
         let mut fields = Fields::default();
         let id = fields.id::<StockItemId>("/stock_item_id", &request.stock_item_id);
-        let demand = fields.demand(request.freshness.as_ref(), caller.tenant_partition);
+        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
         let id = fields.finish(id)?;
         let item = self.reads.stock_item(caller, &id, demand.as_ref()).await?;
         Ok(GetStockItemResponse {
             stock_item: Some(stock_item(&item.data)),
-            staleness: Some(wire::staleness(item.staleness)),
+            staleness: Some(wire::staleness(&item.staleness)),
         })
     }
 
@@ -63,13 +63,13 @@ impl Queries {
             limit: fields.page_size(request.page_size),
             cursor: page_token(request.page_token),
         };
-        let demand = fields.demand(request.freshness.as_ref(), caller.tenant_partition);
+        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
         let list = fields.finish(Some(list))?;
         let page = self.reads.stock_items(caller, list, demand.as_ref()).await?;
         Ok(ListStockItemsResponse {
             stock_items: page.data.items.iter().map(stock_item).collect(),
             next_page_token: page.data.next_cursor.unwrap_or_default(),
-            staleness: Some(wire::staleness(page.staleness)),
+            staleness: Some(wire::staleness(&page.staleness)),
         })
     }
 }

@@ -16,10 +16,11 @@ use crate::freshness::Staleness;
 use crate::reads::changes::Change;
 use crate::reads::history::HistoryEvent;
 
-pub(super) fn staleness(staleness: Staleness) -> common::Staleness {
+pub(super) fn staleness(staleness: &Staleness) -> common::Staleness {
     common::Staleness {
-        position: staleness.position,
+        position: staleness.plain_position(),
         lag_ms: staleness.lag_ms,
+        consistency_token: text(staleness.token()),
     }
 }
 

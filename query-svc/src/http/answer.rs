@@ -8,12 +8,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::params;
 use super::schema::{Envelope, ListEnvelope, Pagination};
 use super::sparse::Fields;
 use crate::freshness::Staleness;
 use crate::reads::{Answer, Page};
 
-/// A position of the log that the answer includes, and everything before it.
+/// The position of the log that the answer includes, with everything before it: sealed, for another read to demand.
+const DAYBOOK_CONSISTENCY: HeaderName = HeaderName::from_static(params::DAYBOOK_CONSISTENCY);
+
+/// The same position, for those who may read the log.
 pub(super) const DAYBOOK_POSITION: HeaderName = HeaderName::from_static("daybook-position");
 
 /// How far the answer may be behind the log, in milliseconds.
@@ -95,7 +99,7 @@ pub(super) async fn tag_encoding(mut response: Response) -> Response {
 }
 
 /// One resource whose JSON is there already.
-pub(super) fn document(json: &str, tag: &EntityTag, staleness: Staleness, request: &HeaderMap) -> Response {
+pub(super) fn document(json: &str, tag: &EntityTag, staleness: &Staleness, request: &HeaderMap) -> Response {
     let known = tag.known(request);
     let mut response = if known.is_some() {
         let mut response = Response::new(Body::empty());
@@ -115,7 +119,7 @@ pub(super) fn document(json: &str, tag: &EntityTag, staleness: Staleness, reques
 /// `INTERNAL` when it cannot be written as JSON.
 pub(super) fn resource<T: Serialize>(answer: Answer<T>) -> Result<Response, ApiError> {
     let body = serde_json::to_vec(&Envelope { data: answer.data }).map_err(ApiError::internal)?;
-    Ok(with_freshness(json_body(body), answer.staleness))
+    Ok(with_freshness(json_body(body), &answer.staleness))
 }
 
 /// A page of a list; `show` makes an item of the contract out of what was read.
@@ -139,7 +143,7 @@ pub(super) fn list<'a, T, S: Serialize>(
         },
     };
     let body = serde_json::to_vec(&envelope).map_err(ApiError::internal)?;
-    Ok(with_freshness(json_body(body), answer.staleness))
+    Ok(with_freshness(json_body(body), &answer.staleness))
 }
 
 fn json_body(body: Vec<u8>) -> Response {
@@ -148,20 +152,49 @@ fn json_body(body: Vec<u8>) -> Response {
     response
 }
 
-fn with_freshness(mut response: Response, staleness: Staleness) -> Response {
+fn with_freshness(mut response: Response, staleness: &Staleness) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, PRIVATE_NO_CACHE);
     headers.insert(VARY, VARY_BY);
-    headers.insert(DAYBOOK_POSITION, HeaderValue::from(staleness.position));
+    if let Some(token) = staleness.token() {
+        let token = HeaderValue::from_str(&token).expect("base64url is visible ASCII");
+        headers.insert(DAYBOOK_CONSISTENCY, token);
+    }
+    if let Some(position) = staleness.plain_position() {
+        headers.insert(DAYBOOK_POSITION, HeaderValue::from(position));
+    }
     headers.insert(DAYBOOK_LAG_MS, HeaderValue::from(staleness.lag_ms));
     response
 }
 
 #[cfg(test)]
 mod tests {
+    use daybook_event_store::EpochId;
+
     use super::*;
+    use crate::freshness::{Progress, Tokens};
 
     const LOG: Uuid = Uuid::from_u128(0x17 << 96);
+
+    fn staleness(scopes: &[&str]) -> Staleness {
+        let progress = Progress {
+            position: 20,
+            epoch: Some(EpochId::default()),
+            ..Progress::default()
+        };
+        Staleness::new(progress, Tokens::of(7, 0, scopes))
+    }
+
+    #[test]
+    fn the_position_is_sealed_for_all_and_plain_for_those_who_may_read_the_log() {
+        for (scopes, plain) in [(&["orders:read"][..], None), (&["events:read"], Some("20"))] {
+            let response = with_freshness(json_body(Vec::new()), &staleness(scopes));
+            let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
+            assert_eq!(header(DAYBOOK_POSITION), plain);
+            let token = header(DAYBOOK_CONSISTENCY).expect("everybody has a token");
+            assert!(Tokens::of(7, 0, &[]).open(token, "consistency").is_ok());
+        }
+    }
 
     fn if_none_match(tags: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(tags))])
@@ -202,16 +235,12 @@ mod tests {
     #[test]
     fn what_the_caller_has_is_not_sent_again() {
         let tag = EntityTag::new(3, LOG, None);
-        let staleness = Staleness {
-            position: 20,
-            ..Staleness::default()
-        };
-        let response = document("{}", &tag, staleness, &if_none_match("\"3-00000017\""));
+        let staleness = staleness(&[]);
+        let response = document("{}", &tag, &staleness, &if_none_match("\"3-00000017\""));
         assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
         assert_eq!(response.headers()[ETAG], "\"3-00000017\"");
-        assert_eq!(response.headers()[DAYBOOK_POSITION], "20");
         assert_eq!(
-            document("{}", &tag, staleness, &HeaderMap::new()).status(),
+            document("{}", &tag, &staleness, &HeaderMap::new()).status(),
             StatusCode::OK
         );
         for (known, sent) in [
@@ -220,7 +249,7 @@ mod tests {
             ("\"1-1\", \"3-00000017\"", "\"3-00000017\""),
             ("*", "\"3-00000017\""),
         ] {
-            let response = document("{}", &tag, staleness, &if_none_match(known));
+            let response = document("{}", &tag, &staleness, &if_none_match(known));
             assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
             assert_eq!(response.headers()[ETAG], sent, "it is what the caller has");
         }
@@ -231,7 +260,7 @@ mod tests {
         let mut response = document(
             "{}",
             &EntityTag::new(3, LOG, None),
-            Staleness::default(),
+            &staleness(&[]),
             &HeaderMap::new(),
         );
         response

@@ -34,7 +34,7 @@ pub async fn get_customer_totals(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let customer_id = params.customer_id_in_path(&customer_id);
-    let demand = params.demand(&headers, caller.tenant_partition);
+    let demand = params.demand(&headers, reads.tokens(&caller));
     let customer_id = params.finish(customer_id)?;
     let totals = reads
         .customer_totals(&caller, &customer_id, demand.as_ref())

@@ -196,7 +196,16 @@ fn headers_of(status: &str) -> Vec<(&'static str, Type, &'static str)> {
     )];
     match status {
         "200" | "304" => headers.extend([
-            ("Daybook-Position", Type::Integer, "A position that the answer includes, with everything before it."),
+            (
+                "Daybook-Consistency",
+                Type::String,
+                "The position of the log that the answer includes, with everything before it, sealed: a token for other reads.",
+            ),
+            (
+                "Daybook-Position",
+                Type::Integer,
+                "The same position, for callers with the scope `events:read` alone.",
+            ),
             (
                 "Daybook-Lag-Ms",
                 Type::Integer,

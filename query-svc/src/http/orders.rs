@@ -84,7 +84,7 @@ pub async fn list_orders(
 ) -> Result<Response, ApiError> {
     let list = params.list_orders();
     let fields = params.fields(&ORDER_SUMMARY_FIELDS);
-    let demand = params.demand(&headers, caller.tenant_partition);
+    let demand = params.demand(&headers, reads.tokens(&caller));
     let list = params.finish(Some(list))?;
     let page = reads.orders(&caller, list, demand.as_ref()).await?;
     match fields {
@@ -128,18 +128,18 @@ pub async fn get_order(
     let order_id = params.id::<OrderId>("/order_id", &order_id);
     let as_of = params.as_of();
     let fields = params.fields(&ORDER_FIELDS);
-    let demand = params.demand(&headers, caller.tenant_partition);
+    let demand = params.demand(&headers, reads.tokens(&caller));
     let order_id = params.finish(order_id)?;
     let order = match as_of {
         Some(as_of) => reads.order_as_of(&caller, &order_id, as_of).await?,
         None => reads.order(&caller, &order_id, demand.as_ref()).await?,
     };
-    let tag = EntityTag::new(order.data.version, order.staleness.generation, fields.as_ref());
+    let tag = EntityTag::new(order.data.version, order.staleness.generation(), fields.as_ref());
     let Some(fields) = fields else {
         return Ok(answer::document(
             &order.data.json,
             &tag,
-            order.staleness,
+            &order.staleness,
             &headers,
         ));
     };
@@ -147,7 +147,7 @@ pub async fn get_order(
     Ok(answer::document(
         &fields.select(whole).to_string(),
         &tag,
-        order.staleness,
+        &order.staleness,
         &headers,
     ))
 }

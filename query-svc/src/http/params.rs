@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::sparse::Fields;
-use crate::freshness::Demand;
+use crate::freshness::{Demand, Tokens};
 use crate::reads::history::{ListEvents, Stream};
 use crate::reads::list::{ListOrders, SORT_DEFAULT, SORTS, sort_by_name, status_names};
 use crate::reads::order::AsOf;
@@ -143,7 +143,7 @@ impl Params {
     }
 
     /// The freshness that is demanded: a token in the header, or else in the parameter, and `Prefer: wait`.
-    pub fn demand(&mut self, headers: &HeaderMap, partition: i32) -> Option<Demand> {
+    pub fn demand(&mut self, headers: &HeaderMap, tokens: Tokens) -> Option<Demand> {
         let parameter = self.one(CONSISTENCY);
         let (field, text) = match (headers.get(DAYBOOK_CONSISTENCY), parameter) {
             (Some(header), _) => (
@@ -153,7 +153,7 @@ impl Params {
             (None, Some(text)) => (CONSISTENCY, text),
             (None, None) => return None,
         };
-        match Demand::new(&text, field, partition, preferred_wait(headers)) {
+        match Demand::new(text, field, tokens, preferred_wait(headers)) {
             Ok(demand) => Some(demand),
             Err(refused) => {
                 self.violations.extend_from_slice(refused.violations());
@@ -466,7 +466,7 @@ mod tests {
             DAYBOOK_CONSISTENCY,
             http::HeaderValue::from_static("nonsense, too"),
         );
-        assert!(params.demand(&headers, 0).is_none());
+        assert!(params.demand(&headers, Tokens::of(7, 0, &[])).is_none());
         let refused = params.finish(Some(())).expect_err("it is no token");
         assert_eq!(refused.violations()[0].pointer, DAYBOOK_CONSISTENCY);
     }

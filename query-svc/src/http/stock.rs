@@ -62,7 +62,7 @@ pub async fn list_stock_items(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let list = params.list_stock_items();
-    let demand = params.demand(&headers, caller.tenant_partition);
+    let demand = params.demand(&headers, reads.tokens(&caller));
     let list = params.finish(Some(list))?;
     let page = reads.stock_items(&caller, list, demand.as_ref()).await?;
     answer::list(&page, |row| Ok(StockItem::from(row)))
@@ -98,10 +98,10 @@ pub async fn get_stock_item(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let id = params.id::<StockItemId>("/stock_item_id", &id);
-    let demand = params.demand(&headers, caller.tenant_partition);
+    let demand = params.demand(&headers, reads.tokens(&caller));
     let id = params.finish(id)?;
     let item = reads.stock_item(&caller, &id, demand.as_ref()).await?;
     let json = serde_json::to_string(&StockItem::from(&item.data)).map_err(ApiError::internal)?;
-    let tag = EntityTag::new(item.data.version, item.staleness.generation, None);
-    Ok(answer::document(&json, &tag, item.staleness, &headers))
+    let tag = EntityTag::new(item.data.version, item.staleness.generation(), None);
+    Ok(answer::document(&json, &tag, &item.staleness, &headers))
 }

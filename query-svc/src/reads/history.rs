@@ -61,7 +61,7 @@ impl Reads {
             Some(cursor) => Some(Place::open(&self.0.cursors.open(&question, cursor)?)?),
             None => None,
         };
-        let staleness = self.0.freshness.of_log(caller.tenant_partition);
+        let staleness = self.staleness_of_log(caller);
         let found = match last {
             // A page begins with the last event of the page before: another one in its place is another history.
             Some(last) => {

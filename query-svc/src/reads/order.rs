@@ -11,7 +11,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::{Answer, Reads};
-use crate::freshness::{Demand, Staleness};
+use crate::freshness::Demand;
 
 /// How many events of a history are read at once.
 const CHUNK_EVENTS: u32 = 1_000;
@@ -88,7 +88,7 @@ impl Reads {
         order_id: &OrderId,
         as_of: AsOf,
     ) -> Result<Answer<Arc<Document>>, ApiError> {
-        let staleness: Staleness = self.0.freshness.of_log(caller.tenant_partition);
+        let staleness = self.staleness_of_log(caller);
         let key = StreamKey {
             tenant_id: caller.tenant_id,
             stream_id: order_id.to_string(),

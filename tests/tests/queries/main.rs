@@ -4,3 +4,4 @@ mod fairness;
 mod histories;
 mod lists;
 mod orders;
+mod sealed;

@@ -40,6 +40,7 @@ async fn a_key_that_is_missing_or_known_to_everybody_is_told_on_one_line() -> an
     for (service, setting) in [
         ("daybook-command-svc", "DAYBOOK_FINGERPRINT_KEY"),
         ("daybook-command-svc", "DAYBOOK_REPLICA_KEY"),
+        ("daybook-command-svc", "DAYBOOK_SEALING_KEYS"),
         ("daybook-query-svc", "DAYBOOK_SEALING_KEYS"),
     ] {
         for key in [None, Some(&known)] {

@@ -148,7 +148,7 @@ codes! {
         name: "READ_MODEL_BEHIND", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
         title: "The read model has not got that far",
         explanation: "The read demanded a position (`wanted_position`) that the read model, at `position`, \
-            did not reach within the wait. It is never answered with something older.",
+            did not reach within the wait. Both are consistency tokens. It is never answered with something older.",
     }
     Overloaded {
         name: "OVERLOADED", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
