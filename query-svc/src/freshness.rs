@@ -6,7 +6,9 @@
 //!
 //! - A position that is reported was committed, together with its rows, before it was read here. A query that starts
 //!   later sees those rows, so an answer is never older than it says.
-//! - Who waits for a position is woken when it is reached, and told where the read model stands when its time is up.
+//! - Who waits for a position is woken when it is reached, and told where the read model stands when its time is up. A
+//!   position that the log does not have is refused: as soon as that is seen in a look that is no older than the question. One
+//!   of an epoch that was not seen yet is waited for, because the command service may have found it first.
 
 mod demand;
 mod marks;
@@ -26,13 +28,12 @@ use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub(crate) use self::demand::Demand;
 pub(crate) use self::marks::Progress;
-use self::marks::{LiveMarks, Mark, Marks};
+use self::marks::{LiveMarks, Mark, Marks, Reached};
 pub(crate) use self::tokens::{Staleness, Tokens};
-use crate::database::{self, ReadFailure, SharedReads};
+use crate::database::{self, ReadFailure};
 
 /// How often the checkpoints are looked at while somebody waits and no signal comes.
 const POLL_WAITED_FOR: Duration = Duration::from_millis(100);
@@ -51,7 +52,6 @@ const SIGNALS_MAX: usize = 1_024;
 pub struct Freshness {
     marks: watch::Receiver<Marks>,
     waiting: Arc<Waiting>,
-    shared: SharedReads,
 }
 
 /// Who waits, and what wakes the task to look. How many may wait is bounded, tenant by tenant, by the server's budget of
@@ -97,48 +97,28 @@ impl Freshness {
     /// Waits until the read model of this name is as fresh as it is demanded.
     ///
     /// # Errors
-    /// `READ_MODEL_BEHIND` when that took too long, `VALIDATION_FAILED` when the token is for a log that is gone,
-    /// `OVERLOADED` or `RATE_LIMITED` when the log has to be asked and too many reads wait.
-    pub async fn reach(&self, model: &str, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
-        let token = demand.token();
-        let is_reached = |marks: &Marks| {
-            marks.has(token.partition, token.generation, token.position) == Some(true)
-                && marks.position(model, token.partition) >= token.position
-        };
-        if is_reached(&self.marks.borrow()) {
-            return Ok(());
+    /// `READ_MODEL_BEHIND` when that took too long, `POSITION_UNKNOWN` when the log does not have what is demanded.
+    pub async fn reach(&self, model: &str, demand: &Demand) -> Result<(), ApiError> {
+        let (token, shown_at) = (demand.token(), demand.made_at());
+        let reached = |marks: &Marks| marks.reached(model, token, shown_at);
+        let is_settled = |marks: &Marks| reached(marks) != Reached::NotYet;
+        let mut settled = reached(&self.marks.borrow());
+        if settled == Reached::NotYet {
+            let _waits = self.waiting.begin();
+            let mut marks = self.marks.clone();
+            settled = match timeout_at(demand.until(), marks.wait_for(is_settled)).await {
+                Ok(Ok(marks)) => reached(&marks),
+                Ok(Err(_closed)) => return Err(ApiError::shutting_down()),
+                Err(_elapsed) => Reached::NotYet,
+            };
         }
-        self.check_lineage(tenant_id, demand).await?;
-        let _waits = self.waiting.begin();
-        let mut marks = self.marks.clone();
-        match timeout_at(demand.until(), marks.wait_for(is_reached)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_closed)) => Err(ApiError::shutting_down()),
-            Err(_elapsed) => {
+        match settled {
+            Reached::Yes => Ok(()),
+            Reached::Never => Err(ApiError::position_unknown()),
+            Reached::NotYet => {
                 let Progress { position, epoch, .. } = self.of(model, token.partition);
                 Err(demand.is_behind(position, epoch.unwrap_or_default()))
             }
-        }
-    }
-
-    /// Refuses a token for what the log has not. It is the log itself that is asked when the token's generation is not known
-    /// here: it may be newer. Anybody can invent such tokens, so it is a read of the tenant's own.
-    async fn check_lineage(&self, tenant_id: Uuid, demand: &Demand) -> Result<(), ApiError> {
-        let token = demand.token();
-        let (partition, generation, position) = (token.partition, token.generation, token.position);
-        let known = self.marks.borrow().has(partition, generation, position);
-        let is_in_log = match known {
-            Some(known) => known,
-            None => {
-                let read = async move |store: EventStore| store.lineage(partition).await;
-                let lineage = self.shared.read_log(tenant_id, read).await?;
-                lineage.has(generation, position)
-            }
-        };
-        if is_in_log {
-            Ok(())
-        } else {
-            Err(demand.for_another_log())
         }
     }
 }
@@ -158,7 +138,7 @@ pub(crate) struct Watcher {
 ///
 /// # Errors
 /// When the first look fails.
-pub(crate) async fn watch(pool: PgPool, shared: SharedReads) -> Result<(Freshness, Watcher), ReadFailure> {
+pub(crate) async fn watch(pool: PgPool) -> Result<(Freshness, Watcher), ReadFailure> {
     let (sender, receiver) = watch::channel(Marks::default());
     let waiting = Arc::<Waiting>::default();
     let mut watcher = Watcher {
@@ -174,7 +154,6 @@ pub(crate) async fn watch(pool: PgPool, shared: SharedReads) -> Result<(Freshnes
         Freshness {
             marks: receiver,
             waiting,
-            shared,
         },
         watcher,
     ))
@@ -236,9 +215,10 @@ impl Watcher {
             self.heads(&marks).await?
         };
         self.marks.send_if_modified(|known| {
-            let mut changed = known.note_checkpoints(now, marks);
+            // Whoever waits for what the log does not have is told by any look at it.
+            let changed = known.note_checkpoints(now, marks) || !heads.is_empty();
             for (partition, head, lineage) in heads {
-                changed |= known.note_head(now, partition, head, lineage);
+                known.note_head(now, partition, head, lineage);
             }
             changed
         });

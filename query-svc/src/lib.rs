@@ -64,7 +64,7 @@ pub async fn run(
     let nats = config.common.nats_url.expose();
     let bus = Bus::connect_as(nats, &config.deployment, SERVICE_NAME).await?;
     let marks = connections::connect(database_url, "daybook-freshness", 1).await?;
-    let (freshness, watcher) = freshness::watch(marks, shared.clone()).await?;
+    let (freshness, watcher) = freshness::watch(marks).await?;
     let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
     let reads = Reads::new(shared, loader, freshness, ring);

@@ -81,7 +81,7 @@ impl Reads {
         demand: Option<&Demand>,
     ) -> Result<Staleness, ApiError> {
         if let Some(demand) = demand {
-            self.0.freshness.reach(M::NAME, caller.tenant_id, demand).await?;
+            self.0.freshness.reach(M::NAME, demand).await?;
         }
         let progress = self.0.freshness.of(M::NAME, caller.tenant_partition);
         Ok(Staleness::new(progress, self.tokens(caller)))

@@ -191,6 +191,14 @@ impl ApiError {
         .with_retry_after(RETRY_AFTER_DEFAULT)
     }
 
+    /// The log has not the position that was demanded: it is beyond the head, or of a history that is gone.
+    #[must_use]
+    pub fn position_unknown() -> Self {
+        let message =
+            "the log does not have the position that was demanded; read without it, then decide again";
+        Self::new(Code::PositionUnknown, message)
+    }
+
     /// A bounded queue is full.
     pub fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Overloaded, message).with_retry_after(RETRY_AFTER_DEFAULT)

@@ -9,7 +9,7 @@ use tonic::{Code as Grpc, Status};
 use tonic_types::StatusExt as _;
 
 /// code, gRPC, HTTP, retry: as the contract has it.
-const CONTRACT: [(&str, Grpc, u16, Retry); 20] = [
+const CONTRACT: [(&str, Grpc, u16, Retry); 21] = [
     ("MALFORMED_REQUEST", Grpc::InvalidArgument, 400, Retry::No),
     ("VALIDATION_FAILED", Grpc::InvalidArgument, 400, Retry::No),
     ("INVALID_CURSOR", Grpc::InvalidArgument, 400, Retry::No),
@@ -26,6 +26,7 @@ const CONTRACT: [(&str, Grpc, u16, Retry); 20] = [
     ("SHUTTING_DOWN", Grpc::Unavailable, 503, Retry::Later),
     ("DEADLINE_EXCEEDED", Grpc::DeadlineExceeded, 504, Retry::SameKey),
     ("PAYLOAD_TOO_LARGE", Grpc::ResourceExhausted, 413, Retry::No),
+    ("POSITION_UNKNOWN", Grpc::OutOfRange, 400, Retry::No),
     ("UNSUPPORTED_MEDIA_TYPE", Grpc::Unimplemented, 415, Retry::No),
     ("METHOD_NOT_ALLOWED", Grpc::Unimplemented, 405, Retry::No),
     ("INTERNAL", Grpc::Internal, 500, Retry::No),

@@ -22,7 +22,7 @@ pub struct Demand {
     token: ConsistencyToken,
     /// As it came.
     text: String,
-    field: &'static str,
+    made_at: Instant,
     until: Instant,
     tokens: Tokens,
 }
@@ -45,7 +45,7 @@ impl Demand {
         Ok(Self {
             token,
             text,
-            field,
+            made_at: now,
             until: now + wait(asked, left),
             tokens,
         })
@@ -55,6 +55,11 @@ impl Demand {
         &self.token
     }
 
+    /// What is read later is read after the token was given out.
+    pub(super) fn made_at(&self) -> Instant {
+        self.made_at
+    }
+
     pub(super) fn until(&self) -> Instant {
         self.until
     }
@@ -62,12 +67,6 @@ impl Demand {
     /// The read model stands at `position` of this epoch, and the time is up.
     pub(super) fn is_behind(&self, position: u64, epoch: EpochId) -> ApiError {
         ApiError::read_model_behind(self.tokens.seal(position, epoch), self.text.clone())
-    }
-
-    /// The log was set back, and what the token stands for is not in it.
-    pub(super) fn for_another_log(&self) -> ApiError {
-        let message = "stands for what the log no longer has: it was set back since; read without it, then decide again";
-        ApiError::invalid_field(self.field, "STALE_GENERATION", message)
     }
 }
 

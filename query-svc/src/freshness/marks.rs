@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use daybook_event_store::{EpochId, Lineage, LogHead};
+use daybook_service::consistency::ConsistencyToken;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -24,6 +25,17 @@ pub(crate) struct Progress {
     pub(crate) lag_ms: u64,
     /// The newest epoch of the log; `None` before the first look at it.
     pub(crate) epoch: Option<EpochId>,
+}
+
+/// Where a read model is, seen from a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// It has what the token stands for.
+    Yes,
+    /// It may come to it.
+    NotYet,
+    /// It never will: the token stands for what the log does not have, beyond its head or in a history that is gone.
+    Never,
 }
 
 /// How far the live tables of a read model have come in a partition.
@@ -50,15 +62,17 @@ struct Observation {
 #[derive(Clone, Debug)]
 struct Heads {
     epoch: EpochId,
+    is_standby: bool,
     lineage: Lineage,
     /// Ascending by position; never empty.
     observations: VecDeque<Observation>,
 }
 
 impl Heads {
-    fn new(epoch: EpochId, lineage: Lineage, first: Observation) -> Self {
+    fn new(head: LogHead, lineage: Lineage, first: Observation) -> Self {
         Self {
-            epoch,
+            epoch: head.id(),
+            is_standby: head.is_standby,
             lineage,
             observations: VecDeque::from([first]),
         }
@@ -114,34 +128,23 @@ impl Marks {
     }
 
     /// Notes the head of a partition, read at or after `at`, and the lineage where the generation is another than before.
-    /// What is known about heads starts over then. Whether it is another.
-    pub(super) fn note_head(
-        &mut self,
-        at: Instant,
-        partition: i32,
-        head: LogHead,
-        lineage: Option<Lineage>,
-    ) -> bool {
+    /// What is known about heads starts over then.
+    pub(super) fn note_head(&mut self, at: Instant, partition: i32, head: LogHead, lineage: Option<Lineage>) {
         let seen = Observation {
             at,
             position: head.position,
         };
         match self.heads.get_mut(&partition) {
-            Some(heads)
-                if heads.epoch == head.id() && heads.newest().position <= head.position =>
-            {
+            Some(heads) if heads.epoch == head.id() && heads.newest().position <= head.position => {
                 heads.note(seen);
-                false
+                heads.is_standby = head.is_standby;
             }
             _ => {
                 let before = self.heads.remove(&partition);
-                let is_another = before.as_ref().map(|before| before.epoch) != Some(head.id());
                 let lineage = lineage
                     .or(before.map(|before| before.lineage))
                     .unwrap_or_default();
-                let heads = Heads::new(head.id(), lineage, seen);
-                self.heads.insert(partition, heads);
-                is_another
+                self.heads.insert(partition, Heads::new(head, lineage, seen));
             }
         }
     }
@@ -162,6 +165,26 @@ impl Marks {
         let mark = self.marks.get(&partition).and_then(|marks| marks.get(model));
         mark.filter(|mark| self.has(partition, mark.log_generation, mark.position) == Some(true))
             .map_or(0, |mark| mark.position)
+    }
+
+    /// Whether a read model has what a token stands for that somebody has shown at a moment.
+    pub(super) fn reached(&self, model: &str, token: &ConsistencyToken, shown_at: Instant) -> Reached {
+        let Some(heads) = self.heads.get(&token.partition) else {
+            return Reached::NotYet;
+        };
+        let newest = heads.newest();
+        match heads.lineage.valid_up_to(token.generation) {
+            Some(last) if token.position > last => Reached::Never,
+            Some(_) if token.position <= self.position(model, token.partition) => Reached::Yes,
+            // The log was looked at after the token was given out, and a standby may be behind.
+            Some(_) if token.position > newest.position && newest.at >= shown_at && !heads.is_standby => {
+                Reached::Never
+            }
+            Some(_) => Reached::NotYet,
+            // Newer than all that was seen here: it may be that another server has it already.
+            None if token.epoch > heads.epoch.number => Reached::NotYet,
+            None => Reached::Never,
+        }
     }
 
     /// How far a read model has come: an answer that is read after this has that.
@@ -225,7 +248,7 @@ mod tests {
         );
     }
 
-    fn head(marks: &mut Marks, at: Instant, generation: Uuid, position: u64) -> bool {
+    fn head(marks: &mut Marks, at: Instant, generation: Uuid, position: u64) {
         let epoch = Epoch {
             number: 1,
             generation,
@@ -238,7 +261,7 @@ mod tests {
             recorded_at: None,
             is_standby: false,
         };
-        marks.note_head(at, 0, head, Some(Lineage::from_iter([epoch])))
+        marks.note_head(at, 0, head, Some(Lineage::from_iter([epoch])));
     }
 
     fn progress(marks: &Marks, now: Instant) -> Progress {
@@ -330,6 +353,69 @@ mod tests {
             assert_eq!(marks.position(MODEL, 0), position);
             assert_eq!(marks.has(0, LOG, 7), Some(position == 7));
         }
+    }
+
+    fn token(epoch: i32, generation: Uuid, position: u64) -> ConsistencyToken {
+        ConsistencyToken {
+            partition: 0,
+            position,
+            epoch,
+            generation,
+        }
+    }
+
+    #[test]
+    fn a_token_beyond_the_head_is_waited_for_until_the_log_was_looked_at_after_it_was_shown() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        let shown_at = start + QUARTER;
+        let reached = |marks: &Marks, position| marks.reached(MODEL, &token(1, LOG, position), shown_at);
+        assert_eq!(reached(&marks, 7), Reached::Yes);
+        assert_eq!(reached(&marks, 8), Reached::NotYet);
+        head(&mut marks, start + 2 * QUARTER, LOG, 8);
+        assert_eq!(
+            reached(&marks, 8),
+            Reached::NotYet,
+            "the read model has yet to come"
+        );
+        assert_eq!(reached(&marks, 9), Reached::Never);
+        let standby = LogHead {
+            epoch: 1,
+            generation: LOG,
+            position: 8,
+            recorded_at: None,
+            is_standby: true,
+        };
+        marks.note_head(start + 3 * QUARTER, 0, standby, None);
+        assert_eq!(reached(&marks, 9), Reached::NotYet, "a standby may be behind");
+    }
+
+    #[test]
+    fn a_token_of_an_epoch_that_was_not_seen_yet_is_waited_for_and_one_of_a_history_that_is_gone_is_not() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        let reached = |marks: &Marks, token| marks.reached(MODEL, &token, start);
+        assert_eq!(reached(&marks, token(2, RESTORED, 7)), Reached::NotYet);
+        assert_eq!(reached(&marks, token(1, RESTORED, 7)), Reached::Never);
+        let epochs = [(1, LOG, 1), (2, RESTORED, 6)].map(|(number, generation, from_position)| Epoch {
+            number,
+            generation,
+            from_position,
+        });
+        let head = LogHead {
+            epoch: 2,
+            generation: RESTORED,
+            position: 9,
+            recorded_at: None,
+            is_standby: false,
+        };
+        marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
+        assert_eq!(reached(&marks, token(2, RESTORED, 7)), Reached::NotYet);
+        assert_eq!(reached(&marks, token(1, LOG, 6)), Reached::Never);
+        assert_eq!(reached(&marks, token(1, LOG, 5)), Reached::NotYet);
+        assert_eq!(reached(&marks, token(2, LOG, 6)), Reached::Never);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl IntoResponses for Refusals {
         refusals(&[
             (
                 "400",
-                "VALIDATION_FAILED, INVALID_CURSOR or MALFORMED_REQUEST: the request cannot be understood.",
+                "VALIDATION_FAILED, INVALID_CURSOR, POSITION_UNKNOWN or MALFORMED_REQUEST: the request cannot be understood.",
             ),
             ("401", "UNAUTHENTICATED: there is no valid credential."),
             ("403", "PERMISSION_DENIED: the credential lacks the scope."),

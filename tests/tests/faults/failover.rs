@@ -102,7 +102,7 @@ async fn what_a_promotion_loses_is_shown_to_nobody_and_only_that_is_done_again()
     pair.fresh_read(1, &ledger).await?;
     let answer = caller.get_after(&lost.consistency_token, &lost_path).await?;
     ensure!(
-        answer.status == 400 && answer.json()["errors"][0]["code"] == "STALE_GENERATION",
+        answer.status == 400 && answer.json()["code"] == "POSITION_UNKNOWN",
         "{answer:?}"
     );
 

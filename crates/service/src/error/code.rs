@@ -178,6 +178,12 @@ codes! {
         explanation: "The request, or the answer to it, is larger than the limit (`limit_bytes`, when it is \
             known).",
     }
+    PositionUnknown {
+        name: "POSITION_UNKNOWN", grpc: OutOfRange, http: BAD_REQUEST, retry: No,
+        title: "The log has no such position",
+        explanation: "The position is beyond the head of the log, or belongs to a history of the log that is gone: \
+            the log was set back since. Read without it, then decide again.",
+    }
     UnsupportedMediaType {
         name: "UNSUPPORTED_MEDIA_TYPE", grpc: Unimplemented, http: UNSUPPORTED_MEDIA_TYPE, retry: No,
         title: "The content type is not supported",
