@@ -47,6 +47,15 @@ pub struct FreshnessHeaders {
     pub prefer: Option<String>,
 }
 
+/// What the caller has already.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub struct ConditionalHeaders {
+    /// Tags of what the caller has already: one that is still good is answered with 304 and no body.
+    #[param(rename = "If-None-Match", nullable = false, example = json!("\"v3-9a0364b9e99bb480\""))]
+    pub tags: Option<String>,
+}
+
 /// How fresh the answer has to be, for those who cannot set headers.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -96,11 +96,6 @@ impl Staleness {
         }
     }
 
-    /// The generation of the log; nil before the first look at it.
-    pub fn generation(&self) -> Uuid {
-        self.epoch.unwrap_or_default().generation
-    }
-
     /// The position, sealed; `None` before the first look at the log.
     pub fn token(&self) -> Option<String> {
         self.epoch.map(|epoch| self.tokens.seal(self.position, epoch))

@@ -6,11 +6,10 @@ use daybook_service::ApiError;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
-use uuid::Uuid;
+use sha2::{Digest as _, Sha256};
 
 use super::params;
 use super::schema::{Envelope, ListEnvelope, Pagination};
-use super::sparse::Fields;
 use crate::freshness::Staleness;
 use crate::reads::{Answer, Page};
 
@@ -34,19 +33,17 @@ const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json
 /// What compression puts behind the tag: another encoding is another representation, which a strong tag has to tell.
 const ENCODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 
-/// A strong entity tag.
+/// A strong entity tag, `"v<version>-<shape>"`. The version is what `If-Match` of a command compares. The shape is a hash of
+/// the body, so it is another one for other `fields`, after a rebuild with another fold, in another history of the log, and in
+/// another version of this program: for whatever makes another body of the same version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct EntityTag(String);
+struct EntityTag(String);
 
 impl EntityTag {
-    /// The tag of a version of something, of all of it or of some fields. The generation of the log is in it, so that a
-    /// version that came to be before the log was set back is another one.
-    pub(super) fn new(version: u64, generation: Uuid, fields: Option<&Fields>) -> Self {
-        let (log, ..) = generation.as_fields();
-        Self(match fields {
-            Some(fields) => format!("{version}-{log:08x}-{}", fields.name()),
-            None => format!("{version}-{log:08x}"),
-        })
+    fn of(version: u64, body: &[u8]) -> Self {
+        let hash = Sha256::digest(body);
+        let (shape, _) = hash.split_first_chunk().expect("a hash is longer");
+        Self(format!("v{version}-{:016x}", u64::from_be_bytes(*shape)))
     }
 
     /// The tag under which the caller has this already (RFC 9110, 13.1.2): with the encoding that it has.
@@ -66,8 +63,7 @@ impl EntityTag {
     }
 
     fn header(&self) -> HeaderValue {
-        HeaderValue::from_str(&format!("\"{}\"", self.0))
-            .expect("digits and names of fields are visible ASCII")
+        HeaderValue::from_str(&format!("\"{}\"", self.0)).expect("letters and digits are visible ASCII")
     }
 }
 
@@ -99,27 +95,27 @@ pub(super) async fn tag_encoding(mut response: Response) -> Response {
 }
 
 /// One resource whose JSON is there already.
-pub(super) fn document(json: &str, tag: &EntityTag, staleness: &Staleness, request: &HeaderMap) -> Response {
-    let known = tag.known(request);
-    let mut response = if known.is_some() {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
-    } else {
-        json_body(format!("{{\"data\":{json}}}").into_bytes())
-    };
-    let tag = known.unwrap_or_else(|| tag.header());
-    response.headers_mut().insert(ETAG, tag);
-    with_freshness(response, staleness)
+pub(super) fn document(json: &str, version: u64, staleness: &Staleness, request: &HeaderMap) -> Response {
+    tagged(
+        format!("{{\"data\":{json}}}").into_bytes(),
+        version,
+        staleness,
+        request,
+    )
 }
 
 /// One resource.
 ///
 /// # Errors
 /// `INTERNAL` when it cannot be written as JSON.
-pub(super) fn resource<T: Serialize>(answer: Answer<T>) -> Result<Response, ApiError> {
-    let body = serde_json::to_vec(&Envelope { data: answer.data }).map_err(ApiError::internal)?;
-    Ok(with_freshness(json_body(body), &answer.staleness))
+pub(super) fn resource<T: Serialize>(
+    data: T,
+    version: u64,
+    staleness: &Staleness,
+    request: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let body = serde_json::to_vec(&Envelope { data }).map_err(ApiError::internal)?;
+    Ok(tagged(body, version, staleness, request))
 }
 
 /// A page of a list; `show` makes an item of the contract out of what was read.
@@ -130,20 +126,52 @@ pub(super) fn list<'a, T, S: Serialize>(
     answer: &'a Answer<Page<T>>,
     show: impl Fn(&'a T) -> Result<S, serde_json::Error>,
 ) -> Result<Response, ApiError> {
-    let Page { items, next_cursor } = &answer.data;
-    let envelope = ListEnvelope {
-        data: items
-            .iter()
-            .map(show)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(ApiError::internal)?,
+    let body = page(&answer.data, show).map_err(ApiError::internal)?;
+    Ok(with_freshness(json_body(body), &answer.staleness))
+}
+
+/// A page of what never changes but grows up to this version.
+///
+/// # Errors
+/// `INTERNAL` when it cannot be written as JSON.
+pub(super) fn history<'a, T, S: Serialize>(
+    answer: &'a Answer<Page<T>>,
+    show: impl Fn(&'a T) -> Result<S, serde_json::Error>,
+    version: u64,
+    request: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let body = page(&answer.data, show).map_err(ApiError::internal)?;
+    Ok(tagged(body, version, &answer.staleness, request))
+}
+
+fn page<'a, T, S: Serialize>(
+    page: &'a Page<T>,
+    show: impl Fn(&'a T) -> Result<S, serde_json::Error>,
+) -> Result<Vec<u8>, serde_json::Error> {
+    let Page { items, next_cursor } = page;
+    serde_json::to_vec(&ListEnvelope {
+        data: items.iter().map(show).collect::<Result<Vec<_>, _>>()?,
         pagination: Pagination {
             has_more: next_cursor.is_some(),
             next_cursor: next_cursor.clone(),
         },
+    })
+}
+
+/// A body with its tag, unless the caller has it.
+fn tagged(body: Vec<u8>, version: u64, staleness: &Staleness, request: &HeaderMap) -> Response {
+    let tag = EntityTag::of(version, &body);
+    let known = tag.known(request);
+    let mut response = if known.is_some() {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        json_body(body)
     };
-    let body = serde_json::to_vec(&envelope).map_err(ApiError::internal)?;
-    Ok(with_freshness(json_body(body), &answer.staleness))
+    let tag = known.unwrap_or_else(|| tag.header());
+    response.headers_mut().insert(ETAG, tag);
+    with_freshness(response, staleness)
 }
 
 fn json_body(body: Vec<u8>) -> Response {
@@ -174,8 +202,6 @@ mod tests {
     use super::*;
     use crate::freshness::{Progress, Tokens};
 
-    const LOG: Uuid = Uuid::from_u128(0x17 << 96);
-
     fn staleness(scopes: &[&str]) -> Staleness {
         let progress = Progress {
             position: 20,
@@ -196,79 +222,67 @@ mod tests {
         }
     }
 
-    fn if_none_match(tags: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(tags))])
+    /// The opaque part of the tag of `{"data":{}}` in version 3.
+    fn opaque() -> String {
+        EntityTag::of(3, br#"{"data":{}}"#).0
+    }
+
+    fn document_for(if_none_match: &str) -> Response {
+        let tags = HeaderValue::from_str(if_none_match).expect("it is visible ASCII");
+        let request = HeaderMap::from_iter([(IF_NONE_MATCH, tags)]);
+        document("{}", 3, &staleness(&[]), &request)
     }
 
     #[test]
-    fn a_tag_is_found_among_others_weak_or_encoded() {
-        let tag = EntityTag::new(3, LOG, None);
-        for tags in [
-            "\"3-00000017\"",
-            "\"1-1\", \"3-00000017\"",
-            "W/\"3-00000017\"",
-            "\"3-00000017;gzip\"",
-            "*",
-        ] {
-            assert!(tag.known(&if_none_match(tags)).is_some(), "{tags}");
-        }
-        for tags in [
-            "\"3-00000018\"",
-            "3-00000017",
-            "\"3-00000017-status\"",
-            "\"3-00000017;zip\"",
-            "",
-        ] {
-            assert!(tag.known(&if_none_match(tags)).is_none(), "{tags}");
-        }
-    }
-
-    #[test]
-    fn some_fields_are_another_representation() {
-        let fields = Fields::parse("status", &["status"]).expect("it is known");
-        assert_ne!(
-            EntityTag::new(3, LOG, Some(&fields)),
-            EntityTag::new(3, LOG, None)
+    fn a_tag_says_the_version_and_is_another_one_for_any_other_body() {
+        assert!(opaque().starts_with("v3-"));
+        let others = [(4, "{\"data\":{}}"), (3, "{\"data\":{ }}"), (3, "")];
+        assert!(
+            others
+                .iter()
+                .all(|(version, body)| EntityTag::of(*version, body.as_bytes()).0 != opaque())
         );
     }
 
     #[test]
     fn what_the_caller_has_is_not_sent_again() {
-        let tag = EntityTag::new(3, LOG, None);
-        let staleness = staleness(&[]);
-        let response = document("{}", &tag, &staleness, &if_none_match("\"3-00000017\""));
-        assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
-        assert_eq!(response.headers()[ETAG], "\"3-00000017\"");
-        assert_eq!(
-            document("{}", &tag, &staleness, &HeaderMap::new()).status(),
-            StatusCode::OK
-        );
+        let tag = opaque();
         for (known, sent) in [
-            ("\"3-00000017;gzip\"", "\"3-00000017;gzip\""),
-            ("W/\"3-00000017;br\"", "\"3-00000017;br\""),
-            ("\"1-1\", \"3-00000017\"", "\"3-00000017\""),
-            ("*", "\"3-00000017\""),
+            (format!("\"{tag}\""), format!("\"{tag}\"")),
+            (format!("\"{tag};gzip\""), format!("\"{tag};gzip\"")),
+            (format!("W/\"{tag};br\""), format!("\"{tag};br\"")),
+            (format!("\"v1-1\", \"{tag}\""), format!("\"{tag}\"")),
+            ("*".to_owned(), format!("\"{tag}\"")),
         ] {
-            let response = document("{}", &tag, &staleness, &if_none_match(known));
-            assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
+            let response = document_for(&known);
+            assert_eq!(response.status(), StatusCode::NOT_MODIFIED, "{known}");
             assert_eq!(response.headers()[ETAG], sent, "it is what the caller has");
+            assert!(response.headers().contains_key(DAYBOOK_CONSISTENCY));
+        }
+    }
+
+    #[test]
+    fn what_the_caller_has_of_another_version_or_shape_is_sent() {
+        let tag = opaque();
+        for known in [
+            "\"v3-0000000000000000\"".to_owned(),
+            tag.clone(),
+            format!("\"{}\"", tag.replace("v3", "v2")),
+            format!("\"{tag};zip\""),
+            String::new(),
+        ] {
+            let response = document_for(&known);
+            assert_eq!(response.status(), StatusCode::OK, "{known}");
+            assert_eq!(response.headers()[ETAG], format!("\"{tag}\""));
         }
     }
 
     #[tokio::test]
     async fn a_compressed_answer_has_a_tag_of_its_own() {
-        let mut response = document(
-            "{}",
-            &EntityTag::new(3, LOG, None),
-            &staleness(&[]),
-            &HeaderMap::new(),
-        );
-        response
-            .headers_mut()
-            .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        assert_eq!(
-            tag_encoding(response).await.headers()[ETAG],
-            "\"3-00000017;gzip\""
-        );
+        let mut response = document("{}", 3, &staleness(&[]), &HeaderMap::new());
+        let gzip = HeaderValue::from_static("gzip");
+        response.headers_mut().insert(CONTENT_ENCODING, gzip);
+        let response = tag_encoding(response).await;
+        assert_eq!(response.headers()[ETAG], format!("\"{};gzip\"", opaque()));
     }
 }

@@ -6,13 +6,13 @@ use daybook_service::ApiError;
 use daybook_service::path::Path;
 use http::HeaderMap;
 
-use super::openapi::{NotFound, Refusals};
+use super::openapi::{NotFound, NotModified, Refusals};
 use super::params::Params;
 use super::schema::{CustomerTotal, CustomerTotals, Envelope};
-use super::{Caller, FreshnessHeaders, FreshnessQuery, answer};
-use crate::reads::{Answer, Reads};
+use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer};
+use crate::reads::Reads;
 
-/// What a customer has bought: a total for each currency.
+/// What a customer has bought: a total for each currency. `HEAD` gives the same headers without the totals.
 #[utoipa::path(
     get,
     path = "/v1/customers/{customer_id}/totals",
@@ -23,8 +23,14 @@ use crate::reads::{Answer, Reads};
         ("customer_id" = String, Path, description = "The customer's id.", example = "c-4711"),
         FreshnessQuery,
         FreshnessHeaders,
+        ConditionalHeaders,
     ),
-    responses((status = 200, description = "The customer's totals.", body = Envelope<CustomerTotals>), NotFound, Refusals),
+    responses(
+        (status = 200, description = "The customer's totals.", body = Envelope<CustomerTotals>),
+        NotModified,
+        NotFound,
+        Refusals,
+    ),
 )]
 pub async fn get_customer_totals(
     Caller(caller): Caller,
@@ -39,11 +45,11 @@ pub async fn get_customer_totals(
     let totals = reads
         .customer_totals(&caller, &customer_id, demand.as_ref())
         .await?;
-    answer::resource(Answer {
-        data: CustomerTotals {
-            customer_id: customer_id.to_string(),
-            totals: totals.data.iter().map(CustomerTotal::from).collect(),
-        },
-        staleness: totals.staleness,
-    })
+    // Totals have no versions; how many orders they are of tells a person the same.
+    let version = totals.data.iter().map(|row| row.orders_placed).sum();
+    let shown = CustomerTotals {
+        customer_id: customer_id.to_string(),
+        totals: totals.data.iter().map(CustomerTotal::from).collect(),
+    };
+    answer::resource(shown, version, &totals.staleness, &headers)
 }

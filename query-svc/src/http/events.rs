@@ -5,13 +5,14 @@ use axum::response::Response;
 use daybook_domain::aggregates::{AGGREGATES, Kind};
 use daybook_service::ApiError;
 use daybook_service::path::Path;
+use http::HeaderMap;
 use utoipa::IntoParams;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
-use super::openapi::{NotFound, Refusals};
+use super::openapi::{NotFound, NotModified, Refusals};
 use super::params::Params;
 use super::schema::{Event, ListEnvelope};
-use super::{Caller, answer, examples};
+use super::{Caller, ConditionalHeaders, answer, examples};
 use crate::reads::Reads;
 
 /// Whose history it is.
@@ -65,18 +66,25 @@ pub struct ListEventsParams {
     operation_id = "listEvents",
     tag = "Histories",
     security(("api_key" = ["events:read"])),
-    params(Aggregate, ListEventsParams),
-    responses((status = 200, description = "A page of events.", body = ListEnvelope<Event<'static>>), NotFound, Refusals),
+    params(Aggregate, ListEventsParams, ConditionalHeaders),
+    responses(
+        (status = 200, description = "A page of events.", body = ListEnvelope<Event<'static>>),
+        NotModified,
+        NotFound,
+        Refusals,
+    ),
 )]
 pub async fn list_events(
     Caller(caller): Caller,
     State(reads): State<Reads>,
     Path((aggregates, id)): Path<(String, String)>,
     mut params: Params,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let kind = Kind::by_plural(&aggregates).ok_or_else(|| ApiError::not_found("collection", aggregates))?;
     let list = params.stream(kind, &id).map(|stream| params.list_events(stream));
     let list = params.finish(list)?;
     let page = reads.events(&caller, &list).await?;
-    answer::list(&page, Event::show)
+    let newest = page.data.items.iter().map(|event| event.stream_version).max();
+    answer::history(&page, Event::show, newest.unwrap_or(0), &headers)
 }

@@ -66,6 +66,19 @@ impl IntoResponses for Refusals {
     }
 }
 
+/// The answer to whoever has the resource already.
+#[derive(Debug)]
+pub struct NotModified;
+
+impl IntoResponses for NotModified {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let response = ResponseBuilder::new()
+            .description("The caller has this already.")
+            .build();
+        BTreeMap::from([("304".to_owned(), response.into())])
+    }
+}
+
 /// The refusal of a read of something that may not be there.
 #[derive(Debug)]
 pub struct NotFound;
@@ -176,9 +189,12 @@ pub fn add_headers(api: &mut OpenApi) {
 }
 
 fn add_operation_headers(operation: &mut Operation) {
-    for (status, response) in &mut operation.responses.responses {
+    let responses = &mut operation.responses.responses;
+    let is_conditional = responses.contains_key("304");
+    for (status, response) in responses {
         if let RefOr::T(response) = response {
-            for (name, schema_type, description) in headers_of(status) {
+            let tag = (is_conditional && ["200", "304"].contains(&status.as_str())).then_some(ETAG);
+            for (name, schema_type, description) in headers_of(status).into_iter().chain(tag) {
                 let header = HeaderBuilder::new()
                     .schema(Some(Object::with_type(schema_type)))
                     .description(Some(description));
@@ -187,6 +203,13 @@ fn add_operation_headers(operation: &mut Operation) {
         }
     }
 }
+
+const ETAG: (&str, Type, &str) = (
+    "ETag",
+    Type::String,
+    "A strong tag of this body: its version, its shape, and its encoding where it has one (`\"v3-9a0364b9e99bb480;gzip\"`). \
+     `If-Match` of a command takes it and compares the version.",
+);
 
 fn headers_of(status: &str) -> Vec<(&'static str, Type, &'static str)> {
     let mut headers = vec![(

@@ -1,5 +1,7 @@
 //! `/v1/orders` and `/v1/orders/{order_id}`.
 
+use std::borrow::Cow;
+
 use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::ids::OrderId;
@@ -11,12 +13,10 @@ use serde_json::Value;
 use serde_json::value::to_value;
 use utoipa::IntoParams;
 
-use super::answer::{self, EntityTag};
-use super::examples;
-use super::openapi::{NotFound, OrderAnswer, OrderListAnswer, Refusals};
+use super::openapi::{NotFound, NotModified, OrderAnswer, OrderListAnswer, Refusals};
 use super::params::Params;
 use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary};
-use super::{Caller, FreshnessHeaders, FreshnessQuery};
+use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer, examples};
 use crate::reads::Reads;
 
 /// What a list of orders takes.
@@ -107,13 +107,11 @@ pub async fn list_orders(
         GetOrderParams,
         FreshnessQuery,
         FreshnessHeaders,
-        ("If-None-Match" = Option<String>, Header, description = "Tags of what the caller has already."),
+        ConditionalHeaders,
     ),
     responses(
-        (status = 200, description = "The order.", body = OrderAnswer,
-            headers(("ETag" = String, description = "A strong tag of this version."))),
-        (status = 304, description = "The caller has this version already.",
-            headers(("ETag" = String, description = "A strong tag of this version."))),
+        (status = 200, description = "The order.", body = OrderAnswer),
+        NotModified,
         NotFound,
         Refusals,
     ),
@@ -134,19 +132,16 @@ pub async fn get_order(
         Some(as_of) => reads.order_as_of(&caller, &order_id, as_of).await?,
         None => reads.order(&caller, &order_id, demand.as_ref()).await?,
     };
-    let tag = EntityTag::new(order.data.version, order.staleness.generation(), fields.as_ref());
-    let Some(fields) = fields else {
-        return Ok(answer::document(
-            &order.data.json,
-            &tag,
-            &order.staleness,
-            &headers,
-        ));
+    let json = match fields {
+        Some(fields) => {
+            let whole: Value = serde_json::from_str(&order.data.json).map_err(ApiError::internal)?;
+            Cow::Owned(fields.select(whole).to_string())
+        }
+        None => Cow::Borrowed(&order.data.json),
     };
-    let whole: Value = serde_json::from_str(&order.data.json).map_err(ApiError::internal)?;
     Ok(answer::document(
-        &fields.select(whole).to_string(),
-        &tag,
+        &json,
+        order.data.version,
         &order.staleness,
         &headers,
     ))

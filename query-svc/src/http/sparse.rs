@@ -27,11 +27,6 @@ impl Fields {
         let wanted = self.0.iter().filter_map(|field| members.remove_entry(*field));
         Value::Object(wanted.collect::<Map<_, _>>())
     }
-
-    /// The same for the same selection, however it was written: part of the ETag.
-    pub fn name(&self) -> String {
-        self.0.join(".")
-    }
 }
 
 #[cfg(test)]
@@ -53,10 +48,10 @@ mod tests {
     }
 
     #[test]
-    fn a_selection_has_one_name_however_it_is_written() {
+    fn a_selection_is_the_same_however_it_is_written() {
         let one = Fields::parse("total,order_id", KNOWN).expect("all are known");
         let other = Fields::parse("order_id,total,order_id", KNOWN).expect("all are known");
-        assert_eq!(one.name(), other.name());
+        assert_eq!(one, other);
     }
 
     #[test]

@@ -10,11 +10,10 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 use utoipa::IntoParams;
 
-use super::answer::{self, EntityTag};
-use super::openapi::{NotFound, Refusals};
+use super::openapi::{NotFound, NotModified, Refusals};
 use super::params::Params;
 use super::schema::{Envelope, ListEnvelope};
-use super::{Caller, FreshnessHeaders, FreshnessQuery};
+use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer};
 use crate::reads::Reads;
 
 /// The stock item of the examples.
@@ -79,13 +78,11 @@ pub async fn list_stock_items(
         ("stock_item_id" = String, Path, description = "The stock item's TypeID.", example = json!(STOCK_ITEM_ID)),
         FreshnessQuery,
         FreshnessHeaders,
-        ("If-None-Match" = Option<String>, Header, description = "Tags of what the caller has already."),
+        ConditionalHeaders,
     ),
     responses(
-        (status = 200, description = "The stock item.", body = Envelope<StockItem<'static>>,
-            headers(("ETag" = String, description = "A strong tag of this version."))),
-        (status = 304, description = "The caller has this version already.",
-            headers(("ETag" = String, description = "A strong tag of this version."))),
+        (status = 200, description = "The stock item.", body = Envelope<StockItem<'static>>),
+        NotModified,
         NotFound,
         Refusals,
     ),
@@ -101,7 +98,6 @@ pub async fn get_stock_item(
     let demand = params.demand(&headers, reads.tokens(&caller));
     let id = params.finish(id)?;
     let item = reads.stock_item(&caller, &id, demand.as_ref()).await?;
-    let json = serde_json::to_string(&StockItem::from(&item.data)).map_err(ApiError::internal)?;
-    let tag = EntityTag::new(item.data.version, item.staleness.generation(), None);
-    Ok(answer::document(&json, &tag, &item.staleness, &headers))
+    let (version, shown) = (item.data.version, StockItem::from(&item.data));
+    answer::resource(shown, version, &item.staleness, &headers)
 }

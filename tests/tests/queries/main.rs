@@ -1,5 +1,6 @@
 //! What frontends and auditors rely on: reads over REST and gRPC, on real servers.
 
+mod conditional;
 mod fairness;
 mod histories;
 mod lists;
