@@ -4,6 +4,7 @@ use daybook_tests::client::Caller;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::Stack;
 use daybook_tests::{check, command, log, stock};
+use http::Method;
 use sqlx::AssertSqlSafe;
 
 /// An order of several events that is long enough to be compressed, and a stock item; the paths of all documents of theirs.
@@ -78,6 +79,75 @@ async fn every_document_has_a_tag_and_whoever_shows_it_gets_no_body() -> anyhow:
     tags.sort();
     tags.dedup();
     assert_eq!(tags.len(), count, "two representations have one tag: {tags:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn head_gives_the_headers_of_get_in_every_encoding() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let key = stack.tenant.auditor_key.as_str();
+    let mut paths = documents(&stack, &caller).await?;
+    paths.extend(
+        [
+            "/v1/orders",
+            "/v1/stock-items",
+            "/openapi.json",
+            "/problems",
+            "/healthz",
+        ]
+        .map(str::to_owned),
+    );
+    let mut compressed = 0;
+    for path in paths {
+        for encoding in ["identity", "gzip", "br", "zstd"] {
+            let headers = [("accept-encoding", encoding)];
+            let get = caller.http(Method::GET, key, &path, &headers).await?;
+            let head = caller.http(Method::HEAD, key, &path, &headers).await?;
+            assert_eq!((head.status, head.body.len()), (200, 0), "{path} {encoding}");
+            assert_eq!(
+                head.header("content-length"),
+                get.body.len().to_string(),
+                "{path} {encoding}"
+            );
+            for name in [
+                "etag",
+                "content-type",
+                "content-encoding",
+                "cache-control",
+                "vary",
+            ] {
+                assert_eq!(head.header(name), get.header(name), "{path} {encoding} {name}");
+            }
+            compressed += u32::from(!get.header("content-encoding").is_empty());
+        }
+    }
+    assert!(compressed >= 12, "{compressed} answers were compressed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_resource_says_which_methods_it_takes() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let mut paths = documents(&stack, &caller).await?;
+    paths.extend(["/v1/orders", "/v1/stock-items", "/openapi.json", "/problems"].map(str::to_owned));
+    for path in paths {
+        let answer = caller.http(Method::OPTIONS, "", &path, &[]).await?;
+        assert_eq!(
+            (answer.status, answer.header("allow")),
+            (204, "GET,HEAD,OPTIONS"),
+            "{path}"
+        );
+        let refused = caller
+            .http(Method::PUT, &stack.tenant.auditor_key, &path, &[])
+            .await?;
+        assert_eq!(
+            (refused.status, refused.header("allow")),
+            (405, "GET,HEAD,OPTIONS"),
+            "{path}"
+        );
+    }
     Ok(())
 }
 

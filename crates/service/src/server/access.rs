@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use http::Version;
+use http::{Method, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
@@ -127,7 +127,10 @@ impl Gate {
             Transport::Http => request.extensions().get::<MatchedPath>()?.as_str(),
             Transport::Grpc => request.uri().path(),
         };
-        self.needs.get(route).copied()
+        let needs = self.needs.get(route).copied();
+        let is_options = self.transport == Transport::Http && request.method() == Method::OPTIONS;
+        // Which methods a route has is no secret.
+        needs.map(|needs| if is_options { Needs::nothing() } else { needs })
     }
 
     fn no_such_route(&self) -> ApiError {

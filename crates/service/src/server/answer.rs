@@ -10,8 +10,8 @@ use axum::body::Body;
 use axum::extract::MatchedPath;
 use axum::response::IntoResponse as _;
 use futures::FutureExt as _;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Request, Response};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
@@ -83,6 +83,7 @@ async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body>
         Transport::Http => {
             let method = request.method().clone();
             let response = answer_http(shared, request, started).await;
+            let response = without_body(&method, with_options(&method, response));
             let operation = Operation::route(&method, request::route().as_ref());
             let code = response.status().as_u16();
             shared
@@ -91,6 +92,39 @@ async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body>
             response
         }
     }
+}
+
+/// Every resource takes OPTIONS: it is answered with what the others are.
+fn with_options(method: &Method, mut response: Response<Body>) -> Response<Body> {
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        return response;
+    }
+    let others = response
+        .headers()
+        .get(ALLOW)
+        .and_then(|methods| methods.to_str().ok());
+    let Some(Ok(all)) = others.map(|others| HeaderValue::try_from(format!("{others},OPTIONS"))) else {
+        return response;
+    };
+    if method == Method::OPTIONS {
+        response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+    response.headers_mut().insert(ALLOW, all);
+    response
+}
+
+/// The answer to HEAD is that to GET without its body, whoever made it.
+fn without_body(method: &Method, mut response: Response<Body>) -> Response<Body> {
+    if method == Method::HEAD && !response.body().is_end_stream() {
+        if let Some(bytes) = HttpBody::size_hint(response.body()).exact() {
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+        }
+        *response.body_mut() = Body::empty();
+    }
+    response
 }
 
 /// gRPC and gRPC-Web name themselves in the content type.

@@ -297,7 +297,49 @@ async fn a_method_that_is_not_allowed_is_a_problem_that_lists_the_others() {
     let server = Server::start(Limits::default()).await;
     let response = server.post("/v1/orders/7", "application/json", "{}").await;
     problem(&response, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED");
-    assert_eq!(response.headers()["allow"], "GET,HEAD");
+    assert_eq!(response.headers()["allow"], "GET,HEAD,OPTIONS");
+}
+
+#[tokio::test]
+async fn every_route_says_which_methods_it_takes_without_a_key() {
+    let server = Server::start_closed().await;
+    let options = async |path: &str| {
+        let request = Request::options(server.url(path)).body(Full::default());
+        server.request(request.expect("a valid request")).await
+    };
+    for (path, methods) in [
+        ("/v1/orders/7", "GET,HEAD,OPTIONS"),
+        ("/v1/collect", "POST,OPTIONS"),
+        ("/healthz", "GET,HEAD,OPTIONS"),
+    ] {
+        let response = options(path).await;
+        assert_eq!(response.status(), StatusCode::NO_CONTENT, "{path}");
+        assert_eq!(response.headers()["allow"], methods, "{path}");
+        assert!(response.body().is_empty());
+    }
+    for path in ["/v2/nothing", "/t.v1.T/Refuse"] {
+        problem(&options(path).await, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
+    }
+}
+
+#[tokio::test]
+async fn the_answer_to_head_is_that_to_get_without_its_body() {
+    let server = Server::start(Limits::default()).await;
+    for path in ["/problems", "/healthz", "/v2/nothing", "/v1/panic"] {
+        let get = server.get(path).await;
+        for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+            let client = Client::builder(TokioExecutor::new())
+                .http2_only(version == http::Version::HTTP_2)
+                .build_http();
+            let request = Request::head(server.url(path)).body(Full::default());
+            let head = send(&client, request.expect("a valid request")).await;
+            assert_eq!(head.status(), get.status(), "{path}");
+            for name in ["content-type", "content-length"] {
+                assert_eq!(head.headers().get(name), get.headers().get(name), "{path} {name}");
+            }
+            assert!(head.body().is_empty(), "{path} {version:?}");
+        }
+    }
 }
 
 #[tokio::test]
