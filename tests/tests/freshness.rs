@@ -238,7 +238,7 @@ async fn a_token_of_an_epoch_that_is_newer_than_the_last_look_is_waited_for() ->
     let open = async {
         wait::until("somebody waits", async || {
             let in_flight = metrics::sum(stack.query.admin, "daybook_requests_in_flight").await?;
-            Ok((in_flight >= 1.0).then_some(()))
+            Ok(in_flight >= 1.0)
         })
         .await?;
         Ok(opening.commit().await?)

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, Code};
 use crate::metrics::{Registry, ServerMetrics};
-use crate::server::{self, Access, Declared, Limits, Needs, Routes};
+use crate::server::{self, Access, Cors, Declared, Limits, Needs, Routes};
 
 /// How often a dependency is looked at.
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -193,6 +193,7 @@ pub(crate) async fn serve(listener: TcpListener, readiness: Readiness, registry:
             http: Declared::new(router(readiness, registry), probes),
             grpc: Declared::default(),
             access: Access::Anybody,
+            cors: Cors::default(),
         },
         limits,
         own_metrics,

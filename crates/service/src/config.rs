@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 
 use crate::grpc::Reflection;
+use crate::server::Origin;
 
 /// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: i32 = 64;
@@ -40,6 +41,16 @@ pub struct CommonConfig {
     /// The private address of /livez, /readyz and /metrics. Never open it to callers.
     #[arg(long, env = "DAYBOOK_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: SocketAddr,
+
+    /// The origins of web pages that may call from a browser, as browsers write them (https://shop.example), with commas
+    /// between them. None when absent.
+    #[arg(
+        long,
+        env = "DAYBOOK_CORS_ORIGINS",
+        value_name = "ORIGINS",
+        value_delimiter = ','
+    )]
+    pub cors_origins: Vec<Origin>,
 
     /// The Postgres database, as a URL with the role of this service.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]

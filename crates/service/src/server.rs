@@ -22,6 +22,7 @@ mod answer;
 mod body;
 mod budget;
 mod connection;
+mod cors;
 mod routes;
 mod seats;
 mod stall;
@@ -44,6 +45,7 @@ pub use self::access::Access;
 use self::access::{PROBES_PER_CONNECTION, REFUSALS_PER_CONNECTION};
 pub(crate) use self::budget::Claim;
 use self::budget::{Budget, REQUEST_BYTES, STRANGERS_BYTES_MAX};
+pub use self::cors::{Cors, InvalidOrigin, Origin};
 use self::routes::PROBE_BODY_BYTES_MAX;
 pub use self::routes::{Declared, Needs};
 use self::seats::{Seat, Seats};
@@ -165,12 +167,15 @@ pub struct Routes {
     pub grpc: Declared,
     /// Who may call.
     pub access: Access,
+    /// From which web pages.
+    pub cors: Cors,
 }
 
 /// What all connections share.
 struct Shared {
     http: Router,
     grpc: Declared,
+    cors: Cors,
     limits: Limits,
     metrics: ServerMetrics,
     /// Of answers to requests that were not let in.
@@ -197,11 +202,13 @@ pub async fn serve(
     routes.http = routes
         .http
         .merge(Declared::new(health, [("/healthz", Needs::probe())]));
+    let cors = routes.cors.clone();
     let (http, grpc) = access::guard(routes, &limits, &metrics);
     let http = answer::note_routes(http.router);
     let shared = Arc::new(Shared {
         http: http.layer(DefaultBodyLimit::max(limits.body_bytes_max)),
         grpc,
+        cors,
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,

@@ -16,7 +16,7 @@ use crate::database;
 use crate::grpc::{GrpcServices, Reflection};
 use crate::identity::Authenticator;
 use crate::metrics::{Registry, ServerMetrics};
-use crate::server::{self, Access, Declared, Limits, Routes};
+use crate::server::{self, Access, Cors, Declared, Limits, Routes};
 use crate::shutdown::Supervisor;
 
 /// A process that starts.
@@ -34,6 +34,7 @@ pub struct Start {
     readiness_pool: PgPool,
     authenticator: Authenticator,
     reflection: Reflection,
+    cors: Cors,
 }
 
 impl Start {
@@ -62,6 +63,7 @@ impl Start {
             readiness_pool,
             authenticator,
             reflection: config.reflection(),
+            cors: Cors::of(&config.cors_origins),
         })
     }
 
@@ -94,6 +96,7 @@ impl Start {
                 .into_router(self.reflection, &mut self.tasks, &self.shutdown)
                 .await?,
             access: Access::Identified(self.authenticator),
+            cors: self.cors,
         };
         let (drained, shutdown) = (self.drained, self.shutdown);
         self.tasks.spawn("server", async move {

@@ -21,8 +21,8 @@ use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination
     info(
         title = "Daybook queries",
         description = "Orders, what customers have bought, stock levels, and event histories. Every answer says how fresh it is, and \
-                       waits to be fresher on demand. Parameters and members that are not known are ignored; members \
-                       and values of enumerations may be added.",
+                       waits to be fresher on demand. Every address takes HEAD and OPTIONS, too. Parameters and members \
+                       that are not known are ignored; members and values of enumerations may be added.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "This server")),

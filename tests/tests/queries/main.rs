@@ -1,6 +1,7 @@
 //! What frontends and auditors rely on: reads over REST and gRPC, on real servers.
 
 mod conditional;
+mod cors;
 mod fairness;
 mod histories;
 mod lists;

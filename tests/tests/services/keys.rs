@@ -12,7 +12,7 @@ use daybook_service::identity::{
     generate_api_key, principal_with,
 };
 use daybook_service::metrics::{Registry, ServerMetrics};
-use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
+use daybook_service::server::{Access, Cors, Declared, Limits, Needs, Routes, serve};
 use daybook_service::{ApiError, Code};
 use daybook_tests::database::Database;
 use daybook_tests::tenant::store_key;
@@ -359,6 +359,7 @@ async fn start_server(authenticator: Authenticator, limits: Limits) -> SocketAdd
         http: Declared::new(router(), needs),
         grpc: Declared::new(router(), needs),
         access: Access::Identified(authenticator),
+        cors: Cors::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");

@@ -73,7 +73,8 @@ async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body>
                 Some(method) => Operation::Rpc(method),
                 None => Operation::Unknown,
             };
-            let response = answer_grpc(shared, request, started).await;
+            let answer = |request| answer_grpc(shared, request, started);
+            let response = shared.cors.answer(request, answer).await;
             let code = grpc_code(&response);
             shared
                 .metrics
@@ -82,8 +83,8 @@ async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body>
         }
         Transport::Http => {
             let method = request.method().clone();
-            let response = answer_http(shared, request, started).await;
-            let response = without_body(&method, with_options(&method, response));
+            let answer = |request| answer_http(shared, request, started);
+            let response = shared.cors.answer(request, answer).await;
             let operation = Operation::route(&method, request::route().as_ref());
             let code = response.status().as_u16();
             shared
@@ -157,13 +158,15 @@ fn in_place_of(bare: &Response<Body>, error: ApiError) -> Response<Body> {
 }
 
 async fn answer_http(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
-    match guarded(shared, &shared.http, request, started).await {
+    let method = request.method().clone();
+    let response = match guarded(shared, &shared.http, request, started).await {
         Ok(response) => match problem::from_bare_response(&response) {
             Some(error) => error.into_response(),
             None => response,
         },
         Err(error) => error.into_response(),
-    }
+    };
+    without_body(&method, with_options(&method, response))
 }
 
 /// Runs the handler in its span, up to its deadline, and catches its panic.

@@ -15,7 +15,7 @@ use daybook_service::error::{ApiError, Code, FieldViolation};
 use daybook_service::identity::{Authenticator, KeyAges, Scope};
 use daybook_service::metrics::{Registry, ServerMetrics};
 use daybook_service::request;
-use daybook_service::server::{Access, Declared, Limits, Needs, Routes, serve};
+use daybook_service::server::{Access, Cors, Declared, Limits, Needs, Routes, serve};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
@@ -84,6 +84,7 @@ impl Server {
             http: Declared::new(http_routes(work_ends.clone()), http),
             grpc: Declared::new(grpc_routes(), grpc),
             access,
+            cors: Cors::default(),
         };
         let serving = serve(listener, routes, limits, metrics, shutdown.clone());
         Self {
