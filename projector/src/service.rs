@@ -76,7 +76,7 @@ fn operator<T>(request: &Request<T>) -> Result<Arc<Operator>, ApiError> {
 fn start_error(error: StartError, name: String) -> ApiError {
     match error {
         StartError::Unknown => ApiError::not_found("projection", name),
-        StartError::Running => ApiError::already_exists("running rebuild of", name),
+        StartError::Running => ApiError::operation_running("rebuild", name),
         StartError::Database(source) => source.into(),
     }
 }

@@ -57,7 +57,7 @@ async fn a_rebuild_under_load_comes_to_what_the_log_folds_to() -> anyhow::Result
         };
         // Either the first one is running still, or it is live already.
         if let Err(status) = caller.projections().rebuild_projection(request).await {
-            assert_eq!(refusal::code(&status), "ALREADY_EXISTS");
+            assert_eq!(refusal::code(&status), "OPERATION_RUNNING");
         }
         wait_until_done(&caller, name, rebuilt).await?;
         let live = check::live_generation(&backend.superuser, name).await?;

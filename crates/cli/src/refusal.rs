@@ -69,9 +69,10 @@ impl Refusal {
         let violations = problem.get("errors").and_then(Value::as_array);
         let violations = violations.map_or_else(Vec::new, |all| all.iter().map(field_violation).collect());
         let text = |name: &str| problem.get(name).map(cell);
-        let known = Catalogued::ALL.iter().find(|code| code.entry().http == status);
+        let code = text("code");
+        let known = code.as_deref().map(Catalogued::by_name);
         Self {
-            code: text("code").unwrap_or_else(|| status.to_string()),
+            code: code.unwrap_or_else(|| status.to_string()),
             grpc: known.map_or(Code::Unavailable, |code| code.entry().grpc),
             message: text("detail")
                 .unwrap_or_else(|| "this is not the answer of a Daybook service".to_owned()),
@@ -235,6 +236,8 @@ mod tests {
             ApiError::not_found("order", "ord_1"),
             ApiError::overloaded("full"),
             ApiError::payload_too_large(1),
+            ApiError::domain_rule("ORDER_CLOSED", "it is closed"),
+            ApiError::operation_running("rebuild", "order_list"),
         ];
         for error in errors {
             let body = error.to_problem().to_string();

@@ -26,6 +26,9 @@ use crate::request::RequestId;
 /// How long a caller is asked to wait after a refusal that passes by itself, unless it says otherwise.
 pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
+/// The header, and the metadata over gRPC, that marks the remembered answer to an earlier send.
+pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
+
 /// Anything that can be the cause of an [`ApiError`].
 pub type Source = Box<dyn StdError + Send + Sync>;
 
@@ -39,10 +42,12 @@ struct Fields {
     code: Code,
     message: Cow<'static, str>,
     violations: Vec<FieldViolation>,
-    details: Vec<(&'static str, Value)>,
+    details: Vec<(Cow<'static, str>, Value)>,
     retry_after: Option<Duration>,
     resource: Option<Resource>,
     allow: Option<Cow<'static, str>>,
+    is_of_if_match: bool,
+    is_replay: bool,
     request_id: Option<RequestId>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -89,6 +94,8 @@ impl ApiError {
             retry_after: None,
             resource: None,
             allow: None,
+            is_of_if_match: false,
+            is_replay: false,
             request_id: RequestId::current(),
             source: None,
         }))
@@ -97,6 +104,14 @@ impl ApiError {
     /// The request cannot be understood.
     pub fn malformed(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::MalformedRequest, message)
+    }
+
+    /// The request cannot be understood from this place on.
+    #[must_use]
+    pub fn malformed_at(violation: FieldViolation) -> Self {
+        let mut error = Self::malformed(violation.message.clone());
+        error.0.violations = vec![violation];
+        error
     }
 
     /// Fields are wrong; there is at least one violation.
@@ -172,6 +187,15 @@ impl ApiError {
         Self::new(Code::DomainRule(rule.into()), message)
     }
 
+    /// An operation of this kind and name (`rebuild`, `order_list`) is running already.
+    pub fn operation_running(kind: &'static str, name: impl fmt::Display) -> Self {
+        Self::new(
+            Code::OperationRunning,
+            format!("a {kind} of {name} is running already"),
+        )
+        .with_resource("operation", format!("{kind}/{name}"))
+    }
+
     /// The caller has used up the quota of this name.
     pub fn rate_limited(quota: impl Into<Value>, retry_after: Duration) -> Self {
         Self::new(Code::RateLimited, "too many requests")
@@ -237,6 +261,32 @@ impl ApiError {
         .with_detail("limit_bytes", limit_bytes)
     }
 
+    /// Request line and headers are larger than the limit.
+    #[must_use]
+    pub fn headers_too_large(limit_bytes: usize) -> Self {
+        Self::new(
+            Code::HeadersTooLarge,
+            format!("the headers are larger than {limit_bytes} bytes"),
+        )
+        .with_detail("limit_bytes", limit_bytes)
+    }
+
+    /// Path and query string are longer than the limit.
+    #[must_use]
+    pub fn uri_too_long(limit_bytes: usize) -> Self {
+        Self::new(
+            Code::UriTooLong,
+            format!("path and query string are longer than {limit_bytes} bytes"),
+        )
+        .with_detail("limit_bytes", limit_bytes)
+    }
+
+    /// The time is up, and the body of the request is not there yet.
+    #[must_use]
+    pub fn request_timeout() -> Self {
+        Self::new(Code::RequestTimeout, "the request did not arrive in time")
+    }
+
     /// The answer is larger than the limit: a smaller page, or fewer fields, may fit.
     #[must_use]
     pub fn answer_too_large(limit_bytes: usize) -> Self {
@@ -259,9 +309,10 @@ impl ApiError {
 
     /// Adds a dynamic value of the message: a member of the problem, and metadata of the `ErrorInfo`.
     #[must_use]
-    pub fn with_detail(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+    pub fn with_detail(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) -> Self {
+        let name = name.into();
         debug_assert!(
-            !problem::RESERVED_MEMBERS.contains(&name),
+            !problem::RESERVED_MEMBERS.contains(&&*name),
             "{name} is a member of every problem"
         );
         self.0.details.push((name, value.into()));
@@ -299,6 +350,26 @@ impl ApiError {
         self
     }
 
+    /// Says that the version that does not hold was demanded by `If-Match`.
+    #[must_use]
+    pub fn of_if_match(mut self) -> Self {
+        self.0.is_of_if_match = true;
+        self
+    }
+
+    /// Says that it is the remembered answer to an earlier send, under the same idempotency key.
+    #[must_use]
+    pub fn replayed(mut self, is_replay: bool) -> Self {
+        self.0.is_replay = is_replay;
+        self
+    }
+
+    /// Whether it is the remembered answer to an earlier send.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.0.is_replay
+    }
+
     /// Why, for programs.
     #[must_use]
     pub fn code(&self) -> &Code {
@@ -319,7 +390,7 @@ impl ApiError {
 
     /// The dynamic values of the message.
     #[must_use]
-    pub fn details(&self) -> &[(&'static str, Value)] {
+    pub fn details(&self) -> &[(Cow<'static, str>, Value)] {
         &self.0.details
     }
 

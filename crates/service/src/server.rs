@@ -11,8 +11,8 @@
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
-//! - When the token is cancelled nothing more is accepted, open requests may finish for [`GRACE_PERIOD`], and then the
-//!   connections that are left are dropped: [`serve`] returns.
+//! - When the token is cancelled nothing more is accepted, and open requests may finish for [`GRACE_PERIOD`]. Those that have
+//!   no answer shortly before its end are told so, and then the connections that are left are dropped: [`serve`] returns.
 //!
 //! A handler's future is dropped when its caller goes away or its time is up. Database work belongs into a task of its
 //! own, which takes [`crate::request::hold`] along.
@@ -37,7 +37,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,6 +55,9 @@ use crate::metrics::ServerMetrics;
 /// How long open requests may go on after the stop signal. It leaves time to flush within the ten seconds after which
 /// the process is gone in any case (`EXIT_DEADLINE`).
 pub const GRACE_PERIOD: Duration = Duration::from_secs(8);
+
+/// How long before the end of the grace period requests without an answer get `SHUTTING_DOWN`: the answer has to go out.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// How long to wait after an accept that failed for want of something (file descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -87,8 +90,11 @@ pub struct Limits {
     /// How long a connection may leave what we send unread: all of it, or the next 16 KiB of one answer. Then it is asked to
     /// go.
     pub write_stall_timeout: Duration,
-    /// The size of a request's head, in bytes.
+    /// The size of a request's head, in bytes: request line and headers, each with 32 bytes of its own. One that is larger is
+    /// `HEADERS_TOO_LARGE`, up to twice this size; whoever sends more is cut off by the library.
     pub header_bytes_max: u32,
+    /// The size of path and query string, in bytes; more is `URI_TOO_LONG`.
+    pub uri_bytes_max: u32,
     /// The size of an HTTP request's body, in bytes; a route may have its own `DefaultBodyLimit`. gRPC services have
     /// `max_decoding_message_size`.
     pub body_bytes_max: usize,
@@ -121,6 +127,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(75),
             write_stall_timeout: Duration::from_secs(30),
             header_bytes_max: 16 * 1_024,
+            uri_bytes_max: 8 * 1_024,
             body_bytes_max: 1_024 * 1_024,
             bytes_in_flight_max: 64 * 1_024 * 1_024,
             tenant_bytes_in_flight_max: 32 * 1_024 * 1_024,
@@ -148,13 +155,18 @@ impl Limits {
     /// stream, goes out all the same, and keeps later requests of its tenant out.
     #[must_use]
     pub fn caller_bytes_max(&self) -> u64 {
-        let connection = CONNECTION_WINDOW_BYTES + self.header_bytes_max + CONNECTION_BUFFER_BYTES;
+        let connection = CONNECTION_WINDOW_BYTES + self.read_bytes_max() + CONNECTION_BUFFER_BYTES;
         let connections = u64::from(self.connections_max) * u64::from(connection);
         let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
         let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
         let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
         let of_each = PROBES_PER_CONNECTION * probe + REFUSALS_PER_CONNECTION * REQUEST_BYTES;
         connections + lookups + budgets as u64 + u64::from(self.connections_max) * of_each as u64
+    }
+
+    /// How much of a head is read, in bytes: more than is allowed, so that we say ourselves that it is too much.
+    fn read_bytes_max(&self) -> u32 {
+        2 * self.header_bytes_max
     }
 }
 
@@ -184,6 +196,8 @@ struct Shared {
     http2: hyper::server::conn::http2::Builder<TokioExecutor>,
     /// The stop signal.
     shutdown: CancellationToken,
+    /// Requests that have no answer yet get none of their own any more.
+    last_answers: CancellationToken,
     /// The end of the grace period.
     abort: CancellationToken,
 }
@@ -215,6 +229,7 @@ pub async fn serve(
         refusals: Arc::new(Budget::of_strangers(metrics.request_bytes_in_flight.clone())),
         metrics,
         shutdown,
+        last_answers: CancellationToken::new(),
         abort: CancellationToken::new(),
     });
     let connections = TaskTracker::new();
@@ -271,10 +286,14 @@ async fn serve_connection(stream: TcpStream, seat: Seat, shared: Arc<Shared>) {
 /// Lets the open requests finish, up to the end of the grace period.
 async fn drain(shared: &Shared, connections: &TaskTracker) {
     connections.close();
-    if tokio::time::timeout(GRACE_PERIOD, connections.wait())
+    if timeout(GRACE_PERIOD - LAST_ANSWERS, connections.wait())
         .await
-        .is_err()
+        .is_ok()
     {
+        return;
+    }
+    shared.last_answers.cancel();
+    if timeout(LAST_ANSWERS, connections.wait()).await.is_err() {
         tracing::warn!(
             connections.open = connections.len(),
             "the grace period is over; connections are dropped"
@@ -290,7 +309,7 @@ fn http1_builder(limits: &Limits) -> hyper::server::conn::http1::Builder {
         .timer(TokioTimer::new())
         // hyper's timer runs while a connection is idle, too; the time of a head is measured in `stall`.
         .header_read_timeout(limits.idle_timeout)
-        .max_buf_size((limits.header_bytes_max as usize).max(8_192))
+        .max_buf_size((limits.read_bytes_max() as usize).max(8_192))
         .pipeline_flush(true);
     builder
 }
@@ -300,7 +319,7 @@ fn http2_builder(limits: &Limits) -> hyper::server::conn::http2::Builder<TokioEx
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(limits.header_bytes_max)
+        .max_header_list_size(limits.read_bytes_max())
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout)
         .max_send_buf_size(STREAM_SEND_BYTES)

@@ -50,7 +50,7 @@ impl Reads {
     ///
     /// # Errors
     /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such aggregate, `INVALID_CURSOR` when the cursor is not from this
-    /// very history.
+    /// very history, `POSITION_UNKNOWN` when the log no longer has the event that it stands for.
     pub async fn events(
         &self,
         caller: &Principal,
@@ -68,7 +68,7 @@ impl Reads {
                 let versions = list.versions_from(last.version);
                 let mut found = self.stream(caller, list, versions, list.limit + 2).await?;
                 if found.first().map(|event| event.event_id) != Some(last.event_id) {
-                    return Err(ApiError::invalid_cursor());
+                    return Err(ApiError::position_unknown());
                 }
                 found.remove(0);
                 found

@@ -16,6 +16,8 @@ pub enum Retry {
     SameKey,
     /// Later, after the pause that the answer names.
     Later,
+    /// When the operation that is in the way has ended.
+    WhenItEnds,
 }
 
 impl fmt::Display for Retry {
@@ -25,6 +27,7 @@ impl fmt::Display for Retry {
             Self::AfterReload => "Load the newest state, decide again, then send a new request.",
             Self::SameKey => "Send the same request again with the same idempotency key.",
             Self::Later => "Send the request again after the pause that the answer names.",
+            Self::WhenItEnds => "Send the request again when the operation that is running has ended.",
         })
     }
 }
@@ -89,20 +92,28 @@ codes! {
         name: "MALFORMED_REQUEST", grpc: InvalidArgument, http: BAD_REQUEST, retry: No,
         title: "The request cannot be understood",
         explanation: "The body, the path, the query string or a header is not what the contract describes: \
-            broken JSON or protobuf, a missing required header, a wrong encoding. The violations say where, \
-            when it is known.",
+            broken JSON or protobuf, or a body that breaks off. The violation says where, when it is known.",
     }
     ValidationFailed {
         name: "VALIDATION_FAILED", grpc: InvalidArgument, http: BAD_REQUEST, retry: No,
         title: "A field is not valid",
-        explanation: "One or more fields are missing, mistyped or out of range. Each violation names the \
-            field by a JSON pointer and has a code of its own. Nothing was recorded.",
+        explanation: "One or more fields, headers or parameters are missing, mistyped or out of range. Each \
+            violation names the field by a JSON pointer, or the header or parameter by its name, and has a code \
+            of its own. An answer lists at most 100 of them (32 over gRPC); `more_violations` counts the rest. \
+            Nothing was recorded.",
     }
     InvalidCursor {
         name: "INVALID_CURSOR", grpc: InvalidArgument, http: BAD_REQUEST, retry: No,
         title: "The cursor is not valid here",
         explanation: "A cursor is sealed, and good only for the list, the filters and the sort order \
             that gave it. Start again from the first page.",
+    }
+    PositionUnknown {
+        name: "POSITION_UNKNOWN", grpc: OutOfRange, http: BAD_REQUEST, retry: No,
+        title: "The log has no such position",
+        explanation: "The token or cursor is one of ours, but stands for something that the log does not have: \
+            it lies beyond the newest event, or belongs to a history that is gone because the log was set back. \
+            Read without it, then decide again.",
     }
     Unauthenticated {
         name: "UNAUTHENTICATED", grpc: Unauthenticated, http: UNAUTHORIZED, retry: No,
@@ -126,7 +137,8 @@ codes! {
         name: "VERSION_CONFLICT", grpc: Aborted, http: CONFLICT, retry: AfterReload,
         title: "The aggregate has another version",
         explanation: "Something else changed the aggregate after the caller looked. `expected_version` is \
-            what the request demanded, `actual_version` what is true.",
+            what the request demanded, `actual_version` what is true. Where it was demanded by `If-Match`, the \
+            status on HTTP is 412.",
     }
     AlreadyExists {
         name: "ALREADY_EXISTS", grpc: AlreadyExists, http: CONFLICT, retry: No,
@@ -139,10 +151,17 @@ codes! {
         explanation: "The key was used before, with other content. Use a new key for a new request, and the \
             very same content when sending one again.",
     }
+    OperationRunning {
+        name: "OPERATION_RUNNING", grpc: FailedPrecondition, http: CONFLICT, retry: WhenItEnds,
+        title: "Such an operation is running already",
+        explanation: "Only one at a time makes sense of what was asked for, a rebuild of a projection, say. \
+            `resource` names the one that is running.",
+    }
     RateLimited {
         name: "RATE_LIMITED", grpc: ResourceExhausted, http: TOO_MANY_REQUESTS, retry: Later,
-        title: "Too many requests",
-        explanation: "The tenant has used up its rate for this class of endpoint. Nothing was done.",
+        title: "The caller has used up its share",
+        explanation: "A limit is reached that is the caller's own, or its tenant has its whole share of a \
+            queue; `quota` says which. Others are served. Nothing was done.",
     }
     ReadModelBehind {
         name: "READ_MODEL_BEHIND", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
@@ -153,7 +172,8 @@ codes! {
     Overloaded {
         name: "OVERLOADED", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
         title: "Too much is waiting already",
-        explanation: "A bounded queue is full, so the request was refused at once and nothing was done.",
+        explanation: "A queue that all callers share is full, so the request was refused at once and nothing was \
+            done.",
     }
     DependencyUnavailable {
         name: "DEPENDENCY_UNAVAILABLE", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
@@ -164,7 +184,8 @@ codes! {
     ShuttingDown {
         name: "SHUTTING_DOWN", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
         title: "The service is stopping",
-        explanation: "This process takes no new work. Another one, or its successor, will.",
+        explanation: "This process ends before it could answer. Another one, or its successor, will: a command that \
+            was answered so may have been recorded, so send it again with the same idempotency key.",
     }
     DeadlineExceeded {
         name: "DEADLINE_EXCEEDED", grpc: DeadlineExceeded, http: GATEWAY_TIMEOUT, retry: SameKey,
@@ -178,16 +199,26 @@ codes! {
         explanation: "The request, or the answer to it, is larger than the limit (`limit_bytes`, when it is \
             known).",
     }
-    PositionUnknown {
-        name: "POSITION_UNKNOWN", grpc: OutOfRange, http: BAD_REQUEST, retry: No,
-        title: "The log has no such position",
-        explanation: "The position is beyond the head of the log, or belongs to a history of the log that is gone: \
-            the log was set back since. Read without it, then decide again.",
+    HeadersTooLarge {
+        name: "HEADERS_TOO_LARGE", grpc: ResourceExhausted, http: REQUEST_HEADER_FIELDS_TOO_LARGE, retry: No,
+        title: "The headers of the request are too large",
+        explanation: "Request line and headers together are larger than the limit (`limit_bytes`).",
+    }
+    UriTooLong {
+        name: "URI_TOO_LONG", grpc: ResourceExhausted, http: URI_TOO_LONG, retry: No,
+        title: "The address of the request is too long",
+        explanation: "Path and query string together are longer than the limit (`limit_bytes`).",
+    }
+    RequestTimeout {
+        name: "REQUEST_TIMEOUT", grpc: DeadlineExceeded, http: REQUEST_TIMEOUT, retry: SameKey,
+        title: "The request did not arrive in time",
+        explanation: "The service still waited for the rest of the body when the time was up. Send the whole \
+            request again.",
     }
     UnsupportedMediaType {
         name: "UNSUPPORTED_MEDIA_TYPE", grpc: Unimplemented, http: UNSUPPORTED_MEDIA_TYPE, retry: No,
         title: "The content type is not supported",
-        explanation: "Send JSON as `application/json`; over gRPC, use no compression.",
+        explanation: "Send JSON as `application/json`, and bodies and messages without compression.",
     }
     MethodNotAllowed {
         name: "METHOD_NOT_ALLOWED", grpc: Unimplemented, http: METHOD_NOT_ALLOWED, retry: No,
@@ -221,6 +252,15 @@ impl Code {
             Self::DomainRule(rule) => rule,
             known => known.entry().name,
         }
+    }
+
+    /// The code of this name. A name that is not the catalogue's own is a rule's.
+    #[must_use]
+    pub fn by_name(name: &str) -> Self {
+        let mut known = Self::ALL.into_iter();
+        known
+            .find(|code| code.name() == name)
+            .unwrap_or_else(|| Self::DomainRule(name.to_owned().into()))
     }
 
     /// The last part of the problem's type: `version-conflict`.

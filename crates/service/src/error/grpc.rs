@@ -10,13 +10,15 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{ApiError, Code};
+use super::problem::MORE_VIOLATIONS;
+use super::{ApiError, Code, IDEMPOTENCY_REPLAYED};
 use crate::request::RequestId;
 
 /// The `domain` of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "daybook";
 
-/// How many violations an answer lists at most: trailers are headers, and clients limit those to 8 KiB or so.
+/// How many violations an answer lists at most: trailers are headers, and clients limit those to 8 KiB or so. HTTP's bodies
+/// hold [more](super::problem::VIOLATIONS_MAX).
 pub const VIOLATIONS_MAX: usize = 32;
 
 /// The metadata that tells a gRPC client's retry policy how long to wait, in milliseconds.
@@ -59,9 +61,10 @@ fn details(error: &ApiError, request_id: Option<&RequestId>) -> ErrorDetails {
 fn error_metadata(error: &ApiError) -> HashMap<String, String> {
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let values = error.details().iter();
-    values
-        .map(|(name, value)| ((*name).to_owned(), plain(value)))
-        .collect()
+    let values = values.map(|(name, value)| (name.to_string(), plain(value)));
+    let more = error.violations().len().saturating_sub(VIOLATIONS_MAX);
+    let more = (more > 0).then(|| (MORE_VIOLATIONS.to_owned(), more.to_string()));
+    values.chain(more).collect()
 }
 
 /// The code of each violation is the `reason` of its field violation; tonic's builder has no argument for it.
@@ -80,7 +83,7 @@ fn add_violation_codes(details: &mut ErrorDetails, error: &ApiError) {
 fn add_failure(details: &mut ErrorDetails, error: &ApiError) {
     let subject = error.resource().map_or("", |resource| &resource.id);
     match error.code() {
-        Code::DomainRule(_) | Code::VersionConflict => {
+        Code::DomainRule(_) | Code::VersionConflict | Code::OperationRunning => {
             details.add_precondition_failure_violation(error.code().name(), subject, error.message());
         }
         Code::RateLimited => {
@@ -96,6 +99,9 @@ fn metadata(error: &ApiError) -> MetadataMap {
     if let Some(pause) = error.retry_after() {
         let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         metadata.insert(RETRY_PUSHBACK, MetadataValue::from(millis));
+    }
+    if error.is_replay() {
+        metadata.insert(IDEMPOTENCY_REPLAYED, MetadataValue::from_static("true"));
     }
     metadata
 }

@@ -5,14 +5,20 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, Code};
+use super::{ApiError, Code, IDEMPOTENCY_REPLAYED};
 use crate::request::RequestId;
 
 /// The content type of every error.
 pub const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// How many violations an answer lists at most.
+pub const VIOLATIONS_MAX: usize = 100;
+
+/// The member, or the metadata of the `ErrorInfo`, that says how many violations are not listed.
+pub(super) const MORE_VIOLATIONS: &str = "more_violations";
 
 /// Members of every problem, which no dynamic value may be named like.
 pub const RESERVED_MEMBERS: [&str; 10] = [
@@ -32,7 +38,18 @@ impl ApiError {
     /// The status on HTTP.
     #[must_use]
     pub fn http_status(&self) -> StatusCode {
-        self.code().entry().http
+        match self.code() {
+            Code::VersionConflict if self.0.is_of_if_match => StatusCode::PRECONDITION_FAILED,
+            code => code.entry().http,
+        }
+    }
+
+    /// The problem that is the answer to a request: its cause goes to the log.
+    #[must_use]
+    pub fn answer(&self) -> Value {
+        let request_id = self.request_id();
+        self.log(request_id.as_ref());
+        self.problem(request_id.as_ref())
     }
 
     /// The problem as JSON: what the body of the answer holds, and an item's error in a batch.
@@ -44,7 +61,7 @@ impl ApiError {
     fn problem(&self, request_id: Option<&RequestId>) -> Value {
         let mut members = Map::new();
         for (name, value) in self.details() {
-            members.insert((*name).to_owned(), value.clone());
+            members.insert(name.to_string(), value.clone());
         }
         members.insert("type".into(), format!("/problems/{}", self.code().slug()).into());
         members.insert("title".into(), self.code().entry().title.into());
@@ -53,9 +70,13 @@ impl ApiError {
         members.insert("code".into(), self.code().name().into());
         if let Some(id) = request_id {
             members.insert("request_id".into(), id.as_str().into());
+            members.insert("instance".into(), instance(id).into());
         }
         if !self.violations().is_empty() {
             members.insert("errors".into(), self.violations_json());
+        }
+        if let Some(more) = self.violations().len().checked_sub(VIOLATIONS_MAX + 1) {
+            members.insert(MORE_VIOLATIONS.into(), (more + 1).into());
         }
         if let Some(resource) = self.resource() {
             members.insert(
@@ -71,7 +92,7 @@ impl ApiError {
     }
 
     fn violations_json(&self) -> Value {
-        let violations = self.violations().iter();
+        let violations = self.violations().iter().take(VIOLATIONS_MAX);
         violations
             .map(|v| json!({"pointer": v.pointer, "code": v.code, "message": v.message}))
             .collect()
@@ -88,6 +109,10 @@ impl ApiError {
             let challenge = HeaderValue::from_static("Bearer realm=\"daybook\"");
             headers.insert(WWW_AUTHENTICATE, challenge);
         }
+        if self.is_replay() {
+            let replayed = HeaderName::from_static(IDEMPOTENCY_REPLAYED);
+            headers.insert(replayed, HeaderValue::from_static("true"));
+        }
         // Text that cannot be a header is left out.
         let methods = self.0.allow.as_deref().map(HeaderValue::from_str);
         if let Some(Ok(methods)) = methods {
@@ -95,6 +120,36 @@ impl ApiError {
         }
         headers
     }
+}
+
+/// The name of this occurrence of a problem (RFC 9457, section 3.1.5): a URI that leads nowhere, with the request's id as its
+/// last part. Callers' own ids may have slashes.
+fn instance(id: &RequestId) -> String {
+    format!("/requests/{}", id.as_str().replace('/', "%2F"))
+}
+
+/// The error behind a problem that another process of ours wrote; `None` for what is none. Violations are found where a request
+/// comes in, so a problem that has some is none of those.
+#[must_use]
+pub fn parse(problem: &[u8]) -> Option<ApiError> {
+    let Value::Object(members) = serde_json::from_slice(problem).ok()? else {
+        return None;
+    };
+    if members.contains_key("errors") {
+        return None;
+    }
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let code = Code::by_name(members.get("code")?.as_str()?);
+    let mut error = ApiError::new(code, text(members.get("detail")?)?);
+    if let Some(resource) = members.get("resource") {
+        error = error.with_resource(text(&resource["type"])?, text(&resource["id"])?);
+    }
+    if let Some(pause) = members.get("retry_after_ms").and_then(Value::as_u64) {
+        error = error.with_retry_after(Duration::from_millis(pause));
+    }
+    let details = members.into_iter();
+    let details = details.filter(|(name, _)| !RESERVED_MEMBERS.contains(&name.as_str()));
+    Some(details.fold(error, |error, (name, value)| error.with_detail(name, value)))
 }
 
 /// `Retry-After` counts whole seconds; a shorter pause becomes one, never none.
@@ -105,9 +160,7 @@ fn whole_seconds(pause: Duration) -> u64 {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let request_id = self.request_id();
-        self.log(request_id.as_ref());
-        let mut response = Response::new(Body::from(self.problem(request_id.as_ref()).to_string()));
+        let mut response = Response::new(Body::from(self.answer().to_string()));
         *response.status_mut() = self.http_status();
         *response.headers_mut() = self.headers();
         response
@@ -145,7 +198,8 @@ fn from_status(status: StatusCode, allow: Option<&HeaderValue>) -> ApiError {
         }
         StatusCode::UNAUTHORIZED => ApiError::unauthenticated(),
         StatusCode::FORBIDDEN => ApiError::new(Code::PermissionDenied, "not permitted"),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => ApiError::deadline_exceeded(),
+        StatusCode::REQUEST_TIMEOUT => ApiError::request_timeout(),
+        StatusCode::GATEWAY_TIMEOUT => ApiError::deadline_exceeded(),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             ApiError::overloaded("the service cannot take this now")
         }

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 use super::body::pass_over;
-use super::budget::{Admission, Budget, Claim, Terms};
+use super::budget::{Admission, Budget, Claim, Terms, head_bytes, target_bytes};
 use super::routes::{Declared, Needs};
 use super::seats::{Caller, Holder};
 use super::{Limits, Routes};
@@ -84,6 +84,8 @@ pub enum Access {
 /// What the requests of one transport go through.
 #[derive(Clone, Debug)]
 struct Gate {
+    header_bytes_max: usize,
+    uri_bytes_max: usize,
     access: Access,
     needs: Arc<HashMap<Arc<str>, Needs>>,
     budget: Arc<Budget>,
@@ -104,6 +106,8 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
     let probes = Arc::new(Budget::of_probes(gauge.clone()));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
+            header_bytes_max: limits.header_bytes_max as usize,
+            uri_bytes_max: limits.uri_bytes_max as usize,
             access: routes.access.clone(),
             needs: Arc::clone(&declared.needs),
             budget: Arc::clone(&budget),
@@ -131,6 +135,17 @@ impl Gate {
         let is_options = self.transport == Transport::Http && request.method() == Method::OPTIONS;
         // Which methods a route has is no secret.
         needs.map(|needs| if is_options { Needs::nothing() } else { needs })
+    }
+
+    /// Whether the head is as small as it has to be. The libraries read larger ones, so that they are refused here.
+    fn check_head(&self, request: &Request) -> Result<(), ApiError> {
+        if target_bytes(request) > self.uri_bytes_max {
+            return Err(ApiError::uri_too_long(self.uri_bytes_max));
+        }
+        if head_bytes(request) > self.header_bytes_max {
+            return Err(ApiError::headers_too_large(self.header_bytes_max));
+        }
+        Ok(())
     }
 
     fn no_such_route(&self) -> ApiError {
@@ -161,6 +176,7 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
 }
 
 async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiError> {
+    gate.check_head(request)?;
     let needs = gate.needs(request);
     let connection: Option<&Arc<Connection>> = request.extensions().get();
     let connection = Arc::clone(connection.expect("every request has come over a connection"));

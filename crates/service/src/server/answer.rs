@@ -38,7 +38,7 @@ pub(super) async fn answer(
     request.extensions_mut().insert(Arc::clone(connection));
     let context = Context::from_headers(request.headers());
     let id = context.id().header_value();
-    let counted = async { counted(shared, connection, measured(shared, request).await) };
+    let counted = async { counted(shared, connection, measured(shared, request.map(Body::new)).await) };
     let mut response = context.scope(counted).await;
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
@@ -64,7 +64,7 @@ fn counted(shared: &Shared, connection: &Connection, mut response: Response<Body
 }
 
 /// Answers and counts.
-async fn measured(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+async fn measured(shared: &Shared, request: Request<Body>) -> Response<Body> {
     let started = Instant::now();
     let _open = shared.metrics.open();
     match transport(request.headers()) {
@@ -136,7 +136,7 @@ fn transport(headers: &HeaderMap) -> Transport {
     }
 }
 
-async fn answer_grpc(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
+async fn answer_grpc(shared: &Shared, request: Request<Body>, started: Instant) -> Response<Body> {
     match guarded(shared, &shared.grpc.router, request, started).await {
         Ok(response) => match bare_status(&response) {
             Some(error) => in_place_of(&response, error),
@@ -157,7 +157,7 @@ fn in_place_of(bare: &Response<Body>, error: ApiError) -> Response<Body> {
     response
 }
 
-async fn answer_http(shared: &Shared, request: Request<Incoming>, started: Instant) -> Response<Body> {
+async fn answer_http(shared: &Shared, request: Request<Body>, started: Instant) -> Response<Body> {
     let method = request.method().clone();
     let response = match guarded(shared, &shared.http, request, started).await {
         Ok(response) => match problem::from_bare_response(&response) {
@@ -173,7 +173,7 @@ async fn answer_http(shared: &Shared, request: Request<Incoming>, started: Insta
 async fn guarded(
     shared: &Shared,
     router: &Router,
-    request: Request<Incoming>,
+    request: Request<Body>,
     started: Instant,
 ) -> Result<Response<Body>, ApiError> {
     let latest = started + shared.limits.request_timeout;
@@ -182,7 +182,12 @@ async fn guarded(
     let handled = AssertUnwindSafe(router.clone().oneshot(request))
         .catch_unwind()
         .instrument(span);
-    match timeout_at(deadline, handled).await {
+    let handled = tokio::select! {
+        biased;
+        handled = timeout_at(deadline, handled) => handled,
+        () = shared.last_answers.cancelled() => return Err(ApiError::shutting_down()),
+    };
+    match handled {
         Ok(Ok(Ok(response))) => Ok(response),
         Ok(Ok(Err(never))) => match never {},
         // The panic hook has logged it, with this request's id.
@@ -190,12 +195,15 @@ async fn guarded(
             Code::Internal,
             "an internal error; see the request id",
         )),
+        Err(_elapsed) if request::claim().is_some_and(|claim| claim.awaits_body()) => {
+            Err(ApiError::request_timeout())
+        }
         Err(_elapsed) => Err(ApiError::deadline_exceeded()),
     }
 }
 
 /// The request's span, a child of the caller's. Disabled, and so nearly free, unless spans are exported.
-fn span(request: &Request<Incoming>) -> tracing::Span {
+fn span(request: &Request<Body>) -> tracing::Span {
     let span = tracing::debug_span!(
         "request",
         otel.name = request.uri().path(),
@@ -211,8 +219,12 @@ fn span(request: &Request<Incoming>) -> tracing::Span {
     span
 }
 
-/// The error behind a status that tonic made itself. A success has no `grpc-status` here: it comes in the trailers.
+/// The error behind a status that tonic made itself, or behind an answer that is none of gRPC's: to another HTTP method than
+/// its own. A success has no `grpc-status` here: it comes in the trailers.
 fn bare_status(response: &Response<Body>) -> Option<ApiError> {
+    if response.status() != StatusCode::OK {
+        return problem::from_bare_response(response);
+    }
     response.headers().get(Status::GRPC_STATUS)?;
     let status = Status::from_header_map(response.headers())?;
     grpc::from_bare_status(&status)

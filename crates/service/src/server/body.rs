@@ -82,7 +82,9 @@ impl HttpBody for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.claim.set_awaits_body(polled.is_pending());
+        let frame = ready!(polled);
         let data = match &frame {
             Some(Ok(frame)) => frame.data_ref(),
             _ => None,

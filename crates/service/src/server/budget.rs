@@ -8,6 +8,7 @@
 //! cancelling.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::Request;
@@ -118,6 +119,7 @@ impl Budget {
             tenant_id: None,
             fixed: REQUEST_BYTES,
             held: Mutex::new(0),
+            awaits_body: AtomicBool::new(false),
             _place: place,
         });
         if has_place {
@@ -152,6 +154,7 @@ impl Budget {
             tenant_id,
             fixed: REQUEST_BYTES + head_bytes(request),
             held: Mutex::new(0),
+            awaits_body: AtomicBool::new(false),
             _place: place,
         });
         claim.grow_to(declared.min(self.declared_bytes_max))?;
@@ -224,11 +227,17 @@ fn gauge_value(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-fn head_bytes(request: &Request) -> usize {
+/// The size of a request's head, each header with what it costs beside its name and value.
+pub(super) fn head_bytes(request: &Request) -> usize {
     let headers = request.headers().iter();
     let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES);
+    headers.sum::<usize>() + target_bytes(request)
+}
+
+/// The size of path and query string.
+pub(super) fn target_bytes(request: &Request) -> usize {
     let target = request.uri().path_and_query();
-    headers.sum::<usize>() + target.map_or(0, |target| target.as_str().len())
+    target.map_or(0, |target| target.as_str().len())
 }
 
 /// The bytes that one request holds, and its answer after it.
@@ -239,10 +248,22 @@ pub(crate) struct Claim {
     /// What it costs with an empty body.
     fixed: usize,
     held: Mutex<usize>,
+    /// Whether its handler waits for more of the request's body.
+    awaits_body: AtomicBool,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Claim {
+    /// Notes whether the handler waits for more of the body.
+    pub(super) fn set_awaits_body(&self, awaits_body: bool) {
+        self.awaits_body.store(awaits_body, Ordering::Relaxed);
+    }
+
+    /// Whether the handler waits for more of the body.
+    pub(super) fn awaits_body(&self) -> bool {
+        self.awaits_body.load(Ordering::Relaxed)
+    }
+
     /// Makes room for a body of this size, if there is.
     pub(super) fn grow_to(&self, body_bytes: usize) -> Result<(), ApiError> {
         let bytes = self.fixed.saturating_add(body_bytes);

@@ -15,7 +15,6 @@ use http::header::{
 };
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
-use hyper::body::Incoming;
 use thiserror::Error;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::cors::CorsLayer;
@@ -115,8 +114,8 @@ impl Cors {
     /// Answers a request, or the preflight of one.
     pub(super) async fn answer<F>(
         &self,
-        request: Request<Incoming>,
-        answer: impl Fn(Request<Incoming>) -> F,
+        request: Request<Body>,
+        answer: impl Fn(Request<Body>) -> F,
     ) -> Response<Body>
     where
         F: Future<Output = Response<Body>>,

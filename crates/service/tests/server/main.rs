@@ -2,6 +2,7 @@
 
 mod access;
 mod connections;
+mod requests;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
