@@ -16,7 +16,7 @@
 //! | [`path`] | the variables of a path; refusals are problems of the catalogue |
 //! | [`request`] | what is known about the request that is being answered: its id, its trace, its deadline |
 //! | [`sealing`] | texts that callers hold and cannot read: one ring of keys for all of them |
-//! | [`server`] | gRPC and HTTP on one port, every limit set, a stop with a deadline |
+//! | [`server`] | gRPC, gRPC-Web and HTTP on one port, every limit set, a stop with a deadline |
 //! | `admin` | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
 //! | [`start`] | one start for every process: schemas, identity, readiness, then both listeners |

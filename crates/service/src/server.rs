@@ -1,4 +1,4 @@
-//! gRPC and HTTP on one port, with a limit on everything and a stop that ends.
+//! gRPC, gRPC-Web and HTTP on one port, with a limit on everything and a stop that ends.
 //!
 //! The accept loop is our own, because the libraries' loops have no limits by default and their graceful stops can wait
 //! for ever (axum#2673, hyper#4170). It guarantees:
@@ -23,6 +23,7 @@ mod body;
 mod budget;
 mod connection;
 mod cors;
+mod grpc_web;
 mod routes;
 mod seats;
 mod stall;
@@ -203,8 +204,8 @@ struct Shared {
 }
 
 /// Serves both routers on the listener until the token is cancelled and the open requests are done, or their grace is
-/// over. A request whose content type begins with `application/grpc` is for `grpc`, any other one for `http`, which gets
-/// `/healthz` besides its own routes.
+/// over. A request whose content type begins with `application/grpc` is for `grpc`, those of gRPC-Web included; any other one
+/// is for `http`, which gets `/healthz` besides its own routes.
 pub async fn serve(
     listener: TcpListener,
     mut routes: Routes,

@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 use super::Shared;
 use super::access::Connection;
 use super::budget::Claim;
+use super::grpc_web;
 use crate::error::{ApiError, Code, grpc, problem};
 use crate::metrics::{Operation, Transport};
 use crate::request::{self, Context, X_REQUEST_ID};
@@ -73,7 +74,7 @@ async fn measured(shared: &Shared, request: Request<Body>) -> Response<Body> {
                 Some(method) => Operation::Rpc(method),
                 None => Operation::Unknown,
             };
-            let answer = |request| answer_grpc(shared, request, started);
+            let answer = |request| answer_call(shared, request, started);
             let response = shared.cors.answer(request, answer).await;
             let code = grpc_code(&response);
             shared
@@ -133,6 +134,16 @@ fn transport(headers: &HeaderMap) -> Transport {
     match headers.get(CONTENT_TYPE) {
         Some(value) if value.as_bytes().starts_with(b"application/grpc") => Transport::Grpc,
         _ => Transport::Http,
+    }
+}
+
+/// Answers a call of gRPC, or of gRPC-Web.
+async fn answer_call(shared: &Shared, request: Request<Body>, started: Instant) -> Response<Body> {
+    if grpc_web::is_call(&request) {
+        let answer = |request| answer_grpc(shared, request, started);
+        grpc_web::translated(request, answer).await
+    } else {
+        answer_grpc(shared, request, started).await
     }
 }
 

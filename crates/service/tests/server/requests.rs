@@ -178,3 +178,44 @@ async fn a_grpc_request_by_another_method_is_in_the_catalogue() {
     let unimplemented = tonic::Code::Unimplemented as u16;
     assert_eq!((code.as_str(), status), ("METHOD_NOT_ALLOWED", unimplemented));
 }
+
+#[tokio::test]
+async fn a_grpc_web_call_over_http_1_has_its_trailers_in_the_body() {
+    let server = Server::start(Limits::default()).await;
+    let response = server
+        .post("/t.v1.T/Large", "application/grpc-web+proto", "")
+        .await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "application/grpc-web+proto");
+    let trailers = b"grpc-status:0\r\n";
+    let frame = [&[0x80, 0, 0, 0, trailers.len() as u8][..], trailers].concat();
+    let body = response.body();
+    assert!(
+        body.ends_with(&frame),
+        "{:?}",
+        &body[body.len().saturating_sub(64)..]
+    );
+    assert_eq!(body.len(), crate::LARGE_BYTES + frame.len());
+
+    let in_base64 = server
+        .post("/t.v1.T/Collect", "application/grpc-web-text", "AAAAAAA=")
+        .await;
+    assert_eq!(in_base64.headers()["content-type"], "application/grpc-web-text");
+    assert_eq!(
+        in_base64.body(),
+        "NQ==",
+        "five bytes came out of eight: {in_base64:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_grpc_web_call_that_is_refused_says_so_as_grpc_does() {
+    let server = Server::start(Limits::default()).await;
+    let response = server
+        .post("/t.v1.T/Refuse", "application/grpc-web+proto", "")
+        .await;
+    assert_eq!(response.headers()["content-type"], "application/grpc-web+proto");
+    let status = Status::from_header_map(response.headers()).expect("a status in the headers");
+    let info = status.get_details_error_info().expect("an ErrorInfo");
+    assert_eq!(info.reason, "VALIDATION_FAILED");
+}

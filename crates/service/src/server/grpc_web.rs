@@ -1,0 +1,47 @@
+//! gRPC-Web: gRPC for browsers and gateways, who see no trailers and may speak HTTP/1. A call is made into one of gRPC before
+//! anything else looks at it, and its answer into one of gRPC-Web after everything else.
+
+use std::convert::Infallible;
+
+use axum::body::Body;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{Method, Request, Response};
+use tonic_web::GrpcWebLayer;
+use tower::{Layer as _, ServiceExt as _, service_fn};
+
+/// The content types, as the protocol has them: messages as they are, or in base64.
+const CONTENT_TYPES: [&str; 4] = [
+    "application/grpc-web",
+    "application/grpc-web+proto",
+    "application/grpc-web-text",
+    "application/grpc-web-text+proto",
+];
+
+/// Whether a request is a call of gRPC-Web.
+pub(super) fn is_call(request: &Request<Body>) -> bool {
+    let content_type = request.headers().get(CONTENT_TYPE);
+    let is_known = content_type.is_some_and(|given| CONTENT_TYPES.iter().any(|known| given == known));
+    is_known && request.method() == Method::POST
+}
+
+/// Answers a call of gRPC-Web by what answers gRPC.
+pub(super) async fn translated<F>(
+    request: Request<Body>,
+    answer: impl Fn(Request<Body>) -> F,
+) -> Response<Body>
+where
+    F: Future<Output = Response<Body>>,
+{
+    let grpc = service_fn(|request: Request<tonic::body::Body>| {
+        let answered = answer(request.map(Body::new));
+        async { Ok::<_, Infallible>(answered.await) }
+    });
+    match GrpcWebLayer::new().layer(grpc).oneshot(request).await {
+        Ok(mut response) => {
+            // Trailers go into the body, which tells the size that it had without them: a stream tells none.
+            response.headers_mut().remove(CONTENT_LENGTH);
+            response.map(|body| Body::from_stream(Body::new(body).into_data_stream()))
+        }
+        Err(never) => match never {},
+    }
+}
