@@ -17,21 +17,17 @@ pub mod stock;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::FromRequestParts;
-use axum::routing::get;
-use daybook_service::identity::{Principal, Scope, principal};
+use daybook_service::identity::{Principal, principal};
+use daybook_service::openapi as common;
 use daybook_service::server::{Declared, Needs};
 use daybook_service::{ApiError, problems};
-use http::HeaderMap;
 use http::request::Parts;
-use serde_json::Value;
-use utoipa::openapi::OpenApi;
 use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::compression::{Document, compressed};
+use self::compression::compressed;
 use crate::reads::Reads;
 
 /// How fresh the answer has to be, as headers say it.
@@ -81,46 +77,19 @@ impl FromRequestParts<Reads> for Caller {
 /// All routes: reads, their description, and the catalogue of problems.
 pub fn router(reads: Reads) -> Declared {
     let (routes, api) = described_routes().split_for_parts();
-    let description = Document::new(description());
-    let description = get(async move |headers: HeaderMap| description.answer(&headers));
-    let description = Router::new().route("/openapi.json", description);
-    Declared::new(compressed(routes.with_state(reads)), needs(&api))
-        .merge(Declared::new(description, [("/openapi.json", Needs::nothing())]))
+    let needs = common::scopes(&api).into_iter();
+    let needs = needs.map(|(path, scope)| (path, Needs::scope(scope)));
+    Declared::new(compressed(routes.with_state(reads)), needs)
+        .merge(common::router(description()))
         .merge(problems::router(&[]))
-}
-
-/// What each path needs: the scope that the description of its operations names. A path without one, or with two, is not
-/// declared, and so it answers nobody.
-fn needs(api: &OpenApi) -> Vec<(String, Needs)> {
-    let needs = api.paths.paths.iter().filter_map(|(path, item)| {
-        let operations = serde_json::to_value(item).ok()?;
-        let operations = operations
-            .as_object()?
-            .values()
-            .filter(|member| member.is_object());
-        let mut scopes = operations.map(scope);
-        let scope = scopes.next()??;
-        let is_only = scopes.all(|other| other == Some(scope));
-        is_only.then(|| (path.clone(), Needs::scope(scope)))
-    });
-    needs.collect()
-}
-
-fn scope(operation: &Value) -> Option<Scope> {
-    let name = operation.pointer("/security/0/api_key/0")?;
-    Scope::by_name(name.as_str()?)
 }
 
 /// The OpenAPI description, as `/openapi.json` gives it.
 #[must_use]
 pub fn description() -> String {
     let (_, mut api) = described_routes().split_for_parts();
-    openapi::add_headers(&mut api);
-    let mut text = api
-        .to_pretty_json()
-        .expect("the description has string keys and no failing serializer");
-    text.push('\n');
-    text
+    common::add_headers(&mut api, openapi::headers_of);
+    common::text(&api)
 }
 
 fn described_routes() -> OpenApiRouter<Reads> {

@@ -11,6 +11,7 @@
 //! | [`metrics`] | request counters and the latencies between the five moments of an event |
 //! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
+//! | [`openapi`], [`document`] | what all OpenAPI descriptions have in common, and how they are served |
 //! | [`grpc`] | gRPC services with their health and, in development, reflection |
 //! | [`identity`] | API keys, principals and scopes |
 //! | [`path`] | the variables of a path; refusals are problems of the catalogue |
@@ -28,11 +29,13 @@ mod admin;
 pub mod config;
 pub mod consistency;
 pub mod database;
+pub mod document;
 pub mod error;
 pub mod grpc;
 pub mod identity;
 pub mod key;
 pub mod metrics;
+pub mod openapi;
 pub mod path;
 pub mod problems;
 pub mod process;

@@ -111,16 +111,3 @@ pub(super) fn event() -> Value {
         "changes": [{"pointer": "/status", "before": "PLACED", "after": "CONFIRMED"}],
     })
 }
-
-/// A refusal.
-pub(super) fn problem() -> Value {
-    json!({
-        "type": "/problems/validation-failed",
-        "title": "A field is not valid",
-        "status": 400,
-        "detail": "limit: must be a number from 1 to 100",
-        "code": "VALIDATION_FAILED",
-        "request_id": "018f3a5e-7c1a-7f3e-9c55-2f6d3f1f9a10",
-        "errors": [{"pointer": "limit", "code": "OUT_OF_RANGE", "message": "must be a number from 1 to 100"}],
-    })
-}

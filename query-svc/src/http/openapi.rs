@@ -5,15 +5,14 @@ use std::collections::BTreeMap;
 use daybook_read_model::order_details::OrderView;
 use daybook_read_model::stock_levels::StockItem;
 use daybook_read_model::schema::OrderStatus;
-use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Object, ObjectBuilder, Schema, Type};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+use daybook_service::Code;
+use daybook_service::openapi::{COMMON, DescribedHeader, add_common, refusals};
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, Type};
+use utoipa::openapi::{OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, ToSchema};
 
 use super::examples;
-use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination, Problem};
+use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination};
 
 /// The API as a whole.
 #[derive(Debug, utoipa::OpenApi)]
@@ -32,7 +31,7 @@ use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination
         (name = "Stock", description = "How much there is of articles. Scope `stock:read`."),
         (name = "Histories", description = "What happened, as it was recorded. Scope `events:read`."),
     ),
-    components(schemas(OrderView, OrderStatus, OrderSummary, Problem)),
+    components(schemas(OrderView, OrderStatus, OrderSummary)),
     security(("api_key" = [])),
     modifiers(&Common),
 )]
@@ -44,25 +43,8 @@ pub struct Refusals;
 
 impl IntoResponses for Refusals {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        refusals(&[
-            (
-                "400",
-                "VALIDATION_FAILED, INVALID_CURSOR, POSITION_UNKNOWN or MALFORMED_REQUEST: the request cannot be understood.",
-            ),
-            ("401", "UNAUTHENTICATED: there is no valid credential."),
-            ("403", "PERMISSION_DENIED: the credential lacks the scope."),
-            (
-                "413",
-                "PAYLOAD_TOO_LARGE: the answer is larger than the service can send; a smaller page may fit.",
-            ),
-            ("429", "RATE_LIMITED: the tenant has too much under way."),
-            ("500", "INTERNAL: a fault of the service."),
-            (
-                "503",
-                "READ_MODEL_BEHIND, OVERLOADED, DEPENDENCY_UNAVAILABLE or SHUTTING_DOWN: later it may succeed.",
-            ),
-            ("504", "DEADLINE_EXCEEDED: the time is up."),
-        ])
+        let of_reads = [Code::InvalidCursor, Code::PositionUnknown, Code::ReadModelBehind];
+        refusals(COMMON.iter().chain(&of_reads))
     }
 }
 
@@ -85,28 +67,8 @@ pub struct NotFound;
 
 impl IntoResponses for NotFound {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        refusals(&[(
-            "404",
-            "RESOURCE_NOT_FOUND: there is no such thing for this credential's tenant.",
-        )])
+        refusals(&[Code::ResourceNotFound])
     }
-}
-
-fn refusals(meanings: &[(&str, &str)]) -> BTreeMap<String, RefOr<Response>> {
-    meanings
-        .iter()
-        .map(|(status, meaning)| ((*status).to_owned(), refusal(meaning).into()))
-        .collect()
-}
-
-fn refusal(meaning: &str) -> Response {
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name("Problem")))
-        .build();
-    ResponseBuilder::new()
-        .description(meaning)
-        .content("application/problem+json", content)
-        .build()
 }
 
 /// One order, or those of its members that `fields` names.
@@ -154,15 +116,8 @@ struct Common;
 
 impl Modify for Common {
     fn modify(&self, api: &mut OpenApi) {
-        let key = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .bearer_format("dbk_live_…")
-            .description(Some(
-                "An API key of a tenant's. An operator's key reads no tenant's data.",
-            ))
-            .build();
+        add_common(api);
         let components = api.components.get_or_insert_default();
-        components.add_security_scheme("api_key", SecurityScheme::Http(key));
         for (name, example) in [
             (OrderView::name(), examples::order()),
             (StockItem::name(), super::stock::example()),
@@ -174,51 +129,10 @@ impl Modify for Common {
     }
 }
 
-/// Adds the headers that every answer of a kind has. The handlers' own operations have to be there already.
-pub fn add_headers(api: &mut OpenApi) {
-    for item in api.paths.paths.values_mut() {
-        let operations = [
-            &mut item.get,
-            &mut item.post,
-            &mut item.put,
-            &mut item.patch,
-            &mut item.delete,
-        ];
-        operations.into_iter().flatten().for_each(add_operation_headers);
-    }
-}
-
-fn add_operation_headers(operation: &mut Operation) {
-    let responses = &mut operation.responses.responses;
-    let is_conditional = responses.contains_key("304");
-    for (status, response) in responses {
-        if let RefOr::T(response) = response {
-            let tag = (is_conditional && ["200", "304"].contains(&status.as_str())).then_some(ETAG);
-            for (name, schema_type, description) in headers_of(status).into_iter().chain(tag) {
-                let header = HeaderBuilder::new()
-                    .schema(Some(Object::with_type(schema_type)))
-                    .description(Some(description));
-                response.headers.insert(name.to_owned(), header.build().into());
-            }
-        }
-    }
-}
-
-const ETAG: (&str, Type, &str) = (
-    "ETag",
-    Type::String,
-    "A strong tag of this body: its version, its shape, and its encoding where it has one (`\"v3-9a0364b9e99bb480;gzip\"`). \
-     `If-Match` of a command takes it and compares the version.",
-);
-
-fn headers_of(status: &str) -> Vec<(&'static str, Type, &'static str)> {
-    let mut headers = vec![(
-        "X-Request-Id",
-        Type::String,
-        "The request's id: the caller's, or a new one.",
-    )];
+/// The headers of answers that are not refusals.
+pub fn headers_of(status: &str) -> Vec<DescribedHeader> {
     match status {
-        "200" | "304" => headers.extend([
+        "200" | "304" => vec![
             (
                 "Daybook-Consistency",
                 Type::String,
@@ -235,13 +149,14 @@ fn headers_of(status: &str) -> Vec<(&'static str, Type, &'static str)> {
                 "How long ago, at the most, the oldest event was recorded that the answer may lack; 0 for none.",
             ),
             ("Cache-Control", Type::String, "Always `private, no-cache`."),
-            ("Vary", Type::String, "What the answer depends on beside its address."),
-        ]),
-        "401" => headers.push(("WWW-Authenticate", Type::String, "What kind of credential is needed.")),
-        "429" | "503" => headers.push(("Retry-After", Type::Integer, "How long to wait, in seconds.")),
-        _ => {}
+            (
+                "Vary",
+                Type::String,
+                "What the answer depends on beside its address.",
+            ),
+        ],
+        _ => Vec::new(),
     }
-    headers
 }
 
 #[cfg(test)]
@@ -311,7 +226,9 @@ mod tests {
     fn it_is_openapi_3_1_and_says_what_every_status_means() {
         let api = described();
         assert_eq!(api["openapi"], "3.1.0");
-        let expected = ["200", "400", "401", "403", "413", "429", "500", "503", "504"];
+        let expected = [
+            "200", "400", "401", "403", "408", "413", "414", "429", "431", "500", "503", "504",
+        ];
         for (path, item) in api["paths"].as_object().expect("an object") {
             let mut statuses = names(&item["get"]["responses"]);
             statuses.remove("304");
