@@ -1,35 +1,50 @@
-//! The aggregates whose commands this process takes. A new one is one line in [`all`].
+//! The aggregates whose commands this process takes: all that the domain lists.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::aggregates::AGGREGATES;
-use daybook_domain::{order, stock};
+use daybook_domain::each_aggregate;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::problems::DomainRule;
 use daybook_service::sealing::KeyRing;
-use daybook_service::server::Needs;
+use daybook_service::server::Declared;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::COMMAND_BYTES_MAX;
 use crate::fingerprint::Fingerprints;
-use crate::handler::Served;
+use crate::handler::{Commands, Handler};
 use crate::home::{HandleForwarded, Homes};
+use crate::http::Operations;
 use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::partitions::Partitions;
 
-/// Every aggregate's service.
-pub(crate) fn all(core: &Core) -> GrpcServices {
-    GrpcServices::described_by(FILE_DESCRIPTOR_SET)
-        .with(crate::orders::service(core), commands::<order::State>())
-        .with(crate::stock::service(core), commands::<stock::State>())
+/// What is served: over HTTP, and over gRPC.
+type Transports = (Declared, GrpcServices);
+
+/// The commands of every aggregate.
+pub(crate) fn all(core: &Core) -> Transports {
+    let each: &[fn(Transports, &Core) -> Transports] = &each_aggregate!(A => add::<A>);
+    let none = (
+        Declared::default(),
+        GrpcServices::described_by(FILE_DESCRIPTOR_SET),
+    );
+    each.iter().fold(none, |transports, add| add(transports, core))
 }
 
-/// What the commands of an aggregate need of their callers.
-fn commands<A: Served>() -> Needs {
-    Needs::scope(A::SCOPE).with_message(COMMAND_BYTES_MAX)
+fn add<A: Commands>((http, grpc): Transports, core: &Core) -> Transports
+where
+    Handler<A>: HandleForwarded,
+{
+    let handler = Handler::<A>::new(core);
+    let routes = A::routes().served_by(Arc::clone(&handler), Arc::clone(&core.public_url));
+    (http.merge(routes), A::add_service(grpc, handler))
+}
+
+/// The operations of every aggregate over HTTP.
+pub(crate) fn operations() -> Vec<Operations> {
+    each_aggregate!(A => <A as Commands>::routes().into_operations()).into()
 }
 
 /// The rules of every aggregate, for `GET /problems`.
@@ -50,6 +65,8 @@ pub(crate) struct Core {
     pub(crate) sealing: KeyRing,
     /// The homes of contended aggregates.
     pub(crate) homes: Arc<Homes>,
+    /// What the addresses of aggregates begin with.
+    public_url: Arc<str>,
     handlers: Mutex<Vec<Arc<dyn HandleForwarded>>>,
     partitions: Partitions,
     mailbox_metrics: Arc<MailboxMetrics>,
@@ -62,6 +79,7 @@ impl Core {
         fingerprints: Fingerprints,
         sealing: KeyRing,
         homes: Arc<Homes>,
+        public_url: &str,
         registry: &Registry,
         moments: &EventMoments,
     ) -> Self {
@@ -70,6 +88,7 @@ impl Core {
             fingerprints,
             sealing,
             homes,
+            public_url: public_url.into(),
             handlers: Mutex::default(),
             partitions,
             mailbox_metrics: Arc::new(MailboxMetrics::new(registry)),

@@ -1,12 +1,16 @@
 //! Settings of the command service.
 
+use std::str::FromStr;
+
 use clap::Parser;
 use daybook_event_bus::Deployment;
 use daybook_service::config::{CommonConfig, Secret};
 use daybook_service::key::SecretKey;
 use daybook_service::sealing::{KeyRing, SealingConfig};
+use http::Uri;
+use http::uri::Scheme;
 
-/// Takes commands over gRPC, appends what they lead to, and publishes it.
+/// Takes commands over gRPC and HTTP, appends what they lead to, and publishes it.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
@@ -52,6 +56,11 @@ pub struct Config {
     )]
     pub database_connections: u32,
 
+    /// Where callers reach the query service: the addresses of what commands have made (`Location`) begin with it. Without it
+    /// they are relative to this service's own, which is right where one address leads to both.
+    #[arg(long, env = "DAYBOOK_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<PublicUrl>,
+
     /// The keys under which the content of commands is hashed to be remembered with their idempotency keys, 64
     /// hexadecimal digits each, with commas between them. The first one is used for new commands; the others must stay for
     /// as long as idempotency keys are kept. All replicas need the same. Only in development may it be absent.
@@ -91,6 +100,37 @@ pub struct Config {
     pub idempotency_retention_days: u16,
 }
 
+/// A URL that paths are put behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// What the path is put behind: it has no slash at its end.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PublicUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = text.trim_end_matches('/');
+        let parts = Uri::from_str(url).map_err(|_| NOT_A_URL)?.into_parts();
+        let is_web = parts
+            .scheme
+            .is_some_and(|scheme| scheme == Scheme::HTTP || scheme == Scheme::HTTPS);
+        if is_web && parts.authority.is_some() && !url.contains(['?', '#']) {
+            Ok(Self(url.to_owned()))
+        } else {
+            Err(NOT_A_URL)
+        }
+    }
+}
+
+const NOT_A_URL: &str = "must be a URL like https://api.example.com/daybook";
+
 impl Config {
     /// Whether the keys are there that it needs.
     ///
@@ -117,5 +157,35 @@ impl Config {
     /// The ring that seals; errors as in [`Self::check`].
     pub(crate) fn key_ring(&self) -> anyhow::Result<KeyRing> {
         self.sealing.key_ring(self.common.is_development())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_url_is_one_that_a_path_can_be_put_behind() {
+        for (text, url) in [
+            ("https://api.example.com", "https://api.example.com"),
+            ("http://127.0.0.1:7101/", "http://127.0.0.1:7101"),
+            ("https://example.com/daybook/", "https://example.com/daybook"),
+        ] {
+            let parsed: PublicUrl = text.parse().expect("it is one");
+            assert_eq!(parsed.as_str(), url);
+        }
+        for text in [
+            "",
+            "/",
+            "example.com",
+            "/daybook",
+            "ftp://example.com",
+            "https://",
+            "https://example.com/?a=b",
+            "https://example.com/#a",
+            "not a url",
+        ] {
+            assert_eq!(text.parse::<PublicUrl>(), Err(NOT_A_URL), "{text}");
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The path of every command, whichever aggregate it is for: request, envelope, mailbox, receipt. A command for a
-//! contended aggregate is handled at its home.
+//! The path of every command, whichever aggregate it is for and whichever transport it came over: request, envelope, mailbox,
+//! receipt. A command for a contended aggregate is handled at its home.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,25 +11,25 @@ use daybook_event_store::{NotAdmitted, Receipt, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{CommandRequest, Violations, to_timestamp};
 use daybook_service::consistency::ConsistencyToken;
-use daybook_service::error::ApiError;
+use daybook_service::error::{ApiError, Code, IDEMPOTENCY_REPLAYED};
+use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::request::deadline;
 use daybook_service::sealing::KeyRing;
+use http::Extensions;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
 use tokio::time::timeout_at;
 use tonic::metadata::MetadataValue;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
 use crate::home::{Forwarded, HandleForwarded, Homes, Request as ForwardedRequest};
+use crate::http::Routes;
 use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome, Stream};
 use crate::request::{check_key, metadata, validation_error};
-
-/// The metadata that marks a receipt of an earlier send. The receipt itself is the first one, byte for byte.
-const REPLAYED: &str = "idempotency-replayed";
 
 /// When a tenant that has all its commands under way may try again: some of them are answered by then.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -70,6 +70,15 @@ pub(crate) trait Served: Aggregate {
     }
 }
 
+/// The commands of an aggregate, as they are served: `command_methods!` lists them.
+pub(crate) trait Commands: Served {
+    /// Adds their gRPC service.
+    fn add_service(services: GrpcServices, handler: Arc<Handler<Self>>) -> GrpcServices;
+
+    /// Their routes over HTTP.
+    fn routes() -> Routes<Self>;
+}
+
 /// Handles the commands of one kind of aggregate.
 pub(crate) struct Handler<A: Aggregate> {
     mailboxes: Mailboxes<A>,
@@ -104,36 +113,45 @@ impl<A: Served> Handler<A> {
         handler
     }
 
-    /// Handles a request: the receipt, or why there is none.
-    pub(crate) async fn handle<R>(&self, request: Request<R>) -> Result<Response<common::Receipt>, Status>
+    /// Answers a call of gRPC: the receipt, or why there is none.
+    pub(crate) async fn answer_call<R>(&self, call: Request<R>) -> Result<Response<common::Receipt>, Status>
+    where
+        R: CommandRequest<Aggregate = A>,
+    {
+        let (_, extensions, request) = call.into_parts();
+        let Answer { receipt, is_replay } = self.handle(request, &extensions).await?;
+        let mut answer = Response::new(receipt);
+        if is_replay {
+            let marker = MetadataValue::from_static("true");
+            answer.metadata_mut().insert(IDEMPOTENCY_REPLAYED, marker);
+        }
+        Ok(answer)
+    }
+
+    /// Handles a request of either transport; its extensions say who calls.
+    pub(crate) async fn handle<R>(&self, request: R, extensions: &Extensions) -> Result<Answer, ApiError>
     where
         R: CommandRequest<Aggregate = A>,
     {
         let (received_at, started) = (OffsetDateTime::now_utc(), Instant::now());
-        let principal = principal_with(request.extensions(), A::SCOPE)?;
         let caller = Caller {
-            principal,
+            principal: principal_with(extensions, A::SCOPE)?,
             received_at,
         };
-        let handled = self.handle_anywhere(request.into_inner(), &caller);
-        let Answer { receipt, is_replay } = match deadline() {
+        let handled = self.handle_anywhere(request, &caller);
+        let answer = match deadline() {
             Some(deadline) => timeout_at(deadline, handled)
                 .await
                 .map_err(|_| ApiError::deadline_exceeded())?,
             None => handled.await,
         }?;
-        let mut answer = Response::new(receipt);
-        if is_replay {
-            let marker = MetadataValue::from_static("true");
-            answer.metadata_mut().insert(REPLAYED, marker);
-        }
         self.received_to_committed
             .observe(started.elapsed().as_secs_f64());
         Ok(answer)
     }
 
     /// Handles a command: here, or, where other replicas write to its aggregate as well, at that aggregate's home.
-    async fn handle_anywhere<R>(&self, mut request: R, caller: &Caller) -> Result<Answer, Status>
+    async fn handle_anywhere<R>(&self, mut request: R, caller: &Caller) -> Result<Answer, ApiError>
     where
         R: CommandRequest<Aggregate = A>,
     {
@@ -180,9 +198,9 @@ impl<A: Served> Handler<A> {
                 // Nothing was recorded. Whoever it lost against may be the home, or may be known by now.
                 Err(HandleError::Contended) if Instant::now() < give_up_at => is_contended = true,
                 Err(error) if may_be_recorded && says_that_nothing_is_recorded(&error) => {
-                    return Err(ApiError::dependency_unavailable("replica", error).into());
+                    return Err(ApiError::dependency_unavailable("replica", error));
                 }
-                outcome => return Ok(self.answer(outcome, &stream)?),
+                outcome => return self.answer(outcome, &stream),
             }
         }
     }
@@ -211,7 +229,7 @@ impl<A: Served> Handler<A> {
             return forwarded;
         }
         Forwarded::Answered {
-            answer: self.answer(outcome, &stream).map_err(Status::from),
+            answer: self.answer(outcome, &stream),
             is_shared,
         }
     }
@@ -224,7 +242,7 @@ impl<A: Served> Handler<A> {
                 receipt: accepted(&receipt, &self.sealing, *tenant_id),
                 is_replay,
             }),
-            Some(rejection) => Err(refused::<A>(rejection, &receipt.stream_id)),
+            Some(rejection) => Err(refused::<A>(rejection, &receipt.stream_id).replayed(is_replay)),
         }
     }
 }
@@ -242,7 +260,7 @@ fn envelope<R: CommandRequest>(
         received_at,
     } = caller;
     let mut violations = Violations::default();
-    check_key(key, &mut violations);
+    check_key("/request_id", key, &mut violations);
     let context = request.take_context();
     let metadata = metadata(context, principal, R::NAME, key, *received_at, &mut violations);
     let expected_version = request.expected_version();
@@ -298,10 +316,10 @@ fn says_that_nothing_is_recorded(error: &HandleError) -> bool {
 }
 
 /// Whether a home's refusal may say that nothing was recorded. Then it is asked for here as well.
-fn is_of_the_moment(refusal: &Status) -> bool {
+fn is_of_the_moment(refusal: &ApiError) -> bool {
     matches!(
         refusal.code(),
-        Code::NotFound | Code::ResourceExhausted | Code::Aborted
+        Code::ResourceNotFound | Code::RateLimited | Code::VersionConflict
     )
 }
 
@@ -375,9 +393,28 @@ fn unanswered(error: Unanswered) -> ApiError {
     }
 }
 
-/// Implements a gRPC service whose methods all do the same, each with another request, for callers and for other replicas.
+/// Implements a gRPC service whose methods all do the same, each with another request, and the routes of the same requests over
+/// HTTP; for callers and for other replicas.
 macro_rules! command_methods {
-    ($service:ident for $aggregate:ty: $($method:ident($request:ident) -> $response:ident;)+) => {
+    ($service:ident by $server:ident for $aggregate:ty: $($method:ident($request:ident) -> $response:ident;)+) => {
+        impl $crate::handler::Commands for $aggregate {
+            fn add_service(
+                services: daybook_service::grpc::GrpcServices,
+                handler: std::sync::Arc<$crate::handler::Handler<Self>>,
+            ) -> daybook_service::grpc::GrpcServices {
+                let service = $server::from_arc(handler)
+                    .max_decoding_message_size($crate::COMMAND_BYTES_MAX)
+                    .max_encoding_message_size($crate::COMMAND_BYTES_MAX);
+                let scope = <Self as $crate::handler::Served>::SCOPE;
+                let needs = daybook_service::server::Needs::scope(scope);
+                services.with(service, needs.with_message($crate::COMMAND_BYTES_MAX))
+            }
+
+            fn routes() -> $crate::http::Routes<Self> {
+                $crate::http::Routes::default()$(.with::<wire::$request>())+
+            }
+        }
+
         #[tonic::async_trait]
         impl $service for $crate::handler::Handler<$aggregate> {
             $(
@@ -385,7 +422,7 @@ macro_rules! command_methods {
                     &self,
                     request: tonic::Request<wire::$request>,
                 ) -> Result<tonic::Response<wire::$response>, tonic::Status> {
-                    let answer = self.handle(request).await?;
+                    let answer = self.answer_call(request).await?;
                     Ok(answer.map(|receipt| wire::$response { receipt: Some(receipt) }))
                 }
             )+
@@ -437,8 +474,7 @@ mod tests {
         let conflict = |expected, actual| HandleError::VersionConflict { expected, actual };
         assert!(says_that_nothing_is_recorded(&conflict(6, 5)));
         assert!(!says_that_nothing_is_recorded(&conflict(5, 6)));
-        let of_home: Status = api_error(conflict(6, 5), "order", "ord_1").into();
-        assert!(is_of_the_moment(&of_home));
+        assert!(is_of_the_moment(&api_error(conflict(6, 5), "order", "ord_1")));
     }
 
     #[test]
@@ -446,7 +482,7 @@ mod tests {
         let lost = HandleError::Unanswered(Unanswered::Stopped);
         assert!(!says_that_nothing_is_recorded(&lost));
         let told = api_error(lost, "order", "ord_1");
-        assert_eq!(*told.code(), daybook_service::error::Code::DependencyUnavailable);
+        assert_eq!(*told.code(), Code::DependencyUnavailable);
     }
 
     #[test]

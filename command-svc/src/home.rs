@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use daybook_event_bus::replica::{self, Incoming, RequestError};
 use daybook_event_bus::{Bus, BusError};
+use daybook_service::error::ApiError;
 use daybook_service::key::SecretKey;
 use daybook_service::metrics::Registry;
 use daybook_service::request::{Context, X_REQUEST_ID, deadline};
@@ -30,7 +31,6 @@ use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -116,7 +116,7 @@ pub(crate) enum Forwarded {
     /// Its home has answered it.
     Answered {
         /// The receipt, or the refusal.
-        answer: Result<Answer, Status>,
+        answer: Result<Answer, ApiError>,
         /// Whether commands for the aggregate have come from elsewhere as well, of late.
         is_shared: bool,
     },

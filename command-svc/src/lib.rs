@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `handler` | the path of every command, from request to receipt |
 //! | `orders`, `stock` | what an aggregate adds to it: the scope, the wording of refusals, the list of methods |
+//! | [`http`] | the same commands over HTTP, and the OpenAPI description that they are |
 //! | `request` | what every command request goes through before it is decided |
 //! | `home` | forwards commands for contended aggregates to the one replica that decides them |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a state in memory that the append judges |
@@ -17,6 +18,7 @@ mod config;
 mod fingerprint;
 mod handler;
 mod home;
+pub mod http;
 pub mod mailbox;
 mod orders;
 pub mod partitions;
@@ -35,13 +37,13 @@ use daybook_event_store::{
 };
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::start::Start;
-use daybook_service::{database, problems};
+use daybook_service::{database, openapi, problems};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, PublicUrl};
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
@@ -98,16 +100,19 @@ pub async fn run(
         fingerprints,
         sealing,
         Arc::new(homes),
+        config.public_url.as_ref().map_or("", PublicUrl::as_str),
         &start.registry,
         &moments,
     );
-    let grpc = aggregates::all(&core);
+    let (commands, grpc) = aggregates::all(&core);
     let handling = Arc::clone(&core.homes).run(core.handlers(), start.shutdown.clone());
     start.tasks.spawn("homes", async move {
         handling.await;
         Ok(())
     });
-    let http = problems::router(&aggregates::rules());
+    let http = commands
+        .merge(openapi::router(http::description()))
+        .merge(problems::router(&aggregates::rules()));
     start.serve(listener, admin_listener, http, grpc).await
 }
 

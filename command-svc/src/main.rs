@@ -1,4 +1,4 @@
-//! The command service: commands over gRPC are decided, appended and published.
+//! The command service: commands over gRPC and HTTP are decided, appended and published.
 
 use std::process::ExitCode;
 

@@ -1,20 +1,11 @@
-//! The commands on orders over gRPC.
+//! The commands on orders.
 
 use daybook_domain::order::State;
 use daybook_proto::orders::v1 as wire;
 use daybook_proto::orders::v1::order_service_server::{OrderService, OrderServiceServer};
 use daybook_service::identity::Scope;
 
-use crate::COMMAND_BYTES_MAX;
-use crate::aggregates::Core;
-use crate::handler::{Handler, Served, command_methods};
-
-/// `daybook.orders.v1.OrderService`, as it is served.
-pub(crate) fn service(core: &Core) -> OrderServiceServer<Handler<State>> {
-    OrderServiceServer::from_arc(Handler::new(core))
-        .max_decoding_message_size(COMMAND_BYTES_MAX)
-        .max_encoding_message_size(COMMAND_BYTES_MAX)
-}
+use crate::handler::{Served, command_methods};
 
 impl Served for State {
     const SCOPE: Scope = Scope::OrdersWrite;
@@ -29,7 +20,7 @@ impl Served for State {
 }
 
 command_methods! {
-    OrderService for State:
+    OrderService by OrderServiceServer for State:
     place_order(PlaceOrderRequest) -> PlaceOrderResponse;
     add_order_line(AddOrderLineRequest) -> AddOrderLineResponse;
     remove_order_line(RemoveOrderLineRequest) -> RemoveOrderLineResponse;

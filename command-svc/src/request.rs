@@ -2,7 +2,7 @@
 
 use daybook_event_store::Metadata;
 use daybook_proto::common::v1::CommandContext;
-use daybook_proto::convert::{Violations, from_timestamp};
+use daybook_proto::convert::{Violation, Violations, from_timestamp};
 use daybook_service::error::{ApiError, FieldViolation};
 use daybook_service::identity::Principal;
 use daybook_service::telemetry;
@@ -18,22 +18,17 @@ const REASON_BYTES_MAX: usize = 512;
 /// How far ahead of our clock a caller's may be.
 const CLOCK_SKEW_MAX: Duration = Duration::minutes(1);
 
-/// Checks an idempotency key: 1 to 128 visible ASCII characters.
-pub(crate) fn check_key(key: &str, violations: &mut Violations) {
+/// Checks an idempotency key, which came as the field or header of this name: 1 to 128 visible ASCII characters.
+pub(crate) fn check_key(field: &str, key: &str, violations: &mut Violations) {
+    let name = field.trim_start_matches('/');
     if key.is_empty() {
-        violations.add("/request_id", "REQUIRED", "request_id is required");
+        violations.add(field, "REQUIRED", format_args!("{name} is required"));
     } else if key.len() > ID_BYTES_MAX {
-        violations.add(
-            "/request_id",
-            "TOO_LONG",
-            format_args!("request_id must have at most {ID_BYTES_MAX} bytes"),
-        );
+        let message = format_args!("{name} must have at most {ID_BYTES_MAX} bytes");
+        violations.add(field, "TOO_LONG", message);
     } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        violations.add(
-            "/request_id",
-            "FORBIDDEN_CHARACTER",
-            "request_id must be visible ASCII",
-        );
+        let message = format_args!("{name} must be visible ASCII");
+        violations.add(field, "FORBIDDEN_CHARACTER", message);
     }
 }
 
@@ -95,9 +90,10 @@ pub(crate) fn metadata(
 /// The violations as the one error that reports them all.
 pub(crate) fn validation_error(violations: Violations) -> ApiError {
     let fields = violations.into_vec().into_iter();
-    ApiError::validation(
-        fields
-            .map(|violation| FieldViolation::new(violation.pointer, violation.code, violation.message))
-            .collect(),
-    )
+    ApiError::validation(fields.map(field_violation).collect())
+}
+
+/// A violation as errors have it.
+pub(crate) fn field_violation(violation: Violation) -> FieldViolation {
+    FieldViolation::new(violation.pointer, violation.code, violation.message)
 }

@@ -5,11 +5,13 @@
 #[macro_use]
 mod request;
 
+pub(crate) mod json;
 mod orders;
 mod stock;
 mod time;
 mod violation;
 
-pub use self::request::{Addressed, CommandRequest};
+pub use self::json::{Unreadable, from_json};
+pub use self::request::{Action, Addressed, CommandRequest};
 pub use self::time::{from_timestamp, to_timestamp};
 pub use self::violation::{Violation, Violations};

@@ -5,7 +5,7 @@
 //! | [`database`] | a database of its own for each test, migrated, with every login role |
 //! | [`tenant`] | tenants with a key for each kind of user |
 //! | [`stack`] | servers and services, in this process or as processes that can be killed |
-//! | [`client`] | callers: gRPC with a key, HTTP with a key |
+//! | [`client`], [`rest`] | callers: gRPC with a key, HTTP with a key |
 //! | [`cli`] | the command line |
 //! | [`orders`], [`command`] | orders to send, and every command on one |
 //! | [`raw`] | calls that no client library would make |
@@ -39,6 +39,7 @@ pub mod probe;
 pub mod raw;
 pub mod refusal;
 pub mod replicas;
+pub mod rest;
 pub mod sealing;
 pub mod stack;
 pub mod standby;

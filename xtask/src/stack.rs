@@ -186,6 +186,7 @@ impl Stack {
             "DAYBOOK_PUBLISHER_DATABASE_URL",
             self.role_url("daybook_publisher"),
         );
+        let public_url = ("DAYBOOK_PUBLIC_URL", format!("http://{}", QUERY.listen));
         let sealing_keys = ("DAYBOOK_SEALING_KEYS", secrets.sealing_key().to_owned());
         let start = |plan: &ServicePlan, extra: &[(&str, String)]| {
             Service::start(ServiceOptions {
@@ -198,7 +199,7 @@ impl Stack {
             })
         };
         let started = tokio::try_join!(
-            start(&COMMAND, &[publisher, sealing_keys.clone()]),
+            start(&COMMAND, &[publisher, public_url, sealing_keys.clone()]),
             start(&PROJECTOR, &[]),
             start(&QUERY, &[sealing_keys]),
         );

@@ -1,18 +1,16 @@
 //! What command services send to each other, as Protocol Buffers.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_proto::common::v1::Receipt;
+use daybook_service::error::problem;
 use daybook_service::identity::{Principal, Scope, ScopeSet};
 use daybook_service::request::RequestId;
 use daybook_service::telemetry;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
-use tonic::metadata::{KeyAndValueRef, MetadataKey, MetadataMap};
-use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::{Forwarded, Request};
@@ -20,7 +18,7 @@ use crate::handler::{Answer, Caller};
 
 /// Raised when something changes that replicas must agree on: the messages of this file, the hash that names homes, or what
 /// a command's request means. Its form counts by itself.
-const CONTRACT_VERSION: u32 = 2;
+const CONTRACT_VERSION: u32 = 3;
 
 /// What replicas must agree on, so that none is ever sent what it does not understand. It is a part of every seal: while an
 /// older and a newer program run side by side, they are strangers to each other.
@@ -137,28 +135,15 @@ pub(super) struct ForwardedAnswer {
     receipt: Option<Receipt>,
     #[prost(bool, tag = "2")]
     is_replay: bool,
-    #[prost(message, optional, tag = "3")]
-    refusal: Option<Refusal>,
+    /// A problem of the catalogue, as JSON.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    refusal: Option<Vec<u8>>,
     /// Whether the home has had commands for this aggregate from elsewhere as well, of late.
     #[prost(bool, tag = "4")]
     is_shared: bool,
     /// Whether the home certainly has not recorded the command, and does not.
     #[prost(bool, tag = "5")]
     is_not_handled: bool,
-}
-
-/// A gRPC status, as the home's own caller would have got it.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Refusal {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    /// `google.rpc.Status`.
-    #[prost(bytes = "vec", tag = "3")]
-    details: Vec<u8>,
-    #[prost(map = "string, string", tag = "4")]
-    metadata: HashMap<String, String>,
 }
 
 impl From<Forwarded> for ForwardedAnswer {
@@ -172,7 +157,10 @@ impl From<Forwarded> for ForwardedAnswer {
                         message.is_replay = answer.is_replay;
                         message.receipt = Some(answer.receipt);
                     }
-                    Err(status) => message.refusal = Some(Refusal::from(&status)),
+                    Err(error) => {
+                        message.is_replay = error.is_replay();
+                        message.refusal = Some(error.answer().to_string().into_bytes());
+                    }
                 }
             }
             Forwarded::NotHandled => message.is_not_handled = true,
@@ -185,41 +173,14 @@ impl From<Forwarded> for ForwardedAnswer {
 impl From<ForwardedAnswer> for Forwarded {
     fn from(message: ForwardedAnswer) -> Self {
         let (is_replay, is_shared) = (message.is_replay, message.is_shared);
-        let answer = match (message.receipt, message.refusal) {
+        let refusal = message.refusal.and_then(|refusal| problem::parse(&refusal));
+        let answer = match (message.receipt, refusal) {
             (Some(receipt), _) => Ok(Answer { receipt, is_replay }),
-            (None, Some(refusal)) => Err(refusal.into()),
+            (None, Some(refusal)) => Err(refusal.replayed(is_replay)),
             (None, None) if message.is_not_handled => return Self::NotHandled,
             (None, None) => return Self::Unknown,
         };
         Self::Answered { answer, is_shared }
-    }
-}
-
-impl From<&Status> for Refusal {
-    fn from(status: &Status) -> Self {
-        let text = |entry| match entry {
-            KeyAndValueRef::Ascii(key, value) => Some((key.to_string(), value.to_str().ok()?.to_owned())),
-            KeyAndValueRef::Binary(..) => None,
-        };
-        Self {
-            code: status.code().into(),
-            message: status.message().to_owned(),
-            details: status.details().to_vec(),
-            metadata: status.metadata().iter().filter_map(text).collect(),
-        }
-    }
-}
-
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
-        let mut metadata = MetadataMap::new();
-        for (key, value) in refusal.metadata {
-            if let (Ok(key), Ok(value)) = (MetadataKey::from_bytes(key.as_bytes()), value.parse()) {
-                metadata.insert(key, value);
-            }
-        }
-        let code = Code::from_i32(refusal.code);
-        Self::with_details_and_metadata(code, refusal.message, refusal.details.into(), metadata)
     }
 }
 
@@ -231,24 +192,25 @@ mod tests {
 
     #[test]
     fn a_refusal_arrives_as_the_homes_own_caller_would_have_got_it() {
-        let status: Status = ApiError::rate_limited("commands under way", Duration::from_secs(1)).into();
-        let message = ForwardedAnswer::from(Forwarded::Answered {
-            answer: Err(status.clone()),
-            is_shared: true,
-        });
-        let Forwarded::Answered {
-            answer: Err(arrived),
-            is_shared: true,
-        } = message.into()
-        else {
-            panic!("it is a refusal");
-        };
-        assert_eq!(arrived.code(), status.code());
-        assert_eq!(arrived.message(), status.message());
-        assert_eq!(arrived.details(), status.details());
-        let pushback = "grpc-retry-pushback-ms";
-        assert!(arrived.metadata().get(pushback).is_some());
-        assert_eq!(arrived.metadata().get(pushback), status.metadata().get(pushback));
+        let rule =
+            ApiError::domain_rule("ORDER_CLOSED", "it is closed").with_detail("order_status", "CANCELLED");
+        let full = ApiError::rate_limited("commands under way", Duration::from_secs(1));
+        for refusal in [rule.replayed(true), full] {
+            let message = ForwardedAnswer::from(Forwarded::Answered {
+                answer: Err(refusal.clone()),
+                is_shared: true,
+            });
+            let Forwarded::Answered {
+                answer: Err(arrived),
+                is_shared: true,
+            } = message.into()
+            else {
+                panic!("it is a refusal");
+            };
+            assert_eq!(arrived.to_problem(), refusal.to_problem());
+            assert_eq!(arrived.is_replay(), refusal.is_replay());
+            assert_eq!(arrived.retry_after(), refusal.retry_after());
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ macro_rules! order_request {
 }
 
 impl CommandRequest for wire::PlaceOrderRequest {
-    command_request!(@common State, "PlaceOrder");
+    command_request!(@begins State, "PlaceOrder");
 
     fn into_command(self, new_id: impl FnOnce() -> Uuid) -> Result<Addressed<State>, Violations> {
         let mut found = Violations::default();
@@ -36,7 +36,7 @@ impl CommandRequest for wire::PlaceOrderRequest {
     }
 }
 
-order_request!(AddOrderLineRequest, "AddOrderLine", |request, violations| {
+order_request!(AddOrderLineRequest, "AddOrderLine" at "add-line", |request, violations| {
     let line = required(request.line, "/line", violations);
     line.and_then(|line| new_line("/line", &line, violations))
         .map(|line| Command::AddLine { line })
@@ -44,7 +44,7 @@ order_request!(AddOrderLineRequest, "AddOrderLine", |request, violations| {
 
 order_request!(
     RemoveOrderLineRequest,
-    "RemoveOrderLine",
+    "RemoveOrderLine" at "remove-line",
     |request, _violations| {
         Some(Command::RemoveLine {
             line_number: request.line_number,
@@ -54,7 +54,7 @@ order_request!(
 
 order_request!(
     ChangeLineQuantityRequest,
-    "ChangeLineQuantity",
+    "ChangeLineQuantity" at "change-line-quantity",
     |request, violations| {
         violations
             .quantity("/quantity", request.quantity, QUANTITY_MAX)
@@ -67,7 +67,7 @@ order_request!(
 
 order_request!(
     ChangeShippingAddressRequest,
-    "ChangeShippingAddress",
+    "ChangeShippingAddress" at "change-shipping-address",
     |request, violations| {
         let given = required(request.shipping_address, "/shipping_address", violations);
         given
@@ -76,17 +76,17 @@ order_request!(
     }
 );
 
-order_request!(ConfirmOrderRequest, "ConfirmOrder", |_request, _violations| {
+order_request!(ConfirmOrderRequest, "ConfirmOrder" at "confirm", |_request, _violations| {
     Some(Command::Confirm)
 });
 
-order_request!(RejectOrderRequest, "RejectOrder", |request, violations| {
+order_request!(RejectOrderRequest, "RejectOrder" at "reject", |request, violations| {
     violations
         .text("/rejection_reason", Reason::parse(&request.rejection_reason))
         .map(|reason| Command::Reject { reason })
 });
 
-order_request!(RecordPaymentRequest, "RecordPayment", |request, violations| {
+order_request!(RecordPaymentRequest, "RecordPayment" at "record-payment", |request, violations| {
     let payment_id = violations.text("/payment_id", PaymentId::parse(&request.payment_id));
     let amount = amount(request.amount, violations);
     payment_id
@@ -94,7 +94,7 @@ order_request!(RecordPaymentRequest, "RecordPayment", |request, violations| {
         .map(|(payment_id, amount)| Command::RecordPayment { payment_id, amount })
 });
 
-order_request!(ShipOrderRequest, "ShipOrder", |request, violations| {
+order_request!(ShipOrderRequest, "ShipOrder" at "ship", |request, violations| {
     let shipment_id = violations.text("/shipment_id", ShipmentId::parse(&request.shipment_id));
     let lines = parts_of_lines(&request.lines, violations);
     let carrier = violations.optional_text("/carrier", &request.carrier, Carrier::parse);
@@ -111,13 +111,13 @@ order_request!(ShipOrderRequest, "ShipOrder", |request, violations| {
     })
 });
 
-order_request!(RecordDeliveryRequest, "RecordDelivery", |request, violations| {
+order_request!(RecordDeliveryRequest, "RecordDelivery" at "record-delivery", |request, violations| {
     violations
         .text("/shipment_id", ShipmentId::parse(&request.shipment_id))
         .map(|shipment_id| Command::RecordDelivery { shipment_id })
 });
 
-order_request!(CancelOrderRequest, "CancelOrder", |request, violations| {
+order_request!(CancelOrderRequest, "CancelOrder" at "cancel", |request, violations| {
     violations
         .text(
             "/cancellation_reason",
@@ -126,7 +126,7 @@ order_request!(CancelOrderRequest, "CancelOrder", |request, violations| {
         .map(|reason| Command::Cancel { reason })
 });
 
-order_request!(RequestReturnRequest, "RequestReturn", |request, violations| {
+order_request!(RequestReturnRequest, "RequestReturn" at "request-return", |request, violations| {
     if request.lines.is_empty() {
         violations.add("/lines", "EMPTY", "lines must not be empty");
     }
@@ -140,13 +140,13 @@ order_request!(RequestReturnRequest, "RequestReturn", |request, violations| {
     })
 });
 
-order_request!(ReceiveReturnRequest, "ReceiveReturn", |request, violations| {
+order_request!(ReceiveReturnRequest, "ReceiveReturn" at "receive-return", |request, violations| {
     violations
         .text("/return_id", ReturnId::parse(&request.return_id))
         .map(|return_id| Command::ReceiveReturn { return_id })
 });
 
-order_request!(RefundOrderRequest, "RefundOrder", |request, violations| {
+order_request!(RefundOrderRequest, "RefundOrder" at "refund", |request, violations| {
     let refund_id = violations.text("/refund_id", RefundId::parse(&request.refund_id));
     let amount = amount(request.amount, violations);
     refund_id

@@ -14,8 +14,14 @@ pub trait CommandRequest: prost::Message + Sized {
     /// The command's name, as auditors see it ("PlaceOrder").
     const NAME: &'static str;
 
+    /// How it is addressed over HTTP; `None` for one that begins an aggregate.
+    const ACTION: Option<Action>;
+
     /// The caller's idempotency key.
     fn request_id(&self) -> &str;
+
+    /// Puts in the caller's idempotency key.
+    fn set_request_id(&mut self, key: String);
 
     /// Takes the idempotency key out, which leaves the content that a key is bound to.
     fn take_request_id(&mut self) -> String;
@@ -26,6 +32,12 @@ pub trait CommandRequest: prost::Message + Sized {
     /// The version that the caller expects the aggregate to have.
     fn expected_version(&self) -> Option<u64>;
 
+    /// Puts in the version that the caller expects the aggregate to have.
+    fn set_expected_version(&mut self, version: u64);
+
+    /// The field with the id of the aggregate, unless the request begins one.
+    fn aggregate_id(&mut self) -> Option<&mut String>;
+
     /// The aggregate's id and the command. Only a request that begins an aggregate may leave its id to the service,
     /// which then draws one with `new_id`.
     ///
@@ -34,16 +46,34 @@ pub trait CommandRequest: prost::Message + Sized {
     fn into_command(self, new_id: impl FnOnce() -> Uuid) -> Result<Addressed<Self::Aggregate>, Violations>;
 }
 
+/// How a command is addressed over HTTP: `POST /v1/orders/{order_id}/cancel`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    /// What it is called there (`cancel`).
+    pub name: &'static str,
+    /// The field of the request that has the aggregate's id (`order_id`).
+    pub id_field: &'static str,
+}
+
 /// An aggregate's id and a command for it.
 pub type Addressed<A> = (<A as Aggregate>::Id, <A as Aggregate>::Command);
 
-/// Implements [`CommandRequest`] for a request, given its aggregate, the field of the aggregate's id, and how its own
-/// fields become a command; `None` when they do not, which `$violations` then says. A request
-/// that begins an aggregate says for itself where the id comes from; `@common` is what it has in common with the others.
+/// Implements [`CommandRequest`] for a request, given its aggregate, the field of the aggregate's id, what it is called over
+/// gRPC and over HTTP, and how its own fields become a command; `None` when they do not, which `$violations` then says. A
+/// request that begins an aggregate says for itself where the id comes from; `@begins` is what it has in common with the others.
 macro_rules! command_request {
-    ($aggregate:ty, $id_field:ident, $request:ty, $name:literal, |$fields:ident, $violations:ident| $command:expr) => {
+    ($aggregate:ty, $id_field:ident, $request:ty, $name:literal at $action:literal, |$fields:ident, $violations:ident| $command:expr) => {
         impl $crate::convert::CommandRequest for $request {
             command_request!(@common $aggregate, $name);
+
+            const ACTION: Option<$crate::convert::Action> = Some($crate::convert::Action {
+                name: $action,
+                id_field: stringify!($id_field),
+            });
+
+            fn aggregate_id(&mut self) -> Option<&mut String> {
+                Some(&mut self.$id_field)
+            }
 
             fn into_command(
                 self,
@@ -59,12 +89,25 @@ macro_rules! command_request {
             }
         }
     };
+    (@begins $aggregate:ty, $name:literal) => {
+        command_request!(@common $aggregate, $name);
+
+        const ACTION: Option<$crate::convert::Action> = None;
+
+        fn aggregate_id(&mut self) -> Option<&mut String> {
+            None
+        }
+    };
     (@common $aggregate:ty, $name:literal) => {
         type Aggregate = $aggregate;
         const NAME: &'static str = $name;
 
         fn request_id(&self) -> &str {
             &self.request_id
+        }
+
+        fn set_request_id(&mut self, key: String) {
+            self.request_id = key;
         }
 
         fn take_request_id(&mut self) -> String {
@@ -77,6 +120,10 @@ macro_rules! command_request {
 
         fn expected_version(&self) -> Option<u64> {
             self.expected_version
+        }
+
+        fn set_expected_version(&mut self, version: u64) {
+            self.expected_version = Some(version);
         }
     };
 }

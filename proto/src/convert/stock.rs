@@ -15,7 +15,7 @@ macro_rules! stock_request {
 }
 
 impl CommandRequest for wire::RegisterStockItemRequest {
-    command_request!(@common State, "RegisterStockItem");
+    command_request!(@begins State, "RegisterStockItem");
 
     /// The id follows from the article.
     fn into_command(self, _: impl FnOnce() -> Uuid) -> Result<Addressed<State>, Violations> {
@@ -25,13 +25,13 @@ impl CommandRequest for wire::RegisterStockItemRequest {
     }
 }
 
-stock_request!(ReceiveStockRequest, "ReceiveStock", |request, violations| {
+stock_request!(ReceiveStockRequest, "ReceiveStock" at "receive", |request, violations| {
     let quantity = violations.quantity("/quantity", request.quantity, QUANTITY_MAX);
     let reference = violations.optional_text("/reference", &request.reference, Reference::parse);
     quantity.map(|quantity| Command::Receive { quantity, reference })
 });
 
-stock_request!(ReserveStockRequest, "ReserveStock", |request, violations| {
+stock_request!(ReserveStockRequest, "ReserveStock" at "reserve", |request, violations| {
     let order_id: Option<OrderId> = violations.id("/order_id", &request.order_id);
     let quantity = violations.quantity("/quantity", request.quantity, QUANTITY_MAX);
     order_id
@@ -39,7 +39,7 @@ stock_request!(ReserveStockRequest, "ReserveStock", |request, violations| {
         .map(|(order_id, quantity)| Command::Reserve { order_id, quantity })
 });
 
-stock_request!(ReleaseStockRequest, "ReleaseStock", |request, violations| {
+stock_request!(ReleaseStockRequest, "ReleaseStock" at "release", |request, violations| {
     let order_id: Option<OrderId> = violations.id("/order_id", &request.order_id);
     let quantity = optional_quantity(request.quantity, violations);
     let reason = violations.optional_text("/release_reason", &request.release_reason, Reason::parse);
@@ -50,13 +50,13 @@ stock_request!(ReleaseStockRequest, "ReleaseStock", |request, violations| {
     })
 });
 
-stock_request!(DispatchStockRequest, "DispatchStock", |request, violations| {
+stock_request!(DispatchStockRequest, "DispatchStock" at "dispatch", |request, violations| {
     let order_id: Option<OrderId> = violations.id("/order_id", &request.order_id);
     let quantity = optional_quantity(request.quantity, violations);
     order_id.map(|order_id| Command::Dispatch { order_id, quantity })
 });
 
-stock_request!(AdjustStockRequest, "AdjustStock", |request, violations| {
+stock_request!(AdjustStockRequest, "AdjustStock" at "adjust", |request, violations| {
     let change = request.change;
     if change == 0 || change.unsigned_abs() > u64::from(QUANTITY_MAX) {
         let message =

@@ -89,7 +89,7 @@ impl Violations {
     }
 
     /// Refuses when anything was noted; else every value that was asked for is there.
-    pub(crate) fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
+    pub fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {
             Some(value) if self.0.is_empty() => Ok(value),
             _ => Err(self),

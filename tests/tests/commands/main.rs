@@ -1,5 +1,6 @@
-//! What internal services rely on: commands over gRPC, on real servers.
+//! What internal services rely on: commands over gRPC and HTTP, on real servers.
 
+mod http;
 mod idempotency;
 mod lifecycle;
 mod operation;

@@ -3,3 +3,4 @@
 mod commands;
 mod every_method;
 mod http;
+mod http_commands;

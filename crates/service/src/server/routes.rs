@@ -63,8 +63,14 @@ impl Needs {
     /// The same, and a gRPC message of at most this size.
     #[must_use]
     pub const fn with_message(self, bytes_max: usize) -> Self {
+        self.with_body(bytes_max + MESSAGE_PREFIX_BYTES)
+    }
+
+    /// The same, and a body of at most this size.
+    #[must_use]
+    pub const fn with_body(self, bytes_max: usize) -> Self {
         Self {
-            body_bytes_max: bytes_max + MESSAGE_PREFIX_BYTES,
+            body_bytes_max: bytes_max,
             ..self
         }
     }
