@@ -1,5 +1,6 @@
 //! What is refused, everywhere: the code of the catalogue, a request id, and not an event in the log.
 
+mod both_transports;
 mod commands;
 mod every_method;
 mod http;
