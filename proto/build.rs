@@ -98,7 +98,10 @@ fn read_from_json(builder: Builder, name: &str, message: &DescriptorProto) -> Bu
     let builder = builder
         .type_attribute(name, "#[derive(serde::Deserialize)]")
         .type_attribute(name, "#[serde(remote = \"Self\")]")
-        .type_attribute(name, "#[cfg_attr(feature = \"openapi\", derive(utoipa::ToSchema))]");
+        .type_attribute(
+            name,
+            "#[cfg_attr(feature = \"openapi\", derive(utoipa::ToSchema))]",
+        );
     message.field.iter().fold(builder, |builder, field| {
         let path = format!("{name}.{}", field.name());
         if is_command(message) && field.name() == "request_id" {
@@ -108,7 +111,10 @@ fn read_from_json(builder: Builder, name: &str, message: &DescriptorProto) -> Bu
         let builder = builder.field_attribute(&path, "#[serde(default)]");
         match field.type_name() {
             TIMESTAMP => builder
-                .field_attribute(&path, "#[serde(deserialize_with = \"crate::convert::json::moment\")]")
+                .field_attribute(
+                    &path,
+                    "#[serde(deserialize_with = \"crate::convert::json::moment\")]",
+                )
                 .field_attribute(&path, MOMENT_SCHEMA),
             _ => builder,
         }

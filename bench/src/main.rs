@@ -10,6 +10,7 @@ mod black_hole;
 mod commands;
 mod disk;
 mod failover;
+mod http;
 mod imports;
 mod lives;
 mod load;
@@ -44,8 +45,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, disk, visible, commands, queries, import, snapshot, replicas,
-    /// repeats, stale, streams, strangers, network, takeover, failover, publishers; and with `--long` sustained, races.
+    /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, import, snapshot,
+    /// replicas, repeats, stale, streams, strangers, network, takeover, failover, publishers; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
@@ -80,6 +81,7 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut report = Report::default();
     log_alone(&options, &mut report).await?;
+    services(&options, &mut report).await?;
     whole_system(&options, &mut report).await?;
     crowds(&options, &mut report).await?;
     long(&options, &mut report).await?;
@@ -117,25 +119,39 @@ async fn log_alone(options: &Options, report: &mut Report) -> anyhow::Result<()>
 }
 
 /// Commands, projections and queries together.
-async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    if options.wants("commands") || options.wants("visible") || options.wants("queries") {
-        let stack = Stack::on(servers().await?).await?;
-        if options.wants("visible") {
-            visible::measure(options, &stack, report)
-                .await
-                .context("commit to visible")?;
-        }
-        if options.wants("commands") {
-            commands::measure(options, &stack, report)
-                .await
-                .context("commands")?;
-        }
-        if options.wants("queries") {
-            queries::measure(options, &stack, report)
-                .await
-                .context("queries")?;
-        }
+async fn services(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if !["commands", "http", "visible", "queries"]
+        .iter()
+        .any(|group| options.wants(group))
+    {
+        return Ok(());
     }
+    let stack = Stack::on(servers().await?).await?;
+    if options.wants("visible") {
+        visible::measure(options, &stack, report)
+            .await
+            .context("commit to visible")?;
+    }
+    if options.wants("commands") {
+        commands::measure(options, &stack, report)
+            .await
+            .context("commands")?;
+    }
+    if options.wants("http") {
+        http::measure(options, &stack, report)
+            .await
+            .context("commands over HTTP")?;
+    }
+    if options.wants("queries") {
+        queries::measure(options, &stack, report)
+            .await
+            .context("queries")?;
+    }
+    Ok(())
+}
+
+/// The system beside strangers, outages and imports.
+async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     if options.wants("strangers") {
         let stack = Stack::on(servers().await?).await?;
         strangers::measure(options, &stack, report)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use daybook_read_model::order_details::OrderView;
-use daybook_read_model::stock_levels::StockItem;
 use daybook_read_model::schema::OrderStatus;
+use daybook_read_model::stock_levels::StockItem;
 use daybook_service::Code;
 use daybook_service::openapi::{COMMON, DescribedHeader, add_common, refusals};
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, Type};
