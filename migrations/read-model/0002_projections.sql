@@ -4,7 +4,7 @@
 -- live one. A rebuild fills the next generation beside it, and go_live() swaps the view. A read model brings two
 -- functions in its own migration, which this file calls by name:
 --
---   read_model.create_<name>(generation integer)   makes the tables with nothing but their primary keys, grants included
+--   read_model.create_<name>(generation integer)   makes the tables with nothing but their unique keys, grants included
 --   read_model.index_<name>(generation integer)    returns the statements that make the other indexes, which cost less
 --                                                  after a fill than during it: CREATE INDEX IF NOT EXISTS, the schema
 --                                                  named, whichever takes longest first; no rows when there are none

@@ -203,7 +203,7 @@ pub async fn running_rebuild(
     }))
 }
 
-/// How many indexes a filled generation is to get, besides its primary keys.
+/// How many indexes a filled generation is to get, besides its unique keys.
 pub async fn count_indexes(
     connection: &mut PgConnection,
     name: &str,

@@ -12,7 +12,6 @@ pub mod openapi;
 pub mod orders;
 mod params;
 pub mod schema;
-mod sparse;
 pub mod stock;
 
 use std::sync::Arc;
@@ -97,6 +96,7 @@ fn described_routes() -> OpenApiRouter<Reads> {
         .routes(routes!(orders::list_orders))
         .routes(routes!(orders::get_order))
         .routes(routes!(events::list_events))
+        .routes(routes!(customers::list_customers))
         .routes(routes!(customers::get_customer_totals))
         .routes(routes!(stock::list_stock_items))
         .routes(routes!(stock::get_stock_item))

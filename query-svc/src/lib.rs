@@ -12,6 +12,7 @@
 //! | `loader` | reads of single orders, gathered into few round trips |
 //! | `cursor` | cursors that nobody can read, forge or carry elsewhere |
 //! | `database` | reads that are never cut in the middle |
+//! | `violations` | all that is wrong with a request, said at once, the same over both transports |
 
 mod config;
 mod cursor;
@@ -21,6 +22,8 @@ mod grpc;
 pub mod http;
 mod loader;
 mod reads;
+mod sparse;
+mod violations;
 
 use daybook_event_bus::{Bus, signal};
 use daybook_service::database as connections;

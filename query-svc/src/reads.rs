@@ -3,19 +3,21 @@
 //! REST and gRPC only translate. They hand in values that have been understood, and get values that are sent as they are.
 
 pub(crate) mod changes;
+pub(crate) mod customers;
 pub(crate) mod history;
-pub(crate) mod list;
 pub(crate) mod order;
+pub(crate) mod orders;
 pub(crate) mod stock;
-pub(crate) mod totals;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use daybook_read_model::ReadModel;
+use daybook_read_model::access_path::Keyset;
 use daybook_service::sealing::KeyRing;
 use daybook_service::{ApiError, identity::Principal};
 
-use crate::cursor::Cursors;
+use crate::cursor::{Cursors, Question};
 use crate::database::SharedReads;
 use crate::freshness::{Demand, Freshness, Staleness, Tokens};
 use crate::loader::OrderLoader;
@@ -25,6 +27,10 @@ pub(crate) const LIMIT_DEFAULT: u32 = 20;
 
 /// How many items a page has at the most.
 pub(crate) const LIMIT_MAX: u32 = 100;
+
+/// How long a page of a list may take in Postgres. Every list comes from an index, in a few milliseconds: what takes longer is
+/// ended before its like fills the connections.
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything that reads need. Cheap to clone.
 #[derive(Clone)]
@@ -91,6 +97,23 @@ impl Reads {
     fn staleness_of_log(&self, caller: &Principal) -> Staleness {
         let progress = self.0.freshness.of_log(caller.tenant_partition);
         Staleness::new(progress, self.tokens(caller))
+    }
+
+    /// The place where a page begins that a cursor asks for.
+    fn open(&self, question: &Question, cursor: Option<&str>) -> Result<Option<Keyset>, ApiError> {
+        let Some(cursor) = cursor else {
+            return Ok(None);
+        };
+        let place = self.0.cursors.open(question, cursor)?;
+        serde_json::from_slice(&place)
+            .map(Some)
+            .map_err(|_| ApiError::invalid_cursor())
+    }
+
+    /// The cursor that asks for the page behind a place.
+    fn seal(&self, question: &Question, place: &Keyset) -> String {
+        let place = serde_json::to_vec(place).expect("strings can be written as JSON");
+        self.0.cursors.seal(question, &place)
     }
 }
 

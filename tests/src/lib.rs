@@ -20,6 +20,7 @@
 //! | [`metrics`] | what a service says of itself |
 //! | [`nats`] | NATS as its administrator sees it |
 //! | [`sealing`] | what the services' tokens hold |
+//! | [`skewed`] | a long list of orders as the planner likes it least |
 //! | [`check`] | the check that every fault test ends with |
 //! | [`wait`] | waiting for a level with a deadline, never for a time |
 
@@ -41,6 +42,7 @@ pub mod refusal;
 pub mod replicas;
 pub mod rest;
 pub mod sealing;
+pub mod skewed;
 pub mod stack;
 pub mod standby;
 pub mod stock;

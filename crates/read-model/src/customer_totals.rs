@@ -16,6 +16,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row as _};
 use uuid::Uuid;
 
+use crate::access_path::{self, AccessPath, Bounds, Keyset, NotServed, Ordered, Scan, Sort, bind_page};
 use crate::model::column;
 use crate::{Body, Event, FoldError, ReadModel, RowsQuery, row};
 
@@ -70,29 +71,184 @@ impl crate::Key for Key {
     }
 }
 
+/// A customer with its totals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Customer {
+    /// The customer.
+    pub customer_id: CustomerId,
+    /// Its totals, by currency; at least one.
+    pub totals: Vec<Row>,
+}
+
+/// Which customers are listed: those that meet every condition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Who ordered in this currency, with the totals in that currency alone.
+    pub currency: Option<Currency>,
+    /// Whose id begins like this. It is the customers' system's own id, and no personal data: its alphabet has neither names
+    /// nor addresses.
+    pub search: Option<String>,
+}
+
+const CURRENCY: &str = "currency";
+const Q: &str = "q=… for what the id begins with";
+
+const CUSTOMER_ID: Ordered<Customer> = Ordered {
+    name: "customer_id",
+    column: "customer_id",
+    is_mirrored: false,
+    value: |customer| customer.customer_id.to_string(),
+};
+const ORDERED_MINOR: Ordered<Customer> = Ordered {
+    name: "ordered_minor",
+    column: "shown_ordered_minor",
+    is_mirrored: false,
+    value: |customer| {
+        customer
+            .totals
+            .first()
+            .map_or(0, |total| total.ordered_minor)
+            .to_string()
+    },
+};
+
+/// Every combination of filters and sort that is served, and by which index.
+pub static ACCESS_PATHS: [AccessPath<Customer>; 2] = [
+    // Backwards the dead rows of a customer would come before its newest.
+    AccessPath {
+        index: "customer_id",
+        equal: &[],
+        each: None,
+        range: &[Q],
+        needs_range: false,
+        order: &[CUSTOMER_ID],
+        both_ways: false,
+    },
+    AccessPath {
+        index: "ordered_minor",
+        equal: &[CURRENCY],
+        each: None,
+        range: &[],
+        needs_range: false,
+        order: &[ORDERED_MINOR, CUSTOMER_ID],
+        both_ways: true,
+    },
+];
+
+impl Filter {
+    /// The scan that answers this filter and sort. Without a sort it is by customer; in a currency, who ordered most comes first.
+    ///
+    /// # Errors
+    /// When no index serves them together.
+    pub fn scan(&self, sort: Option<&Sort>) -> Result<Scan<Customer>, NotServed> {
+        let usual = || match self.currency {
+            Some(_) => Sort::parse("-ordered_minor"),
+            None => Sort::parse("customer_id"),
+        };
+        let sort = sort.cloned().unwrap_or_else(usual);
+        let given = [self.currency.map(|_| CURRENCY), self.search.as_ref().map(|_| Q)];
+        let given: Vec<_> = given.into_iter().flatten().collect();
+        access_path::scan(&ACCESS_PATHS, &given, &sort)
+    }
+}
+
 const FIND: &str = "
-    SELECT tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered,
-           ordered_minor::text AS ordered_minor, paid_minor::text AS paid_minor,
-           refunded_minor::text AS refunded_minor
-    FROM read_model.find_customer_totals($1, $2)
-    ORDER BY currency
+    SELECT t.tenant_id, t.customer_id, t.currency, t.position, t.orders_placed, t.orders_closed, t.items_ordered,
+           t.ordered_minor::text AS ordered_minor, t.paid_minor::text AS paid_minor,
+           t.refunded_minor::text AS refunded_minor
+    FROM unnest($2::text[]) AS c (customer_id)
+    CROSS JOIN LATERAL read_model.find_customer_totals($1, c.customer_id) AS t
+    ORDER BY t.customer_id, t.currency
 ";
 
-/// A customer's totals, by currency; none when the tenant has no such customer. A sum beyond 64 bits is shown as the
-/// highest (or lowest) number that they hold.
+/// Those of the customers that the tenant has, by id. A sum beyond 64 bits is shown as the highest (or lowest) number that
+/// they hold.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find(
     database: impl PgExecutor<'_>,
     tenant_id: Uuid,
-    customer_id: &str,
-) -> Result<Vec<Row>, sqlx::Error> {
+    customer_ids: &[CustomerId],
+) -> Result<Vec<Customer>, sqlx::Error> {
+    let ids = column(customer_ids, |id| id.as_str());
     let rows: Vec<Row<Sum>> = sqlx::query_as(FIND)
         .bind(tenant_id)
-        .bind(customer_id)
+        .bind(ids)
         .fetch_all(database)
         .await?;
-    Ok(rows.into_iter().map(Row::shown).collect())
+    Ok(by_customer(rows))
+}
+
+const LIST_BY_ID: &str = "
+    SELECT t.tenant_id, t.customer_id, t.currency, t.position, t.orders_placed, t.orders_closed, t.items_ordered,
+           t.ordered_minor::text AS ordered_minor, t.paid_minor::text AS paid_minor,
+           t.refunded_minor::text AS refunded_minor
+    FROM read_model.list_customer_ids($1, $2, $3, $4) AS c (customer_id)
+    CROSS JOIN LATERAL read_model.find_customer_totals($1, c.customer_id) AS t
+    ORDER BY t.customer_id, t.currency
+";
+
+const LIST_BY_AMOUNT: &str = "
+    SELECT tenant_id, customer_id, currency, position, orders_placed, orders_closed, items_ordered,
+           ordered_minor::text AS ordered_minor, paid_minor::text AS paid_minor,
+           refunded_minor::text AS refunded_minor
+    FROM read_model.page(NULL::read_model.customer_totals, $1, $2, $3, $4, $5, $6, $7, $8, $9)
+";
+
+/// The tenant's customers that pass the filter, in the order of its scan, after the given place, at most `limit` of them.
+///
+/// One round trip; row-level security holds it to the tenant.
+pub async fn list(
+    database: impl PgExecutor<'_>,
+    tenant_id: Uuid,
+    filter: &Filter,
+    scan: Scan<Customer>,
+    after: Option<&Keyset>,
+    limit: u32,
+) -> Result<Vec<Customer>, sqlx::Error> {
+    let rows: Vec<Row<Sum>> = if let Some(currency) = &filter.currency {
+        let bounds = Bounds {
+            equal: vec![currency.as_str()],
+            ..Bounds::default()
+        };
+        bind_page(
+            sqlx::query_as(LIST_BY_AMOUNT),
+            tenant_id,
+            scan,
+            &bounds,
+            after,
+            limit,
+        )
+        .fetch_all(database)
+        .await?
+    } else {
+        let Bounds { from, before, .. } = Bounds::starting_with(filter.search.as_deref().unwrap_or_default());
+        // Behind an id come those that are longer, and \u{1} is in none.
+        let from = after.map_or(from, |place| Some(format!("{}\u{1}", place.0.concat())));
+        sqlx::query_as(LIST_BY_ID)
+            .bind(tenant_id)
+            .bind(from.unwrap_or_default())
+            .bind(before.unwrap_or_else(|| char::MAX.to_string()))
+            .bind(i64::from(limit))
+            .fetch_all(database)
+            .await?
+    };
+    Ok(by_customer(rows))
+}
+
+/// Gathers totals that come customer by customer.
+fn by_customer(rows: Vec<Row<Sum>>) -> Vec<Customer> {
+    let mut customers: Vec<Customer> = Vec::new();
+    for row in rows.into_iter().map(Row::shown) {
+        match customers.last_mut() {
+            Some(last) if last.customer_id == row.key.customer_id => last.totals.push(row),
+            _ => customers.push(Customer {
+                customer_id: row.key.customer_id.clone(),
+                totals: vec![row],
+            }),
+        }
+    }
+    customers
 }
 
 const LOAD: &str = "
@@ -107,7 +263,7 @@ const LOAD: &str = "
     ) AS t
 ";
 
-/// What the rows to be inserted replace. The newest row of a key is found by a probe from the end of the key and deleted
+/// What the rows to be inserted replace. The newest row of a key is found by a probe of the key and deleted
 /// by its place, because in any other plan a hot key's dead rows are gone through as well.
 const REPLACE: &str = "
     WITH replaced AS (
@@ -144,7 +300,11 @@ impl ReadModel for CustomerTotals {
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] = &[("customer_totals.find", FIND)];
+    const STATEMENTS: &'static [(&'static str, &'static str)] = &[
+        ("customer_totals.find", FIND),
+        ("customer_totals.list_by_id", LIST_BY_ID),
+        ("customer_totals.list_by_amount", LIST_BY_AMOUNT),
+    ];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = Key> {
         Difference::in_event(event).map(|difference| Key {

@@ -7,6 +7,7 @@
 //! Folds hold no business rules. What follows from what was decided when the event was recorded, and events say it:
 //! where the order stands, what it costs, what a customer's totals gain or lose.
 
+pub mod access_path;
 pub mod checkpoint;
 pub mod customer_totals;
 mod event;

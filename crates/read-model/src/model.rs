@@ -41,7 +41,7 @@ pub trait ReadModel: Send + Sync + 'static {
     const INSERT: &'static str;
 
     /// For rows that many events share: what goes before [`Self::INSERT`] to delete the rows that the new ones replace,
-    /// `WITH … AS (DELETE …)` with the same parameters. `position` is then the end of the primary key. Such a row costs the
+    /// `WITH … AS (DELETE …)` with the same parameters. `position` is then the end of the unique key. Such a row costs the
     /// same for every batch while somebody holds a snapshot; one that is updated in place becomes slower with each.
     /// Where there is nothing, rows are updated.
     const REPLACE: &'static str = "";
@@ -116,7 +116,7 @@ pub trait ReadModel: Send + Sync + 'static {
     fn bind<'q>(query: RowsQuery<'q>, rows: &[&'q Self::Row]) -> RowsQuery<'q>;
 
     /// Stores rows of keys that are known to have none (the event opened them, or loading found nothing), at half the
-    /// cost of [`Self::store`]. A key that has one after all violates the primary key.
+    /// cost of [`Self::store`]. A key that has one after all violates the unique key.
     fn insert(
         connection: &mut PgConnection,
         tables: Generation,

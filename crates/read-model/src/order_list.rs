@@ -1,7 +1,7 @@
 //! The read model `order_list`: one short row per order, for lists with filters and sorting.
 //!
-//! Owns the tables `read_model.order_list_g<generation>` and the reads of the view `read_model.order_list`. Every sort
-//! has an index, so a page costs the same however deep in the list it is.
+//! Owns the tables `read_model.order_list_g<generation>` and the reads of the view `read_model.order_list`. Which filters and
+//! sorts there are is in one table, [`ACCESS_PATHS`].
 
 #[cfg(test)]
 mod tests;
@@ -11,12 +11,13 @@ use daybook_domain::event::Event as _;
 use daybook_domain::ids::{CustomerId, Reference};
 use daybook_domain::money::Currency;
 use daybook_domain::order::{Event as OrderEvent, Placed, State, Status};
-use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row as _};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::access_path::{self, AccessPath, Bounds, Keyset, NotServed, Ordered, Scan, Sort, bind_page};
 use crate::model::{check_next_version, column};
 use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row, status};
 
@@ -60,120 +61,248 @@ pub struct Filter {
     pub statuses: Vec<Status>,
     /// Of this customer.
     pub customer_id: Option<CustomerId>,
+    /// In this currency.
+    pub currency: Option<Currency>,
     /// Placed then or later.
     pub placed_after: Option<OffsetDateTime>,
     /// Placed before then.
     pub placed_before: Option<OffsetDateTime>,
+    /// Found by what they begin with.
+    pub search: Option<Search>,
 }
 
-/// The order of the list. Orders that are equal in it come by their ids, the same way round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sort {
-    /// What is compared.
-    pub by: SortBy,
-    /// Whether the largest or newest comes first.
-    pub descending: bool,
+/// What a search compares: only what is not personal, which in an order is all but its address. Ids and references stay
+/// readable, so nobody should put a name into a reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Search {
+    /// The beginning of an order's TypeID.
+    OrderId(String),
+    /// The beginning of the caller's own reference.
+    Reference(String),
 }
 
-/// What a list is sorted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SortBy {
-    /// When it was placed.
-    PlacedAt,
-    /// When it last changed.
-    UpdatedAt,
-    /// What it costs, whatever the currency.
-    TotalMinor,
-}
-
-/// A place in a sorted list: that of one order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keyset {
-    /// What the list is sorted by: minor units, or microseconds since 1970.
-    pub value: i64,
-    /// The order's TypeID.
-    pub order_id: String,
-}
-
-impl SortBy {
-    /// Every column that a list can be sorted by.
-    pub const ALL: [Self; 3] = [Self::PlacedAt, Self::UpdatedAt, Self::TotalMinor];
-
-    /// The name of the column, in the table as in the contract.
-    pub fn column(self) -> &'static str {
-        match self {
-            Self::PlacedAt => "placed_at",
-            Self::UpdatedAt => "updated_at",
-            Self::TotalMinor => "total_minor",
+impl Search {
+    /// What begins like an order's TypeID is one, everything else a reference.
+    pub fn parse(text: &str) -> Self {
+        if text.starts_with("ord_") {
+            Self::OrderId(text.to_owned())
+        } else {
+            Self::Reference(text.to_owned())
         }
+    }
+
+    /// The text that was searched for.
+    pub fn text(&self) -> &str {
+        let (Self::OrderId(text) | Self::Reference(text)) = self;
+        text
     }
 }
 
-impl Sort {
-    /// Where an order stands in a list that is sorted like this; the next page comes after its last order's place.
-    pub fn keyset(self, row: &Row) -> Keyset {
-        let value = match self.by {
-            SortBy::PlacedAt => microseconds(row.placed_at),
-            SortBy::UpdatedAt => microseconds(row.updated_at),
-            SortBy::TotalMinor => row.total_minor,
+const STATUS: &str = "status";
+const CUSTOMER_ID: &str = "customer_id";
+const CURRENCY: &str = "currency";
+const PLACED_AFTER: &str = "placed_after";
+const PLACED_BEFORE: &str = "placed_before";
+const Q_ORDER_ID: &str = "q=ord_… for what the id begins with";
+const Q_REFERENCE: &str = "q=… for what the reference begins with";
+
+const PLACED_AT: Ordered<Row> = Ordered {
+    name: "placed_at",
+    column: "placed_at",
+    is_mirrored: false,
+    value: |row| moment(row.placed_at),
+};
+const PLACED_AT_WITHIN: Ordered<Row> = Ordered {
+    column: "placed_at_within",
+    ..PLACED_AT
+};
+const TOTAL_MINOR: Ordered<Row> = Ordered {
+    name: "total_minor",
+    column: "total_minor",
+    is_mirrored: false,
+    value: |row| row.total_minor.to_string(),
+};
+const MIRRORED_TOTAL_MINOR: Ordered<Row> = Ordered {
+    name: "total_minor",
+    column: "mirrored_total_minor",
+    is_mirrored: true,
+    value: |row| (-i128::from(row.total_minor)).to_string(),
+};
+const REFERENCE: Ordered<Row> = Ordered {
+    name: "reference",
+    column: "reference",
+    is_mirrored: false,
+    value: |row| {
+        row.reference
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    },
+};
+const ORDER_ID: Ordered<Row> = Ordered {
+    name: "order_id",
+    column: "order_id",
+    is_mirrored: false,
+    value: |row| row.order_id.clone(),
+};
+
+/// Every combination of filters and sort that is served, and by which index.
+///
+/// A list without a filter on the status is one scan for each status, of the same index: an index without the status would be one
+/// more to write for every event that changes it. (So a status that this program does not know is in none of its lists.)
+/// Totals are compared within a currency only.
+pub static ACCESS_PATHS: [AccessPath<Row>; 7] = [
+    AccessPath {
+        index: "status",
+        equal: &[],
+        each: Some(STATUS),
+        range: &[PLACED_AFTER, PLACED_BEFORE],
+        needs_range: false,
+        order: &[PLACED_AT, ORDER_ID],
+        both_ways: true,
+    },
+    AccessPath {
+        index: "customer_id",
+        equal: &[CUSTOMER_ID],
+        each: Some(STATUS),
+        range: &[PLACED_AFTER, PLACED_BEFORE],
+        needs_range: false,
+        order: &[PLACED_AT_WITHIN, ORDER_ID],
+        both_ways: true,
+    },
+    AccessPath {
+        index: "currency",
+        equal: &[CURRENCY],
+        each: Some(STATUS),
+        range: &[PLACED_AFTER, PLACED_BEFORE],
+        needs_range: false,
+        order: &[PLACED_AT_WITHIN, ORDER_ID],
+        both_ways: true,
+    },
+    AccessPath {
+        index: "placed_at",
+        equal: &[],
+        each: Some(STATUS),
+        range: &[PLACED_AFTER, PLACED_BEFORE],
+        needs_range: false,
+        order: &[PLACED_AT, MIRRORED_TOTAL_MINOR, ORDER_ID],
+        both_ways: true,
+    },
+    AccessPath {
+        index: "total_minor",
+        equal: &[CURRENCY],
+        each: Some(STATUS),
+        range: &[],
+        needs_range: false,
+        order: &[TOTAL_MINOR, PLACED_AT, ORDER_ID],
+        both_ways: true,
+    },
+    AccessPath {
+        index: "reference",
+        equal: &[],
+        each: None,
+        range: &[Q_REFERENCE],
+        needs_range: true,
+        order: &[REFERENCE, ORDER_ID],
+        both_ways: true,
+    },
+    AccessPath {
+        index: "pkey",
+        equal: &[],
+        each: None,
+        range: &[Q_ORDER_ID],
+        needs_range: false,
+        order: &[ORDER_ID],
+        both_ways: true,
+    },
+];
+
+impl Filter {
+    /// The scan that answers this filter and sort. Without a sort the newest orders come first, and those that were searched for
+    /// by what they were found by.
+    ///
+    /// # Errors
+    /// When no index serves them together.
+    pub fn scan(&self, sort: Option<&Sort>) -> Result<Scan<Row>, NotServed> {
+        let usual = || {
+            Sort::parse(match self.search {
+                Some(Search::OrderId(_)) => "order_id",
+                Some(Search::Reference(_)) => "reference",
+                None => "-placed_at",
+            })
         };
-        Keyset {
-            value,
-            order_id: row.order_id.clone(),
+        let sort = sort.cloned().unwrap_or_else(usual);
+        access_path::scan(&ACCESS_PATHS, &self.given(), &sort)
+    }
+
+    /// The filters that are given.
+    fn given(&self) -> Vec<&'static str> {
+        let search = self.search.as_ref().map(|search| match search {
+            Search::OrderId(_) => Q_ORDER_ID,
+            Search::Reference(_) => Q_REFERENCE,
+        });
+        let filters = [
+            (!self.statuses.is_empty()).then_some(STATUS),
+            self.customer_id.as_ref().map(|_| CUSTOMER_ID),
+            self.currency.map(|_| CURRENCY),
+            self.placed_after.map(|_| PLACED_AFTER),
+            self.placed_before.map(|_| PLACED_BEFORE),
+            search,
+        ];
+        filters.into_iter().flatten().collect()
+    }
+
+    fn bounds(&self, scan: Scan<Row>) -> Bounds<'_> {
+        if let Some(search) = &self.search {
+            return Bounds::starting_with(search.text());
+        }
+        let statuses = if self.statuses.is_empty() {
+            &Status::ALL[..]
+        } else {
+            &self.statuses
+        };
+        let mut each: Vec<_> = statuses.iter().map(|status| status::name(*status)).collect();
+        each.sort_unstable();
+        each.dedup();
+        let equal = [
+            self.customer_id.as_ref().map(CustomerId::as_str),
+            self.currency.as_ref().map(Currency::as_str),
+        ];
+        Bounds {
+            equal: equal.into_iter().flatten().collect(),
+            each: if scan.has_each() { each } else { Vec::new() },
+            from: self.placed_after.map(moment),
+            before: self.placed_before.map(moment),
         }
     }
 }
 
-impl Keyset {
-    fn moment(&self) -> Result<OffsetDateTime, sqlx::Error> {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.value) * 1_000)
-            .map_err(|error| sqlx::Error::Encode(error.into()))
-    }
-}
-
-fn microseconds(moment: OffsetDateTime) -> i64 {
-    i64::try_from(moment.unix_timestamp_nanos() / 1_000).expect("years 0 to 9999 fit 64 bits of microseconds")
+/// A time as Postgres reads it.
+fn moment(moment: OffsetDateTime) -> String {
+    moment
+        .format(&Rfc3339)
+        .expect("business times are in the years 1 to 9999")
 }
 
 const LIST: &str = "
     SELECT tenant_id, order_id, version, position, status, reference, customer_id, currency, total_minor, item_count,
            placed_at, updated_at
-    FROM read_model.list_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    FROM read_model.page(NULL::read_model.order_list, $1, $2, $3, $4, $5, $6, $7, $8, $9)
 ";
 
-/// The tenant's orders that pass the filter, in this order, after the given place, at most `limit` of them.
+/// The tenant's orders that pass the filter, in the order of its scan, after the given place, at most `limit` of them.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn list(
     database: impl PgExecutor<'_>,
     tenant_id: Uuid,
     filter: &Filter,
-    sort: Sort,
+    scan: Scan<Row>,
     after: Option<&Keyset>,
     limit: u32,
 ) -> Result<Vec<Row>, sqlx::Error> {
-    let (moment, amount) = match (sort.by, after) {
-        (_, None) => (None, None),
-        (SortBy::TotalMinor, Some(keyset)) => (None, Some(keyset.value)),
-        (SortBy::PlacedAt | SortBy::UpdatedAt, Some(keyset)) => (Some(keyset.moment()?), None),
-    };
-    let statuses: Vec<&str> = filter
-        .statuses
-        .iter()
-        .map(|status| status::name(*status))
-        .collect();
-    sqlx::query_as(LIST)
-        .bind(tenant_id)
-        .bind(statuses)
-        .bind(filter.customer_id.as_ref().map(CustomerId::as_str))
-        .bind(filter.placed_after)
-        .bind(filter.placed_before)
-        .bind(sort.by.column())
-        .bind(sort.descending)
-        .bind(moment)
-        .bind(amount)
-        .bind(after.map(|keyset| keyset.order_id.as_str()))
-        .bind(i64::from(limit))
+    let bounds = filter.bounds(scan);
+    bind_page(sqlx::query_as(LIST), tenant_id, scan, &bounds, after, limit)
         .fetch_all(database)
         .await
 }

@@ -96,6 +96,16 @@ impl Staleness {
         }
     }
 
+    /// How fresh an answer is that has a part as fresh as this and another one as fresh as that.
+    #[must_use]
+    pub fn or_older(self, other: &Self) -> Self {
+        Self {
+            position: self.position.min(other.position),
+            lag_ms: self.lag_ms.max(other.lag_ms),
+            ..self
+        }
+    }
+
     /// The position, sealed; `None` before the first look at the log.
     pub fn token(&self) -> Option<String> {
         self.epoch.map(|epoch| self.tokens.seal(self.position, epoch))

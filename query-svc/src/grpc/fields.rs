@@ -1,50 +1,51 @@
-//! The fields of requests: every one is checked, and all that is wrong is said at once.
+//! The fields of messages.
 
-use std::fmt::Display;
-use std::str::FromStr;
-
-use daybook_domain::ids::CustomerId;
+use daybook_domain::ids::{CustomerId, Reference};
+use daybook_domain::money::Currency;
 use daybook_domain::order::Status;
-use daybook_domain::text::InvalidText;
 use daybook_proto::common::v1::Freshness;
 use daybook_proto::convert::from_timestamp;
-use daybook_proto::orders::v1::OrderStatus;
 use daybook_proto::orders::v1::get_order_request::AsOf as WireAsOf;
-use daybook_read_model::order_list::Sort;
-use daybook_service::ApiError;
-use daybook_service::error::FieldViolation;
-use prost_types::Timestamp;
+use daybook_proto::orders::v1::{OrderExpansion, OrderStatus};
+use daybook_read_model::order_list::Search;
+use prost_types::{FieldMask, Timestamp};
 use time::OffsetDateTime;
 
 use super::wire;
 use crate::freshness::{Demand, Tokens};
-use crate::reads::list::{SORT_DEFAULT, SORTS, sort_by_name};
 use crate::reads::order::AsOf;
+use crate::reads::orders::{Expand, LIMIT_WITH_LINES_MAX};
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
+use crate::sparse::Fields;
+use crate::violations::Violations;
 
-/// What is wrong with a request.
-#[derive(Debug, Default)]
-pub(super) struct Fields(Vec<FieldViolation>);
-
-impl Fields {
-    pub(super) fn id<T: FromStr<Err: Display>>(&mut self, pointer: &'static str, text: &str) -> Option<T> {
-        let parsed = text.parse();
-        parsed
-            .map_err(|invalid: T::Err| self.refuse(pointer, "INVALID_ID", invalid.to_string()))
-            .ok()
-    }
-
+impl Violations {
     pub(super) fn customer_id(&mut self, text: &str) -> Option<CustomerId> {
         self.text("/customer_id", CustomerId::parse(text))
     }
 
     /// A customer's id that may be left empty.
     pub(super) fn customer_filter(&mut self, text: &str) -> Option<CustomerId> {
-        if text.is_empty() {
-            None
-        } else {
-            self.customer_id(text)
-        }
+        self.customer_id(given(text)?)
+    }
+
+    /// A currency that may be left empty.
+    pub(super) fn currency_filter(&mut self, text: &str) -> Option<Currency> {
+        self.text("/currency", Currency::parse(given(text)?))
+    }
+
+    /// What orders are searched for; it may be left empty.
+    pub(super) fn order_search(&mut self, text: &str) -> Option<Search> {
+        let text = given(text)?;
+        self.text("/q", Reference::parse(text))?;
+        Some(Search::parse(text))
+    }
+
+    /// What customers are searched for; it may be left empty.
+    pub(super) fn customer_search(&mut self, text: &str) -> Option<String> {
+        let text = given(text)?;
+        self.text("/q", CustomerId::parse(text))?;
+        Some(text.to_owned())
     }
 
     pub(super) fn page_size(&mut self, size: u32) -> u32 {
@@ -60,6 +61,19 @@ impl Fields {
                 LIMIT_MAX
             }
         }
+    }
+
+    /// The size of a page of orders that show this as well.
+    pub(super) fn page_size_with(&mut self, size: u32, expand: Expand) -> u32 {
+        let size = self.page_size(size);
+        if expand.lines && size > LIMIT_WITH_LINES_MAX {
+            self.refuse(
+                "/page_size",
+                "OUT_OF_RANGE",
+                format!("must be at most {LIMIT_WITH_LINES_MAX} with lines"),
+            );
+        }
+        size
     }
 
     pub(super) fn statuses(&mut self, numbers: &[i32]) -> Vec<Status> {
@@ -78,6 +92,32 @@ impl Fields {
         statuses
     }
 
+    pub(super) fn expand(&mut self, numbers: &[i32]) -> Expand {
+        let mut expand = Expand::default();
+        for (index, number) in numbers.iter().enumerate() {
+            match OrderExpansion::try_from(*number) {
+                Ok(OrderExpansion::Customer) => expand.customer = true,
+                Ok(OrderExpansion::Lines) => expand.lines = true,
+                Ok(OrderExpansion::Unspecified) | Err(_) => self.refuse(
+                    format!("/expand/{index}"),
+                    "UNKNOWN_VALUE",
+                    "is not what an order can show",
+                ),
+            }
+        }
+        expand
+    }
+
+    /// The members that the caller wants; all of them without a mask.
+    pub(super) fn read_mask(
+        &mut self,
+        mask: Option<&FieldMask>,
+        known: &'static [&'static str],
+    ) -> Option<Fields> {
+        let mask = mask.filter(|mask| !mask.paths.is_empty())?;
+        self.fields("/read_mask", mask.paths.iter().map(String::as_str), known)
+    }
+
     pub(super) fn time(
         &mut self,
         pointer: &'static str,
@@ -89,16 +129,6 @@ impl Fields {
             self.refuse(pointer, "INVALID_TIME", "must be a time in the years 1 to 9999");
         }
         moment
-    }
-
-    pub(super) fn order_by(&mut self, name: &str) -> Sort {
-        if name.is_empty() {
-            return SORT_DEFAULT;
-        }
-        sort_by_name(name).unwrap_or_else(|| {
-            self.refuse("/order_by", "UNKNOWN_VALUE", format!("must be {SORTS}"));
-            SORT_DEFAULT
-        })
     }
 
     pub(super) fn as_of(&mut self, as_of: Option<&WireAsOf>) -> Option<AsOf> {
@@ -113,41 +143,15 @@ impl Fields {
     }
 
     /// The freshness that is demanded. How long is waited follows from the caller's deadline.
-    pub(super) fn demand(&mut self, freshness: Option<&Freshness>, tokens: Tokens) -> Option<Demand> {
-        let token = freshness
-            .map(|freshness| &freshness.consistency_token)
-            .filter(|token| !token.is_empty())?;
-        match Demand::new(token.clone(), "/freshness/consistency_token", tokens, None) {
-            Ok(demand) => Some(demand),
-            Err(refused) => {
-                self.0.extend_from_slice(refused.violations());
-                None
-            }
-        }
+    pub(super) fn freshness(&mut self, freshness: Option<&Freshness>, tokens: Tokens) -> Option<Demand> {
+        let token = given(&freshness?.consistency_token)?;
+        self.demand("/freshness/consistency_token", token.to_owned(), tokens, None)
     }
+}
 
-    pub(super) fn refuse(
-        &mut self,
-        pointer: impl Into<String>,
-        code: &'static str,
-        message: impl Into<String>,
-    ) {
-        self.0.push(FieldViolation::new(pointer, code, message));
-    }
-
-    /// What was asked for, unless anything is wrong with it.
-    pub(super) fn finish<T>(self, asked: Option<T>) -> Result<T, ApiError> {
-        match asked {
-            Some(asked) if self.0.is_empty() => Ok(asked),
-            _ => Err(ApiError::validation(self.0)),
-        }
-    }
-
-    fn text<T>(&mut self, pointer: &'static str, parsed: Result<T, InvalidText>) -> Option<T> {
-        parsed
-            .map_err(|invalid| self.refuse(pointer, invalid.code(), invalid.to_string()))
-            .ok()
-    }
+/// A text that may be left empty.
+pub(super) fn given(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// A token that may be left empty.

@@ -7,9 +7,10 @@ use daybook_service::ApiError;
 use daybook_service::identity::{Principal, Scope};
 use tonic::{Request, Response, Status};
 
-use super::fields::{Fields, page_token};
+use super::fields::page_token;
 use super::{Queries, wire};
 use crate::reads::history::{ListEvents, Stream};
+use crate::violations::Violations;
 
 #[tonic::async_trait]
 impl HistoryService for Queries {
@@ -39,12 +40,12 @@ impl Queries {
 }
 
 fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError> {
-    let mut fields = Fields::default();
+    let mut violations = Violations::default();
     let stream = Stream::of_any_kind(&request.stream_id);
     if stream.is_none() {
-        fields.refuse("/stream_id", "INVALID_ID", "must be the TypeID of an aggregate");
+        violations.refuse("/stream_id", "INVALID_ID", "must be the TypeID of an aggregate");
     }
-    let limit = fields.page_size(request.page_size);
+    let limit = violations.page_size(request.page_size);
     // Zero is what an absent number looks like.
     let from = request.from_version.max(1);
     let to = if request.to_version == 0 {
@@ -53,14 +54,14 @@ fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError>
         request.to_version
     };
     if from > to {
-        fields.refuse(
+        violations.refuse(
             "/to_version",
             "OUT_OF_RANGE",
             "must not be less than from_version",
         );
     }
     Ok(ListEvents {
-        stream: fields.finish(stream)?,
+        stream: violations.finish(stream)?,
         versions: from..=to,
         direction: if request.descending {
             Direction::Backward

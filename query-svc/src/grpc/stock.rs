@@ -11,9 +11,10 @@ use daybook_service::ApiError;
 use daybook_service::identity::{Principal, Scope};
 use tonic::{Request, Response, Status};
 
-use super::fields::{Fields, page_token};
+use super::fields::page_token;
 use super::{Queries, wire};
 use crate::reads::stock::ListStockItems;
+use crate::violations::Violations;
 
 #[tonic::async_trait]
 impl StockQueryService for Queries {
@@ -42,10 +43,10 @@ impl Queries {
         caller: &Principal,
         request: &GetStockItemRequest,
     ) -> Result<GetStockItemResponse, ApiError> {
-        let mut fields = Fields::default();
-        let id = fields.id::<StockItemId>("/stock_item_id", &request.stock_item_id);
-        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
-        let id = fields.finish(id)?;
+        let mut violations = Violations::default();
+        let id = violations.id::<StockItemId>("/stock_item_id", &request.stock_item_id);
+        let demand = violations.freshness(request.freshness.as_ref(), self.reads.tokens(caller));
+        let id = violations.finish(id)?;
         let item = self.reads.stock_item(caller, &id, demand.as_ref()).await?;
         Ok(GetStockItemResponse {
             stock_item: Some(stock_item(&item.data)),
@@ -58,13 +59,13 @@ impl Queries {
         caller: &Principal,
         request: ListStockItemsRequest,
     ) -> Result<ListStockItemsResponse, ApiError> {
-        let mut fields = Fields::default();
+        let mut violations = Violations::default();
         let list = ListStockItems {
-            limit: fields.page_size(request.page_size),
+            limit: violations.page_size(request.page_size),
             cursor: page_token(request.page_token),
         };
-        let demand = fields.demand(request.freshness.as_ref(), self.reads.tokens(caller));
-        let list = fields.finish(Some(list))?;
+        let demand = violations.freshness(request.freshness.as_ref(), self.reads.tokens(caller));
+        let list = violations.finish(Some(list))?;
         let page = self.reads.stock_items(caller, list, demand.as_ref()).await?;
         Ok(ListStockItemsResponse {
             stock_items: page.data.items.iter().map(stock_item).collect(),

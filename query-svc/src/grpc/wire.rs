@@ -8,13 +8,26 @@ use daybook_proto::common::v1 as common;
 use daybook_proto::convert::to_timestamp;
 use daybook_proto::history::v1 as history;
 use daybook_proto::orders::v1 as orders;
+use daybook_read_model::customer_totals;
 use daybook_read_model::order_details::{LineView, OrderView, ReturnView, ShipmentView};
-use daybook_read_model::{customer_totals, order_list};
 use serde_json::Value;
 
 use crate::freshness::Staleness;
 use crate::reads::changes::Change;
 use crate::reads::history::HistoryEvent;
+use crate::reads::orders::ListedOrder;
+use crate::sparse::Fields;
+
+/// Makes those members of a message empty that are not wanted. (proto3 has no absent ones.)
+macro_rules! keep {
+    ($fields:ident, $message:ident: $($member:ident),+) => {
+        $(
+            if !$fields.has(stringify!($member)) {
+                $message.$member = Default::default();
+            }
+        )+
+    };
+}
 
 pub(super) fn staleness(staleness: &Staleness) -> common::Staleness {
     common::Staleness {
@@ -44,8 +57,10 @@ pub(super) fn order(view: OrderView) -> orders::Order {
     }
 }
 
-pub(super) fn order_summary(row: &order_list::Row) -> orders::OrderSummary {
-    orders::OrderSummary {
+/// An order in a list, or those of its members that are wanted.
+pub(super) fn order_summary(order: &ListedOrder, fields: Option<&Fields>) -> orders::OrderSummary {
+    let row = &order.row;
+    let mut summary = orders::OrderSummary {
         order_id: row.order_id.clone(),
         version: row.version,
         status: status(row.status).into(),
@@ -55,7 +70,25 @@ pub(super) fn order_summary(row: &order_list::Row) -> orders::OrderSummary {
         item_count: row.item_count,
         placed_at: Some(to_timestamp(row.placed_at)),
         updated_at: Some(to_timestamp(row.updated_at)),
+        customer: order.customer.as_ref().map(|shown| customer(shown, None)),
+        lines: order.lines.iter().flatten().map(line).collect(),
+    };
+    if let Some(fields) = fields {
+        keep!(fields, summary: order_id, version, status, reference, customer_id, total, item_count, placed_at, updated_at, customer, lines);
     }
+    summary
+}
+
+/// A customer, or those of its members that are wanted.
+pub(super) fn customer(shown: &customer_totals::Customer, fields: Option<&Fields>) -> orders::Customer {
+    let mut customer = orders::Customer {
+        customer_id: shown.customer_id.to_string(),
+        totals: shown.totals.iter().map(customer_total).collect(),
+    };
+    if let Some(fields) = fields {
+        keep!(fields, customer: customer_id, totals);
+    }
+    customer
 }
 
 pub(super) fn customer_total(row: &customer_totals::Row) -> orders::CustomerTotal {

@@ -1,16 +1,74 @@
-//! `/v1/customers/{customer_id}/totals`.
+//! `/v1/customers` and `/v1/customers/{customer_id}/totals`.
 
 use axum::extract::State;
 use axum::response::Response;
+use daybook_read_model::customer_totals::ACCESS_PATHS;
 use daybook_service::ApiError;
 use daybook_service::path::Path;
 use http::HeaderMap;
+use serde_json::value::to_value;
+use utoipa::IntoParams;
 
-use super::openapi::{NotFound, NotModified, Refusals};
+use super::openapi::{self, CustomerListAnswer, NotFound, NotModified, Refusals};
 use super::params::Params;
-use super::schema::{CustomerTotal, CustomerTotals, Envelope};
+use super::schema::{CUSTOMER_FIELDS, CustomerTotals, Envelope};
 use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer};
 use crate::reads::Reads;
+
+/// What a list of customers takes.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListCustomersParams {
+    /// Only who ordered in this currency (its ISO 4217 code), with the totals in it alone.
+    #[param(nullable = false, example = "EUR")]
+    pub currency: Option<String>,
+    /// Only customers whose id begins like this, case and all. Nothing personal is searched.
+    #[param(nullable = false, example = "c-47")]
+    pub q: Option<String>,
+    /// `customer_id` when absent; in a currency `-ordered_minor`, or `ordered_minor` for the least first. Who orders or
+    /// cancels while a list by amounts is paged through moves in it.
+    #[param(nullable = false, example = "customer_id")]
+    pub sort: Option<String>,
+    /// How many customers a page has.
+    #[param(nullable = false, minimum = 1, maximum = 100, default = 20)]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before; filters and sort have to be as they were there.
+    #[param(nullable = false)]
+    pub cursor: Option<String>,
+    /// Only these members of each customer, with commas between their names.
+    #[param(nullable = false, example = "customer_id")]
+    pub fields: Option<String>,
+}
+
+/// Customers with what they have bought, filtered, sorted and paged.
+#[utoipa::path(
+    get,
+    description = openapi::served(&ACCESS_PATHS),
+    path = "/v1/customers",
+    operation_id = "listCustomers",
+    tag = "Customers",
+    security(("api_key" = ["orders:read"])),
+    params(ListCustomersParams, FreshnessQuery, FreshnessHeaders),
+    responses((status = 200, description = "A page of customers.", body = CustomerListAnswer), Refusals),
+)]
+pub async fn list_customers(
+    Caller(caller): Caller,
+    State(reads): State<Reads>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let list = params.list_customers();
+    let fields = params.fields(&CUSTOMER_FIELDS);
+    let demand = params.demand(&headers, reads.tokens(&caller));
+    let list = params.finish(list)?;
+    let page = reads.customers(&caller, list, demand.as_ref()).await?;
+    match fields {
+        Some(fields) => answer::list(&page, |customer| {
+            to_value(CustomerTotals::from(customer)).map(|customer| fields.select(customer))
+        }),
+        None => answer::list(&page, |customer| Ok(CustomerTotals::from(customer))),
+    }
+}
 
 /// What a customer has bought: a total for each currency. `HEAD` gives the same headers without the totals.
 #[utoipa::path(
@@ -46,10 +104,11 @@ pub async fn get_customer_totals(
         .customer_totals(&caller, &customer_id, demand.as_ref())
         .await?;
     // Totals have no versions; how many orders they are of tells a person the same.
-    let version = totals.data.iter().map(|row| row.orders_placed).sum();
-    let shown = CustomerTotals {
-        customer_id: customer_id.to_string(),
-        totals: totals.data.iter().map(CustomerTotal::from).collect(),
-    };
-    answer::resource(shown, version, &totals.staleness, &headers)
+    let version = totals.data.totals.iter().map(|total| total.orders_placed).sum();
+    answer::resource(
+        CustomerTotals::from(&totals.data),
+        version,
+        &totals.staleness,
+        &headers,
+    )
 }

@@ -85,6 +85,11 @@ pub async fn list_events(
     let list = params.stream(kind, &id).map(|stream| params.list_events(stream));
     let list = params.finish(list)?;
     let page = reads.events(&caller, &list).await?;
-    let newest = page.data.items.iter().map(|event| event.recorded.stream_version).max();
+    let newest = page
+        .data
+        .items
+        .iter()
+        .map(|event| event.recorded.stream_version)
+        .max();
     answer::history(&page, Event::show, newest.unwrap_or(0), &headers)
 }

@@ -65,6 +65,8 @@ pub(super) fn order_summary() -> Value {
         "item_count": 3,
         "placed_at": "2024-05-01T12:00:00Z",
         "updated_at": "2024-05-08T16:20:00Z",
+        "customer": customer_totals(),
+        "lines": order()["lines"],
     })
 }
 

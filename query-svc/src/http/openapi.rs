@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use daybook_read_model::access_path::AccessPath;
 use daybook_read_model::order_details::OrderView;
 use daybook_read_model::schema::OrderStatus;
 use daybook_read_model::stock_levels::StockItem;
@@ -12,7 +13,9 @@ use utoipa::openapi::{OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, ToSchema};
 
 use super::examples;
-use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination};
+use super::schema::{
+    CUSTOMER_FIELDS, CustomerTotals, ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination,
+};
 
 /// The API as a whole.
 #[derive(Debug, utoipa::OpenApi)]
@@ -31,7 +34,7 @@ use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary, Pagination
         (name = "Stock", description = "How much there is of articles. Scope `stock:read`."),
         (name = "Histories", description = "What happened, as it was recorded. Scope `events:read`."),
     ),
-    components(schemas(OrderView, OrderStatus, OrderSummary)),
+    components(schemas(OrderView, OrderStatus, OrderSummary, CustomerTotals)),
     security(("api_key" = [])),
     modifiers(&Common),
 )]
@@ -89,15 +92,44 @@ pub struct OrderListAnswer {
     pub pagination: Pagination,
 }
 
+/// A page of customers, or of those of their members that `fields` names.
+#[derive(Debug, ToSchema)]
+pub struct CustomerListAnswer {
+    /// The customers of this page.
+    #[schema(schema_with = customers_or_fields)]
+    pub data: (),
+    /// The way to the next page.
+    pub pagination: Pagination,
+}
+
+/// What a list says about itself: the sorts that there are, and the filters that each goes with.
+pub fn served<R>(paths: &[AccessPath<R>]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| format!("- {path}")).collect();
+    format!(
+        "What is served comes from an index, so a page takes the same time wherever in the list it is. Each line is a sort, \
+         and the filters that it goes with:\n\n{}\n\nEverything else is refused with `VALIDATION_FAILED`.",
+        paths.join("\n")
+    )
+}
+
 fn order_or_fields() -> Schema {
     whole_or_fields(&OrderView::name(), &ORDER_FIELDS).into()
 }
 
 fn order_summaries_or_fields() -> Schema {
     let item = whole_or_fields(&OrderSummary::name(), &ORDER_SUMMARY_FIELDS);
+    page_of(item, "The orders of this page.")
+}
+
+fn customers_or_fields() -> Schema {
+    let item = whole_or_fields(&CustomerTotals::name(), &CUSTOMER_FIELDS);
+    page_of(item, "The customers of this page.")
+}
+
+fn page_of(item: AnyOfBuilder, description: &'static str) -> Schema {
     ArrayBuilder::new()
         .items(item)
-        .description(Some("The orders of this page."))
+        .description(Some(description))
         .into()
 }
 
@@ -268,5 +300,6 @@ mod tests {
             of(&schema::ORDER_SUMMARY_FIELDS),
             names(&examples::order_summary())
         );
+        assert_eq!(of(&schema::CUSTOMER_FIELDS), names(&examples::customer_totals()));
     }
 }

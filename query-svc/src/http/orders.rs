@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::ids::OrderId;
+use daybook_read_model::order_list::ACCESS_PATHS;
 use daybook_read_model::schema::OrderStatus;
 use daybook_service::ApiError;
 use daybook_service::path::Path;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use serde_json::value::to_value;
 use utoipa::IntoParams;
 
-use super::openapi::{NotFound, NotModified, OrderAnswer, OrderListAnswer, Refusals};
+use super::openapi::{self, NotFound, NotModified, OrderAnswer, OrderListAnswer, Refusals};
 use super::params::Params;
 use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary};
 use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer, examples};
@@ -29,28 +30,36 @@ pub struct ListOrdersParams {
     /// Only this customer's orders.
     #[param(nullable = false, example = "c-4711")]
     pub customer_id: Option<String>,
+    /// Only orders in this currency, by its ISO 4217 code.
+    #[param(nullable = false, example = "EUR")]
+    pub currency: Option<String>,
     /// Only orders placed at or after this time.
     #[param(nullable = false, example = "2024-05-01T00:00:00Z")]
     pub placed_after: Option<time::OffsetDateTime>,
     /// Only orders placed before this time.
     #[param(nullable = false, example = "2024-06-01T00:00:00Z")]
     pub placed_before: Option<time::OffsetDateTime>,
-    /// `placed_at`, `updated_at` or `total_minor`, with a `-` before it for descending.
-    #[param(
-        nullable = false,
-        default = "-placed_at",
-        pattern = "^-?(placed_at|updated_at|total_minor)$"
-    )]
+    /// Only orders whose id (`ord_…`) or else whose reference begins like this, case and all. Nothing personal is searched.
+    #[param(nullable = false, example = "web-2024-08")]
+    pub q: Option<String>,
+    /// Columns with commas between them, with a `-` before it for descending; `-placed_at` when absent, and with `q` what is
+    /// searched. What is equal there comes by `order_id`. An order whose total changes while a list by totals is paged
+    /// through moves in it; in every other list each order that was there before comes once.
+    #[param(nullable = false, example = "-placed_at,total_minor")]
     pub sort: Option<String>,
     /// How many orders a page has.
     #[param(nullable = false, minimum = 1, maximum = 100, default = 20)]
     pub limit: Option<u32>,
-    /// `next_cursor` of the page before; everything else has to be as it was there.
+    /// `next_cursor` of the page before; filters and sort have to be as they were there.
     #[param(nullable = false)]
     pub cursor: Option<String>,
-    /// Only these members of each order, with commas between their names.
+    /// Only these members of each order, with commas between their names, and those that `expand` names.
     #[param(nullable = false, example = "order_id,status")]
     pub fields: Option<String>,
+    /// What each order shows beside its own members, with commas between: `customer`, with what that has bought in all, and
+    /// `lines`, with which a page has at most 20 orders.
+    #[param(nullable = false, example = "customer")]
+    pub expand: Option<String>,
 }
 
 /// What a read of an order takes.
@@ -69,6 +78,7 @@ pub struct GetOrderParams {
 /// Orders, filtered, sorted and paged.
 #[utoipa::path(
     get,
+    description = openapi::served(&ACCESS_PATHS),
     path = "/v1/orders",
     operation_id = "listOrders",
     tag = "Orders",
@@ -85,13 +95,14 @@ pub async fn list_orders(
     let list = params.list_orders();
     let fields = params.fields(&ORDER_SUMMARY_FIELDS);
     let demand = params.demand(&headers, reads.tokens(&caller));
-    let list = params.finish(Some(list))?;
+    let list = params.finish(list)?;
+    let expanded = list.expand.names();
     let page = reads.orders(&caller, list, demand.as_ref()).await?;
-    match fields {
-        Some(fields) => answer::list(&page, |row| {
-            to_value(OrderSummary::from(row)).map(|row| fields.select(row))
+    match fields.map(|fields| fields.with(expanded)) {
+        Some(fields) => answer::list(&page, |order| {
+            to_value(OrderSummary::from(order)).map(|order| fields.select(order))
         }),
-        None => answer::list(&page, |row| Ok(OrderSummary::from(row))),
+        None => answer::list(&page, |order| Ok(OrderSummary::from(order))),
     }
 }
 

@@ -9,26 +9,27 @@ use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Query};
 use daybook_domain::aggregates::Kind;
-use daybook_domain::ids::CustomerId;
+use daybook_domain::ids::{CustomerId, Reference};
+use daybook_domain::money::Currency;
 use daybook_domain::order::Status;
-use daybook_domain::text::InvalidText;
 use daybook_event_store::Direction;
-use daybook_read_model::order_list::{Filter, Sort};
-use daybook_read_model::status;
+use daybook_read_model::order_list::Search;
+use daybook_read_model::{customer_totals, order_list, status};
 use daybook_service::ApiError;
-use daybook_service::error::FieldViolation;
 use http::HeaderMap;
 use http::request::Parts;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::sparse::Fields;
 use crate::freshness::{Demand, Tokens};
+use crate::reads::customers::ListCustomers;
 use crate::reads::history::{ListEvents, Stream};
-use crate::reads::list::{ListOrders, SORT_DEFAULT, SORTS, sort_by_name, status_names};
 use crate::reads::order::AsOf;
+use crate::reads::orders::{Expand, LIMIT_WITH_LINES_MAX, ListOrders, status_names};
 use crate::reads::stock::ListStockItems;
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
+use crate::sparse::Fields;
+use crate::violations::Violations;
 
 /// The header that carries a consistency token.
 pub(super) const DAYBOOK_CONSISTENCY: &str = "daybook-consistency";
@@ -40,7 +41,7 @@ pub(super) const CONSISTENCY: &str = "consistency";
 #[derive(Debug, Default)]
 pub struct Params {
     pairs: Vec<(String, String)>,
-    violations: Vec<FieldViolation>,
+    violations: Violations,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Params {
@@ -54,11 +55,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         Ok(match Query::try_from_uri(&parts.uri) {
             Ok(Query(pairs)) => Self {
                 pairs,
-                violations: Vec::new(),
+                violations: Violations::default(),
             },
             Err(rejection) => {
                 let mut params = Self::default();
-                params.refuse("query", "INVALID", rejection.body_text());
+                params
+                    .violations
+                    .refuse("query", "INVALID", rejection.body_text());
                 params
             }
         })
@@ -75,18 +78,59 @@ impl Params {
     }
 
     /// Which page of which list of orders.
-    pub fn list_orders(&mut self) -> ListOrders {
-        ListOrders {
-            filter: Filter {
-                statuses: self.statuses(),
-                customer_id: self.customer_id(),
-                placed_after: self.time("placed_after"),
-                placed_before: self.time("placed_before"),
-            },
-            sort: self.sort(),
-            limit: self.limit(),
-            cursor: self.one("cursor"),
+    pub fn list_orders(&mut self) -> Option<ListOrders> {
+        let filter = order_list::Filter {
+            statuses: self.statuses(),
+            customer_id: self.customer_id(),
+            currency: self.currency(),
+            placed_after: self.time("placed_after"),
+            placed_before: self.time("placed_before"),
+            search: self.one("q").and_then(|text| {
+                self.violations.text("q", Reference::parse(&text))?;
+                Some(Search::parse(&text))
+            }),
+        };
+        let sort = self.one("sort");
+        let sort = sort.map(|text| self.violations.sort("sort", &text, &order_list::ACCESS_PATHS));
+        let (expand, limit, cursor) = (self.expand(), self.limit(), self.one("cursor"));
+        if expand.lines && limit > LIMIT_WITH_LINES_MAX {
+            let message = format!("must be at most {LIMIT_WITH_LINES_MAX} with expand=lines");
+            self.violations.refuse("limit", "OUT_OF_RANGE", message);
         }
+        let sort = sort.flatten();
+        let scan = self.violations.scan("sort", || filter.scan(sort.as_ref()))?;
+        Some(ListOrders {
+            filter,
+            scan,
+            limit,
+            cursor,
+            expand,
+        })
+    }
+
+    /// Which page of which list of customers.
+    pub fn list_customers(&mut self) -> Option<ListCustomers> {
+        let filter = customer_totals::Filter {
+            currency: self.currency(),
+            search: self.one("q").and_then(|text| {
+                self.violations.text("q", CustomerId::parse(&text))?;
+                Some(text)
+            }),
+        };
+        let sort = self.one("sort");
+        let sort = sort.map(|text| {
+            self.violations
+                .sort("sort", &text, &customer_totals::ACCESS_PATHS)
+        });
+        let (limit, cursor) = (self.limit(), self.one("cursor"));
+        let sort = sort.flatten();
+        let scan = self.violations.scan("sort", || filter.scan(sort.as_ref()))?;
+        Some(ListCustomers {
+            filter,
+            scan,
+            limit,
+            cursor,
+        })
     }
 
     /// Which page of the history of an aggregate.
@@ -94,7 +138,8 @@ impl Params {
         let from = self.version("from_version").unwrap_or(1);
         let to = self.version("to_version").unwrap_or(u64::MAX);
         if from > to {
-            self.refuse("to_version", "OUT_OF_RANGE", "must not be less than from_version");
+            self.violations
+                .refuse("to_version", "OUT_OF_RANGE", "must not be less than from_version");
         }
         ListEvents {
             stream,
@@ -132,14 +177,7 @@ impl Params {
     /// `fields`: the members that the caller wants, out of those that there are.
     pub fn fields(&mut self, known: &'static [&'static str]) -> Option<Fields> {
         let text = self.one("fields")?;
-        match Fields::parse(&text, known) {
-            Ok(fields) => Some(fields),
-            Err(unknown) => {
-                let message = format!("there is no {unknown:?}; there are {}", known.join(", "));
-                self.refuse("fields", "UNKNOWN_VALUE", message);
-                None
-            }
-        }
+        self.violations.fields("fields", text.split(','), known)
     }
 
     /// The freshness that is demanded: a token in the header, or else in the parameter, and `Prefer: wait`.
@@ -153,34 +191,26 @@ impl Params {
             (None, Some(text)) => (CONSISTENCY, text),
             (None, None) => return None,
         };
-        match Demand::new(text, field, tokens, preferred_wait(headers)) {
-            Ok(demand) => Some(demand),
-            Err(refused) => {
-                self.violations.extend_from_slice(refused.violations());
-                None
-            }
-        }
+        self.violations
+            .demand(field, text, tokens, preferred_wait(headers))
     }
 
     /// The id of an aggregate of a known kind, from the path.
     pub fn id<T: FromStr<Err: Display>>(&mut self, pointer: &str, text: &str) -> Option<T> {
-        let parsed = text.parse();
-        parsed
-            .map_err(|invalid: T::Err| self.refuse(pointer, "INVALID_ID", invalid.to_string()))
-            .ok()
+        self.violations.id(pointer, text)
     }
 
     /// An aggregate of a kind, from the path.
     pub fn stream(&mut self, kind: &'static Kind, text: &str) -> Option<Stream> {
         let stream = Stream::of_kind(kind, text);
         stream
-            .map_err(|invalid| self.refuse("/id", "INVALID_ID", invalid))
+            .map_err(|invalid| self.violations.refuse("/id", "INVALID_ID", invalid))
             .ok()
     }
 
     /// A customer's id, from the path.
     pub fn customer_id_in_path(&mut self, text: &str) -> Option<CustomerId> {
-        self.text("/customer_id", CustomerId::parse(text))
+        self.violations.text("/customer_id", CustomerId::parse(text))
     }
 
     /// What was asked for, unless anything is wrong with it.
@@ -188,10 +218,7 @@ impl Params {
     /// # Errors
     /// `VALIDATION_FAILED`, with everything that is wrong.
     pub fn finish<T>(self, asked: Option<T>) -> Result<T, ApiError> {
-        match asked {
-            Some(asked) if self.violations.is_empty() => Ok(asked),
-            _ => Err(ApiError::validation(self.violations)),
-        }
+        self.violations.finish(asked)
     }
 
     fn statuses(&mut self) -> Vec<Status> {
@@ -207,7 +234,7 @@ impl Params {
                 Some(known) => statuses.push(known),
                 None => {
                     let message = format!("there is no status {text:?}; there are {}", status_names());
-                    self.refuse("status", "UNKNOWN_VALUE", message);
+                    self.violations.refuse("status", "UNKNOWN_VALUE", message);
                 }
             }
         }
@@ -216,7 +243,27 @@ impl Params {
 
     fn customer_id(&mut self) -> Option<CustomerId> {
         let text = self.one("customer_id")?;
-        self.text("customer_id", CustomerId::parse(&text))
+        self.violations.text("customer_id", CustomerId::parse(&text))
+    }
+
+    fn currency(&mut self) -> Option<Currency> {
+        let text = self.one("currency")?;
+        self.violations.text("currency", Currency::parse(&text))
+    }
+
+    fn expand(&mut self) -> Expand {
+        let mut expand = Expand::default();
+        for name in self.one("expand").iter().flat_map(|names| names.split(',')) {
+            match name {
+                Expand::CUSTOMER => expand.customer = true,
+                Expand::LINES => expand.lines = true,
+                unknown => {
+                    let message = format!("there is no {unknown:?}; there are customer, lines");
+                    self.violations.refuse("expand", "UNKNOWN_VALUE", message);
+                }
+            }
+        }
+        expand
     }
 
     fn time(&mut self, name: &'static str) -> Option<OffsetDateTime> {
@@ -226,12 +273,6 @@ impl Params {
     fn version(&mut self, name: &'static str) -> Option<u64> {
         let parse = |text: &str| text.parse().ok().filter(|version| *version >= 1);
         self.parsed(name, "OUT_OF_RANGE", "must be a number from 1", parse)
-    }
-
-    fn sort(&mut self) -> Sort {
-        let message = format!("must be {SORTS}");
-        self.parsed("sort", "UNKNOWN_VALUE", message, sort_by_name)
-            .unwrap_or(SORT_DEFAULT)
     }
 
     fn direction(&mut self) -> Direction {
@@ -259,7 +300,7 @@ impl Params {
         let text = self.one(name)?;
         let parsed = parse(&text);
         if parsed.is_none() {
-            self.refuse(name, code, message);
+            self.violations.refuse(name, code, message);
         }
         parsed
     }
@@ -269,7 +310,8 @@ impl Params {
         let (first, second) = (values.next(), values.next());
         drop(values);
         if second.is_some() {
-            self.refuse(name, "REPEATED", "must not be given more than once");
+            self.violations
+                .refuse(name, "REPEATED", "must not be given more than once");
         }
         first
     }
@@ -279,16 +321,6 @@ impl Params {
             .iter()
             .filter(move |(key, _)| key == name)
             .map(|(_, value)| value.as_str())
-    }
-
-    fn text<T>(&mut self, pointer: &'static str, parsed: Result<T, InvalidText>) -> Option<T> {
-        parsed
-            .map_err(|invalid| self.refuse(pointer, invalid.code(), invalid.to_string()))
-            .ok()
-    }
-
-    fn refuse(&mut self, pointer: &str, code: &'static str, message: impl Into<String>) {
-        self.violations.push(FieldViolation::new(pointer, code, message));
     }
 }
 
@@ -320,14 +352,13 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use daybook_read_model::order_list::SortBy;
     use time::macros::datetime;
 
     fn params(pairs: &[(&str, &str)]) -> Params {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         Params {
             pairs: pairs.iter().map(own).collect(),
-            violations: Vec::new(),
+            violations: Violations::default(),
         }
     }
 
@@ -342,24 +373,25 @@ mod tests {
             .collect()
     }
 
+    fn listed(pairs: &[(&str, &str)]) -> ListOrders {
+        params(pairs).list_orders().expect("nothing is wrong with it")
+    }
+
     #[test]
     fn without_parameters_a_list_begins_with_the_newest_orders() {
-        let list = params(&[]).list_orders();
-        assert_eq!(
-            (list.limit, list.sort, list.cursor),
-            (LIMIT_DEFAULT, SORT_DEFAULT, None)
-        );
-        assert_eq!(list.filter, Filter::default());
+        let list = listed(&[]);
+        assert_eq!((list.limit, list.cursor), (LIMIT_DEFAULT, None));
+        assert_eq!(list.scan.order().to_string(), "-placed_at,-order_id");
+        assert_eq!(list.filter, order_list::Filter::default());
     }
 
     #[test]
     fn statuses_are_repeated_or_listed() {
-        let list = params(&[
+        let list = listed(&[
             ("status", "PLACED,SHIPPED"),
             ("status", "PLACED"),
             ("status", "CANCELLED"),
-        ])
-        .list_orders();
+        ]);
         assert_eq!(
             list.filter.statuses,
             [Status::Placed, Status::Shipped, Status::Cancelled]
@@ -368,25 +400,57 @@ mod tests {
 
     #[test]
     fn times_keep_their_offset_even_with_an_unescaped_plus() {
-        let list = params(&[
+        let list = listed(&[
             ("placed_after", "2024-05-01T00:00:00Z"),
             ("placed_before", "2024-05-02T02:00:00 02:00"),
-        ])
-        .list_orders();
+        ]);
         assert_eq!(list.filter.placed_after, Some(datetime!(2024-05-01 00:00 UTC)));
         assert_eq!(list.filter.placed_before, Some(datetime!(2024-05-02 00:00 UTC)));
     }
 
     #[test]
-    fn a_list_is_sorted_by_one_column_either_way() {
-        let list = params(&[("sort", "total_minor")]).list_orders();
-        assert_eq!(
-            list.sort,
-            Sort {
-                by: SortBy::TotalMinor,
-                descending: false
-            }
+    fn a_list_is_sorted_by_one_or_several_columns() {
+        for (sort, order) in [
+            ("placed_at", "placed_at,order_id"),
+            ("-placed_at,total_minor", "-placed_at,total_minor,-order_id"),
+            ("-placed_at,-order_id", "-placed_at,-order_id"),
+        ] {
+            assert_eq!(listed(&[("sort", sort)]).scan.order().to_string(), order);
+        }
+    }
+
+    #[test]
+    fn what_no_index_serves_is_refused_once_everything_else_is_right() {
+        for (name, value) in [("sort", "total_minor"), ("q", "web-1"), ("currency", "EUR")] {
+            let mut params = params(&[("customer_id", "c-4711"), (name, value)]);
+            let list = params.list_orders();
+            let refused = params.finish(list.map(drop)).expect_err("no index serves it");
+            let [violation] = refused.violations() else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(
+                (violation.pointer.as_str(), violation.code),
+                ("sort", "NOT_SERVED")
+            );
+            assert!(
+                violation
+                    .message
+                    .contains("placed_at or -placed_at with customer_id")
+            );
+        }
+    }
+
+    #[test]
+    fn orders_with_their_lines_come_on_shorter_pages() {
+        assert!(
+            listed(&[("expand", "lines,customer"), ("limit", "20")])
+                .expand
+                .customer
         );
+        for (limit, expand) in [("21", "lines"), ("5", "line"), ("5", "")] {
+            let mut params = params(&[("limit", limit), ("expand", expand)]);
+            assert!(params.list_orders().is_none(), "{limit} {expand}");
+        }
     }
 
     #[test]
@@ -406,7 +470,10 @@ mod tests {
             ("customer_id", ""),
             ("placed_after", "yesterday"),
             ("placed_before", "0000-01-01T00:00:00Z"),
-            ("sort", "-placed_at,total_minor"),
+            ("currency", "EURO"),
+            ("q", ""),
+            ("sort", "-placed_at,colour"),
+            ("expand", "everything"),
             ("limit", "101"),
             ("cursor", "a"),
             ("cursor", "b"),
@@ -415,9 +482,12 @@ mod tests {
         let expected = [
             ("status", "UNKNOWN_VALUE"),
             ("customer_id", "EMPTY"),
+            ("currency", "UNKNOWN_CODE"),
             ("placed_after", "INVALID_TIME"),
             ("placed_before", "INVALID_TIME"),
+            ("q", "EMPTY"),
             ("sort", "UNKNOWN_VALUE"),
+            ("expand", "UNKNOWN_VALUE"),
             ("limit", "OUT_OF_RANGE"),
             ("cursor", "REPEATED"),
             ("as_of", "INVALID"),

@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 
 use daybook_domain::money::Money;
 use daybook_event_store::Metadata;
-use daybook_read_model::order_details::OrderView;
+use daybook_read_model::order_details::{LineView, OrderView};
 use daybook_read_model::schema::{Money as MoneySchema, OrderStatus};
-use daybook_read_model::{customer_totals, order_list, status};
+use daybook_read_model::{customer_totals, status};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::examples;
 use crate::reads::changes::Change;
 use crate::reads::history::HistoryEvent;
+use crate::reads::orders::ListedOrder;
 
 /// One resource.
 #[derive(Debug, Serialize, ToSchema)]
@@ -74,6 +75,14 @@ pub struct OrderSummary {
     /// When it last changed, by the business's time.
     #[serde(with = "rfc3339")]
     pub updated_at: OffsetDateTime,
+    /// Its customer; with `expand=customer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub customer: Option<CustomerTotals>,
+    /// What is bought; with `expand=lines`, and then perhaps newer than the other members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub lines: Option<Vec<LineView>>,
 }
 
 /// The members of an order, which `fields` chooses from.
@@ -81,6 +90,9 @@ pub static ORDER_FIELDS: LazyLock<Vec<&str>> = LazyLock::new(members::<OrderView
 
 /// The members of an order in a list, which `fields` chooses from.
 pub static ORDER_SUMMARY_FIELDS: LazyLock<Vec<&str>> = LazyLock::new(members::<OrderSummary>);
+
+/// The members of a customer, which `fields` chooses from.
+pub static CUSTOMER_FIELDS: LazyLock<Vec<&str>> = LazyLock::new(members::<CustomerTotals>);
 
 /// The names of a document's members, which live as long as the process.
 fn members<T: PartialSchema>() -> Vec<&'static str> {
@@ -94,8 +106,9 @@ fn members<T: PartialSchema>() -> Vec<&'static str> {
         .collect()
 }
 
-impl From<&order_list::Row> for OrderSummary {
-    fn from(row: &order_list::Row) -> Self {
+impl From<&ListedOrder> for OrderSummary {
+    fn from(order: &ListedOrder) -> Self {
+        let row = &order.row;
         Self {
             order_id: row.order_id.clone(),
             version: row.version,
@@ -106,6 +119,8 @@ impl From<&order_list::Row> for OrderSummary {
             item_count: row.item_count,
             placed_at: row.placed_at,
             updated_at: row.updated_at,
+            customer: order.customer.as_ref().map(CustomerTotals::from),
+            lines: order.lines.clone(),
         }
     }
 }
@@ -118,6 +133,15 @@ pub struct CustomerTotals {
     pub customer_id: String,
     /// A total for each currency, by its code.
     pub totals: Vec<CustomerTotal>,
+}
+
+impl From<&customer_totals::Customer> for CustomerTotals {
+    fn from(customer: &customer_totals::Customer) -> Self {
+        Self {
+            customer_id: customer.customer_id.to_string(),
+            totals: customer.totals.iter().map(CustomerTotal::from).collect(),
+        }
+    }
 }
 
 /// What a customer has bought, in one currency.

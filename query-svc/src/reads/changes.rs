@@ -51,7 +51,9 @@ impl Reads {
         };
         let (mut changes, mut next) = (HashMap::new(), 1);
         while next <= last {
-            let events = self.events_from(&key, caller.tenant_partition, next, last).await?;
+            let events = self
+                .events_from(&key, caller.tenant_partition, next, last)
+                .await?;
             let Some(newest) = events.last() else {
                 break;
             };
@@ -161,8 +163,10 @@ mod tests {
 
     #[test]
     fn parts_that_differ_are_told_with_what_they_were_and_are() {
-        let before = json!({"status": "PLACED", "total": {"minor": 5, "currency": "EUR"}, "lines": [1, 2], "a/b~": 1});
-        let after = json!({"status": "PLACED", "total": {"minor": 7, "currency": "EUR"}, "lines": [1], "paid": null});
+        let before =
+            json!({"status": "PLACED", "total": {"minor": 5, "currency": "EUR"}, "lines": [1, 2], "a/b~": 1});
+        let after =
+            json!({"status": "PLACED", "total": {"minor": 7, "currency": "EUR"}, "lines": [1], "paid": null});
         let expected = [
             change("/a~1b~0", Some(json!(1)), None),
             change("/lines/1", Some(json!(2)), None),

@@ -1,12 +1,12 @@
 //! How much there is of articles.
 
 use daybook_domain::ids::StockItemId;
-use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
+use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::StockLevels;
 use daybook_read_model::stock_levels::{self, Row};
 use daybook_service::{ApiError, identity::Principal};
 
-use super::{Answer, Page, Reads, page};
+use super::{Answer, LIST_TIMEOUT, Page, Reads, page};
 use crate::cursor::Question;
 use crate::freshness::Demand;
 
@@ -70,7 +70,7 @@ impl Reads {
         let found = self
             .0
             .shared
-            .read(tenant_id, QUERY_TIMEOUT, move |connection| {
+            .read(tenant_id, LIST_TIMEOUT, move |connection| {
                 let after = after.clone();
                 Box::pin(async move { stock_levels::list(connection, tenant_id, &after, limit + 1).await })
             })

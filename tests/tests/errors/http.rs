@@ -13,10 +13,11 @@ use http::Method;
 
 /// The routes that need a key, each with the scope that it needs; `{id}` is an order's id, `{stock_item_id}` that of
 /// [`ARTICLE`]'s stock item.
-const ROUTES: [(&str, Scope); 6] = [
+const ROUTES: [(&str, Scope); 7] = [
     ("/v1/orders", Scope::OrdersRead),
     ("/v1/orders/{id}", Scope::OrdersRead),
     ("/v1/orders/{id}/events", Scope::EventsRead),
+    ("/v1/customers", Scope::OrdersRead),
     ("/v1/customers/customer-1/totals", Scope::OrdersRead),
     ("/v1/stock-items", Scope::StockRead),
     ("/v1/stock-items/{stock_item_id}", Scope::StockRead),
@@ -31,7 +32,7 @@ fn path(route: &str, order_id: &str) -> String {
 }
 
 /// A request that is wrong, what is said about it, and which field is wrong.
-const WRONG: [(&str, &str); 34] = [
+const WRONG: [(&str, &str); 42] = [
     ("/v1/stock-items/42", "/stock_item_id"),
     ("/v1/stock-items?limit=0", "limit"),
     ("/v1/stock-items/{id}/events", "/id"),
@@ -51,6 +52,12 @@ const WRONG: [(&str, &str); 34] = [
     ("/v1/orders?sort=reference", "sort"),
     ("/v1/orders?sort=--placed_at", "sort"),
     ("/v1/orders?sort=placed_at;DROP", "sort"),
+    ("/v1/orders?sort=updated_at", "sort"),
+    ("/v1/orders?sort=total_minor", "sort"),
+    ("/v1/orders?currency=euro", "currency"),
+    ("/v1/orders?q=", "q"),
+    ("/v1/orders?expand=password", "expand"),
+    ("/v1/orders?expand=lines&limit=21", "limit"),
     ("/v1/orders?fields=password", "fields"),
     ("/v1/orders?consistency=nonsense", "consistency"),
     ("/v1/orders/42", "/order_id"),
@@ -64,6 +71,8 @@ const WRONG: [(&str, &str); 34] = [
     ("/v1/orders/{id}/events?from_version=0", "from_version"),
     ("/v1/orders/{id}/events?from_version=3&to_version=2", "to_version"),
     ("/v1/orders/{id}/events?order=up", "order"),
+    ("/v1/customers?q=a%20b", "q"),
+    ("/v1/customers?sort=-customer_id", "sort"),
     ("/v1/customers/a%20b/totals", "/customer_id"),
     ("/v1/customers/%F0%9F%A6%80/totals", "/customer_id"),
 ];

@@ -6,4 +6,6 @@ mod fairness;
 mod histories;
 mod lists;
 mod orders;
+mod plans;
 mod sealed;
+mod walks;

@@ -1,17 +1,21 @@
 //! Paging, sorting and filtering the order list.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
 use daybook_domain::order::Status;
 use daybook_read_model::OrderList;
-use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
+use daybook_read_model::access_path::Scan;
+use daybook_read_model::order_list::{self, ACCESS_PATHS, Filter, Row, Search};
 
 use super::Database;
 use super::history::{STRANGER, TENANT, history, placed_at};
 
-async fn page_through(database: &Database, filter: &Filter, sort: Sort, limit: u32) -> Vec<order_list::Row> {
-    let mut rows: Vec<order_list::Row> = Vec::new();
+async fn page_through(database: &Database, filter: &Filter, scan: Scan<Row>, limit: u32) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
     loop {
-        let after = rows.last().map(|last| sort.keyset(last));
-        let page = order_list::list(&database.query, TENANT, filter, sort, after.as_ref(), limit)
+        let after = rows.last().map(|last| scan.keyset(last));
+        let page = order_list::list(&database.query, TENANT, filter, scan, after.as_ref(), limit)
             .await
             .expect("a page");
         let is_last = page.len() < limit as usize;
@@ -22,92 +26,129 @@ async fn page_through(database: &Database, filter: &Filter, sort: Sort, limit: u
     }
 }
 
-pub(crate) fn every_sort() -> impl Iterator<Item = Sort> {
-    SortBy::ALL
-        .into_iter()
-        .flat_map(|by| [false, true].map(|descending| Sort { by, descending }))
-}
-
-pub(crate) fn sorted(mut rows: Vec<order_list::Row>, sort: Sort) -> Vec<order_list::Row> {
-    rows.sort_by_key(|row| {
-        let place = sort.keyset(row);
-        (place.value, place.order_id)
+/// The rows in the order of a scan.
+fn sorted(mut rows: Vec<Row>, scan: Scan<Row>) -> Vec<Row> {
+    let order = scan.order().to_string();
+    rows.sort_by(|one, other| {
+        let keys = order.split(',').map(|key| match key.strip_prefix('-') {
+            Some(name) => compare(other, one, name),
+            None => compare(one, other, key),
+        });
+        keys.fold(Ordering::Equal, Ordering::then)
     });
-    if sort.descending {
-        rows.reverse();
-    }
     rows
 }
 
-#[tokio::test]
-async fn paging_in_any_order_gives_each_order_once_and_in_order() {
-    let mut database = Database::create().await;
-    let rows = database.project::<OrderList>(&history(TENANT, 0..10_000)).await;
-    database
-        .project::<OrderList>(&history(STRANGER, 20_000..20_100))
-        .await;
-    for sort in every_sort() {
-        let listed = page_through(&database, &Filter::default(), sort, 997).await;
-        assert!(
-            listed == sorted(rows.clone(), sort),
-            "{sort:?}: {} rows",
-            listed.len()
-        );
+fn compare(one: &Row, other: &Row, name: &str) -> Ordering {
+    match name {
+        "placed_at" => one.placed_at.cmp(&other.placed_at),
+        "total_minor" => one.total_minor.cmp(&other.total_minor),
+        "reference" => {
+            let text = |row: &Row| row.reference.as_ref().map(ToString::to_string);
+            text(one).cmp(&text(other))
+        }
+        "order_id" => one.order_id.cmp(&other.order_id),
+        unknown => panic!("nothing is sorted by {unknown}"),
     }
 }
 
-#[tokio::test]
-async fn filters_let_through_what_meets_all_of_them() {
-    let mut database = Database::create().await;
-    let rows = database.project::<OrderList>(&history(TENANT, 0..1_000)).await;
-    let filters = [
+fn meets(filter: &Filter, row: &Row) -> bool {
+    let is_found = |search: &Search| match search {
+        Search::OrderId(text) => row.order_id.starts_with(text.as_str()),
+        Search::Reference(text) => {
+            let reference = row.reference.as_ref();
+            reference.is_some_and(|reference| reference.as_str().starts_with(text.as_str()))
+        }
+    };
+    (filter.statuses.is_empty() || filter.statuses.contains(&row.status))
+        && filter
+            .customer_id
+            .as_ref()
+            .is_none_or(|id| row.customer_id == *id)
+        && filter.currency.is_none_or(|currency| row.currency == currency)
+        && filter.placed_after.is_none_or(|moment| row.placed_at >= moment)
+        && filter.placed_before.is_none_or(|moment| row.placed_at < moment)
+        && filter.search.as_ref().is_none_or(is_found)
+}
+
+/// Filters, each with something that passes.
+fn filters() -> Vec<Filter> {
+    let usual = Filter::default;
+    let c7 = Some("c7".parse().expect("a valid id"));
+    let euros = Some("EUR".parse().expect("a currency"));
+    vec![
+        usual(),
         Filter {
             statuses: vec![Status::Confirmed],
-            ..Filter::default()
+            ..usual()
         },
         Filter {
             statuses: vec![Status::Cancelled, Status::Confirmed, Status::Confirmed],
-            ..Filter::default()
+            ..usual()
         },
         Filter {
             statuses: vec![Status::Placed, Status::Confirmed],
-            ..Filter::default()
+            currency: euros,
+            ..usual()
         },
         Filter {
-            customer_id: Some("c7".parse().expect("a valid id")),
-            ..Filter::default()
+            customer_id: c7.clone(),
+            ..usual()
+        },
+        Filter {
+            currency: euros,
+            ..usual()
         },
         Filter {
             placed_after: Some(placed_at(70)),
             placed_before: Some(placed_at(700)),
-            ..Filter::default()
+            ..usual()
+        },
+        Filter {
+            currency: euros,
+            placed_before: Some(placed_at(700)),
+            ..usual()
         },
         Filter {
             statuses: vec![Status::Placed],
-            customer_id: Some("c7".parse().expect("a valid id")),
+            customer_id: c7,
             placed_after: Some(placed_at(70)),
             placed_before: Some(placed_at(700)),
+            ..usual()
         },
-    ];
-    for (filter, sort) in filters
-        .iter()
-        .flat_map(|filter| every_sort().map(move |sort| (filter, sort)))
-    {
-        let meets = |row: &order_list::Row| {
-            (filter.statuses.is_empty() || filter.statuses.contains(&row.status))
-                && filter
-                    .customer_id
-                    .as_ref()
-                    .is_none_or(|id| row.customer_id == *id)
-                && filter.placed_after.is_none_or(|moment| row.placed_at >= moment)
-                && filter.placed_before.is_none_or(|moment| row.placed_at < moment)
-        };
-        let expected = sorted(rows.iter().filter(|row| meets(row)).cloned().collect(), sort);
-        assert!(!expected.is_empty(), "{filter:?} lets something through");
-        assert_eq!(
-            page_through(&database, filter, sort, 40).await,
-            expected,
-            "{filter:?} {sort:?}"
-        );
+        Filter {
+            search: Some(Search::parse("web")),
+            ..usual()
+        },
+        Filter {
+            search: Some(Search::parse("ord_0000000000000000000000")),
+            ..usual()
+        },
+    ]
+}
+
+#[tokio::test]
+async fn every_list_is_what_meets_its_filters_in_its_order_page_by_page() {
+    let mut database = Database::create().await;
+    let rows = database.project::<OrderList>(&history(TENANT, 0..3_000)).await;
+    database
+        .project::<OrderList>(&history(STRANGER, 20_000..20_100))
+        .await;
+    let mut indexes = BTreeSet::new();
+    for filter in filters() {
+        let passing: Vec<_> = rows.iter().filter(|row| meets(&filter, row)).cloned().collect();
+        assert!(!passing.is_empty(), "{filter:?} lets something through");
+        let scans = ACCESS_PATHS.iter().flat_map(|path| path.scans());
+        for scan in scans.filter_map(|scan| filter.scan(Some(&scan.order())).ok()) {
+            indexes.insert(scan.index());
+            let listed = page_through(&database, &filter, scan, 97).await;
+            assert!(
+                listed == sorted(passing.clone(), scan),
+                "{filter:?} by {}: {} rows",
+                scan.order(),
+                listed.len()
+            );
+        }
     }
+    assert_eq!(indexes.len(), ACCESS_PATHS.len(), "some index was never read");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use daybook_read_model::order_list::{self, Filter, Sort, SortBy};
+use daybook_read_model::order_list::{self, Filter};
 use daybook_read_model::{
     CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, StockLevels, checkpoint, customer_totals,
     each_read_model, order_details, stock_levels,
@@ -22,10 +22,9 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
     database
         .project::<StockLevels>(&[registered(TENANT, "TEA")])
         .await;
-    let newest = Sort {
-        by: SortBy::PlacedAt,
-        descending: true,
-    };
+    let filter = Filter::default();
+    let newest = filter.scan(None).expect("an index serves it");
+    let customers = ["c7".parse().expect("a valid id")];
     let ids: Vec<_> = (0..10).map(order_id).collect();
 
     for (tenant, expected) in [
@@ -33,9 +32,9 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
         (TENANT, [10, 10, 1, 1]),
         (STRANGER, [0, 0, 0, 0]),
     ] {
-        let listed = order_list::list(&database.query, tenant, &Filter::default(), newest, None, 100).await;
+        let listed = order_list::list(&database.query, tenant, &filter, newest, None, 100).await;
         let found = order_details::find_many(&database.query, tenant, &ids).await;
-        let totals = customer_totals::find(&database.query, tenant, "c7").await;
+        let totals = customer_totals::find(&database.query, tenant, &customers).await;
         let levels = stock_levels::list(&database.query, tenant, "", 100).await;
         let seen = [
             listed.expect("a page").len(),
@@ -97,9 +96,16 @@ async fn details_and_totals_are_found_as_they_were_folded() {
         .collect();
     assert_eq!(found, expected);
 
-    let found = customer_totals::find(&database.query, TENANT, "c3")
+    let wanted = ["c3", "c4", "nobody"].map(|id| id.parse().expect("a valid id"));
+    let customers = customer_totals::find(&database.query, TENANT, &wanted)
         .await
         .expect("totals");
+    let ids: Vec<_> = customers
+        .iter()
+        .map(|customer| customer.customer_id.as_str())
+        .collect();
+    assert_eq!(ids, ["c3", "c4"]);
+    let found = &customers[0].totals;
     let kept = totals
         .iter()
         .find(|row| row.key.customer_id.as_str() == "c3")

@@ -107,11 +107,12 @@ async fn a_row_that_replaces_another_leaves_one_of_each_key_and_the_newest_is_re
     CustomerTotals::insert(&mut database.projector, Generation::FIRST, &[&old], None)
         .await
         .expect("nothing has this position");
-    let found = customer_totals::find(&database.query, TENANT, "c7")
+    let found = customer_totals::find(&database.query, TENANT, &["c7".parse().expect("a valid id")])
         .await
         .expect("totals");
     let seen: Vec<_> = found
         .iter()
+        .flat_map(|customer| &customer.totals)
         .map(|row| (row.key.currency.as_str(), row.orders_placed))
         .collect();
     assert_eq!(seen, [("EUR", 30), ("JPY", 30), ("USD", 30)]);

@@ -127,20 +127,48 @@ fn an_order_that_does_not_begin_with_its_placing_is_refused() {
 }
 
 #[test]
-fn a_place_in_the_list_is_the_value_that_it_is_sorted_by() {
+fn a_place_in_the_list_is_what_the_order_has_in_the_columns_of_the_sort() {
     let row = row_after([place(1), Command::Confirm]);
-    let value = |by| {
-        Sort {
-            by,
-            descending: false,
-        }
-        .keyset(&row)
-        .value
+    let in_euros = Filter {
+        currency: Some(text("EUR")),
+        ..Filter::default()
     };
-    assert_eq!(value(SortBy::TotalMinor), 2_600);
-    assert_eq!(value(SortBy::PlacedAt), START.unix_timestamp() * 1_000_000);
+    let keyset = |filter: &Filter, sort: &str| {
+        let scan = filter.scan(Some(&Sort::parse(sort))).expect("an index serves it");
+        scan.keyset(&row).0
+    };
+    let (id, placed_at) = (order_id(1).to_string(), moment(START));
     assert_eq!(
-        value(SortBy::UpdatedAt),
-        (START.unix_timestamp() + 60) * 1_000_000
+        keyset(&in_euros, "total_minor"),
+        ["2600", placed_at.as_str(), id.as_str()]
+    );
+    assert_eq!(
+        keyset(&Filter::default(), "-placed_at,total_minor"),
+        [placed_at.as_str(), "-2600", id.as_str()]
+    );
+}
+
+#[test]
+fn without_a_sort_the_newest_come_first_and_what_is_searched_for_in_its_own_order() {
+    let order = |search: Option<&str>| {
+        let filter = Filter {
+            search: search.map(Search::parse),
+            ..Filter::default()
+        };
+        let scan = filter.scan(None).expect("an index serves it");
+        scan.order().to_string()
+    };
+    assert_eq!(order(None), "-placed_at,-order_id");
+    assert_eq!(order(Some("ord_01")), "order_id");
+    assert_eq!(order(Some("web-1")), "reference,order_id");
+}
+
+#[test]
+fn totals_are_compared_within_a_currency_only() {
+    let refused = Filter::default().scan(Some(&Sort::parse("-total_minor")));
+    let message = refused.expect_err("no index serves it").to_string();
+    assert!(
+        message.contains("total_minor,placed_at or -total_minor,-placed_at with currency (and with status)"),
+        "{message}"
     );
 }
