@@ -12,6 +12,7 @@ mod disk;
 mod failover;
 mod http;
 mod imports;
+mod lists;
 mod lives;
 mod load;
 mod publishers;
@@ -45,7 +46,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, import, snapshot,
+    /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, lists, import, snapshot,
     /// replicas, repeats, stale, streams, strangers, network, takeover, failover, publishers; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -55,7 +56,7 @@ pub(crate) struct Options {
     /// How often each measurement is repeated; the median counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Also what takes minutes: two minutes of full batches, and a million commands on hot orders.
+    /// Also what takes minutes: a list of 10,000,000 orders, two minutes of full batches, and a million commands on hot orders.
     #[arg(long)]
     long: bool,
     /// Where the figures go as JSON, besides the table.
@@ -203,6 +204,11 @@ async fn crowds(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 
 /// What takes minutes each.
 async fn long(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if (options.long || !options.only.is_empty()) && options.wants("lists") {
+        lists::measure(options, &servers().await?, report)
+            .await
+            .context("long lists")?;
+    }
     if options.long && options.wants("sustained") {
         sustained::measure(options, report)
             .await
