@@ -178,7 +178,9 @@ impl Feed {
                     let met = counted.get();
                     if std::mem::replace(&mut holes, met) != met && context.is_superseded(partition).await {
                         context.reconnect().await;
-                        return Some(anyhow::anyhow!("the log was superseded: its address leads to another"));
+                        return Some(anyhow::anyhow!(
+                            "the log was superseded: its address leads to another"
+                        ));
                     }
                     continue;
                 }

@@ -166,7 +166,9 @@ mod tests {
             (HeaderName::from_static(name), value)
         });
         let mut map = HeaderMap::new();
-        headers.for_each(|(name, value)| drop(map.append(name, value)));
+        for (name, value) in headers {
+            map.append(name, value);
+        }
         Head::read(&map).map_err(|error| {
             let violations = error.violations().iter();
             violations

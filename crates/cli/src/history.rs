@@ -77,8 +77,7 @@ fn path(arguments: &Arguments) -> Result<String, Failure> {
     let wrong = || Failure::Usage(format!("{id} is not the TypeID of an aggregate"));
     let aggregates = Kind::by_id(id).ok_or_else(wrong)?.plural;
     let (from, diff) = (arguments.from_version, arguments.diff);
-    let path =
-        format!("/v1/{aggregates}/{id}/events?limit={PAGE_EVENTS}&from_version={from}&diff={diff}");
+    let path = format!("/v1/{aggregates}/{id}/events?limit={PAGE_EVENTS}&from_version={from}&diff={diff}");
     Ok(match arguments.to_version {
         Some(to) => format!("{path}&to_version={to}"),
         None => path,
@@ -139,9 +138,7 @@ fn as_table(events: &[Box<RawValue>], diff: bool) -> String {
         events.map(|event: Value| {
             let [version, position, recorded, occurred, name, by, reason] = table_row(&event);
             let changes = changes(&event["changes"]);
-            [
-                version, position, recorded, occurred, name, by, reason, changes,
-            ]
+            [version, position, recorded, occurred, name, by, reason, changes]
         }),
     )
 }

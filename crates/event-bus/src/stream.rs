@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, UpdateStreamError};
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
 };

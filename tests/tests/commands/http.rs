@@ -319,8 +319,7 @@ async fn a_command_whose_answer_a_crash_swallowed_is_answered_when_it_comes_agai
     let mut caller = TcpStream::connect(backend.commands[0].address).await?;
     caller.write_all(request.as_bytes()).await?;
     wait::until("the command is recorded", async || {
-        let head = log::head(&backend.superuser).await?;
-        Ok((head == 1).then_some(()))
+        Ok(log::head(&backend.superuser).await? == 1)
     })
     .await?;
     backend.commands[0].service.kill().await?;

@@ -455,7 +455,7 @@ async fn a_tenants_full_share_and_a_full_queue_are_told_apart_on_both_transports
     let (service, both) = (&backend.commands[0], Both::new(&backend)?);
     // All that a tenant may hold is 32 MiB, and somewhat more is asked for.
     let _held = hold(service, &backend.tenant.service_key, 80).await?;
-    let (status, answer) = wait::until("the tenant has its share", async || {
+    let (status, answer) = wait::value("the tenant has its share", async || {
         let (status, answer) = send_large(&both).await?;
         Ok((answer.status == 429 && status.is_err()).then_some((status, answer)))
     })
@@ -471,7 +471,7 @@ async fn a_tenants_full_share_and_a_full_queue_are_told_apart_on_both_transports
         others.push(hold(service, &tenant.service_key, count).await?);
     }
     let newcomer = Both::of(service, &Tenant::create(&backend.superuser).await?)?;
-    let (status, answer) = wait::until("nothing is left", async || {
+    let (status, answer) = wait::value("nothing is left", async || {
         let (status, answer) = send_large(&newcomer).await?;
         let is_full = status
             .as_ref()
@@ -655,9 +655,9 @@ async fn a_request_that_a_stop_leaves_no_time_is_told_so_on_both_transports() ->
     let caller = services.caller()?;
     let receipt = caller.place(&new_order_id(), "customer-1").await?;
     let stop = async {
-        wait::until("both wait", async || {
+        wait::value("both wait", async || {
             let open = metrics::sum(services.query.admin, "daybook_requests_in_flight").await?;
-            Ok((open >= 2.0).then_some(()))
+            Ok(open >= 2.0)
         })
         .await?;
         let process = services.query.service.process_id().context("it runs")?;

@@ -374,7 +374,9 @@ async fn a_rebuild_after_a_restore_that_fails_is_not_tried_again_and_again() {
     setup
         .execute("UPDATE event_store.event SET payload = '{}' WHERE position = 50")
         .await;
-    setup.value::<i32>("SELECT event_store.fork(0, 0, 'a test')").await;
+    setup
+        .value::<i32>("SELECT event_store.fork(0, 0, 'a test')")
+        .await;
     drop(worker);
     setup.kill_replicas().await;
     let mut worker = setup.worker::<OrderList>().await;

@@ -246,7 +246,11 @@ async fn the_changes_of_a_history_lead_from_each_document_to_the_next() -> anyho
         });
         let wanted = event["changes"].as_array().into_iter().flatten().map(|change| {
             let pointer = change["pointer"].as_str().expect("a pointer").to_owned();
-            (pointer, change.get("before").cloned(), change.get("after").cloned())
+            (
+                pointer,
+                change.get("before").cloned(),
+                change.get("after").cloned(),
+            )
         });
         assert!(changes.eq(wanted));
     }

@@ -96,11 +96,10 @@ async fn what_was_there_before_comes_once_however_much_is_written_meanwhile() ->
         }
     });
     let placed = try_join_all(placing).await?;
-    let newest = placed.iter().max_by_key(|(_, receipt)| receipt.positions.clone());
-    let token = newest
-        .map(|(_, receipt)| receipt.consistency_token.clone())
-        .unwrap_or_default();
-    assert_eq!(caller.get_after(&token, "/v1/orders").await?.status, 200);
+    for (_, receipt) in &placed {
+        let seen = caller.get_after(&receipt.consistency_token, "/v1/orders").await?;
+        assert_eq!(seen.status, 200, "{}", seen.json());
+    }
     let before: Arc<[String]> = placed.into_iter().map(|(id, _)| id).collect();
 
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
