@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Result, bail};
 
 use crate::command::cargo;
-use crate::project::{root, say};
+use crate::project::say;
 
 /// Runs every check, so that one run shows all that is wrong.
 pub(crate) fn run() -> Result<ExitCode> {
@@ -16,6 +16,11 @@ pub(crate) fn run() -> Result<ExitCode> {
             failed.push(name);
         }
     }
+    verdict(&failed)
+}
+
+/// Success, unless a check failed.
+pub(crate) fn verdict(failed: &[&str]) -> Result<ExitCode> {
     if !failed.is_empty() {
         bail!("these checks failed: {}", failed.join(", "));
     }
@@ -28,17 +33,12 @@ fn checks() -> Vec<(&'static str, Command)> {
         ("lints", lints()),
         ("documentation", documentation()),
     ];
-    if is_there("npx", &["--version"]) {
-        checks.push(("protos", protos()));
-    } else {
-        skipped("protos (buf lint)", "Node.js");
-    }
-    if is_there("cargo", &["deny", "--version"]) {
+    if is_there("deny") {
         checks.push(("dependencies", dependencies()));
     } else {
         skipped("dependencies (cargo deny)", "cargo-deny");
     }
-    if is_there("cargo", &["machete", "--version"]) {
+    if is_there("machete") {
         checks.push(("unused dependencies", unused_dependencies()));
     } else {
         skipped("unused dependencies (cargo machete)", "cargo-machete");
@@ -74,14 +74,6 @@ fn documentation() -> Command {
     command
 }
 
-fn protos() -> Command {
-    let mut command = Command::new("npx");
-    command
-        .args(["--yes", "@bufbuild/buf", "lint"])
-        .current_dir(root().join("proto"));
-    command
-}
-
 fn dependencies() -> Command {
     let mut command = cargo();
     command.args(["deny", "--log-level", "error", "check"]);
@@ -94,9 +86,9 @@ fn unused_dependencies() -> Command {
     command
 }
 
-fn is_there(program: &str, arguments: &[&str]) -> bool {
-    let status = Command::new(program)
-        .args(arguments)
+fn is_there(subcommand: &str) -> bool {
+    let status = cargo()
+        .args([subcommand, "--version"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();

@@ -1,13 +1,15 @@
 //! `cargo xtask`: everything that a developer runs, in one place and the same on every machine.
 //!
 //! `up` starts the whole system, `test` runs every test against real servers, `check` is what has to hold before a
-//! commit, `bench` measures. None of them needs more than Rust: servers are found or installed.
+//! commit, `contracts` has other people's tools look at what callers see, `bench` measures. None of them needs more than
+//! Rust: servers and tools are found or installed.
 
 #![expect(clippy::print_stdout, reason = "what a command prints is its result")]
 
 mod bench;
 mod check;
 mod command;
+mod contracts;
 mod down;
 mod project;
 mod secrets;
@@ -45,8 +47,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Check the format, lints, documentation, protos and dependencies
+    /// Check the format, lints, documentation and dependencies
     Check,
+    /// Hold the protos and descriptions to what outside tools say; installs these tools
+    Contracts,
     /// Measure, and print a table and JSON
     Bench {
         /// For the benchmark itself: see `cargo xtask bench --help`
@@ -63,6 +67,7 @@ async fn main() -> ExitCode {
         Task::Status => down::status(),
         Task::Test { arguments } => test::run(&arguments).await,
         Task::Check => check::run(),
+        Task::Contracts => contracts::run(),
         Task::Bench { arguments } => bench::run(&arguments).await,
     };
     result.unwrap_or_else(|error| {

@@ -26,14 +26,18 @@ pub(crate) fn state_directory() -> PathBuf {
     root().join(".daybook")
 }
 
-/// Where cargo puts the binaries of a profile: this program is one of them, so its own place tells.
-pub(crate) fn binaries(release: bool) -> Result<PathBuf> {
+/// Cargo's target directory: this program is in it, so its own place tells.
+pub(crate) fn target() -> Result<PathBuf> {
     let own = std::env::current_exe().context("could not find out where this program is")?;
-    let target = own
-        .ancestors()
-        .nth(2)
-        .context("this program is not in a target directory of cargo")?;
-    Ok(target.join(if release { "release" } else { "debug" }))
+    let target = own.ancestors().nth(2);
+    Ok(target
+        .context("this program is not in a target directory of cargo")?
+        .to_path_buf())
+}
+
+/// Where cargo puts the binaries of a profile.
+pub(crate) fn binaries(release: bool) -> Result<PathBuf> {
+    Ok(target()?.join(if release { "release" } else { "debug" }))
 }
 
 /// One line about what is being done, on stderr: stdout is for results.

@@ -44,6 +44,12 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends python3-pip";
 
+/// Installs Node.js with npm.
+const APT_NODE: &str = "set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends nodejs npm";
+
 /// Finds Postgres, and installs it when it is missing. `say` gets one line per step that changes the machine.
 ///
 /// # Errors
@@ -69,6 +75,34 @@ pub fn ensure_nats_server(say: &dyn Fn(&str)) -> Result<NatsProgram, DevstackErr
         }
         install_nats_server(&cache_directory(), say)?;
         find::nats_server()
+    })
+}
+
+/// Finds Node.js with npm, which the tools for the contracts run on, and installs it when it is missing.
+///
+/// # Errors
+/// [`DevstackError::Install`].
+pub fn ensure_node(say: &dyn Fn(&str)) -> Result<(), DevstackError> {
+    if run(Command::new("npm").arg("--version")).is_ok() {
+        return Ok(());
+    }
+    let failed = |reason: String| DevstackError::Install {
+        tool: "Node.js",
+        reason,
+    };
+    require_apt().map_err(failed)?;
+    say("Node.js with npm is missing: apt-get install nodejs npm");
+    as_root(APT_NODE).map_err(failed)
+}
+
+/// Finds Python with pip, and installs it when it is missing.
+///
+/// # Errors
+/// [`DevstackError::Install`].
+pub fn ensure_python(say: &dyn Fn(&str)) -> Result<(), DevstackError> {
+    ensure_pip(say).map_err(|reason| DevstackError::Install {
+        tool: "Python",
+        reason,
     })
 }
 

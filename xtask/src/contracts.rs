@@ -1,0 +1,70 @@
+//! `cargo xtask contracts`: the promises on the wire, held by tools that we did not write.
+//!
+//! The tools are pinned in `contracts/` and installed below the target directory ([`tools`]); building and running
+//! Daybook needs none of them. What a change may not break is named by `contracts/baseline` ([`baseline`]).
+
+mod baseline;
+mod tools;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use self::baseline::Baseline;
+use self::tools::Tools;
+use crate::check;
+use crate::project::{say, target};
+
+/// A tool and what it looks at.
+type Check = (&'static str, Command);
+
+/// Runs every tool, so that one run shows all that is wrong.
+pub(crate) fn run() -> Result<ExitCode> {
+    let directory = target()?.join("contracts");
+    let tools = Tools::install(&directory)?;
+    let mut checks = documents(&tools);
+    if let Some(baseline) = Baseline::find()? {
+        checks.extend(changes(&tools, &baseline, &directory)?);
+    }
+    check::verdict(&failures(checks)?)
+}
+
+/// What each document has to be by itself.
+fn documents(tools: &Tools) -> Vec<Check> {
+    let mut lint = tools.node("buf");
+    lint.args(["lint", "proto"]);
+    let mut format = tools.node("buf");
+    format.args(["format", "proto", "--diff", "--exit-code"]);
+    vec![("protos (buf lint)", lint), ("protos (buf format)", format)]
+}
+
+/// What the documents may have become since the baseline.
+fn changes(tools: &Tools, baseline: &Baseline, directory: &Path) -> Result<Vec<Check>> {
+    let protos = directory.join("baseline.tar");
+    baseline.archive("proto", &protos)?;
+    let mut breaking = tools.node("buf");
+    breaking
+        .args(["breaking", "proto", "--against"])
+        .arg(format!("{}#subdir=proto", protos.display()));
+    Ok(vec![("changes of protos (buf breaking)", breaking)])
+}
+
+/// Runs the checks and returns the names of those that failed. What a tool says is shown only then.
+fn failures(checks: Vec<Check>) -> Result<Vec<&'static str>> {
+    let mut failed = Vec::new();
+    for (name, mut command) in checks {
+        say(name);
+        let output = command
+            .output()
+            .with_context(|| format!("could not run {}", command.get_program().display()))?;
+        if !output.status.success() {
+            failed.push(name);
+            let mut stderr = std::io::stderr();
+            stderr.write_all(&output.stdout)?;
+            stderr.write_all(&output.stderr)?;
+        }
+    }
+    Ok(failed)
+}

@@ -1,0 +1,84 @@
+//! The tools: pinned in `contracts/` by version and hash, installed below the target directory, so that nothing of them is
+//! in the tree or in the system.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use daybook_devstack::install;
+
+use crate::project::{root, say};
+
+/// The installed tools.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    node: PathBuf,
+}
+
+impl Tools {
+    /// Installs what is not yet installed in these versions. Node.js itself comes from the system.
+    pub(crate) fn install(directory: &Path) -> Result<Self> {
+        install::ensure_node(&say)?;
+        let node = directory.join("node");
+        once(&node, "node", "package-lock.json", npm)?;
+        Ok(Self { node })
+    }
+
+    /// A program of one of the Node.js packages, to be run in the root of the checkout.
+    pub(crate) fn node(&self, program: &str) -> Command {
+        let modules = self.node.join("node_modules");
+        let mut command = Command::new(modules.join(".bin").join(program));
+        command.current_dir(root());
+        command
+    }
+}
+
+/// Installs into an empty directory, unless all that `lock` names is there already, installed for this interpreter.
+fn once(
+    directory: &Path,
+    interpreter: &str,
+    lock: &str,
+    install: fn(&Path, &Path) -> Result<Command>,
+) -> Result<()> {
+    let lock = root().join("contracts").join(lock);
+    let pinned =
+        std::fs::read_to_string(&lock).with_context(|| format!("could not read {}", lock.display()))?;
+    let wanted = format!("{}{pinned}", version(interpreter)?);
+    let stamp = directory.join("installed");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    say(&format!("installing what {} names", lock.display()));
+    if directory.exists() {
+        std::fs::remove_dir_all(directory)?;
+    }
+    std::fs::create_dir_all(directory)?;
+    let output = install(directory, &lock)?.output()?;
+    if !output.status.success() {
+        bail!(
+            "could not install what {} names: {}",
+            lock.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    // Last, so that an installation that was interrupted counts for nothing.
+    Ok(std::fs::write(&stamp, wanted)?)
+}
+
+fn version(program: &str) -> Result<String> {
+    let output = Command::new(program).arg("--version").output();
+    let output = output.with_context(|| format!("could not run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `npm ci` refuses what has another hash than the lock file. No package's own script is run.
+fn npm(directory: &Path, lock: &Path) -> Result<Command> {
+    for file in [lock, &lock.with_file_name("package.json")] {
+        let name = file.file_name().context("it is the name of a file")?;
+        std::fs::copy(file, directory.join(name))?;
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .current_dir(directory);
+    Ok(npm)
+}
