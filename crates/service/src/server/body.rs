@@ -144,6 +144,11 @@ pub(super) async fn pass_over(mut body: Body) {
 
 /// Has the one message of an answer encoded now, so that its size is known.
 pub(super) async fn whole(answer: Response) -> Result<Response, ApiError> {
+    // A refusal is its head alone, and ends with it. With a body, however empty, its end would be a frame of its own, and
+    // clients built on gRPC's C core then report UNKNOWN in place of the status.
+    if answer.body().is_end_stream() {
+        return Ok(answer);
+    }
     let (parts, body) = answer.into_parts();
     let collected = body.collect().await.map_err(ApiError::internal)?;
     let trailers = collected.trailers().cloned().map(Ok);

@@ -312,6 +312,14 @@ async fn an_answer_that_is_not_the_handlers_own_counts_until_it_is_taken() {
     assert!(!untaken.iter().any(|answer| answer.body().is_end_stream()));
 }
 
+#[tokio::test]
+async fn a_grpc_refusal_ends_with_its_head() {
+    let server = Server::start(Limits::default()).await;
+    let refused = ask(&server, (Method::POST, "/t.v1.T/Refuse", "application/grpc"), 1).await;
+    assert!(refused[0].headers().contains_key("grpc-status"));
+    assert!(refused[0].body().is_end_stream());
+}
+
 /// A large answer: whether it comes, or the code of its refusal.
 async fn large(server: &Server, content_type: &'static str) -> Result<(), String> {
     let client = client_of(http::Version::HTTP_2);
