@@ -15,7 +15,10 @@ use anyhow::{Context as _, Result};
 use self::baseline::Baseline;
 use self::tools::Tools;
 use crate::check;
-use crate::project::{say, target};
+use crate::project::{root, say, target};
+
+/// The description of the messages on NATS.
+const EVENTS: &str = "proto/asyncapi.yaml";
 
 /// A tool and what it looks at.
 type Check = (&'static str, Command);
@@ -24,7 +27,7 @@ type Check = (&'static str, Command);
 pub(crate) fn run() -> Result<ExitCode> {
     let directory = target()?.join("contracts");
     let tools = Tools::install(&directory)?;
-    let mut checks = documents(&tools);
+    let mut checks = documents(&tools, &descriptions()?);
     if let Some(baseline) = Baseline::find()? {
         checks.extend(changes(&tools, &baseline, &directory)?);
     }
@@ -32,12 +35,49 @@ pub(crate) fn run() -> Result<ExitCode> {
 }
 
 /// What each document has to be by itself.
-fn documents(tools: &Tools) -> Vec<Check> {
+fn documents(tools: &Tools, descriptions: &[String]) -> Vec<Check> {
     let mut lint = tools.node("buf");
     lint.args(["lint", "proto"]);
     let mut format = tools.node("buf");
     format.args(["format", "proto", "--diff", "--exit-code"]);
-    vec![("protos (buf lint)", lint), ("protos (buf format)", format)]
+    let mut spectral = tools.node("spectral");
+    spectral
+        .args([
+            "lint",
+            "--ruleset",
+            "contracts/spectral.yaml",
+            "--fail-severity",
+            "warn",
+        ])
+        .args(descriptions)
+        .arg(EVENTS);
+    let mut redocly = tools.node("redocly");
+    redocly
+        .args(["lint", "--config", "contracts/redocly.yaml"])
+        .args(descriptions)
+        .arg(EVENTS)
+        .env("REDOCLY_TELEMETRY", "off")
+        .env("REDOCLY_SUPPRESS_UPDATE_NOTICE", "true");
+    vec![
+        ("protos (buf lint)", lint),
+        ("protos (buf format)", format),
+        ("descriptions (Spectral)", spectral),
+        ("descriptions (Redocly)", redocly),
+    ]
+}
+
+/// The OpenAPI descriptions: each service that has one commits it as `openapi.json` in its crate.
+fn descriptions() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root()).context("could not read the sources")? {
+        let description = entry?.path().join("openapi.json");
+        if description.is_file() {
+            let path = description.strip_prefix(root()).unwrap_or(&description);
+            found.push(path.display().to_string());
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// What the documents may have become since the baseline.

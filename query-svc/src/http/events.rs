@@ -6,8 +6,9 @@ use daybook_domain::aggregates::{AGGREGATES, Kind};
 use daybook_service::ApiError;
 use daybook_service::path::Path;
 use http::HeaderMap;
-use utoipa::IntoParams;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::openapi::{NotFound, NotModified, Refusals};
 use super::params::Params;
@@ -20,18 +21,25 @@ use crate::reads::Reads;
 #[into_params(parameter_in = Path)]
 pub struct Aggregate {
     /// What aggregates of its kind are called in addresses.
-    #[param(schema_with = plurals, example = "orders")]
+    #[param(value_type = Plural, inline, example = "orders")]
     pub aggregates: String,
     /// The aggregate's TypeID.
     #[param(example = json!(examples::ORDER_ID))]
     pub id: String,
 }
 
-fn plurals() -> Object {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .enum_values(Some(AGGREGATES.iter().map(|kind| kind.plural)))
-        .build()
+/// What aggregates of a kind are called.
+struct Plural;
+
+impl ToSchema for Plural {}
+
+impl PartialSchema for Plural {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(AGGREGATES.iter().map(|kind| kind.plural)))
+            .into()
+    }
 }
 
 /// What a history takes.
