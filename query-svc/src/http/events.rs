@@ -47,10 +47,10 @@ impl PartialSchema for Plural {
 #[into_params(parameter_in = Query)]
 pub struct ListEventsParams {
     /// The first version to return.
-    #[param(nullable = false, minimum = 1, default = 1)]
+    #[param(nullable = false, format = "uint64", minimum = 1, default = 1)]
     pub from_version: Option<u64>,
     /// The last version to return; the newest when absent.
-    #[param(nullable = false, minimum = 1)]
+    #[param(nullable = false, format = "uint64", minimum = 1)]
     pub to_version: Option<u64>,
     /// `asc` for the oldest event first, `desc` for the newest.
     #[param(nullable = false, default = "asc", pattern = "^(asc|desc)$")]
