@@ -78,7 +78,8 @@ pub async fn list_customers(
     tag = "Customers",
     security(("api_key" = ["orders:read"])),
     params(
-        ("customer_id" = String, Path, description = "The customer's id.", example = "c-4711"),
+        ("customer_id" = String, Path, description = "The customer's id.", example = "c-4711",
+            pattern = "^[A-Za-z0-9._:-]{1,64}$"),
         FreshnessQuery,
         FreshnessHeaders,
         ConditionalHeaders,

@@ -24,7 +24,7 @@ pub struct Aggregate {
     #[param(value_type = Plural, inline, example = "orders")]
     pub aggregates: String,
     /// The aggregate's TypeID.
-    #[param(example = json!(examples::ORDER_ID))]
+    #[param(pattern = "^[a-z]+_[0-7][0-9a-hjkmnp-tv-z]{25}$", example = json!(examples::ORDER_ID))]
     pub id: String,
 }
 

@@ -25,10 +25,10 @@ use crate::reads::Reads;
 #[into_params(parameter_in = Query)]
 pub struct ListOrdersParams {
     /// Only orders in one of these states; given more than once, or as a list with commas.
-    #[param(explode = false, required = false)]
+    #[param(explode = false, required = false, min_items = 1)]
     pub status: Vec<OrderStatus>,
     /// Only this customer's orders.
-    #[param(nullable = false, example = "c-4711")]
+    #[param(nullable = false, pattern = "^[A-Za-z0-9._:-]{1,64}$", example = "c-4711")]
     pub customer_id: Option<String>,
     /// Only orders in this currency, by its ISO 4217 code.
     #[param(nullable = false, example = "EUR")]
@@ -114,7 +114,8 @@ pub async fn list_orders(
     tag = "Orders",
     security(("api_key" = ["orders:read"])),
     params(
-        ("order_id" = String, Path, description = "The order's TypeID.", example = json!(examples::ORDER_ID)),
+        ("order_id" = String, Path, description = "The order's TypeID.", example = json!(examples::ORDER_ID),
+            pattern = "^ord_[0-7][0-9a-hjkmnp-tv-z]{25}$"),
         GetOrderParams,
         FreshnessQuery,
         FreshnessHeaders,

@@ -75,7 +75,8 @@ pub async fn list_stock_items(
     tag = "Stock",
     security(("api_key" = ["stock:read"])),
     params(
-        ("stock_item_id" = String, Path, description = "The stock item's TypeID.", example = json!(STOCK_ITEM_ID)),
+        ("stock_item_id" = String, Path, description = "The stock item's TypeID.", example = json!(STOCK_ITEM_ID),
+            pattern = "^stk_[0-7][0-9a-hjkmnp-tv-z]{25}$"),
         FreshnessQuery,
         FreshnessHeaders,
         ConditionalHeaders,
