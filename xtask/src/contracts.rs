@@ -27,9 +27,10 @@ type Check = (&'static str, Command);
 pub(crate) fn run() -> Result<ExitCode> {
     let directory = target()?.join("contracts");
     let tools = Tools::install(&directory)?;
-    let mut checks = documents(&tools, &descriptions()?);
+    let descriptions = descriptions()?;
+    let mut checks = documents(&tools, &descriptions);
     if let Some(baseline) = Baseline::find()? {
-        checks.extend(changes(&tools, &baseline, &directory)?);
+        checks.extend(changes(&tools, &baseline, &descriptions, &directory)?);
     }
     check::verdict(&failures(checks)?)
 }
@@ -81,14 +82,30 @@ fn descriptions() -> Result<Vec<String>> {
 }
 
 /// What the documents may have become since the baseline.
-fn changes(tools: &Tools, baseline: &Baseline, directory: &Path) -> Result<Vec<Check>> {
+fn changes(
+    tools: &Tools,
+    baseline: &Baseline,
+    descriptions: &[String],
+    directory: &Path,
+) -> Result<Vec<Check>> {
     let protos = directory.join("baseline.tar");
     baseline.archive("proto", &protos)?;
     let mut breaking = tools.node("buf");
     breaking
         .args(["breaking", "proto", "--against"])
         .arg(format!("{}#subdir=proto", protos.display()));
-    Ok(vec![("changes of protos (buf breaking)", breaking)])
+    let mut openapi = tools.script("openapi-breaking.cjs");
+    for (number, description) in descriptions.iter().enumerate() {
+        if let Some(before) = baseline.file(description)? {
+            let path = directory.join(format!("baseline-{number}.json"));
+            std::fs::write(&path, before)?;
+            openapi.arg(path).arg(description);
+        }
+    }
+    Ok(vec![
+        ("changes of protos (buf breaking)", breaking),
+        ("changes of descriptions (api-smart-diff)", openapi),
+    ])
 }
 
 /// Runs the checks and returns the names of those that failed. What a tool says is shown only then.

@@ -42,6 +42,12 @@ impl Baseline {
         }
         std::fs::write(tar, output.stdout).with_context(|| format!("could not write {}", tar.display()))
     }
+
+    /// A file of the sources, as it was. `None` where there was none.
+    pub(crate) fn file(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let output = git(&["show", &format!("{}:{path}", self.commit)])?;
+        Ok(output.status.success().then_some(output.stdout))
+    }
 }
 
 fn git(arguments: &[&str]) -> Result<Output> {

@@ -31,6 +31,16 @@ impl Tools {
         command.current_dir(root());
         command
     }
+
+    /// One of our own scripts, which may ask for these packages.
+    pub(crate) fn script(&self, name: &str) -> Command {
+        let mut command = Command::new("node");
+        command
+            .arg(root().join("contracts").join(name))
+            .env("NODE_PATH", self.node.join("node_modules"))
+            .current_dir(root());
+        command
+    }
 }
 
 /// Installs into an empty directory, unless all that `lock` names is there already, installed for this interpreter.
