@@ -1,9 +1,11 @@
 //! `cargo xtask contracts`: the promises on the wire, held by tools that we did not write.
 //!
-//! The tools are pinned in `contracts/` and installed below the target directory ([`tools`]); building and running
-//! Daybook needs none of them. What a change may not break is named by `contracts/baseline` ([`baseline`]).
+//! The tools are pinned in `contracts/` and installed below the target directory; building and running
+//! Daybook needs none of them. They read the documents, compare them with what they were, and call the
+//! running services.
 
 mod baseline;
+mod services;
 mod tools;
 
 use std::io::Write as _;
@@ -24,7 +26,7 @@ const EVENTS: &str = "proto/asyncapi.yaml";
 type Check = (&'static str, Command);
 
 /// Runs every tool, so that one run shows all that is wrong.
-pub(crate) fn run() -> Result<ExitCode> {
+pub(crate) async fn run() -> Result<ExitCode> {
     let directory = target()?.join("contracts");
     let tools = Tools::install(&directory)?;
     let descriptions = descriptions()?;
@@ -32,7 +34,9 @@ pub(crate) fn run() -> Result<ExitCode> {
     if let Some(baseline) = Baseline::find()? {
         checks.extend(changes(&tools, &baseline, &descriptions, &directory)?);
     }
-    check::verdict(&failures(checks)?)
+    let mut failed = failures(checks)?;
+    failed.extend(services::failing(&tools).await?);
+    check::verdict(&failed)
 }
 
 /// What each document has to be by itself.

@@ -49,7 +49,7 @@ enum Task {
     },
     /// Check the format, lints, documentation and dependencies
     Check,
-    /// Hold the protos and descriptions to what outside tools say; installs these tools
+    /// Have outside tools look at the protos, the descriptions and the running services; installs these tools
     Contracts,
     /// Measure, and print a table and JSON
     Bench {
@@ -67,7 +67,7 @@ async fn main() -> ExitCode {
         Task::Status => down::status(),
         Task::Test { arguments } => test::run(&arguments).await,
         Task::Check => check::run(),
-        Task::Contracts => contracts::run(),
+        Task::Contracts => contracts::run().await,
         Task::Bench { arguments } => bench::run(&arguments).await,
     };
     result.unwrap_or_else(|error| {

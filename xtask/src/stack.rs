@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use daybook_devstack::process::ProcessId;
 use daybook_devstack::{
     Cluster, DevstackError, Lifetime, Nats, NatsOptions, NatsUser, Postgres, PostgresOptions, Service,
-    ServiceOptions, port,
+    ServiceOptions, install, port,
 };
 
 use crate::command::daybook;
@@ -40,7 +40,55 @@ const LOGIN_ROLES: [&str; 4] = [
     "daybook_query",
 ];
 
+/// Which of the stacks that can run on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The one that people work with: on the usual ports, and on the user's own servers where there are such.
+    Usual,
+    /// One beside it: on free ports and private servers.
+    Beside,
+}
+
+impl Place {
+    /// Finds the programs of the private servers, or installs them.
+    pub(crate) fn ensure_programs(self) -> Result<()> {
+        if self.has_private(OWN_DATABASE_VARIABLE) {
+            install::ensure_postgres(&say)?;
+        }
+        if self.has_private(OWN_NATS_VARIABLE) {
+            install::ensure_nats_server(&say)?;
+        }
+        Ok(())
+    }
+
+    fn has_private(self, own_variable: &str) -> bool {
+        self == Self::Beside || own(own_variable).is_none()
+    }
+
+    /// The port for a server: the usual one unless somebody has it; 0 is any.
+    fn port(self, usual: u16) -> u16 {
+        match self {
+            Self::Usual if port::is_free(usual) => usual,
+            Self::Usual | Self::Beside => 0,
+        }
+    }
+
+    fn plans(self) -> Result<[ServicePlan; 3]> {
+        let mut plans = [COMMAND, QUERY, PROJECTOR];
+        if self == Self::Beside {
+            for address in plans
+                .iter_mut()
+                .flat_map(|plan| [&mut plan.listen, &mut plan.admin])
+            {
+                address.set_port(port::free().context("there is no free port")?);
+            }
+        }
+        Ok(plans)
+    }
+}
+
 /// One of the three services and where it listens.
+#[derive(Debug)]
 struct ServicePlan {
     name: &'static str,
     binary: &'static str,
@@ -97,6 +145,8 @@ pub(crate) struct Stack {
     nats: Option<Nats>,
     postgres: Option<Postgres>,
     database: Database,
+    /// Command service, query service, projector.
+    plans: [ServicePlan; 3],
 }
 
 /// Refuses before anything is started when somebody listens where a service should.
@@ -116,16 +166,6 @@ pub(crate) fn require_free_ports() -> Result<()> {
     Ok(())
 }
 
-/// Whether each server is to be a private one.
-pub(crate) fn needs_postgres() -> bool {
-    own(OWN_DATABASE_VARIABLE).is_none()
-}
-
-/// The same for NATS.
-pub(crate) fn needs_nats() -> bool {
-    own(OWN_NATS_VARIABLE).is_none()
-}
-
 fn own(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|value| !value.is_empty())
 }
@@ -133,13 +173,14 @@ fn own(variable: &str) -> Option<String> {
 impl Stack {
     /// Starts the two servers, or takes the user's own.
     pub(crate) async fn start_servers(
+        place: Place,
         directory: &Path,
         secrets: &mut Secrets,
         lifetime: Lifetime,
     ) -> Result<Self> {
         let (postgres, nats) = tokio::try_join!(
-            start_postgres(directory, lifetime),
-            start_nats(directory, lifetime)
+            start_postgres(place, directory, lifetime),
+            start_nats(place, directory, lifetime)
         )?;
         let database = match &postgres {
             Some(postgres) => private_database(postgres, secrets).await?,
@@ -150,6 +191,7 @@ impl Stack {
             nats,
             postgres,
             database,
+            plans: place.plans()?,
         })
     }
 
@@ -186,7 +228,8 @@ impl Stack {
             "DAYBOOK_PUBLISHER_DATABASE_URL",
             self.role_url("daybook_publisher"),
         );
-        let public_url = ("DAYBOOK_PUBLIC_URL", format!("http://{}", QUERY.listen));
+        let [command, query, projector] = &self.plans;
+        let public_url = ("DAYBOOK_PUBLIC_URL", format!("http://{}", query.listen));
         let sealing_keys = ("DAYBOOK_SEALING_KEYS", secrets.sealing_key().to_owned());
         let start = |plan: &ServicePlan, extra: &[(&str, String)]| {
             Service::start(ServiceOptions {
@@ -199,9 +242,9 @@ impl Stack {
             })
         };
         let started = tokio::try_join!(
-            start(&COMMAND, &[publisher, public_url, sealing_keys.clone()]),
-            start(&PROJECTOR, &[]),
-            start(&QUERY, &[sealing_keys]),
+            start(command, &[publisher, public_url, sealing_keys.clone()]),
+            start(projector, &[]),
+            start(query, &[sealing_keys]),
         );
         let (command, projector, query) = started?;
         self.services = vec![query, projector, command];
@@ -239,10 +282,11 @@ impl Stack {
 
     /// What a client needs to know, as `.daybook/dev.env` says it.
     pub(crate) fn environment(&self, keys: &Keys) -> Vec<(String, String)> {
+        let [command, query, projector] = &self.plans;
         let variables = [
-            ("DAYBOOK_COMMAND_URL", format!("http://{}", COMMAND.listen)),
-            ("DAYBOOK_QUERY_URL", format!("http://{}", QUERY.listen)),
-            ("DAYBOOK_PROJECTOR_URL", format!("http://{}", PROJECTOR.listen)),
+            ("DAYBOOK_COMMAND_URL", format!("http://{}", command.listen)),
+            ("DAYBOOK_QUERY_URL", format!("http://{}", query.listen)),
+            ("DAYBOOK_PROJECTOR_URL", format!("http://{}", projector.listen)),
             ("DAYBOOK_SERVICE_KEY", keys.service_key.clone()),
             ("DAYBOOK_FRONTEND_KEY", keys.frontend_key.clone()),
             ("DAYBOOK_AUDITOR_KEY", keys.auditor_key.clone()),
@@ -289,9 +333,7 @@ impl Stack {
             .as_ref()
             .and_then(|nats| member(NATS, format!("127.0.0.1:{}", nats.port()), nats.process_id()));
         let services = self.services.iter().rev().filter_map(|service| {
-            let plan = [COMMAND, QUERY, PROJECTOR]
-                .into_iter()
-                .find(|plan| plan.name == service.name())?;
+            let plan = self.plans.iter().find(|plan| plan.name == service.name())?;
             member(plan.name, plan.listen.to_string(), service.process_id())
         });
         postgres.into_iter().chain(nats).chain(services).collect()
@@ -336,12 +378,12 @@ impl Stack {
     }
 }
 
-async fn start_postgres(directory: &Path, lifetime: Lifetime) -> Result<Option<Postgres>> {
-    if !needs_postgres() {
+async fn start_postgres(place: Place, directory: &Path, lifetime: Lifetime) -> Result<Option<Postgres>> {
+    if !place.has_private(OWN_DATABASE_VARIABLE) {
         return Ok(None);
     }
     let wanted = directory.join("postgres");
-    let port = usual_or_any(POSTGRES_PORT);
+    let port = place.port(POSTGRES_PORT);
     let postgres = Postgres::start(PostgresOptions {
         port,
         lifetime,
@@ -352,12 +394,12 @@ async fn start_postgres(directory: &Path, lifetime: Lifetime) -> Result<Option<P
     Ok(Some(postgres))
 }
 
-async fn start_nats(directory: &Path, lifetime: Lifetime) -> Result<Option<Nats>> {
-    if !needs_nats() {
+async fn start_nats(place: Place, directory: &Path, lifetime: Lifetime) -> Result<Option<Nats>> {
+    if !place.has_private(OWN_NATS_VARIABLE) {
         return Ok(None);
     }
     let wanted = directory.join("nats");
-    let port = usual_or_any(NATS_PORT);
+    let port = place.port(NATS_PORT);
     let nats = Nats::start(NatsOptions {
         port,
         lifetime,
@@ -366,10 +408,6 @@ async fn start_nats(directory: &Path, lifetime: Lifetime) -> Result<Option<Nats>
     .await?;
     say_where(NATS, &wanted, nats.directory());
     Ok(Some(nats))
-}
-
-fn usual_or_any(usual: u16) -> u16 {
-    if port::is_free(usual) { usual } else { 0 }
 }
 
 fn say_where(server: &str, wanted: &Path, actual: &Path) {

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use daybook_devstack::Lifetime;
 use daybook_devstack::files::write_secret;
 use daybook_devstack::process::ProcessId;
-use daybook_devstack::{Lifetime, install};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::command::build_binaries;
 use crate::project::{self, say, state_directory};
 use crate::secrets::{Keys, Secrets};
-use crate::stack::{self, Stack};
+use crate::stack::{self, Place, Stack};
 use crate::state::{Lock, State};
 
 /// How often a running stack is looked at for a process that ended.
@@ -74,12 +74,12 @@ async fn start(options: &Options, directory: &Path) -> Result<Stack> {
     } else {
         Lifetime::Owner
     };
-    ensure_programs()?;
+    Place::Usual.ensure_programs()?;
     let mut secrets = Secrets::load(directory)?;
     let binaries = project::binaries(options.release)?;
 
     say("building the services, starting the servers");
-    let servers = Stack::start_servers(directory, &mut secrets, lifetime);
+    let servers = Stack::start_servers(Place::Usual, directory, &mut secrets, lifetime);
     let ((), mut stack) = tokio::try_join!(build_binaries(options.release), servers)?;
     remember(&stack, options, directory)?;
     let keys = stack.prepare(&binaries, &mut secrets).await?;
@@ -93,16 +93,6 @@ async fn start(options: &Options, directory: &Path) -> Result<Stack> {
     write_environment(&directory.join("dev.env"), &environment)?;
     print_summary(&stack, &keys, directory, begun.elapsed());
     Ok(stack)
-}
-
-fn ensure_programs() -> Result<()> {
-    if stack::needs_postgres() {
-        install::ensure_postgres(&say)?;
-    }
-    if stack::needs_nats() {
-        install::ensure_nats_server(&say)?;
-    }
-    Ok(())
 }
 
 /// Writes down what runs, so that `down` finds it even when this program is killed.

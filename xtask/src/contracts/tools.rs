@@ -13,15 +13,18 @@ use crate::project::{root, say};
 #[derive(Debug)]
 pub(crate) struct Tools {
     node: PathBuf,
+    python: PathBuf,
 }
 
 impl Tools {
-    /// Installs what is not yet installed in these versions. Node.js itself comes from the system.
+    /// Installs what is not yet installed in these versions. Node.js and Python themselves come from the system.
     pub(crate) fn install(directory: &Path) -> Result<Self> {
         install::ensure_node(&say)?;
-        let node = directory.join("node");
+        install::ensure_python(&say)?;
+        let (node, python) = (directory.join("node"), directory.join("python"));
         once(&node, "node", "package-lock.json", npm)?;
-        Ok(Self { node })
+        once(&python, "python3", "requirements.txt", pip)?;
+        Ok(Self { node, python })
     }
 
     /// A program of one of the Node.js packages, to be run in the root of the checkout.
@@ -38,6 +41,20 @@ impl Tools {
         command
             .arg(root().join("contracts").join(name))
             .env("NODE_PATH", self.node.join("node_modules"))
+            .current_dir(root());
+        command
+    }
+
+    /// Python with all packages, to be run in the root of the checkout, where it leaves nothing.
+    pub(crate) fn python(&self) -> Command {
+        let mut command = Command::new("python3");
+        command
+            .env("PYTHONPATH", &self.python)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env(
+                "HYPOTHESIS_STORAGE_DIRECTORY",
+                self.python.join("hypothesis-storage"),
+            )
             .current_dir(root());
         command
     }
@@ -91,4 +108,20 @@ fn npm(directory: &Path, lock: &Path) -> Result<Command> {
     npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
         .current_dir(directory);
     Ok(npm)
+}
+
+/// Into a directory, which takes no virtual environment and leaves the system's packages alone.
+fn pip(directory: &Path, lock: &Path) -> Result<Command> {
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--no-deps"])
+        .args([
+            "--require-hashes",
+            "--only-binary=:all:",
+            "--root-user-action=ignore",
+        ])
+        .arg("--target")
+        .arg(directory)
+        .arg("--requirement")
+        .arg(lock);
+    Ok(pip)
 }

@@ -1,0 +1,99 @@
+"""What is on NATS, every event and a word of the projections, held to `proto/asyncapi.yaml`, and the events read by the
+SDK of CloudEvents.
+
+Run by `cargo xtask contracts`, with the addresses of `.daybook/dev.env` in its environment.
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+
+import jsonschema_rs
+import nats
+import yaml
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from scenario import Server, placed_and_replayed
+
+PARTITION = 0
+DEADLINE_SECONDS = 10
+
+
+class Channel:
+    """A channel, as it is described."""
+
+    def __init__(self, description, name):
+        self.description = description
+        channel = description["channels"][name]
+        parts = channel["address"].split(".")
+        self.address = re.compile(r"\.".join("[^.]+" if part.startswith("{") else part for part in parts))
+        self.messages = {name: self._validators(message["$ref"]) for name, message in channel["messages"].items()}
+
+    def _validators(self, reference):
+        message = self.description
+        for part in reference.removeprefix("#/").split("/"):
+            message = message[part]
+        return self._validator(message.get("headers", {})), self._validator(message["payload"])
+
+    def _validator(self, schema):
+        whole = {"components": self.description["components"], **schema}
+        return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+
+    def hold(self, name, message):
+        """Holds a message to the description of this name."""
+        assert self.address.fullmatch(message.subject), message.subject
+        headers, payload = self.messages[name]
+        headers.validate(message.headers or {})
+        payload.validate(json.loads(message.data) if message.data else "")
+
+
+def is_read_by_the_sdk(message, position):
+    """The SDK finds in the headers what the message says about itself."""
+    event = from_http_event(HTTPMessage(headers=message.headers, body=message.data))
+    assert event.get_specversion() == "1.0"
+    assert event.get_id() == message.headers["ce-id"]
+    assert event.get_source() == f"/daybook/log/{PARTITION}"
+    assert event.get_type() == message.headers["ce-type"]
+    assert event.get_time().tzinfo is not None
+    assert event.get_datacontenttype() == "application/json"
+    assert event.get_data() == json.loads(message.data), event.get_data()
+    assert int(message.headers["daybook-position"]) == position
+
+
+async def recorded_events(stream, events):
+    """All that is stored, in order, without a hole; the types that there are."""
+    name = f"daybook_EVENTS_{PARTITION}"
+    state = (await stream.stream_info(name)).state
+    types = set()
+    for position in range(state.first_seq, state.last_seq + 1):
+        message = await stream.get_msg(name, position)
+        if "daybook-body" in message.headers:
+            events.hold("reference", message)
+        else:
+            events.hold("event", message)
+            is_read_by_the_sdk(message, position)
+            types.add(message.headers["ce-type"])
+    return types
+
+
+async def progress(connection, applied):
+    """What projections say when there is a new event."""
+    subscription = await connection.subscribe("daybook.applied.>")
+    await connection.flush(DEADLINE_SECONDS)
+    placed_and_replayed(Server("DAYBOOK_COMMAND_URL", "DAYBOOK_SERVICE_KEY"), "somebody")
+    applied.hold("applied", await subscription.next_msg(DEADLINE_SECONDS))
+
+
+async def main():
+    with open("proto/asyncapi.yaml", encoding="utf-8") as file:
+        description = yaml.safe_load(file)
+    connection = await nats.connect(os.environ["NATS_URL"], connect_timeout=DEADLINE_SECONDS)
+    types = await recorded_events(connection.jetstream(), Channel(description, "events"))
+    assert {"order.placed", "stock_item.registered"} <= types, types
+    await progress(connection, Channel(description, "applied"))
+    await connection.close()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

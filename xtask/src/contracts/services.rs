@@ -1,0 +1,58 @@
+//! The running system, played and looked at from outside: on servers of its own, beside whatever else runs here.
+
+use std::path::Path;
+
+use anyhow::Result;
+use daybook_devstack::Lifetime;
+use daybook_devstack::testing::temporary_directory;
+
+use super::tools::Tools;
+use super::{Check, failures};
+use crate::command::build_binaries;
+use crate::project::{binaries, say};
+use crate::secrets::Secrets;
+use crate::stack::{Place, Stack};
+
+/// Starts the system, runs every check against it, and stops it. Returns the names of those that failed.
+pub(crate) async fn failing(tools: &Tools) -> Result<Vec<&'static str>> {
+    Place::Beside.ensure_programs()?;
+    say("building the services");
+    build_binaries(false).await?;
+    let directory = temporary_directory()?;
+    let (stack, environment) = start(directory.path()).await?;
+    let checks = checks(tools, &environment);
+    let failed = tokio::task::spawn_blocking(move || failures(checks)).await;
+    stack.stop().await?;
+    failed.expect("running a program does not panic and is not cancelled")
+}
+
+/// The system with its demo data, and what its clients have to know.
+async fn start(directory: &Path) -> Result<(Stack, Vec<(String, String)>)> {
+    say("starting the system");
+    let (binaries, lifetime) = (binaries(false)?, Lifetime::Owner);
+    let mut secrets = Secrets::load(directory)?;
+    let mut stack = Stack::start_servers(Place::Beside, directory, &mut secrets, lifetime).await?;
+    let keys = stack.prepare(&binaries, &mut secrets).await?;
+    stack
+        .start_services(&binaries, directory, &secrets, lifetime)
+        .await?;
+    stack.load_demo(&binaries, &keys, &mut secrets).await?;
+    let environment = stack.environment(&keys);
+    Ok((stack, environment))
+}
+
+/// The scenario comes first: the others need something of everything.
+fn checks(tools: &Tools, environment: &[(String, String)]) -> Vec<Check> {
+    let mut scenario = tools.python();
+    scenario.arg("contracts/scenario.py");
+    let mut events = tools.python();
+    events.arg("contracts/events.py");
+    let mut checks = vec![
+        ("gRPC (a client that grpcio makes from reflection)", scenario),
+        ("messages (nats-py, CloudEvents SDK)", events),
+    ];
+    for (_, command) in &mut checks {
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+    }
+    checks
+}
