@@ -35,7 +35,7 @@ pub(crate) async fn run() -> Result<ExitCode> {
         checks.extend(changes(&tools, &baseline, &descriptions, &directory)?);
     }
     let mut failed = failures(checks)?;
-    failed.extend(services::failing(&tools).await?);
+    failed.extend(services::failing(&tools, &descriptions).await?);
     check::verdict(&failed)
 }
 

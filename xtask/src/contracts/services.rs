@@ -1,8 +1,9 @@
 //! The running system, played and looked at from outside: on servers of its own, beside whatever else runs here.
 
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use daybook_devstack::Lifetime;
 use daybook_devstack::testing::temporary_directory;
 
@@ -14,13 +15,13 @@ use crate::secrets::Secrets;
 use crate::stack::{Place, Stack};
 
 /// Starts the system, runs every check against it, and stops it. Returns the names of those that failed.
-pub(crate) async fn failing(tools: &Tools) -> Result<Vec<&'static str>> {
+pub(crate) async fn failing(tools: &Tools, descriptions: &[String]) -> Result<Vec<&'static str>> {
     Place::Beside.ensure_programs()?;
     say("building the services");
     build_binaries(false).await?;
     let directory = temporary_directory()?;
     let (stack, environment) = start(directory.path()).await?;
-    let checks = checks(tools, &environment);
+    let checks = checks(tools, descriptions, &environment)?;
     let failed = tokio::task::spawn_blocking(move || failures(checks)).await;
     stack.stop().await?;
     failed.expect("running a program does not panic and is not cancelled")
@@ -42,7 +43,7 @@ async fn start(directory: &Path) -> Result<(Stack, Vec<(String, String)>)> {
 }
 
 /// The scenario comes first: the others need something of everything.
-fn checks(tools: &Tools, environment: &[(String, String)]) -> Vec<Check> {
+fn checks(tools: &Tools, descriptions: &[String], environment: &[(String, String)]) -> Result<Vec<Check>> {
     let mut scenario = tools.python();
     scenario.arg("contracts/scenario.py");
     let mut events = tools.python();
@@ -51,8 +52,42 @@ fn checks(tools: &Tools, environment: &[(String, String)]) -> Vec<Check> {
         ("gRPC (a client that grpcio makes from reflection)", scenario),
         ("messages (nats-py, CloudEvents SDK)", events),
     ];
+    for description in descriptions {
+        let (url, key) = if description.starts_with("command-svc") {
+            ("DAYBOOK_COMMAND_URL", "DAYBOOK_SERVICE_KEY")
+        } else {
+            ("DAYBOOK_QUERY_URL", "DAYBOOK_AUDITOR_KEY")
+        };
+        let value = |name| value(environment, name);
+        let authorization = format!("Authorization: Bearer {}", value(key)?);
+        let mut known = schemathesis(tools, description, value(url)?);
+        known.args(["--header", &authorization]);
+        checks.push(("HTTP with a key (Schemathesis)", known));
+        let stranger = schemathesis(tools, description, value(url)?);
+        checks.push(("HTTP without a key (Schemathesis)", stranger));
+    }
     for (_, command) in &mut checks {
         command.envs(environment.iter().map(|(name, value)| (name, value)));
     }
-    checks
+    Ok(checks)
+}
+
+fn schemathesis(tools: &Tools, description: &str, url: &str) -> Command {
+    let mut command = tools.python();
+    command
+        .args([
+            "-m",
+            "schemathesis.cli",
+            "--config-file",
+            "contracts/schemathesis.toml",
+        ])
+        .args(["run", description, "--url", url, "--no-color"]);
+    command
+}
+
+fn value<'a>(environment: &'a [(String, String)], name: &str) -> Result<&'a str> {
+    let variable = environment.iter().find(|(variable, _)| variable == name);
+    variable
+        .map(|(_, value)| value.as_str())
+        .with_context(|| format!("the stack has no {name}"))
 }
