@@ -77,7 +77,7 @@ impl Operations {
         let mut operation = OperationBuilder::new()
             .tag(self.tag)
             .operation_id(Some(in_camel_case(R::NAME)))
-            .description(described(&body))
+            .summary(described(&body))
             .security(SecurityRequirement::new(API_KEY, [self.scope.as_str()]))
             .parameter(key_parameter())
             .parameter(if_match_parameter())

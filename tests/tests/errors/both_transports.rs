@@ -655,7 +655,7 @@ async fn a_request_that_a_stop_leaves_no_time_is_told_so_on_both_transports() ->
     let caller = services.caller()?;
     let receipt = caller.place(&new_order_id(), "customer-1").await?;
     let stop = async {
-        wait::value("both wait", async || {
+        wait::until("both wait", async || {
             let open = metrics::sum(services.query.admin, "daybook_requests_in_flight").await?;
             Ok(open >= 2.0)
         })
