@@ -247,7 +247,9 @@ async fn a_tenant_has_at_most_half_of_what_the_others_leave_and_is_refused_at_on
     assert_eq!(refused(third, 10), Some(NotAdmitted::TenantShareFull));
     permits.push(appender.admit(Uuid::from_u128(4), 10)?);
     assert_eq!(refused(Uuid::from_u128(5), 10), Some(NotAdmitted::Full));
+    assert_eq!(appender.metrics().free.get(), 0);
     permits.clear();
+    assert_eq!(appender.metrics().free.get(), 8);
     permits.push(appender.admit(TENANT, 450)?);
     assert_eq!(refused(TENANT, 100), Some(NotAdmitted::TenantShareFull));
     assert_eq!(refused(other, 600), Some(NotAdmitted::Full));

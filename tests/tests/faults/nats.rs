@@ -25,6 +25,7 @@ async fn a_lost_stream_is_refilled_and_nobody_had_to_wait_for_it() -> anyhow::Re
     // Projections go on from Postgres meanwhile.
     let without_bus = check::caught_up(&backend.superuser).await?;
     assert!(without_bus > 0);
+    assert!(of_projector(&backend, "daybook_consume_from_log_total").await? > 0.0);
     assert_eq!(
         load.tally().unknown,
         before.unknown,
@@ -57,6 +58,11 @@ async fn refilled(services: &[Running]) -> anyhow::Result<f64> {
     Ok(sum)
 }
 
+async fn of_projector(backend: &Backend, name: &str) -> anyhow::Result<f64> {
+    let projector = backend.projector.as_ref().context("there is a projector")?;
+    metrics::sum(projector.admin, name).await
+}
+
 /// What a command service counts: streams that it has deleted and filled again.
 const REBUILT: &str = "daybook_publish_rebuilt_total";
 
@@ -75,6 +81,8 @@ async fn a_stream_that_holds_what_the_log_does_not_is_made_anew() -> anyhow::Res
     check::everything_repaired(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
     let rebuilt = metrics::sum(backend.commands[0].admin, REBUILT).await?;
     assert!(rebuilt > 0.0, "the foreign message was not noticed");
+    let holes = of_projector(&backend, "daybook_consume_holes_total").await?;
+    assert!(holes > 0.0, "the projector passed it over");
     assert!(log::head(&backend.superuser).await? > 0);
     Ok(())
 }
@@ -104,7 +112,6 @@ async fn forge(backend: &Backend, events: &[RecordedEvent], position: u64) -> an
 #[tokio::test]
 async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one_is() -> anyhow::Result<()> {
     let backend = Backend::start(2).await?.with_projector().await?;
-    let projector = backend.projector.as_ref().context("there is a projector")?.admin;
     let load = Load::start(&backend.callers()?, 8);
     load.progress(200).await?;
     let ledger = load.stop().await;
@@ -113,7 +120,7 @@ async fn a_plausible_event_that_nobody_committed_is_never_shown_and_the_real_one
     let events = log::events(&backend.superuser).await?;
     forge(&backend, &events, events.len() as u64 + 1).await?;
     wait::until("the projector has met the forged event", async || {
-        Ok(metrics::sum(projector, REFUTED).await? > 0.0)
+        Ok(of_projector(&backend, REFUTED).await? > 0.0)
     })
     .await?;
     check::read_models(&backend.superuser, &events).await?;
