@@ -42,7 +42,7 @@ pub struct CommonConfig {
     #[arg(long, env = "DAYBOOK_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: SocketAddr,
 
-    /// The origins of web pages that may call from a browser, as browsers write them (https://shop.example), with commas
+    /// The origins of web pages that may call from a browser, as browsers write them (`https://shop.example`), with commas
     /// between them. None when absent.
     #[arg(
         long,

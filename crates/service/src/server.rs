@@ -167,7 +167,7 @@ impl Limits {
 
     /// How much of a head is read, in bytes: more than is allowed, so that we say ourselves that it is too much.
     fn read_bytes_max(&self) -> u32 {
-        2 * self.header_bytes_max
+        self.header_bytes_max / 2 * 3
     }
 }
 

@@ -22,7 +22,7 @@ use daybook_tests::nats::{self, STREAM};
 use daybook_tests::orders::new_order_id;
 use daybook_tests::wait::{self, DEADLINE};
 use futures::TryStreamExt as _;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -153,18 +153,15 @@ impl Stack {
 
     /// Sets the log back behind a position, as a disk that is rolled back does.
     async fn set_back(&self, position: i64) -> anyhow::Result<()> {
-        let mut transaction = self.pool.begin().await?;
-        sqlx::raw_sql("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
-            .execute(&mut *transaction)
+        let statement = format!(
+            "ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable;
+             DELETE FROM event_store.event WHERE position > {position};
+             ALTER TABLE event_store.event ENABLE TRIGGER event_is_immutable"
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&self.pool)
             .await?;
-        sqlx::query("DELETE FROM event_store.event WHERE position > $1")
-            .bind(position)
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::raw_sql("ALTER TABLE event_store.event ENABLE TRIGGER event_is_immutable")
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
+        Ok(())
     }
 
     /// Opens the next epoch of the log, which parts from the one before behind a position.

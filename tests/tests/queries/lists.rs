@@ -328,10 +328,8 @@ async fn an_order_shows_its_customer_and_its_lines_on_demand() -> anyhow::Result
     Ok(())
 }
 
-#[tokio::test]
-async fn customers_are_listed_by_id_and_by_what_they_ordered() -> anyhow::Result<()> {
-    let stack = Stack::start().await?;
-    let caller = stack.caller()?;
+/// Customers who have ordered something, and the token of the last order.
+async fn some_customers(caller: &Caller) -> anyhow::Result<String> {
     let mut token = String::new();
     for (customer, currency, minor) in [
         ("b-1", "EUR", 300),
@@ -348,6 +346,14 @@ async fn customers_are_listed_by_id_and_by_what_they_ordered() -> anyhow::Result
         order.expected_total_minor = None;
         token = caller.send(order).await?.consistency_token;
     }
+    Ok(token)
+}
+
+#[tokio::test]
+async fn customers_are_listed_by_id_and_by_what_they_ordered() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let token = some_customers(&caller).await?;
     assert_eq!(caller.get_after(&token, "/v1/customers").await?.status, 200);
     let found = async |query: &str| -> anyhow::Result<String> {
         let customers = all(&caller, &format!("/v1/customers?limit=2&{query}")).await?;

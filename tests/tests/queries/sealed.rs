@@ -42,7 +42,7 @@ fn documents(order_id: &str) -> [String; 4] {
 fn lists(order_id: &str) -> [String; 5] {
     [
         "/v1/orders?limit=1".to_owned(),
-        "/v1/orders?limit=1&sort=total_minor".to_owned(),
+        "/v1/orders?limit=1&sort=placed_at".to_owned(),
         "/v1/stock-items?limit=1".to_owned(),
         format!("/v1/orders/{order_id}/events?limit=1"),
         format!("/v1/orders/{order_id}/events?limit=1&order=desc"),
@@ -139,7 +139,8 @@ async fn a_plain_position_is_only_for_those_who_may_read_the_log() -> anyhow::Re
         );
         let answer = caller.get_as(auditor, path, &[]).await?;
         let position: u64 = answer.header("daybook-position").parse()?;
-        assert!((1..=head).contains(&position), "{path}");
+        // What is read from the log includes at least what the last look at its head saw, which may be nothing yet.
+        assert!(position <= head, "{path}");
     }
     for (key, is_plain) in [(frontend, false), (auditor, true)] {
         let request = GetOrderRequest {

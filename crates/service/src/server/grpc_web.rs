@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 
 use axum::body::Body;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{Method, Request, Response};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
@@ -24,14 +24,26 @@ pub(super) fn is_call(request: &Request<Body>) -> bool {
     is_known && request.method() == Method::POST
 }
 
+/// Whoever does not say in which form to be answered is answered in that of the call.
+fn accept_what_was_sent(request: &mut Request<Body>) {
+    let headers = request.headers_mut();
+    let is_said = headers
+        .get(ACCEPT)
+        .is_some_and(|given| CONTENT_TYPES.iter().any(|known| given == known));
+    if let Some(sent) = headers.get(CONTENT_TYPE).cloned().filter(|_| !is_said) {
+        headers.insert(ACCEPT, sent);
+    }
+}
+
 /// Answers a call of gRPC-Web by what answers gRPC.
 pub(super) async fn translated<F>(
-    request: Request<Body>,
+    mut request: Request<Body>,
     answer: impl Fn(Request<Body>) -> F,
 ) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
+    accept_what_was_sent(&mut request);
     let grpc = service_fn(|request: Request<tonic::body::Body>| {
         let answered = answer(request.map(Body::new));
         async { Ok::<_, Infallible>(answered.await) }
