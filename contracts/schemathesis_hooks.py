@@ -28,3 +28,10 @@ def before_load_schema(context, raw_schema):
             for parameter in operation.get("parameters", []) if isinstance(operation, dict) else []:
                 if parameter["name"] in existing:
                     parameter["example"] = existing[parameter["name"]]
+
+
+@schemathesis.hook
+def map_headers(context, headers):
+    """Control characters cannot be in a header (RFC 9110, 5.5): the server ends such a connection without an answer."""
+    printable = lambda text: "".join(character for character in text if character.isprintable())
+    return {name: printable(value) if isinstance(value, str) else value for name, value in (headers or {}).items()}
