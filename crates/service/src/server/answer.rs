@@ -141,7 +141,8 @@ fn transport(headers: &HeaderMap) -> Transport {
 async fn answer_call(shared: &Shared, request: Request<Body>, started: Instant) -> Response<Body> {
     if grpc_web::is_call(&request) {
         let answer = |request| answer_grpc(shared, request, started);
-        grpc_web::translated(request, answer).await
+        // On the heap, so that it makes no other call larger: each request that is under way holds as much.
+        Box::pin(grpc_web::translated(request, answer)).await
     } else {
         answer_grpc(shared, request, started).await
     }
