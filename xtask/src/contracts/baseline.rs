@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::project::{root, say};
 
-/// The file that names the baseline: a tag or a commit, or `HEAD^` as long as nothing is promised.
+/// The file that names the baseline: a tag or a commit. One that a clone does not have holds nothing there.
 const FILE: &str = "contracts/baseline";
 
 /// A commit whose contracts have to hold.
