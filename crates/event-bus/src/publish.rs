@@ -31,7 +31,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use crate::bus::{Bus, BusError};
-use crate::stream::Shape;
+use crate::stream::StreamOptions;
 
 /// How the publisher works. The defaults suit one server or a cluster of three in one place.
 #[derive(Debug, Clone)]
@@ -79,8 +79,8 @@ impl Default for PublisherOptions {
 }
 
 impl PublisherOptions {
-    pub(crate) fn shape(&self) -> Shape {
-        Shape {
+    pub(crate) fn stream_options(&self) -> StreamOptions {
+        StreamOptions {
             replicas: self.replicas,
             retained_events_max: self.retained_events_max,
         }
@@ -219,7 +219,7 @@ impl Publisher {
             published,
         };
         let work = task::run(
-            task::Setting {
+            task::Context {
                 bus,
                 store,
                 attaching,

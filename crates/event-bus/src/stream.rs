@@ -86,7 +86,7 @@ async fn answered<T>(
 
 /// How a stream is made.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
+pub(crate) struct StreamOptions {
     /// How many servers of a cluster hold it.
     pub(crate) replicas: usize,
     /// How many events it holds, the newest; all of them when `None`.
@@ -163,14 +163,14 @@ pub(crate) async fn create(
     partition: i32,
     epoch: EpochId,
     first: u64,
-    shape: Shape,
+    options: StreamOptions,
 ) -> Result<(), StreamError> {
     let config = Config {
         description: Some("The log of Daybook: sequence = position. Refilled from Postgres.".to_owned()),
         first_sequence: (first > 1).then_some(first),
         ..Config::default()
     };
-    let config = with_settings(config, bus, partition, epoch, shape);
+    let config = with_settings(config, bus, partition, epoch, options);
     let doing = "make the stream";
     answered(doing, async {
         match bus.jetstream().create_stream(config).await {
@@ -194,9 +194,9 @@ pub(crate) async fn reconcile(
     partition: i32,
     stream: &StreamState,
     epoch: EpochId,
-    shape: Shape,
+    options: StreamOptions,
 ) -> Result<bool, StreamError> {
-    let wanted = with_settings(stream.config.clone(), bus, partition, epoch, shape);
+    let wanted = with_settings(stream.config.clone(), bus, partition, epoch, options);
     let differences = differences(&stream.config, &wanted);
     if differences.is_empty() {
         return Ok(false);
@@ -263,7 +263,7 @@ pub(crate) async fn message_at(
 
 /// The settings of a stream. What they leave open is the server's and the operators': where it is placed, how it is
 /// compressed. Messages may be deleted one by one, so that personal data can be erased: readers take the hole from the log.
-fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: EpochId, shape: Shape) -> Config {
+fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: EpochId, options: StreamOptions) -> Config {
     let subjects = message::subjects(partition, epoch.generation, bus.deployment());
     let mut metadata = base.metadata;
     metadata.insert(DEPLOYMENT_KEY.to_owned(), bus.deployment().to_string());
@@ -276,7 +276,7 @@ fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: EpochId, shape:
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,
         discard_new_per_subject: false,
-        max_messages: shape
+        max_messages: options
             .retained_events_max
             .map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX)),
         max_messages_per_subject: -1,
@@ -284,7 +284,7 @@ fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: EpochId, shape:
         max_age: Duration::ZERO,
         max_consumers: -1,
         max_message_size: -1,
-        num_replicas: shape.replicas,
+        num_replicas: options.replicas,
         duplicate_window: DUPLICATE_WINDOW,
         no_ack: false,
         sealed: false,

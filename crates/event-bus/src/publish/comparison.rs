@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::interruption::Interruption;
 use super::machine::{Comparison, Machine};
-use super::task::Setting;
+use super::task::Context;
 use crate::message;
 use crate::stream::{self, StreamError, StreamState};
 
@@ -29,32 +29,32 @@ enum Flaw {
 /// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that, and
 /// notes when that was.
 pub(super) async fn compare(
-    setting: &Setting,
+    context: &Context,
     machine: &Machine,
     reconciled_at: &mut Option<Instant>,
 ) -> Result<Comparison, Interruption> {
-    if !setting.bus.is_connected() {
+    if !context.bus.is_connected() {
         return Err(Interruption::Disconnected);
     }
-    let comparison = compare_connected(setting, machine, reconciled_at).await;
+    let comparison = compare_connected(context, machine, reconciled_at).await;
     if matches!(comparison, Ok(_) | Err(Interruption::Superseded { .. })) {
-        setting.seen.note_look();
+        context.seen.note_look();
     }
     comparison
 }
 
 async fn compare_connected(
-    setting: &Setting,
+    context: &Context,
     machine: &Machine,
     reconciled_at: &mut Option<Instant>,
 ) -> Result<Comparison, Interruption> {
-    let Setting {
+    let Context {
         bus,
         store,
         partition,
         seen,
         ..
-    } = setting;
+    } = context;
     // The stream first: the log's head, read later, can only be at the same place or further on.
     let found = stream::find(bus, *partition).await?;
     let mut head = store.head(*partition).await?;
@@ -66,17 +66,17 @@ async fn compare_connected(
     }
     seen.note(head.id());
     if let Some(stream) = &found {
-        head = setting.check_epoch(stream, head).await?;
+        head = context.check_epoch(stream, head).await?;
     }
     let last = match found {
-        Some(stream) => match setting.flaw(machine, &stream, head).await? {
+        Some(stream) => match context.flaw(machine, &stream, head).await? {
             None => {
-                setting.reconcile(&stream, head, reconciled_at).await?;
+                context.reconcile(&stream, head, reconciled_at).await?;
                 stream.last
             }
-            Some(flaw) => setting.rebuild(&stream, head, &flaw).await?,
+            Some(flaw) => context.rebuild(&stream, head, &flaw).await?,
         },
-        None => setting.create(head, 0).await?,
+        None => context.create(head, 0).await?,
     };
     Ok(Comparison {
         head: head.position,
@@ -85,7 +85,7 @@ async fn compare_connected(
     })
 }
 
-impl Setting {
+impl Context {
     /// Compares the epochs of stream and log. Whoever meets a later one than its own log's leaves the stream alone, and the
     /// appender stops. A stream that is further than its own epoch's log shows that the log was set back, or what nobody
     /// committed: which of the two does not matter, since the next epoch costs only what is beyond the head.
@@ -200,8 +200,8 @@ impl Setting {
         if stream.epoch == epoch && reconciled_at.is_some_and(|at| now < at + RECONCILE_INTERVAL) {
             return Ok(());
         }
-        let shape = self.options.shape();
-        if stream::reconcile(&self.bus, self.partition, stream, epoch, shape).await? {
+        let options = self.options.stream_options();
+        if stream::reconcile(&self.bus, self.partition, stream, epoch, options).await? {
             self.metrics().reconciled.inc();
         }
         *reconciled_at = Some(now);
@@ -234,8 +234,8 @@ impl Setting {
         let retained = self.options.retained_events_max.unwrap_or(u64::MAX);
         let published_again = retained.min(self.options.refilled_events_max);
         let skipped = skipped.max(head.position.saturating_sub(published_again));
-        let shape = self.options.shape();
-        stream::create(&self.bus, self.partition, head.id(), skipped + 1, shape).await?;
+        let options = self.options.stream_options();
+        stream::create(&self.bus, self.partition, head.id(), skipped + 1, options).await?;
         let made = stream::find(&self.bus, self.partition).await?;
         // What is beyond the head that was read before is for the next comparison.
         Ok(made.map_or(skipped, |stream| stream.last.min(head.position)))

@@ -384,7 +384,7 @@ impl Machine {
             State::BackingOff { .. } => {}
             _ if batch.generation != self.generation => return Err(Interruption::Epoch),
             State::Flowing { .. } | State::Waiting(_) if !is_full => self.queue_fresh(batch.events, now),
-            _ => self.let_go(&batch),
+            _ => self.leave_to_log(&batch),
         }
         Ok(())
     }
@@ -421,7 +421,7 @@ impl Machine {
     }
 
     /// Leaves a batch that was committed here to a read of the log.
-    pub(super) fn let_go(&mut self, batch: &Committed) {
+    pub(super) fn leave_to_log(&mut self, batch: &Committed) {
         if let Some(newest) = batch.events.last()
             && batch.generation == self.generation
         {

@@ -18,7 +18,7 @@ use crate::bus::Bus;
 use crate::stream;
 
 /// What the publisher was made with.
-pub(super) struct Setting {
+pub(super) struct Context {
     pub(super) bus: Bus,
     pub(super) store: EventStore,
     /// As a role that may open epochs.
@@ -29,29 +29,29 @@ pub(super) struct Setting {
     pub(super) published: watch::Sender<u64>,
 }
 
-impl Setting {
+impl Context {
     pub(super) fn metrics(&self) -> &PublisherMetrics {
         &self.options.metrics
     }
 }
 
 /// Publishes until `committed` is closed.
-pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) -> Result<(), PublishError> {
-    let acks = Acks::new(&setting.bus)
+pub(super) async fn run(context: Context, committed: mpsc::Receiver<Committed>) -> Result<(), PublishError> {
+    let acks = Acks::new(&context.bus)
         .await
         .map_err(PublishError::Acknowledgements)?;
     // Replicas that lost the stream at one moment do not all help at one moment.
-    let help_after = setting.options.help_after;
+    let help_after = context.options.help_after;
     let options = PublisherOptions {
         help_after: help_after + help_after.mul_f64(f64::from(Uuid::now_v7().as_bytes()[15]) / 256.0),
-        ..setting.options.clone()
+        ..context.options.clone()
     };
     let task = Task {
         machine: Machine::new(&options, Instant::now()),
-        connections: setting.bus.connections(),
+        connections: context.bus.connections(),
         is_left_alone: false,
         reconciled_at: None,
-        setting,
+        context,
         committed,
         acks,
         reading: None,
@@ -63,7 +63,7 @@ pub(super) async fn run(setting: Setting, committed: mpsc::Receiver<Committed>) 
 type Reading = JoinHandle<Result<(Vec<RecordedEvent>, LogHead), ReadError>>;
 
 struct Task {
-    setting: Setting,
+    context: Context,
     machine: Machine,
     /// Whether the stream is unusable.
     is_left_alone: bool,
@@ -84,8 +84,8 @@ impl Task {
                 Err(Interruption::Closed) => return Err(PublishError::Closed),
                 Err(interruption) => {
                     if interruption.is_of_old_connection() {
-                        self.setting.store.reconnect().await;
-                        self.setting.attaching.reconnect().await;
+                        self.context.store.reconnect().await;
+                        self.context.attaching.reconnect().await;
                     }
                     self.interrupted(&interruption);
                 }
@@ -100,13 +100,13 @@ impl Task {
         let action = self.machine.next(Instant::now());
         match action {
             Action::Compare => {
-                let found = compare(&self.setting, &self.machine, &mut self.reconciled_at).await?;
+                let found = compare(&self.context, &self.machine, &mut self.reconciled_at).await?;
                 self.leave_alone(false);
                 self.note_published(found.last);
                 self.machine.compared(found, Instant::now());
             }
             Action::Look => {
-                let found = stream::find(&self.setting.bus, self.setting.partition).await?;
+                let found = stream::find(&self.context.bus, self.context.partition).await?;
                 let last = found.map_or(0, |stream| stream.last);
                 self.machine.looked(last, Instant::now());
             }
@@ -118,11 +118,11 @@ impl Task {
     }
 
     fn interrupted(&mut self, interruption: &Interruption) {
-        self.setting.metrics().resyncs.inc();
+        self.context.metrics().resyncs.inc();
         self.leave_alone(interruption.is_final());
         self.reading = None;
         self.machine.interrupted(interruption);
-        let partition = self.setting.partition;
+        let partition = self.context.partition;
         if interruption.is_expected() {
             tracing::debug!(partition, reason = %interruption, "publishing compares with the stream");
         } else {
@@ -138,13 +138,13 @@ impl Task {
     /// Notes whether the stream is left alone from now on.
     fn leave_alone(&mut self, is_left_alone: bool) {
         let change = i64::from(is_left_alone) - i64::from(self.is_left_alone);
-        self.setting.metrics().unusable.inc_by(change);
+        self.context.metrics().unusable.inc_by(change);
         self.is_left_alone = is_left_alone;
     }
 
     /// Sends as much as there is, and as the window has room for.
     async fn send(&mut self) -> Result<(), Interruption> {
-        let timeout = self.setting.options.acknowledge_timeout;
+        let timeout = self.context.options.acknowledge_timeout;
         let (generation, attempt) = (self.machine.generation(), self.machine.attempt());
         while let Some(outgoing) = self.machine.next_to_send(Instant::now()) {
             let sent = self
@@ -152,7 +152,7 @@ impl Task {
                 .send(&outgoing.event, generation, attempt, timeout)
                 .await;
             if sent.map_err(Interruption::Send)? {
-                self.setting.metrics().referenced.inc();
+                self.context.metrics().referenced.inc();
             }
         }
         Ok(())
@@ -183,7 +183,7 @@ impl Task {
         let mut next = Some(first.ok_or(Interruption::Closed)?);
         while let Some(answer) = next {
             if matches!(answer, Answer::Refused(_)) {
-                self.setting.metrics().refused.inc();
+                self.context.metrics().refused.inc();
             }
             let stored = self.machine.answered(answer, Instant::now())?;
             self.note_stored(&stored);
@@ -194,8 +194,8 @@ impl Task {
     }
 
     fn note_stored(&self, stored: &[Outgoing]) {
-        self.setting.metrics().published.inc_by(stored.len() as u64);
-        let Some(histogram) = &self.setting.options.latency else {
+        self.context.metrics().published.inc_by(stored.len() as u64);
+        let Some(histogram) = &self.context.options.latency else {
             return;
         };
         let now = OffsetDateTime::now_utc();
@@ -207,7 +207,7 @@ impl Task {
 
     /// Notes how far the stream is known to be right.
     fn note_published(&self, position: u64) {
-        let published = &self.setting.published;
+        let published = &self.context.published;
         published.send_if_modified(|published| std::mem::replace(published, position) != position);
     }
 
@@ -215,14 +215,14 @@ impl Task {
     /// go; so the last chunk ends where the next batch begins.
     fn read_after(&mut self, after: u64) -> Reading {
         while let Ok(batch) = self.committed.try_recv() {
-            self.machine.let_go(&batch);
+            self.machine.leave_to_log(&batch);
         }
-        let Setting {
+        let Context {
             store,
             partition,
             options,
             ..
-        } = &self.setting;
+        } = &self.context;
         let (store, partition, limit) = (store.clone(), *partition, options.read_events_max);
         tokio::spawn(async move {
             let events = store.read_log(partition, after, limit).await?;
@@ -235,7 +235,7 @@ impl Task {
         read: Result<(Vec<RecordedEvent>, LogHead), ReadError>,
     ) -> Result<(), Interruption> {
         let (events, head) = read?;
-        self.setting.metrics().refilled.inc_by(events.len() as u64);
+        self.context.metrics().refilled.inc_by(events.len() as u64);
         self.machine.read(events, head, Instant::now())
     }
 }

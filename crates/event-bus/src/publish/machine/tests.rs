@@ -635,7 +635,7 @@ impl Replica {
             Action::Look => self.machine.looked(model.stream.len() as u64, now),
             Action::Read { after } => {
                 while let Some(batch) = self.committed.pop_front() {
-                    self.machine.let_go(&batch);
+                    self.machine.leave_to_log(&batch);
                 }
                 self.read = Some((model.read(after), model.head()));
             }
