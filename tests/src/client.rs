@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use daybook_client::{Authorized, Command, Connection, Credential};
 use daybook_proto::common::v1::Receipt;
 use daybook_proto::history::v1::history_service_client::HistoryServiceClient;
 use daybook_proto::orders::v1::order_query_service_client::OrderQueryServiceClient;
@@ -17,49 +17,32 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tonic::metadata::MetadataValue;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::Status;
+use tonic::transport::Channel;
 
-use crate::command::Command;
 use crate::orders::{new_key, place};
 use crate::tenant::Tenant;
 
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Puts a key on every call.
-#[derive(Debug, Clone)]
-pub struct Bearer(MetadataValue<tonic::metadata::Ascii>);
+/// How long any other call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-impl Bearer {
-    /// # Errors
-    /// When the key is not ASCII.
-    pub fn new(key: &str) -> anyhow::Result<Self> {
-        Ok(Self(format!("Bearer {key}").parse().context("a key is ASCII")?))
-    }
-}
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
-        Ok(request)
-    }
-}
-
-/// A channel that puts a key on every call.
-pub type Authenticated = InterceptedService<Channel, Bearer>;
-
-/// A channel that connects when it is first used.
+/// A channel that connects when it is first used, and shows no key.
 ///
 /// # Errors
 /// When the URL is not one.
 pub fn channel(url: &str) -> anyhow::Result<Channel> {
-    Ok(Endpoint::from_shared(url.to_owned())?
-        .tcp_nodelay(true)
-        .connect_lazy())
+    Ok(Connection::open(url)?.channel())
+}
+
+/// What shows a key on every call.
+///
+/// # Errors
+/// When the key is not ASCII.
+pub fn credential(key: &str) -> anyhow::Result<Credential> {
+    Ok(Credential::new(key, CALL_TIMEOUT)?)
 }
 
 /// An answer over HTTP.
@@ -95,9 +78,9 @@ impl Answer {
 pub struct Caller {
     /// The tenant and its keys.
     pub tenant: Tenant,
-    command: Channel,
-    query: Channel,
-    projector: Channel,
+    command: Connection,
+    query: Connection,
+    projector: Connection,
     query_url: String,
     http: Client<HttpConnector, Empty<Bytes>>,
 }
@@ -108,9 +91,9 @@ impl Caller {
     pub fn new(command: &str, query: &str, projector: &str, tenant: Tenant) -> anyhow::Result<Self> {
         Ok(Self {
             tenant,
-            command: channel(command)?,
-            query: channel(query)?,
-            projector: channel(projector)?,
+            command: Connection::open(command)?,
+            query: Connection::open(query)?,
+            projector: Connection::open(projector)?,
             query_url: query.to_owned(),
             http: Client::builder(TokioExecutor::new()).build_http(),
         })
@@ -118,43 +101,38 @@ impl Caller {
 
     /// The command service, as a service calls it.
     #[must_use]
-    pub fn commands(&self) -> Authenticated {
-        let bearer = Bearer::new(&self.tenant.service_key).expect("our own keys are ASCII");
-        Authenticated::new(self.command.clone(), bearer)
+    pub fn commands(&self) -> Authorized {
+        authorized(&self.command, &self.tenant.service_key)
     }
 
     /// Commands on orders.
     #[must_use]
-    pub fn orders(&self) -> OrderServiceClient<Authenticated> {
+    pub fn orders(&self) -> OrderServiceClient<Authorized> {
         OrderServiceClient::new(self.commands())
     }
 
     /// Queries of stock levels over gRPC.
     #[must_use]
-    pub fn stock_queries(&self) -> StockQueryServiceClient<Authenticated> {
-        let bearer = Bearer::new(&self.tenant.frontend_key).expect("our own keys are ASCII");
-        StockQueryServiceClient::with_interceptor(self.query.clone(), bearer)
+    pub fn stock_queries(&self) -> StockQueryServiceClient<Authorized> {
+        StockQueryServiceClient::new(authorized(&self.query, &self.tenant.frontend_key))
     }
 
     /// Queries over gRPC.
     #[must_use]
-    pub fn queries(&self) -> OrderQueryServiceClient<Authenticated> {
-        let bearer = Bearer::new(&self.tenant.frontend_key).expect("our own keys are ASCII");
-        OrderQueryServiceClient::with_interceptor(self.query.clone(), bearer)
+    pub fn queries(&self) -> OrderQueryServiceClient<Authorized> {
+        OrderQueryServiceClient::new(authorized(&self.query, &self.tenant.frontend_key))
     }
 
     /// Histories over gRPC.
     #[must_use]
-    pub fn histories(&self) -> HistoryServiceClient<Authenticated> {
-        let bearer = Bearer::new(&self.tenant.auditor_key).expect("our own keys are ASCII");
-        HistoryServiceClient::with_interceptor(self.query.clone(), bearer)
+    pub fn histories(&self) -> HistoryServiceClient<Authorized> {
+        HistoryServiceClient::new(authorized(&self.query, &self.tenant.auditor_key))
     }
 
     /// Projections.
     #[must_use]
-    pub fn projections(&self) -> ProjectionServiceClient<Authenticated> {
-        let bearer = Bearer::new(&self.tenant.operator_key).expect("our own keys are ASCII");
-        ProjectionServiceClient::with_interceptor(self.projector.clone(), bearer)
+    pub fn projections(&self) -> ProjectionServiceClient<Authorized> {
+        ProjectionServiceClient::new(authorized(&self.projector, &self.tenant.operator_key))
     }
 
     /// Sends a command.
@@ -286,4 +264,8 @@ impl Caller {
         let headers = [("daybook-consistency", token), ("prefer", "wait=10")];
         self.get_as(&self.tenant.auditor_key, path, &headers).await
     }
+}
+
+fn authorized(connection: &Connection, key: &str) -> Authorized {
+    connection.with(credential(key).expect("our own keys are ASCII"))
 }

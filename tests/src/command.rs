@@ -1,133 +1,15 @@
-//! Every command of the wire contract: how it is made, how it is sent, and what comes back.
+//! Commands on orders, as tests send them.
 
-use std::time::Duration;
-
-use daybook_proto::common::v1::{Money, Receipt};
-use daybook_proto::convert::CommandRequest;
-use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
+pub use daybook_client::{Addressed, Command};
+use daybook_proto::common::v1::Money;
 use daybook_proto::orders::v1::{
     AddOrderLineRequest, Address, CancelOrderRequest, ChangeLineQuantityRequest,
-    ChangeShippingAddressRequest, ConfirmOrderRequest, LineQuantity, NewOrderLine, PlaceOrderRequest,
-    ReceiveReturnRequest, RecordDeliveryRequest, RecordPaymentRequest, RefundOrderRequest,
-    RejectOrderRequest, RemoveOrderLineRequest, RequestReturnRequest, ShipOrderRequest,
+    ChangeShippingAddressRequest, ConfirmOrderRequest, LineQuantity, NewOrderLine, ReceiveReturnRequest,
+    RecordDeliveryRequest, RecordPaymentRequest, RefundOrderRequest, RejectOrderRequest,
+    RemoveOrderLineRequest, RequestReturnRequest, ShipOrderRequest,
 };
-use daybook_proto::stock::v1::stock_service_client::StockServiceClient;
-use daybook_proto::stock::v1::{
-    AdjustStockRequest, DispatchStockRequest, ReceiveStockRequest, RegisterStockItemRequest,
-    ReleaseStockRequest, ReserveStockRequest,
-};
-use tonic::{Request, Status};
 
-use crate::client::Authenticated;
 use crate::orders::new_key;
-
-/// A request that carries a command. What the requests have in common is in `CommandRequest`, which services use too.
-pub trait Command: CommandRequest + Clone + Default + 'static {
-    /// The same command under another idempotency key.
-    #[must_use]
-    fn with_key(self, key: &str) -> Self;
-
-    /// The same command, on condition that the aggregate has this version.
-    #[must_use]
-    fn expecting(self, version: u64) -> Self;
-
-    /// Sends it and waits for the receipt for as long as `patience`.
-    ///
-    /// # Errors
-    /// The status of the refusal, or of a call whose outcome is not known.
-    fn send(
-        self,
-        connection: Authenticated,
-        patience: Duration,
-    ) -> impl Future<Output = Result<Receipt, Status>> + Send;
-}
-
-/// A command that names its aggregate.
-pub trait Addressed: Command {
-    /// The aggregate that it is for.
-    fn stream_id(&self) -> &str;
-
-    /// The same command for another aggregate.
-    #[must_use]
-    fn for_stream(self, stream_id: &str) -> Self;
-}
-
-macro_rules! commands {
-    ($client:ident, $id:ident: $($request:ident by $method:ident;)+) => {
-        commands! { $client: $($request by $method;)+ }
-
-        $(
-            impl Addressed for $request {
-                fn stream_id(&self) -> &str {
-                    &self.$id
-                }
-
-                fn for_stream(mut self, stream_id: &str) -> Self {
-                    stream_id.clone_into(&mut self.$id);
-                    self
-                }
-            }
-        )+
-    };
-    ($client:ident: $($request:ident by $method:ident;)+) => {
-        $(
-            impl Command for $request {
-                fn with_key(mut self, key: &str) -> Self {
-                    key.clone_into(&mut self.request_id);
-                    self
-                }
-
-                fn expecting(mut self, version: u64) -> Self {
-                    self.expected_version = Some(version);
-                    self
-                }
-
-                async fn send(
-                    self,
-                    connection: Authenticated,
-                    patience: Duration,
-                ) -> Result<Receipt, Status> {
-                    let mut request = Request::new(self);
-                    request.set_timeout(patience);
-                    let response = $client::new(connection).$method(request).await?;
-                    Ok(response.into_inner().receipt.expect("what is accepted has a receipt"))
-                }
-            }
-        )+
-    };
-}
-
-commands! {
-    OrderServiceClient, order_id:
-    PlaceOrderRequest by place_order;
-    AddOrderLineRequest by add_order_line;
-    RemoveOrderLineRequest by remove_order_line;
-    ChangeLineQuantityRequest by change_line_quantity;
-    ChangeShippingAddressRequest by change_shipping_address;
-    ConfirmOrderRequest by confirm_order;
-    RejectOrderRequest by reject_order;
-    RecordPaymentRequest by record_payment;
-    ShipOrderRequest by ship_order;
-    RecordDeliveryRequest by record_delivery;
-    CancelOrderRequest by cancel_order;
-    RequestReturnRequest by request_return;
-    ReceiveReturnRequest by receive_return;
-    RefundOrderRequest by refund_order;
-}
-
-commands! {
-    StockServiceClient:
-    RegisterStockItemRequest by register_stock_item;
-}
-
-commands! {
-    StockServiceClient, stock_item_id:
-    ReceiveStockRequest by receive_stock;
-    ReserveStockRequest by reserve_stock;
-    ReleaseStockRequest by release_stock;
-    DispatchStockRequest by dispatch_stock;
-    AdjustStockRequest by adjust_stock;
-}
 
 /// Adds a line.
 #[must_use]

@@ -1,5 +1,6 @@
 //! Orders to send.
 
+pub use daybook_client::new_key;
 use daybook_domain::ids::OrderId;
 use daybook_proto::common::v1::CommandContext;
 use daybook_proto::orders::v1::{NewOrderLine, PlaceOrderRequest};
@@ -9,12 +10,6 @@ use uuid::Uuid;
 #[must_use]
 pub fn new_order_id() -> String {
     OrderId::from_uuid(Uuid::now_v7()).to_string()
-}
-
-/// A new idempotency key.
-#[must_use]
-pub fn new_key() -> String {
-    Uuid::now_v7().to_string()
 }
 
 /// An order of two lines by a customer; it costs 3,530 minor units.

@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("daybook-read-model", &["daybook-domain", "daybook-event-store"]),
     ("daybook-service", &["daybook-postgres"]),
     ("daybook-devstack", &[]),
+    ("daybook-client", &["daybook-proto"]),
     ("daybook-proto", &["daybook-domain"]),
     (
         "daybook-command-svc",
@@ -51,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "daybook-cli",
         &[
+            "daybook-client",
             "daybook-domain",
             "daybook-event-store",
             "daybook-postgres",

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use daybook_client::{Connection, Refusal};
 use daybook_domain::ids::OrderId;
 use daybook_proto::history::v1::ListStreamEventsRequest;
 use daybook_proto::history::v1::history_service_client::HistoryServiceClient;
@@ -19,7 +20,6 @@ use daybook_proto::projections::v1::projection_service_client::ProjectionService
 use daybook_proto::projections::v1::projection_service_server::SERVICE_NAME as PROJECTIONS;
 use daybook_proto::projections::v1::{Projection, ProjectionStatus};
 use serde::Serialize;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -27,12 +27,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use uuid::Uuid;
 
-use crate::client::{self, Authorized, Credential, Service};
+use crate::client::{self, Authorized, Service};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Color, Format, count, paint, print, print_json};
 use crate::projections::{self, lag_events, lag_time};
-use crate::refusal::Refusal;
 use crate::settings::{Role, Settings};
 
 /// From which lag on a projection is worth a look, when it makes progress.
@@ -131,10 +130,10 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
 
 async fn examine_commands(settings: &Settings, checks: &mut Vec<Check>) {
     let service = Service::Command;
-    let Some(channel) = examine_service(settings, service, &[ORDER_COMMANDS], checks).await else {
+    let Some(connection) = examine_service(settings, service, &[ORDER_COMMANDS], checks).await else {
         return;
     };
-    let Some(connection) = authorize(settings, service, Role::Service, &channel, checks) else {
+    let Some(connection) = authorize(settings, service, Role::Service, &connection, checks) else {
         return;
     };
     // Authorisation comes before validation, and an empty request is never valid: nothing is recorded.
@@ -151,10 +150,10 @@ async fn examine_commands(settings: &Settings, checks: &mut Vec<Check>) {
 
 async fn examine_queries(settings: &Settings, checks: &mut Vec<Check>) {
     let service = Service::Query;
-    let Some(channel) = examine_service(settings, service, &[ORDER_QUERIES, HISTORY], checks).await else {
+    let Some(connection) = examine_service(settings, service, &[ORDER_QUERIES, HISTORY], checks).await else {
         return;
     };
-    if let Some(connection) = authorize(settings, service, Role::Frontend, &channel, checks) {
+    if let Some(connection) = authorize(settings, service, Role::Frontend, &connection, checks) {
         let request = ListOrdersRequest {
             page_size: 1,
             ..ListOrdersRequest::default()
@@ -169,7 +168,7 @@ async fn examine_queries(settings: &Settings, checks: &mut Vec<Check>) {
         checks.push(access(service, "orders:read", answer.map(drop), Code::Ok));
         checks.extend(staleness.map(|staleness| freshness(staleness.lag_ms)));
     }
-    if let Some(connection) = authorize(settings, service, Role::Auditor, &channel, checks) {
+    if let Some(connection) = authorize(settings, service, Role::Auditor, &connection, checks) {
         let request = ListStreamEventsRequest {
             stream_id: OrderId::from_uuid(Uuid::now_v7()).to_string(),
             page_size: 1,
@@ -184,10 +183,10 @@ async fn examine_queries(settings: &Settings, checks: &mut Vec<Check>) {
 
 async fn examine_projector(settings: &Settings, checks: &mut Vec<Check>) {
     let service = Service::Projector;
-    let Some(channel) = examine_service(settings, service, &[PROJECTIONS], checks).await else {
+    let Some(connection) = examine_service(settings, service, &[PROJECTIONS], checks).await else {
         return;
     };
-    let Some(connection) = authorize(settings, service, Role::Operator, &channel, checks) else {
+    let Some(connection) = authorize(settings, service, Role::Operator, &connection, checks) else {
         return;
     };
     let mut client = ProjectionServiceClient::new(connection);
@@ -208,10 +207,10 @@ async fn examine_service(
     service: Service,
     names: &[&str],
     checks: &mut Vec<Check>,
-) -> Option<Channel> {
+) -> Option<Connection> {
     let began = Instant::now();
-    let channel = match client::open(settings, service).await {
-        Ok(channel) => channel,
+    let connection = match client::open(settings, service).await {
+        Ok(connection) => connection,
         Err(failure) => {
             checks.push(unreachable(service, &failure));
             return None;
@@ -220,11 +219,11 @@ async fn examine_service(
     let connected_ms = began.elapsed().as_millis();
     let mut is_that_service = true;
     for name in names {
-        let health = health(settings, channel.clone(), name).await;
+        let health = health(settings, connection.channel(), name).await;
         is_that_service &= health.is_ok();
         checks.push(serving(service, name, health, connected_ms));
     }
-    is_that_service.then_some(channel)
+    is_that_service.then_some(connection)
 }
 
 fn unreachable(service: Service, failure: &Failure) -> Check {
@@ -273,11 +272,11 @@ fn authorize(
     settings: &Settings,
     service: Service,
     role: Role,
-    channel: &Channel,
+    connection: &Connection,
     checks: &mut Vec<Check>,
 ) -> Option<Authorized> {
-    match Credential::new(settings, role) {
-        Ok(credential) => Some(InterceptedService::new(channel.clone(), credential)),
+    match client::credential(settings, role) {
+        Ok(credential) => Some(connection.with(credential)),
         Err(failure) => {
             checks.push(Check::new(
                 Verdict::Warn,

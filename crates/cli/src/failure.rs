@@ -4,9 +4,10 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
+use daybook_client::Refusal;
+
 use crate::client::Service;
 use crate::exit::Exit;
-use crate::refusal::Refusal;
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub(crate) enum Failure {
     /// A service refused or failed.
     #[error("{0}")]
     Refused(Box<Refusal>),
+    /// A service does not answer, or not as its contract says.
+    #[error(transparent)]
+    Client(daybook_client::Failure),
     /// The database cannot be reached.
     #[error("the database cannot be reached")]
     Connect(#[source] sqlx::Error),
@@ -75,6 +79,17 @@ impl From<tonic::Status> for Failure {
     }
 }
 
+impl From<daybook_client::Failure> for Failure {
+    fn from(failure: daybook_client::Failure) -> Self {
+        use daybook_client::Failure as Client;
+        match failure {
+            Client::Refused(refusal) => Self::Refused(refusal),
+            Client::Key | Client::Address { .. } | Client::Path { .. } => Self::Usage(failure.to_string()),
+            Client::Unreachable(_) | Client::Answer { .. } => Self::Client(failure),
+        }
+    }
+}
+
 impl Failure {
     /// Says what is wrong on standard error, once, with its causes.
     pub(crate) fn report(&self) -> ExitCode {
@@ -113,12 +128,13 @@ impl Failure {
             Self::Shown(exit) => *exit,
             Self::Usage(_) => Exit::Usage,
             Self::Unreachable { .. } | Self::Connect(_) => Exit::Unavailable,
-            Self::Refused(refusal) => refusal.exit(),
+            Self::Refused(refusal) => Exit::from(refusal.as_ref()),
             Self::Conflict(_) => Exit::Conflict,
             Self::TimedOut(_) => Exit::TimedOut,
             Self::Output(_) if self.is_broken_pipe() => Exit::Done,
             Self::Database(_)
             | Self::Migrate { .. }
+            | Self::Client(_)
             | Self::Failed(_)
             | Self::Input { .. }
             | Self::Output(_) => Exit::Failed,

@@ -16,7 +16,7 @@ use std::io::{self, IsTerminal as _};
 use std::num::NonZeroUsize;
 
 use clap::Args;
-use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
+use daybook_client::Commands;
 use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
@@ -86,11 +86,11 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
 }
 
 /// One connection after the other, so that an address that is wrong is told once.
-async fn connect(settings: &Settings, connections: NonZeroUsize) -> Result<Vec<place::Client>, Failure> {
+async fn connect(settings: &Settings, connections: NonZeroUsize) -> Result<Vec<Commands>, Failure> {
     let mut clients = Vec::with_capacity(connections.get());
     for _ in 0..connections.get() {
         let connection = client::connect(settings, Service::Command, Role::Service).await?;
-        clients.push(OrderServiceClient::new(connection));
+        clients.push(Commands::new(connection));
     }
     Ok(clients)
 }
@@ -98,7 +98,7 @@ async fn connect(settings: &Settings, connections: NonZeroUsize) -> Result<Vec<p
 /// Places what is read, with at most `in_flight` orders on their way, until all is done or nothing more can be.
 async fn place_all(
     read: mpsc::Receiver<Batch>,
-    clients: &[place::Client],
+    clients: &[Commands],
     in_flight: NonZeroUsize,
     tally: &mut Tally,
     bar: &ProgressBar,
@@ -125,7 +125,7 @@ async fn place_all(
         match outcome {
             Outcome::Placed { is_replay } => tally.placed(is_replay),
             Outcome::Refused(refused) => tally.refuse(refused),
-            Outcome::Hopeless(refusal) => return Err(Failure::Refused(refusal)),
+            Outcome::Hopeless(failure) => return Err(failure.into()),
         }
         if tally.total().is_multiple_of(OUTCOMES_PER_DRAW) {
             bar.set_message(tally.progress());

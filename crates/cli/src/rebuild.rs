@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use daybook_client::Refusal;
 use daybook_proto::projections::v1::projection_service_client::ProjectionServiceClient;
 use daybook_proto::projections::v1::{GetRebuildRequest, Rebuild, RebuildProjectionRequest, RebuildStatus};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,7 +15,6 @@ use serde_json::{Value, json};
 use crate::client::{self, Authorized, Service};
 use crate::failure::Failure;
 use crate::output::{Format, count, percent, print, print_json, rfc3339};
-use crate::refusal::Refusal;
 use crate::settings::{Role, Settings};
 
 /// How often a rebuild is looked at.

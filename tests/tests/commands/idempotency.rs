@@ -1,7 +1,7 @@
 //! Retries that are safe: one key, one command, one answer.
 
 use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
-use daybook_tests::client::{Bearer, Caller};
+use daybook_tests::client::{Caller, credential};
 use daybook_tests::command::{self, Addressed as _, Command};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_key, new_order_id, place};
@@ -92,7 +92,7 @@ async fn keys_belong_to_their_tenant() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?;
     let stranger = Tenant::create(&backend.superuser).await?;
     let channel = client::channel(&backend.commands[0].url())?;
-    let mut strangers = OrderServiceClient::with_interceptor(channel, Bearer::new(&stranger.service_key)?);
+    let mut strangers = OrderServiceClient::with_interceptor(channel, credential(&stranger.service_key)?);
     let order = place(&new_order_id(), "customer-1");
     let ours = backend.caller()?.send(order.clone()).await?;
     let theirs = strangers.place_order(order).await?.into_inner().receipt;

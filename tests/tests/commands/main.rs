@@ -1,5 +1,6 @@
 //! What internal services rely on: commands over gRPC and HTTP, on real servers.
 
+mod client;
 mod http;
 mod idempotency;
 mod lifecycle;

@@ -14,7 +14,7 @@ use daybook_proto::projections::v1::{
 };
 use daybook_read_model::{OrderList, ReadModel as _, each_read_model};
 use daybook_tests::check;
-use daybook_tests::client::{Bearer, Caller, channel};
+use daybook_tests::client::{Caller, channel, credential};
 use daybook_tests::log::PARTITION;
 use daybook_tests::stack::{Role, Running, Servers};
 use daybook_tests::tenant::Tenant;
@@ -98,7 +98,7 @@ async fn requests_that_are_not_valid_are_refused_with_a_typed_error() -> anyhow:
         .list_projections(ListProjectionsRequest {})
         .await;
     assert_eq!(of_nobody.expect_err("no key").code(), Code::Unauthenticated);
-    let reader = Bearer::new(&caller.tenant.frontend_key)?;
+    let reader = credential(&caller.tenant.frontend_key)?;
     let unfit = ProjectionServiceClient::with_interceptor(channel(&running.url())?, reader)
         .list_projections(ListProjectionsRequest {})
         .await;

@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use daybook_client::Authorized;
 use daybook_proto::common::v1::Freshness;
 use daybook_proto::orders::v1::order_query_service_client::OrderQueryServiceClient;
 use daybook_proto::orders::v1::{GetOrderRequest, ListOrdersRequest};
-use daybook_tests::client::{Answer, Authenticated, Bearer, Caller, channel};
+use daybook_tests::client::{Answer, Caller, channel, credential};
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::refusal::violations;
 use daybook_tests::stack::{Role, Stack};
@@ -56,10 +57,10 @@ fn cursor(answer: &Answer) -> anyhow::Result<String> {
     cursor.with_context(|| format!("there is no next page of {}", answer.json()))
 }
 
-fn queries(stack: &Stack, key: &str) -> anyhow::Result<OrderQueryServiceClient<Authenticated>> {
+fn queries(stack: &Stack, key: &str) -> anyhow::Result<OrderQueryServiceClient<Authorized>> {
     Ok(OrderQueryServiceClient::with_interceptor(
         channel(&stack.query.url())?,
-        Bearer::new(key)?,
+        credential(key)?,
     ))
 }
 

@@ -1,32 +1,13 @@
 //! Places one order, again and again while that may help.
 
-use std::time::{Duration, Instant};
-
-use daybook_proto::orders::v1::PlaceOrderRequest;
-use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
+use daybook_client::{Commands, Failure};
 
 use super::line::Line;
 use super::turn::Turn;
-use crate::client::Authorized;
-use crate::refusal::Refusal;
-
-/// How long one order is tried. A service that is restarting is back by then.
-const RETRY_FOR: Duration = Duration::from_secs(30);
-
-/// The pause after the first attempt that failed; it doubles with each one.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-
-/// The longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(2);
-
-/// The metadata that marks the receipt of an earlier send, as the header of this name does over HTTP.
-const REPLAYED: &str = "idempotency-replayed";
+use crate::refusal::concerns_every_request;
 
 /// What a malformed line is counted under; it never leaves this machine.
 const MALFORMED_LINE: &str = "MALFORMED_LINE";
-
-/// A connection of the import.
-pub(crate) type Client = OrderServiceClient<Authorized>;
 
 /// What became of a line.
 #[derive(Debug)]
@@ -39,7 +20,7 @@ pub(crate) enum Outcome {
     /// The line was refused; others may fare better.
     Refused(Refused),
     /// Others will not fare better.
-    Hopeless(Box<Refusal>),
+    Hopeless(Failure),
 }
 
 /// A line that was refused.
@@ -56,7 +37,7 @@ pub(crate) struct Refused {
 }
 
 /// Places the order of a line when its turn has come.
-pub(crate) async fn place(client: Client, line: Line, mut turn: Option<Turn>) -> Outcome {
+pub(crate) async fn place(commands: Commands, line: Line, mut turn: Option<Turn>) -> Outcome {
     let number = line.number;
     let request = match line.request {
         Ok(request) => request,
@@ -65,17 +46,20 @@ pub(crate) async fn place(client: Client, line: Line, mut turn: Option<Turn>) ->
     if let Some(turn) = &mut turn {
         turn.come().await;
     }
-    match send(client, &request).await {
-        Ok(is_replay) => Outcome::Placed { is_replay },
-        Err(refusal) if refusal.is_transient() || refusal.concerns_every_request() => {
-            Outcome::Hopeless(refusal)
+    let reference = request.reference.clone();
+    match commands.send_and_tell(request).await {
+        Ok(sent) => Outcome::Placed {
+            is_replay: sent.is_replay,
+        },
+        Err(Failure::Refused(refusal)) if !refusal.is_transient() && !concerns_every_request(&refusal) => {
+            Outcome::Refused(Refused {
+                line: number,
+                reference: Some(reference),
+                message: refusal.summary(),
+                code: refusal.code,
+            })
         }
-        Err(refusal) => Outcome::Refused(Refused {
-            line: number,
-            reference: Some(request.reference),
-            message: refusal.summary(),
-            code: refusal.code,
-        }),
+        Err(failure) => Outcome::Hopeless(failure),
     }
 }
 
@@ -86,28 +70,4 @@ fn malformed(line: u64, message: String) -> Refused {
         code: MALFORMED_LINE.to_owned(),
         message,
     }
-}
-
-/// Sends the same request with the same key until it is answered for good or the time is up.
-async fn send(mut client: Client, request: &PlaceOrderRequest) -> Result<bool, Box<Refusal>> {
-    let began = Instant::now();
-    let mut pause = PAUSE_MIN;
-    loop {
-        let refusal = match client.place_order(request.clone()).await {
-            Ok(response) => return Ok(response.metadata().contains_key(REPLAYED)),
-            Err(status) => Refusal::from(status),
-        };
-        let wait = pause_before_retry(pause, &refusal);
-        if !refusal.is_transient() || began.elapsed() + wait > RETRY_FOR {
-            return Err(Box::new(refusal));
-        }
-        tokio::time::sleep(wait).await;
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
-/// At least what the service asks for, and never the same for all: they were refused together.
-fn pause_before_retry(pause: Duration, refusal: &Refusal) -> Duration {
-    let spread = pause.mul_f64(rand::random_range(0.5..1.5));
-    refusal.retry_after.unwrap_or_default().min(PAUSE_MAX) + spread
 }

@@ -1,0 +1,79 @@
+//! Sends commands until their outcome is known.
+
+use daybook_proto::common::v1::Receipt;
+use tokio::time::sleep;
+
+use crate::command::is_replay;
+use crate::retry::Attempts;
+use crate::{Authorized, Command, Failure, Refusal, Retry, new_key};
+
+/// A caller of the command service. Cheap to clone; clones share their connection.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    connection: Authorized,
+    retry: Retry,
+}
+
+/// A command that was accepted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sent {
+    /// What the service answered.
+    pub receipt: Receipt,
+    /// Whether the command had been accepted before, by another attempt or another caller with the same key.
+    pub is_replay: bool,
+}
+
+impl Commands {
+    /// A caller on a connection to the command service.
+    #[must_use]
+    pub fn new(connection: Authorized) -> Self {
+        Self {
+            connection,
+            retry: Retry::default(),
+        }
+    }
+
+    /// The same caller with another patience.
+    #[must_use]
+    pub fn with_retry(self, retry: Retry) -> Self {
+        Self { retry, ..self }
+    }
+
+    /// Sends a command until it is accepted or refused for good, or its time is up. Without an idempotency key it gets a new one;
+    /// every attempt is sent under the same.
+    ///
+    /// # Errors
+    /// The refusal; the last one where the time is up. If that is none of a service's ([`Refusal::is_transient`]), the command
+    /// may have been recorded: send the same command under the same key to find out.
+    pub async fn send(&self, command: impl Command) -> Result<Receipt, Failure> {
+        Ok(self.send_and_tell(command).await?.receipt)
+    }
+
+    /// Sends a command like [`Self::send`], and also tells whether it had been accepted before.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_and_tell(&self, mut command: impl Command) -> Result<Sent, Failure> {
+        if command.request_id().is_empty() {
+            command.set_request_id(new_key());
+        }
+        let mut attempts = Attempts::new(self.retry);
+        loop {
+            let attempt = command
+                .clone()
+                .send_once(self.connection.clone(), attempts.time_left());
+            let refusal = match attempt.await {
+                Ok(response) => {
+                    let is_replay = is_replay(&response);
+                    let receipt = response.into_inner();
+                    return Ok(Sent { receipt, is_replay });
+                }
+                Err(status) => Refusal::from(status),
+            };
+            match attempts.next_after(&refusal) {
+                Some(wait) => sleep(wait).await,
+                None => return Err(Failure::Refused(Box::new(refusal))),
+            }
+        }
+    }
+}
