@@ -310,15 +310,30 @@ BEGIN
 END
 $$;
 
--- Makes a generation's tables, and opens its checkpoints.
+-- Makes a generation's table, with what all tables have alike, and opens its checkpoints.
+--
+-- Rows of read models are updated or replaced all the time. What an update leaves behind is in the way of whoever reads past
+-- it in an index, so it is cleaned up when it is a fiftieth of the table, and not a fifth.
 CREATE FUNCTION read_model.make(p_name text, p_generation integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
+AS $make$
 BEGIN
     EXECUTE format('SELECT read_model.%I($1)', 'create_' || p_name) USING p_generation;
+    EXECUTE format($ddl$
+        ALTER TABLE read_model.%1$I SET (
+            autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 10000,
+            autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 10000);
+        ALTER TABLE read_model.%1$I ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE read_model.%1$I FORCE ROW LEVEL SECURITY;
+        CREATE POLICY own_tenant ON read_model.%1$I FOR SELECT TO daybook_query
+            USING (tenant_id = event_store.current_tenant());
+        CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
+        GRANT SELECT ON read_model.%1$I TO daybook_query;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
+    $ddl$, p_name || '_g' || p_generation);
     PERFORM read_model.open(p_name, p_generation);
 END
-$$;
+$make$;
 
 -- The statements that make the further indexes of a generation, in the order worth starting them. Whoever died over them
 -- starts again with all of them, hence IF NOT EXISTS.

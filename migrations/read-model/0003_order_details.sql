@@ -20,14 +20,6 @@ BEGIN
         -- An order is written several times within minutes, and no index knows of it: with room on the page the new
         -- version stays there (a HOT update).
         ) WITH (fillfactor = 70);
-
-        ALTER TABLE read_model.%1$I ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE read_model.%1$I FORCE ROW LEVEL SECURITY;
-        CREATE POLICY own_tenant ON read_model.%1$I FOR SELECT TO daybook_query
-            USING (tenant_id = event_store.current_tenant());
-        CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
-        GRANT SELECT ON read_model.%1$I TO daybook_query;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'order_details_g' || p_generation);
 END
 $create$;

@@ -31,14 +31,6 @@ BEGIN
         -- An event that changes neither the status nor the total touches no index: with room on the page the new version
         -- stays there (a HOT update).
         ) WITH (fillfactor = 70);
-
-        ALTER TABLE read_model.%1$I ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE read_model.%1$I FORCE ROW LEVEL SECURITY;
-        CREATE POLICY own_tenant ON read_model.%1$I FOR SELECT TO daybook_query
-            USING (tenant_id = event_store.current_tenant());
-        CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
-        GRANT SELECT ON read_model.%1$I TO daybook_query;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'order_list_g' || p_generation);
 END
 $create$;
@@ -46,6 +38,9 @@ $create$;
 -- What `order_list::ACCESS_PATHS` says: each list that the contract allows is one of these, read from any place in it. Every
 -- one but that of references has the status, which most events change that change any of these columns. Nothing that changes
 -- with every event is in any of them (`updated_at`, `version`, `position`): such an event would write all of them.
+--
+-- Known limit: an order that has left a status leaves a dead entry there until it is vacuumed. While somebody holds a snapshot
+-- (a backup), whoever lists a status that orders only pass through reads past all that have left it since.
 CREATE FUNCTION read_model.index_order_list(p_generation integer) RETURNS SETOF text
 LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $index$

@@ -31,19 +31,13 @@ BEGIN
         -- that a probe of a key meets, however many dead ones a snapshot that somebody holds keeps behind it. (A row
         -- updated in place is a chain of them, which every update walks.)
         CREATE UNIQUE INDEX %2$I ON read_model.%1$I (tenant_id, customer_id, currency, position DESC);
-
-        ALTER TABLE read_model.%1$I ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE read_model.%1$I FORCE ROW LEVEL SECURITY;
-        CREATE POLICY own_tenant ON read_model.%1$I FOR SELECT TO daybook_query
-            USING (tenant_id = event_store.current_tenant());
-        CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
-        GRANT SELECT ON read_model.%1$I TO daybook_query;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'customer_totals_g' || p_generation, 'customer_totals_g' || p_generation || '_customer_id');
 END
 $create$;
 
 -- What `customer_totals::ACCESS_PATHS` says, beside the index that is there from the start: who ordered most in a currency.
+-- Known limit: while somebody holds a snapshot (a backup), a busy customer's earlier amounts stand behind its newest one, and this
+-- list reads past them.
 CREATE FUNCTION read_model.index_customer_totals(p_generation integer) RETURNS SETOF text
 LANGUAGE plpgsql IMMUTABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $index$
@@ -62,7 +56,8 @@ SELECT read_model.introduce('customer_totals');
 -- those may be dead. One plan for all calls, as in read_model.find_orders.
 CREATE FUNCTION read_model.find_customer_totals(p_tenant uuid, p_customer text)
 RETURNS SETOF read_model.customer_totals
-LANGUAGE plpgsql STABLE SECURITY INVOKER SET plan_cache_mode = force_generic_plan
+-- As many as a customer has currencies, and as a page has customers: the usual guess of 1,000 each looks like a million rows.
+LANGUAGE plpgsql STABLE SECURITY INVOKER ROWS 2 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
@@ -85,7 +80,7 @@ $$;
 -- probe of its own, because between two customers may be thousands of dead rows of the first.
 CREATE FUNCTION read_model.list_customer_ids(p_tenant uuid, p_from text, p_before text, p_limit bigint)
 RETURNS SETOF text
-LANGUAGE plpgsql STABLE SECURITY INVOKER SET plan_cache_mode = force_generic_plan
+LANGUAGE plpgsql STABLE SECURITY INVOKER ROWS 100 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE

@@ -21,14 +21,6 @@ BEGIN
             -- A busy item's row is replaced, not updated: see read_model.create_customer_totals.
             PRIMARY KEY (tenant_id, stock_item_id, position)
         );
-
-        ALTER TABLE read_model.%1$I ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE read_model.%1$I FORCE ROW LEVEL SECURITY;
-        CREATE POLICY own_tenant ON read_model.%1$I FOR SELECT TO daybook_query
-            USING (tenant_id = event_store.current_tenant());
-        CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
-        GRANT SELECT ON read_model.%1$I TO daybook_query;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'stock_levels_g' || p_generation);
 END
 $create$;

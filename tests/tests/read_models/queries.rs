@@ -56,6 +56,26 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
 }
 
 #[tokio::test]
+async fn every_table_with_a_tenant_is_held_by_row_level_security_and_vacuumed_in_time() {
+    let database = Database::create().await;
+    let tables: Vec<(String, bool, bool)> = sqlx::query_as(
+        "SELECT c.relname::text, c.relrowsecurity AND c.relforcerowsecurity,
+                coalesce('autovacuum_vacuum_scale_factor=0.02' = ANY (c.reloptions), false)
+         FROM pg_class AS c
+         JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'tenant_id'
+         WHERE c.relnamespace = 'read_model'::regnamespace AND c.relkind IN ('r', 'p')",
+    )
+    .fetch_all(&database.query)
+    .await
+    .expect("the catalogue");
+    assert!(tables.len() >= each_read_model!(M => M::NAME).len(), "{tables:?}");
+    for (table, is_held, is_vacuumed) in tables {
+        assert!(is_held, "{table} shows every tenant's rows");
+        assert!(is_vacuumed, "{table} has the usual thresholds");
+    }
+}
+
+#[tokio::test]
 async fn the_query_role_can_change_nothing() {
     let database = Database::create().await;
     for table in each_read_model!(M => format!("{}_g1", M::NAME)) {

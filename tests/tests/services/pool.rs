@@ -57,6 +57,12 @@ async fn a_statement_cannot_run_for_ever() {
         "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')";
     let row = pool.fetch_one(timeouts).await.expect("settings");
     assert_eq!((row.get::<&str, _>(0), row.get::<&str, _>(1)), ("4s", "5s"));
+    // The server of these tests compiles nothing anyway; a user's does.
+    let jit = pool
+        .fetch_one("SELECT setting, source FROM pg_settings WHERE name = 'jit'")
+        .await
+        .expect("a setting");
+    assert_eq!((jit.get::<&str, _>(0), jit.get::<&str, _>(1)), ("off", "client"));
     let mut connection = pool.acquire().await.expect("a connection");
     connection
         .execute("SET statement_timeout = 10")
