@@ -22,6 +22,10 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 use thiserror::Error;
 use uuid::Uuid;
 
+/// How long the server lets one statement of tenants' reads run. Shorter than any of their limits here, so that it is the server
+/// that ends a slow read: the caller is told that it takes too long, and the connection stays good.
+pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1_900);
+
 /// How many reads may wait for a connection; of one tenant at most half of what the others leave.
 const WAITING_MAX: usize = 1_024;
 

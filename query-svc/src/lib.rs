@@ -33,7 +33,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::Config;
-use self::database::SharedReads;
+use self::database::{STATEMENT_TIMEOUT, SharedReads};
 use self::freshness::Watcher;
 use self::loader::{OrderLoader, WORKERS};
 use self::reads::Reads;
@@ -62,7 +62,8 @@ pub async fn run(
     start.watch_postgres(connections::ping);
 
     let database_url = &config.common.database_url;
-    let shared = connections::connect(database_url, SERVICE_NAME, config.database_connections).await?;
+    let (name, size) = (SERVICE_NAME, config.database_connections);
+    let shared = connections::connect_with_timeout(database_url, name, size, STATEMENT_TIMEOUT).await?;
     let shared = SharedReads::new(shared);
     let nats = config.common.nats_url.expose();
     let bus = Bus::connect_as(nats, &config.deployment, SERVICE_NAME).await?;

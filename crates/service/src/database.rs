@@ -74,7 +74,10 @@ pub async fn connect(
 }
 
 /// As [`connect`], with a limit of its own on how long one statement may run.
-pub(crate) async fn connect_with_timeout(
+///
+/// # Errors
+/// As there.
+pub async fn connect_with_timeout(
     url: &Secret,
     application_name: &str,
     max_connections: u32,
@@ -97,7 +100,11 @@ pub fn connect_options(
     statement_timeout: Duration,
 ) -> Result<PgConnectOptions, DatabaseError> {
     let options = PgConnectOptions::from_str(url.expose()).map_err(|_| DatabaseError::Url)?;
-    let options = options.application_name(application_name);
+    // What callers wait for takes milliseconds, and to compile a plan takes more. The server compiles where it expects many
+    // rows, and of a function it expects a thousand.
+    let options = options
+        .application_name(application_name)
+        .options([("jit", "off")]);
     Ok(with_session_timeouts(options, statement_timeout))
 }
 

@@ -140,6 +140,28 @@ async fn a_read_whose_caller_has_gone_away_counts_until_it_has_ended() -> anyhow
     becomes_zero("daybook_request_bytes_in_flight").await
 }
 
+#[tokio::test]
+async fn a_list_that_takes_too_long_is_ended_by_the_server_and_keeps_its_connection() -> anyhow::Result<()> {
+    let stack = stack().await?;
+    let caller = stack.caller()?;
+    caller.get("/v1/stock-items").await?;
+    let sessions = sessions_of_reads(&stack.superuser).await?;
+    let _holder = hold_lists(&stack.superuser).await?;
+    let answer = caller.get("/v1/stock-items").await?;
+    ensure!(answer.status == 504, "{}", answer.json());
+    ensure!(answer.json()["code"] == "DEADLINE_EXCEEDED", "{}", answer.json());
+    let now = sessions_of_reads(&stack.superuser).await?;
+    ensure!(now == sessions, "{sessions:?} became {now:?}");
+    Ok(())
+}
+
+/// The server's processes that lists are read by.
+async fn sessions_of_reads(superuser: &PgPool) -> anyhow::Result<Vec<i32>> {
+    let sessions = "SELECT pid FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name = 'daybook-query-svc' ORDER BY pid";
+    Ok(sqlx::query_scalar(sessions).fetch_all(superuser).await?)
+}
+
 /// When readiness was last looked at on a connection of its own: by the newest of the services.
 async fn readiness_looked_at(superuser: &PgPool) -> anyhow::Result<f64> {
     let newest = "SELECT extract(epoch FROM query_start)::float8 FROM pg_stat_activity
