@@ -7,9 +7,9 @@
 --
 -- An epoch names the server that it was opened on: the cluster, the database, and the timeline, which changes with
 -- every promotion. An append compares the timeline, and whoever connects compares all of it. A backup that is started as it
--- is, and a disk that is rolled back, show no such sign. Therefore whoever remembers an event (the appender's last
--- ones, the newest message of the bus) says so when it connects, before anything is written, and the log looks whether it
--- has it.
+-- is, and a disk that is rolled back, show no such sign. Therefore whoever remembers an event says so when it connects, before
+-- anything is written, and the log looks whether it has it: the appender its last ones, and the publisher the first one of the
+-- stream that it does not find in the log. The log may have gone on since, with other events in the places of those.
 
 CREATE TABLE event_store.epoch (
     partition         integer     NOT NULL REFERENCES event_store.log,

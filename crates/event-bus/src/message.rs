@@ -176,6 +176,18 @@ pub fn decode(headers: &HeaderMap, payload: &[u8]) -> Result<(RecordedEvent, Uui
     Ok((event, parsed(headers, &GENERATION, "daybook-generation")?))
 }
 
+/// Which event a message says that it is: the generation that has recorded it, and its id. `None` when it is no event's.
+pub(crate) fn claim(headers: &HeaderMap, payload: &[u8]) -> Option<(Uuid, Uuid)> {
+    match decode(headers, payload) {
+        Ok((event, generation)) => Some((generation, event.event_id)),
+        Err(MessageError::InLog) => {
+            let generation = parsed(headers, &GENERATION, "daybook-generation").ok()?;
+            Some((generation, parsed(headers, &ID, "ce-id").ok()?))
+        }
+        Err(_) => None,
+    }
+}
+
 /// Whether a message is the one that belongs to this event: all of it word for word, or a reference to it. It may be of an
 /// earlier epoch: an event's id does not come again.
 pub(crate) fn is_message_of(headers: &HeaderMap, payload: &[u8], event: &RecordedEvent) -> bool {

@@ -7,9 +7,10 @@
 //!
 //! On start, after any error and every second the publisher compares log and stream and fills the difference from the log.
 //! A stream that is gone is made anew. One that carries an earlier epoch goes on if it ends at the fork or before it. One that
-//! is longer than its own epoch's log shows that the log was set back: the log gets a new epoch. One that holds a foreign
-//! message, an unknown epoch or events beyond a fork is deleted and refilled, from there on. One with other settings than ours
-//! is given ours; where JetStream refuses that, and where the stream is not this deployment's, it is left alone and reported.
+//! has an event where the log has another one, or none, shows that the log was set back: the log gets a new epoch. One that
+//! holds a foreign message, an unknown epoch or events beyond a fork is deleted and refilled, from there on. One with other
+//! settings than ours is given ours; where JetStream refuses that, and where the stream is not this deployment's, it is left
+//! alone and reported.
 //!
 //! Nothing is published before it is committed, and nobody ever waits for this task: while NATS is away it lets events go,
 //! and reads them from the log afterwards.

@@ -161,13 +161,14 @@ pub struct Witnesses {
 }
 
 impl Witnesses {
-    /// Some event at a position, recorded in a generation, behind one that is known where there is such.
+    /// What a stream holds: at a position an event that was recorded in a generation, any event where there is no id, behind one
+    /// that is known where there is such.
     #[must_use]
-    pub fn some_event_at(generation: Uuid, position: u64, known: Option<(u64, Uuid)>) -> Self {
+    pub fn of_stream(generation: Uuid, event: (u64, Option<Uuid>), known: Option<(u64, Uuid)>) -> Self {
         let known = known.map(|(position, id)| (position, Some(id)));
         Self {
             generation,
-            events: known.into_iter().chain([(position, None)]).collect(),
+            events: known.into_iter().chain([event]).collect(),
         }
     }
 

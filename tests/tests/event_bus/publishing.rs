@@ -255,20 +255,43 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
     publishing.stop().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part() -> anyhow::Result<()> {
-    let stack = Stack::start().await?;
+/// Who compares the stream with a log that was set back and has gone on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Finder {
+    /// A process that has just started.
+    New,
+    /// One that knows the stream, when its connection to NATS comes back.
+    Reconnected,
+}
+
+/// The log is set back from 100 events to 60, and so many are recorded before anybody compares it with the stream.
+async fn a_log_goes_on_after_it_was_set_back(events: usize, finder: Finder) -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
     // An epoch of this very database: it was copied from a template.
     stack.fork(0).await?;
-    let publishing = stack.publisher().await?;
+    let options = PublisherOptions {
+        compare_interval: Duration::from_secs(3_600),
+        ..PublisherOptions::default()
+    };
+    let publishing = stack.publisher_with(options).await?;
     publishing.tell(stack.commit(100).await?);
     publishing.published(100).await?;
-    publishing.crash().await;
+    let publishing = match finder {
+        Finder::New => {
+            publishing.crash().await;
+            None
+        }
+        Finder::Reconnected => Some(publishing),
+    };
     let before = stack.store.head(PARTITION).await?;
 
     stack.set_back(60).await?;
-    let _while_nobody_looks = stack.commit(30).await?;
-    let publishing = stack.publisher().await?;
+    let _while_nobody_looks = stack.commit(events).await?;
+    stack.nats.restart().await?;
+    let publishing = match publishing {
+        None => stack.publisher().await?,
+        Some(publishing) => publishing,
+    };
     wait::until("another epoch", async || {
         Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
     })
@@ -276,9 +299,26 @@ async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part
     stack.stream_equals_log(&publishing).await?;
     let lineage = stack.store.lineage(PARTITION).await?;
     assert_eq!(lineage.valid_up_to(before.generation), Some(60));
-    let info = stack.raw_stream().await?.cached_info().clone();
-    assert_eq!((info.state.first_sequence, info.state.messages), (61, 30));
+    let state = stack.raw_stream().await?.cached_info().state.clone();
+    assert_eq!((state.first_sequence, state.messages), (61, events as u64));
     publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_went_on_after_it_was_set_back_forks_where_the_histories_part() -> anyhow::Result<()> {
+    a_log_goes_on_after_it_was_set_back(30, Finder::New).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_outgrew_the_stream_after_it_was_set_back_forks_where_the_histories_part()
+-> anyhow::Result<()> {
+    a_log_goes_on_after_it_was_set_back(80, Finder::New).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_knows_the_stream_finds_by_it_that_the_log_was_set_back_and_outgrew_it()
+-> anyhow::Result<()> {
+    a_log_goes_on_after_it_was_set_back(80, Finder::Reconnected).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -318,7 +318,7 @@ async fn the_first_append_of_a_process_waits_for_the_publishers_first_look() -> 
     });
     // What the publisher does when it finds the stream ahead.
     let store = EventStore::new(log.database.pool("daybook_command").await?);
-    let witness = Witnesses::some_event_at(before.generation, 7, None);
+    let witness = Witnesses::of_stream(before.generation, (7, None), None);
     store.attach(0, witness, 0).await?;
     assert_eq!(head(&log).await?.position, 0);
     seen.note_look();

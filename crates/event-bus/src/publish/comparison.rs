@@ -57,7 +57,7 @@ async fn compare_connected(
     } = context;
     // The stream first: the log's head, read later, can only be at the same place or further on.
     let found = stream::find(bus, *partition).await?;
-    let mut head = store.head(*partition).await?;
+    let head = store.head(*partition).await?;
     if head.is_standby {
         return Err(Interruption::Standby);
     }
@@ -65,18 +65,19 @@ async fn compare_connected(
         return Err(Interruption::superseded(head.id(), seen.latest()));
     }
     seen.note(head.id());
-    if let Some(stream) = &found {
-        head = context.check_epoch(stream, head).await?;
-    }
-    let last = match found {
-        Some(stream) => match context.flaw(machine, &stream, head).await? {
-            None => {
-                context.reconcile(&stream, head, reconciled_at).await?;
-                stream.last
+    let (head, last) = match found {
+        None => (head, context.create(head, 0).await?),
+        Some(stream) => {
+            context.check_epoch(&stream, head)?;
+            let (head, flaw) = context.examine(machine, &stream, head).await?;
+            match flaw {
+                None => {
+                    context.reconcile(&stream, head, reconciled_at).await?;
+                    (head, stream.last)
+                }
+                Some(flaw) => (head, context.rebuild(&stream, head, &flaw).await?),
             }
-            Some(flaw) => context.rebuild(&stream, head, &flaw).await?,
-        },
-        None => context.create(head, 0).await?,
+        }
     };
     Ok(Comparison {
         head: head.position,
@@ -87,37 +88,88 @@ async fn compare_connected(
 
 impl Context {
     /// Compares the epochs of stream and log. Whoever meets a later one than its own log's leaves the stream alone, and the
-    /// appender stops. A stream that is further than its own epoch's log shows that the log was set back, or what nobody
-    /// committed: which of the two does not matter, since the next epoch costs only what is beyond the head.
-    async fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<LogHead, Interruption> {
+    /// appender stops.
+    fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<(), Interruption> {
         let (epoch, own) = (stream.epoch, head.id());
-        if epoch > own {
-            if stream.is_invented(own) {
-                let (found, own) = (epoch.number, own.number);
-                let name = stream::name(&self.bus, self.partition);
-                return Err(StreamError::Invented { name, found, own }.into());
-            }
-            self.seen.note(epoch);
-            return Err(Interruption::superseded(own, epoch));
+        if epoch <= own {
+            return Ok(());
         }
-        if epoch == own && stream.last > head.position {
-            let known = self.last_in_both(stream, head).await?;
-            let witness = Witnesses::some_event_at(epoch.generation, stream.last, known);
-            let seen = self.seen.latest().number;
-            self.attaching.attach(self.partition, witness, seen).await?;
-            return Ok(self.store.head(self.partition).await?);
+        if stream.is_invented(own) {
+            let (found, own) = (epoch.number, own.number);
+            let name = stream::name(&self.bus, self.partition);
+            return Err(StreamError::Invented { name, found, own }.into());
         }
-        Ok(head)
+        self.seen.note(epoch);
+        Err(Interruption::superseded(own, epoch))
     }
 
-    /// An event that both the log and the stream have, as new as bisection finds one. All that is before it is common to
-    /// both: histories part once, and an event's id does not come again. A message that was deleted says nothing.
-    async fn last_in_both(
+    /// What is wrong with the stream, and where the log stands after that.
+    ///
+    /// Where the stream has an event that the log has not, and should have, the log was set back, however far it has come
+    /// since: it goes on in the next epoch. Or it is an event that nobody committed. Which of the two does not matter: the
+    /// next epoch costs what lies behind the place where stream and log part, and nothing before it.
+    async fn examine(
         &self,
+        machine: &Machine,
         stream: &StreamState,
         head: LogHead,
-    ) -> Result<Option<(u64, Uuid)>, Interruption> {
-        let (mut begin, mut end) = (stream.first.max(1), head.position + 1);
+    ) -> Result<(LogHead, Option<Flaw>), Interruption> {
+        if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
+            return Ok((head, Some(flaw)));
+        }
+        let Some(contradiction) = self.contradiction(machine, stream, head).await? else {
+            return Ok((head, None));
+        };
+        let known = self.last_in_both(stream.first.max(1), contradiction).await?;
+        let parting = known.map_or(stream.first.max(1), |(position, _)| position + 1);
+        let foreign = Flaw::Foreign(parting);
+        let message = stream::message_at(&self.bus, self.partition, parting).await?;
+        let claim = message.and_then(|message| message::claim(&message.headers, &message.payload));
+        let (generation, event) = match claim {
+            Some((generation, event_id)) => (generation, (parting, Some(event_id))),
+            None if stream.last > head.position => (stream.epoch.generation, (stream.last, None)),
+            None => return Ok((head, Some(foreign))),
+        };
+        let witnesses = Witnesses::of_stream(generation, event, known);
+        let seen = self.seen.latest().number;
+        self.attaching.attach(self.partition, witnesses, seen).await?;
+        let head = self.store.head(self.partition).await?;
+        let flaw = self.flaw_of_epoch(stream, head).await?;
+        Ok((head, Some(flaw.unwrap_or(foreign))))
+    }
+
+    /// The first place where the stream may hold another event than the log. Looks at what stands where a message of ours was
+    /// refused, at what is beyond the log's head, and at the newest message: in between, the expected sequences keep
+    /// everything in its place.
+    async fn contradiction(
+        &self,
+        machine: &Machine,
+        stream: &StreamState,
+        head: LogHead,
+    ) -> Result<Option<u64>, Interruption> {
+        if let Some(event) = machine.suspect(head.generation, stream.last)
+            && !self.is_faithful(event).await?
+        {
+            return Ok(Some(event.position));
+        }
+        if stream.last > head.position {
+            return Ok(Some(head.position + 1));
+        }
+        let Some(before) = stream.last.checked_sub(1) else {
+            return Ok(None);
+        };
+        for event in self.store.read_log(self.partition, before, 1).await? {
+            if !self.is_faithful(&event).await? {
+                return Ok(Some(event.position));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An event before the position `end` that both the log and the stream have, as new as bisection finds one. All that is
+    /// before it is common to both: histories part once, and an event's id does not come again. A message that was deleted
+    /// says nothing.
+    async fn last_in_both(&self, mut begin: u64, mut end: u64) -> Result<Option<(u64, Uuid)>, Interruption> {
         let mut known = None;
         while begin < end {
             let middle = begin + (end - begin) / 2;
@@ -138,33 +190,6 @@ impl Context {
             let found = stream::message_at(&self.bus, self.partition, position).await?;
             if found.is_some_and(|found| message::is_message_of(&found.headers, &found.payload, &event)) {
                 return Ok(Some(event.event_id));
-            }
-        }
-        Ok(None)
-    }
-
-    /// What is wrong with the stream. Looks at the newest message, unless it is our own, and at the one that stands where
-    /// a message of ours was refused: in between, the expected sequences keep everything in its place.
-    async fn flaw(
-        &self,
-        machine: &Machine,
-        stream: &StreamState,
-        head: LogHead,
-    ) -> Result<Option<Flaw>, Interruption> {
-        if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
-            return Ok(Some(flaw));
-        }
-        if let Some(event) = machine.suspect(head.generation, stream.last)
-            && !self.is_faithful(event).await?
-        {
-            return Ok(Some(Flaw::Foreign(event.position)));
-        }
-        if stream.last == 0 || stream.last == machine.checked() {
-            return Ok(None);
-        }
-        for event in self.store.read_log(self.partition, stream.last - 1, 1).await? {
-            if !self.is_faithful(&event).await? {
-                return Ok(Some(Flaw::Foreign(event.position)));
             }
         }
         Ok(None)
@@ -222,7 +247,7 @@ impl Context {
         // What is below is in nobody's way: whoever lacks it reads the log.
         let skipped = match flaw {
             Flaw::Fork(fork) => *fork,
-            Flaw::Foreign(position) => position - 1,
+            Flaw::Foreign(position) => (position - 1).min(head.position),
             Flaw::Epoch => 0,
         };
         self.create(head, skipped).await
