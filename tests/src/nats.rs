@@ -1,13 +1,19 @@
 //! NATS as its administrator sees it, for what no service does.
 
-use anyhow::{Context as _, anyhow, ensure};
-use async_nats::jetstream;
+use anyhow::{Context as _, anyhow, bail, ensure};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::{ServerAddr, jetstream};
 use daybook_event_bus::{bus, message};
 use daybook_event_store::RecordedEvent;
 use futures::{Stream, StreamExt as _};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use uuid::Uuid;
+
+use crate::wait::DEADLINE;
 
 /// The stream of [`crate::log::PARTITION`].
 pub const STREAM: &str = "daybook_EVENTS_0";
@@ -27,6 +33,36 @@ pub async fn connect(url: &str) -> anyhow::Result<async_nats::Client> {
 /// When the server does not let it in.
 pub async fn jetstream(url: &str) -> anyhow::Result<jetstream::Context> {
     Ok(jetstream::new(connect(url).await?))
+}
+
+/// Publishes a message that is nothing but these headers, byte for byte: no client writes such as nobody can read.
+///
+/// # Errors
+/// When the server does not take it.
+pub async fn publish_headers(url: &str, subject: &str, headers: &[u8]) -> anyhow::Result<()> {
+    let server: ServerAddr = url.parse()?;
+    let user = json!({
+        "verbose": false, "pedantic": false, "headers": true,
+        "user": server.username(), "pass": server.password(),
+    });
+    let size = headers.len();
+    let mut sent = format!("CONNECT {user}\r\nHPUB {subject} {size} {size}\r\n").into_bytes();
+    sent.extend_from_slice(headers);
+    sent.extend_from_slice(b"\r\nPING\r\n");
+    let mut stream = TcpStream::connect((server.host(), server.port())).await?;
+    stream.write_all(&sent).await?;
+    let mut lines = BufReader::new(stream).lines();
+    let answer = async {
+        while let Some(line) = lines.next_line().await? {
+            match line.split(' ').next() {
+                Some("PONG") => return Ok(()),
+                Some("-ERR") => bail!("the server does not take it: {line}"),
+                _ => {}
+            }
+        }
+        bail!("the server has closed the connection")
+    };
+    timeout(DEADLINE, answer).await?
 }
 
 /// So many events of [`STREAM`] from its beginning, each with the generation that it was published in.

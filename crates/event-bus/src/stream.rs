@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, UpdateStreamError};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
-};
-use daybook_event_store::EpochId;
-use serde_json::{Map, Value};
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RawMessage, RetentionPolicy, StorageType};
+use daybook_event_store::{EpochId, RecordedEvent};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 use crate::message;
@@ -244,21 +245,42 @@ pub(crate) async fn message_at(
     bus: &Bus,
     partition: i32,
     sequence: u64,
-) -> Result<Option<StreamMessage>, StreamError> {
+) -> Result<Option<Stored>, StreamError> {
+    #[derive(Deserialize)]
+    struct Found {
+        message: RawMessage,
+    }
     let doing = "read a message of the stream";
     answered(doing, async {
-        let name = name(bus, partition);
-        let handle = bus.jetstream().get_stream_no_info(name).await;
-        let stream = handle.map_err(StreamError::while_doing("address the stream"))?;
-        match stream.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) => match error.kind() {
-                RawMessageErrorKind::NoMessageFound => Ok(None),
-                _ => Err(StreamError::while_doing(doing)(error)),
-            },
+        let subject = format!("STREAM.MSG.GET.{}", name(bus, partition));
+        let wanted = json!({ "seq": sequence });
+        let answer = bus.jetstream().request(subject, &wanted).await;
+        match answer.map_err(StreamError::while_doing(doing))? {
+            Response::Ok(Found { message }) => Ok(Some(Stored(message.try_into().ok()))),
+            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Response::Err { error } => Err(StreamError::while_doing(doing)(error)),
         }
     })
     .await
+}
+
+/// A message of a stream. It has no content when its headers cannot be read: whoever may publish may send such, and no event
+/// of ours looks so.
+#[derive(Debug)]
+pub(crate) struct Stored(Option<StreamMessage>);
+
+impl Stored {
+    /// Whether it is the message that belongs to this event.
+    pub(crate) fn is_message_of(&self, event: &RecordedEvent) -> bool {
+        let content = self.0.as_ref();
+        content.is_some_and(|content| message::is_message_of(&content.headers, &content.payload, event))
+    }
+
+    /// Which event it says that it is: the generation that has recorded it, and its id. `None` when it is no event's.
+    pub(crate) fn claim(&self) -> Option<(Uuid, Uuid)> {
+        let content = self.0.as_ref()?;
+        message::claim(&content.headers, &content.payload)
+    }
 }
 
 /// The settings of a stream. What they leave open is the server's and the operators': where it is placed, how it is

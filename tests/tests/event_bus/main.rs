@@ -148,7 +148,9 @@ impl Stack {
     async fn stream(&self) -> anyhow::Result<Vec<RecordedEvent>> {
         let count = self.raw_stream().await?.cached_info().state.messages;
         let events = nats::events(&self.jetstream().await?, usize::try_from(count)?).await?;
-        events.map_ok(|(event, _)| event).try_collect().await
+        let events = events.map_ok(|(event, _)| event).try_collect();
+        let collected = tokio::time::timeout(DEADLINE, events).await;
+        collected.context("the stream does not give what it holds")?
     }
 
     /// Sets the log back behind a position, as a disk that is rolled back does.
@@ -200,16 +202,26 @@ impl Stack {
         Ok(self.jetstream().await?.get_stream(STREAM).await?)
     }
 
-    /// Puts something into the stream that the log does not know.
-    async fn publish_foreign(&self) -> anyhow::Result<()> {
+    /// A subject of the stream, and of no event.
+    async fn foreign_subject(&self) -> anyhow::Result<String> {
         // Not by way of the head: a test may hold the events.
         let generation: Uuid = sqlx::query_scalar("SELECT generation FROM event_store.log")
             .fetch_one(&self.pool)
             .await?;
-        let subject = format!("daybook.events.0.{generation}.foreign");
+        Ok(format!("daybook.events.0.{generation}.foreign"))
+    }
+
+    /// Puts something into the stream that the log does not know.
+    async fn publish_foreign(&self) -> anyhow::Result<()> {
+        let subject = self.foreign_subject().await?;
         let jetstream = self.jetstream().await?;
         jetstream.publish(subject, "not ours".into()).await?.await?;
         Ok(())
+    }
+
+    /// Puts a message into the stream that is nothing but these headers, whatever they are.
+    async fn publish_headers(&self, headers: &[u8]) -> anyhow::Result<()> {
+        nats::publish_headers(&self.nats.url(), &self.foreign_subject().await?, headers).await
     }
 
     /// Puts an event into the stream, at its position, whatever the log holds there.

@@ -9,7 +9,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::{PARTITION, Stack, log_of_its_own};
+use super::{PARTITION, Stack, log_of_its_own, read_to};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_thousand_events_are_published_in_order() -> anyhow::Result<()> {
@@ -168,6 +168,32 @@ async fn a_foreign_message_in_the_place_of_an_event_is_found() -> anyhow::Result
         "what is before it is not published again"
     );
     publishing.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_headers_cannot_be_read_is_foreign() -> anyhow::Result<()> {
+    let no_header = b"NATS/1.0\r\nno colon\r\n\r\n".as_slice();
+    let no_text = b"NATS/1.0\r\nname: \xff\r\n\r\n";
+    for headers in [no_header, no_text] {
+        let stack = Stack::start().await?;
+        let publishing = stack.publisher().await?;
+        publishing.tell(stack.commit(10).await?);
+        publishing.published(10).await?;
+        let mut reader = stack.reader(0).await?;
+
+        let committed = stack.commit(5).await?;
+        stack.publish_headers(headers).await?;
+        publishing.tell(committed);
+        // The first of them is refused, and the rest fits behind the foreign message.
+        wait::until("a rebuilt stream", async || {
+            Ok(publishing.handle.metrics().rebuilt.get() == 1)
+        })
+        .await?;
+        stack.stream_equals_log(&publishing).await?;
+        assert_eq!(read_to(&mut reader, 15).await?, stack.log().await?);
+        publishing.stop().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

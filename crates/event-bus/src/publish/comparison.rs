@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::interruption::Interruption;
 use super::machine::{Comparison, Machine};
 use super::task::Context;
-use crate::message;
 use crate::stream::{self, StreamError, StreamState};
 
 /// How often the stream's settings are compared. Replicas that were started with different ones do not fight over them.
@@ -124,8 +123,7 @@ impl Context {
         let parting = known.map_or(stream.first.max(1), |(position, _)| position + 1);
         let foreign = Flaw::Foreign(parting);
         let message = stream::message_at(&self.bus, self.partition, parting).await?;
-        let claim = message.and_then(|message| message::claim(&message.headers, &message.payload));
-        let (generation, event) = match claim {
+        let (generation, event) = match message.and_then(|message| message.claim()) {
             Some((generation, event_id)) => (generation, (parting, Some(event_id))),
             None if stream.last > head.position => (stream.epoch.generation, (stream.last, None)),
             None => return Ok((head, Some(foreign))),
@@ -188,7 +186,7 @@ impl Context {
     async fn id_in_both(&self, position: u64) -> Result<Option<Uuid>, Interruption> {
         for event in self.store.read_log(self.partition, position - 1, 1).await? {
             let found = stream::message_at(&self.bus, self.partition, position).await?;
-            if found.is_some_and(|found| message::is_message_of(&found.headers, &found.payload, &event)) {
+            if found.is_some_and(|found| found.is_message_of(&event)) {
                 return Ok(Some(event.event_id));
             }
         }
@@ -211,7 +209,7 @@ impl Context {
     /// Whether the stream's message at the event's position is that event, word for word. A deleted message is no lie.
     async fn is_faithful(&self, event: &RecordedEvent) -> Result<bool, Interruption> {
         let found = stream::message_at(&self.bus, self.partition, event.position).await?;
-        Ok(found.is_none_or(|found| message::is_message_of(&found.headers, &found.payload, event)))
+        Ok(found.is_none_or(|found| found.is_message_of(event)))
     }
 
     /// Sees to the stream's settings, now and then, and at once that it carries the log's newest epoch.
