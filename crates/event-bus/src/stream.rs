@@ -240,8 +240,8 @@ pub(crate) async fn delete(bus: &Bus, partition: i32, seen: &StreamState) -> Res
     .await
 }
 
-/// The message with a sequence, as the stream's leader holds it; `None` when it was deleted.
-pub(crate) async fn message_at(
+/// The first message from a sequence on, as the stream's leader holds it; `None` when there is none.
+pub(crate) async fn message_from(
     bus: &Bus,
     partition: i32,
     sequence: u64,
@@ -253,10 +253,13 @@ pub(crate) async fn message_at(
     let doing = "read a message of the stream";
     answered(doing, async {
         let subject = format!("STREAM.MSG.GET.{}", name(bus, partition));
-        let wanted = json!({ "seq": sequence });
+        let wanted = json!({ "seq": sequence, "next_by_subj": ">" });
         let answer = bus.jetstream().request(subject, &wanted).await;
         match answer.map_err(StreamError::while_doing(doing))? {
-            Response::Ok(Found { message }) => Ok(Some(Stored(message.try_into().ok()))),
+            Response::Ok(Found { message }) => Ok(Some(Stored {
+                sequence: message.sequence,
+                content: message.try_into().ok(),
+            })),
             Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
             Response::Err { error } => Err(StreamError::while_doing(doing)(error)),
         }
@@ -264,21 +267,24 @@ pub(crate) async fn message_at(
     .await
 }
 
-/// A message of a stream. It has no content when its headers cannot be read: whoever may publish may send such, and no event
-/// of ours looks so.
+/// A message of a stream.
 #[derive(Debug)]
-pub(crate) struct Stored(Option<StreamMessage>);
+pub(crate) struct Stored {
+    pub(crate) sequence: u64,
+    /// `None` when its headers cannot be read: whoever may publish may send such, and no event of ours looks so.
+    content: Option<StreamMessage>,
+}
 
 impl Stored {
     /// Whether it is the message that belongs to this event.
     pub(crate) fn is_message_of(&self, event: &RecordedEvent) -> bool {
-        let content = self.0.as_ref();
+        let content = self.content.as_ref();
         content.is_some_and(|content| message::is_message_of(&content.headers, &content.payload, event))
     }
 
     /// Which event it says that it is: the generation that has recorded it, and its id. `None` when it is no event's.
     pub(crate) fn claim(&self) -> Option<(Uuid, Uuid)> {
-        let content = self.0.as_ref()?;
+        let content = self.content.as_ref()?;
         message::claim(&content.headers, &content.payload)
     }
 }

@@ -281,6 +281,32 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
     publishing.stop().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_were_deleted_do_not_move_the_fork() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    // An epoch of this very database: it was copied from a template.
+    stack.fork(0).await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(100).await?);
+    publishing.published(100).await?;
+    publishing.crash().await;
+    let before = stack.store.head(PARTITION).await?;
+
+    let stream = stack.raw_stream().await?;
+    for erased in 20..80 {
+        stream.delete_message(erased).await?;
+    }
+    stack.set_back(90).await?;
+    let publishing = stack.publisher().await?;
+    wait::until("another epoch", async || {
+        Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
+    })
+    .await?;
+    let lineage = stack.store.lineage(PARTITION).await?;
+    assert_eq!(lineage.valid_up_to(before.generation), Some(90));
+    publishing.stop().await
+}
+
 /// Who compares the stream with a log that was set back and has gone on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Finder {

@@ -122,9 +122,10 @@ impl Context {
         let known = self.last_in_both(stream.first.max(1), contradiction).await?;
         let parting = known.map_or(stream.first.max(1), |(position, _)| position + 1);
         let foreign = Flaw::Foreign(parting);
-        let message = stream::message_at(&self.bus, self.partition, parting).await?;
-        let (generation, event) = match message.and_then(|message| message.claim()) {
-            Some((generation, event_id)) => (generation, (parting, Some(event_id))),
+        let message = stream::message_from(&self.bus, self.partition, parting).await?;
+        let claim = message.and_then(|message| Some((message.sequence, message.claim()?)));
+        let (generation, event) = match claim {
+            Some((sequence, (generation, event_id))) => (generation, (sequence, Some(event_id))),
             None if stream.last > head.position => (stream.epoch.generation, (stream.last, None)),
             None => return Ok((head, Some(foreign))),
         };
@@ -165,16 +166,16 @@ impl Context {
     }
 
     /// An event before the position `end` that both the log and the stream have, as new as bisection finds one. All that is
-    /// before it is common to both: histories part once, and an event's id does not come again. A message that was deleted
-    /// says nothing.
+    /// before it is common to both: histories part once, and an event's id does not come again. Where a message was deleted
+    /// the next one tells.
     async fn last_in_both(&self, mut begin: u64, mut end: u64) -> Result<Option<(u64, Uuid)>, Interruption> {
         let mut known = None;
         while begin < end {
             let middle = begin + (end - begin) / 2;
-            match self.id_in_both(middle).await? {
-                Some(id) => {
-                    known = Some((middle, id));
-                    begin = middle + 1;
+            match self.first_in_both(middle, end).await? {
+                Some(event) => {
+                    begin = event.position + 1;
+                    known = Some((event.position, event.event_id));
                 }
                 None => end = middle,
             }
@@ -182,15 +183,17 @@ impl Context {
         Ok(known)
     }
 
-    /// The id of the event at a position, if the stream has it, too.
-    async fn id_in_both(&self, position: u64) -> Result<Option<Uuid>, Interruption> {
-        for event in self.store.read_log(self.partition, position - 1, 1).await? {
-            let found = stream::message_at(&self.bus, self.partition, position).await?;
-            if found.is_some_and(|found| found.is_message_of(&event)) {
-                return Ok(Some(event.event_id));
-            }
-        }
-        Ok(None)
+    /// The event that the first message from a position on is, unless it is not before `end` or the log has another event there.
+    async fn first_in_both(&self, position: u64, end: u64) -> Result<Option<RecordedEvent>, Interruption> {
+        let found = stream::message_from(&self.bus, self.partition, position).await?;
+        let Some(message) = found.filter(|message| message.sequence < end) else {
+            return Ok(None);
+        };
+        let events = self.store.read_log(self.partition, message.sequence - 1, 1);
+        Ok(events
+            .await?
+            .into_iter()
+            .find(|event| message.is_message_of(event)))
     }
 
     /// Whether the stream carries the log's epoch, or can go on with it.
@@ -208,8 +211,8 @@ impl Context {
 
     /// Whether the stream's message at the event's position is that event, word for word. A deleted message is no lie.
     async fn is_faithful(&self, event: &RecordedEvent) -> Result<bool, Interruption> {
-        let found = stream::message_at(&self.bus, self.partition, event.position).await?;
-        Ok(found.is_none_or(|found| found.is_message_of(event)))
+        let found = stream::message_from(&self.bus, self.partition, event.position).await?;
+        Ok(found.is_none_or(|found| found.sequence > event.position || found.is_message_of(event)))
     }
 
     /// Sees to the stream's settings, now and then, and at once that it carries the log's newest epoch.
