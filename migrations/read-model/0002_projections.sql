@@ -148,12 +148,13 @@ CREATE UNIQUE INDEX rebuild_running_key ON read_model.rebuild (projection) WHERE
 -- rows, or travel in one message with BEGIN.
 --
 -- A log that was restored since is another log, however far it has come; and what is beyond its head was never recorded.
--- The bus is no authority: what came over it is named event by event, and has to be what the log holds in these places.
+-- The bus is no authority: what came over it has to be, word for word, what the log holds in these places. Of what was read
+-- from the log the ids are enough: they show whether it was this log.
 CREATE FUNCTION read_model.advance(
     p_projection text, p_generation integer, p_partition integer, p_fence bigint, p_log_generation uuid,
     p_from bigint, p_to bigint,
-    -- The ids of the batch's events, in order; NULL when they were read from the log.
-    p_event_ids uuid[])
+    -- The ids of the batch's events, in order, or their digest as `event_store.digest` makes it; NULL for no comparison.
+    p_event_ids uuid[], p_digest bytea)
 RETURNS void
 LANGUAGE plpgsql SECURITY INVOKER SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off
@@ -185,10 +186,11 @@ BEGIN
           AND (p_event_ids IS NULL OR p_event_ids = ARRAY(
                   SELECT e.event_id FROM event_store.event AS e
                   WHERE e.partition = p_partition AND e.position > p_from AND e.position <= p_to
-                  ORDER BY e.position));
+                  ORDER BY e.position))
+          AND (p_digest IS NULL OR p_digest = event_store.digest(p_partition, p_from, p_to));
     END IF;
     IF NOT FOUND THEN
-        IF p_event_ids IS NOT NULL AND v_is_there AND EXISTS (
+        IF (p_event_ids IS NOT NULL OR p_digest IS NOT NULL) AND v_is_there AND EXISTS (
             SELECT FROM event_store.log AS l WHERE l.partition = p_partition AND l.generation = p_log_generation
         ) THEN
             RAISE EXCEPTION 'the log does not hold what % was given as its events % to %', p_projection, p_from + 1, p_to

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use daybook_event_bus::consume::Source;
-use daybook_event_store::RecordedEvent;
+use daybook_event_store::{Digest, RecordedEvent};
 use daybook_read_model::{DecodeError, Event, ReadModel};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -16,8 +16,8 @@ pub struct Decoded {
     pub position: u64,
     /// Its id.
     pub event_id: Uuid,
-    /// Where it came from: what came over the bus counts only when the log holds it too.
-    pub source: Source,
+    /// Of what came over the bus: it counts only when the log holds the same. `None` of what was read from the log.
+    pub digest: Option<Digest>,
     /// Its category; `None` for one that this program does not know.
     pub category: Option<&'static str>,
     /// What was decoded.
@@ -30,7 +30,7 @@ impl Decoded {
         Self {
             position: recorded.position,
             event_id: recorded.event_id,
-            source,
+            digest: (source == Source::Bus).then(|| recorded.digest()),
             category: Event::known_category(recorded),
             event: Event::decode(recorded).map_err(Arc::new),
         }

@@ -147,6 +147,7 @@ impl Lease {
             from: self.position,
             to: position,
             event_ids: None,
+            digest: None,
         }
     }
 }
@@ -303,18 +304,18 @@ pub async fn begin_advance<'c>(
         from,
         to,
         event_ids,
+        digest,
     } = advance;
-    let event_ids = event_ids.as_ref().map_or_else(
-        || "NULL".to_owned(),
-        |ids| {
-            let ids: Vec<_> = ids.iter().map(|id| id.simple().to_string()).collect();
-            format!("'{{{}}}'", ids.join(","))
-        },
-    );
+    let literal = |text: Option<String>| text.map_or_else(|| "NULL".to_owned(), |text| format!("'{text}'"));
+    let event_ids = literal(event_ids.as_ref().map(|ids| {
+        let ids: Vec<_> = ids.iter().map(|id| id.simple().to_string()).collect();
+        format!("{{{}}}", ids.join(","))
+    }));
+    let digest = literal(digest.map(|digest| format!("\\x{}", hex::encode(digest))));
     let statement = format!(
         "BEGIN; SELECT read_model.advance(
             '{projection}', {tables}, {partition}, {fence}, '{log_generation}', {from}, {to},
-            {event_ids})"
+            {event_ids}, {digest})"
     );
     // Numbers, UUIDs and a name that is a constant of this program: nothing that could break out of the statement.
     connection.begin_with(AssertSqlSafe(statement)).await

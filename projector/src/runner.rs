@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use daybook_event_store::digest_of_all;
 use daybook_read_model::{Advance, Generation, ReadModel};
 use sqlx::PgConnection;
 use thiserror::Error;
@@ -69,12 +70,14 @@ impl<M: ReadModel> Runner<M> {
         &self.lease
     }
 
-    /// Applies events that follow on the checkpoint. When one of them cannot be applied, those before it are, and the
-    /// error comes with the next call, which begins at it. Returns how many were applied: at least one, unless there
-    /// were none.
+    /// Applies events that follow on the checkpoint, up to the first that came another way than those before it: each kind
+    /// is compared with the log in its own way. When one of them cannot be applied, those before it are, and the error comes
+    /// with the next call, which begins at it. Returns how many were applied: at least one, unless there were none.
     pub async fn apply(&mut self, events: &[&Decoded]) -> Result<usize, ApplyError> {
         self.check_continues(events)?;
-        let mut events = events;
+        let is_from_bus = |event: &Decoded| event.digest.is_some();
+        let mut runs = events.chunk_by(|one, next| is_from_bus(one) == is_from_bus(next));
+        let mut events = runs.next().unwrap_or_default();
         while !events.is_empty() {
             match self.attempt(events).await {
                 Ok(()) => break,
@@ -147,10 +150,17 @@ impl<M: ReadModel> Runner<M> {
 
     /// Everything that a batch changes, in one transaction: of one statement, where one does it.
     async fn store(&mut self, events: &[&Decoded], position: u64) -> Result<(), ApplyError> {
-        // Also of what was read from the log: that connection may lead to another server than this one.
-        let advance = Advance {
-            event_ids: Some(events.iter().map(|event| event.event_id).collect()),
-            ..self.lease.advance_to(position)
+        let digests: Option<Vec<_>> = events.iter().map(|event| event.digest.as_ref()).collect();
+        let advance = match digests {
+            Some(digests) => Advance {
+                digest: Some(digest_of_all(digests)),
+                ..self.lease.advance_to(position)
+            },
+            // The connection that they were read on may lead to another server than this one.
+            None => Advance {
+                event_ids: Some(events.iter().map(|event| event.event_id).collect()),
+                ..self.lease.advance_to(position)
+            },
         };
         let changes = self.rows.changes();
         let (connection, trusts_new) = (&mut self.connection, self.trusts_new);

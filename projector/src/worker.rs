@@ -178,7 +178,7 @@ impl Delivery {
 
     fn is_from_log(&self) -> bool {
         let mut events = self.batches.iter().flat_map(|batch| &batch.events);
-        events.all(|event| event.source == Source::Log)
+        events.all(|event| event.digest.is_none())
     }
 
     fn last(&self) -> u64 {

@@ -11,6 +11,7 @@ mod answers;
 mod append;
 mod appender;
 mod command;
+mod digest;
 mod event;
 pub mod keys;
 mod lineage;
@@ -24,6 +25,7 @@ pub use appender::{
     Answer, AppendCommandError, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered,
 };
 pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
+pub use digest::{Digest, digest_of_all};
 pub use event::{Metadata, RecordedEvent};
 pub use lineage::{Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};

@@ -1,5 +1,6 @@
 //! How far the live tables of each projection have come, and the step that takes tables further.
 
+use daybook_event_store::Digest;
 use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
@@ -28,7 +29,7 @@ const LIVE: &str = "
     ORDER BY c.projection, c.partition
 ";
 
-const ADVANCE: &str = "SELECT read_model.advance($1, $2, $3, $4, $5, $6, $7, $8)";
+const ADVANCE: &str = "SELECT read_model.advance($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
 /// Every statement of this file, by name.
 pub(crate) const STATEMENTS: &[(&str, &str)] = &[("checkpoint.live", LIVE), ("checkpoint.advance", ADVANCE)];
@@ -50,8 +51,11 @@ pub struct Advance {
     pub from: u64,
     /// Where it is afterwards.
     pub to: u64,
-    /// The ids of the events in between, for the log to be compared with; `None` when they were read from it.
+    /// The ids of the events in between, to be compared with the log's: enough for events that were read from a log.
     pub event_ids: Option<Vec<Uuid>>,
+    /// The digest of the events in between ([`digest_of_all`](daybook_event_store::digest_of_all)), for events that came some
+    /// other way.
+    pub digest: Option<Digest>,
 }
 
 impl Advance {
@@ -89,7 +93,7 @@ impl Advance {
 
     /// The call in a statement's `FROM`, its parameters counted from this one.
     pub(crate) fn call(first: usize) -> String {
-        let parameters: Vec<String> = (first..first + 8).map(|number| format!("${number}")).collect();
+        let parameters: Vec<String> = (first..first + 9).map(|number| format!("${number}")).collect();
         format!("read_model.advance({})", parameters.join(", "))
     }
 
@@ -104,6 +108,7 @@ impl Advance {
             .bind(self.from.cast_signed())
             .bind(self.to.cast_signed())
             .bind(self.event_ids.clone())
+            .bind(self.digest.map(Vec::from))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod append;
 mod appender;
+mod digest;
 mod keys;
 mod lineage;
 mod roles;

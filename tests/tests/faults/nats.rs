@@ -4,9 +4,10 @@ use anyhow::Context as _;
 use daybook_devstack::proxy::Direction;
 use daybook_event_bus::{Deployment, message};
 use daybook_event_store::RecordedEvent;
+use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
 use daybook_tests::network::Network;
-use daybook_tests::orders::new_order_id;
+use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::{Backend, Role, Running, Servers};
 use daybook_tests::tenant::Tenant;
 use daybook_tests::{check, log, metrics, nats, wait};
@@ -158,6 +159,66 @@ async fn a_plausible_event_in_the_place_of_one_that_was_committed_is_never_shown
     .await?;
     load.progress(100).await?;
     ledger.absorb(&load.stop().await);
+    check::everything_repaired(&backend.superuser, &backend.servers.nats.url(), &ledger).await
+}
+
+/// An administrator of NATS makes the stream anew from its newest message on, which has the id of the log's event and another
+/// price in it. Nobody reads or writes meanwhile.
+async fn replace_newest(backend: &Backend) -> anyhow::Result<()> {
+    let events = log::events(&backend.superuser).await?;
+    let newest = events.last().context("there is one")?;
+    let forged = RecordedEvent {
+        payload: newest.payload.replace("1176", "1"),
+        ..newest.clone()
+    };
+    anyhow::ensure!(forged != *newest, "{newest:?} costs something else");
+    let bus = nats::jetstream(&backend.servers.nats.url()).await?;
+    let mut config = bus.get_stream(nats::STREAM).await?.cached_info().config.clone();
+    config.first_sequence = Some(newest.position);
+    bus.delete_stream(nats::STREAM).await?;
+    bus.create_stream(config).await?;
+    let message = message::encode(
+        &forged,
+        generation(&backend.superuser).await?,
+        &Deployment::default(),
+    );
+    let published = bus.publish_with_headers(message.subject, message.headers, message.payload);
+    anyhow::ensure!(published.await?.await?.sequence == newest.position);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_has_other_content_in_the_stream_is_shown_as_the_log_has_it() -> anyhow::Result<()> {
+    let mut backend = Backend::start(1).await?.with_projector().await?;
+    let (ledger, caller) = (Ledger::default(), backend.caller()?);
+    ledger.send(&caller, place(&new_order_id(), "customer")).await?;
+    check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
+
+    let projector = backend.projector.as_mut().context("there is one")?;
+    projector.service.kill().await?;
+    ledger.send(&caller, place(&new_order_id(), "customer")).await?;
+    let head = log::head(&backend.superuser).await?;
+    wait::until("it is published", async || {
+        let stream = nats::jetstream(&backend.servers.nats.url())
+            .await?
+            .get_stream(nats::STREAM)
+            .await?;
+        Ok(stream.cached_info().state.last_sequence == head)
+    })
+    .await?;
+    backend.commands[0].service.pause();
+    replace_newest(&backend).await?;
+
+    let projector = backend.projector.as_mut().context("there is one")?;
+    projector.service.restart().await?;
+    check::caught_up(&backend.superuser).await?;
+    let events = log::events(&backend.superuser).await?;
+    check::read_models(&backend.superuser, &events).await?;
+
+    // Whoever else reads the stream gets the log's event, too, as soon as a publisher has compared it with the log.
+    let service = &mut backend.commands[0].service;
+    service.kill().await?;
+    service.restart().await?;
     check::everything_repaired(&backend.superuser, &backend.servers.nats.url(), &ledger).await
 }
 

@@ -491,3 +491,23 @@ async fn what_the_bus_gives_is_applied_only_when_the_log_holds_it() {
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     setup.assert_equals_fold::<OrderList>().await;
 }
+
+#[tokio::test]
+async fn content_that_the_log_does_not_hold_is_not_applied_under_the_id_of_an_event_that_it_holds() {
+    let setup = Setup::new().await;
+    let mut orders = Orders::new(10);
+    orders.append(&setup, 100).await;
+    let feed = Feed::default();
+    let mut worker = Worker::<OrderList>::new(setup.process().await, 0, &feed);
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+
+    let head = setup.head().await;
+    orders.append(&setup, 50).await;
+    let mut new = setup.log().await[usize::try_from(head).expect("a small log")..].to_vec();
+    let mut openings = new.iter_mut().filter(|event| event.stream_version == 1);
+    let opening = openings.next().expect("half of them place an order");
+    opening.payload = opening.payload.replace("customer-", "nobody-");
+    deliver(&setup, &feed, &new).await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    setup.assert_equals_fold::<OrderList>().await;
+}
