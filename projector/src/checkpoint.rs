@@ -13,6 +13,9 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Postgres, Row 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use daybook_event_bus::Bus;
+use daybook_event_bus::signal::{self, Applied};
+use daybook_event_store::EpochId;
 use daybook_read_model::{Advance, Generation};
 
 use crate::registry;
@@ -34,7 +37,8 @@ const CLAIM: &str = "SELECT c.generation, c.number FROM read_model.claim($1, $2,
 
 const STATE: &str = "
     SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed,
-           read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log, c.log_generation = h.generation AS is_newest
+           read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log, h.epoch AS log_epoch,
+           c.log_generation = h.generation AS is_newest
     FROM read_model.checkpoint AS c
     CROSS JOIN LATERAL event_store.head(c.partition) AS h
     WHERE c.projection = $1 AND c.generation = $2 AND c.partition = $3
@@ -124,6 +128,8 @@ pub struct Lease {
     pub fence: i64,
     /// Everything up to here is applied.
     pub position: u64,
+    /// The number of the epoch of the log that it was acquired in.
+    pub log_epoch: i32,
     /// The generation of the log that the position belongs to.
     pub log_generation: Uuid,
     /// Whether the projection is marked as failed.
@@ -131,6 +137,14 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The epoch of the log that it was acquired in.
+    pub fn epoch(&self) -> EpochId {
+        EpochId {
+            number: self.log_epoch,
+            generation: self.log_generation,
+        }
+    }
+
     /// The step from where the checkpoint stands to `position`, over events that were read from the log.
     pub fn advance_to(&self, position: u64) -> Advance {
         let Key {
@@ -150,6 +164,18 @@ impl Lease {
             digest: None,
         }
     }
+}
+
+/// Tells everyone how far the tables of a lease have come.
+pub(crate) async fn announce(bus: &Bus, lease: &Lease) {
+    let applied = Applied {
+        projection: lease.key.projection.to_owned(),
+        partition: lease.key.partition,
+        log_epoch: lease.log_epoch,
+        log_generation: lease.log_generation,
+        position: lease.position,
+    };
+    signal::announce(bus, &applied).await;
 }
 
 /// What came of an attempt to get a lease.
@@ -225,6 +251,7 @@ fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx
         owner,
         fence,
         position: row.try_get::<i64, _>("position")?.cast_unsigned(),
+        log_epoch: row.try_get("log_epoch")?,
         log_generation: row.try_get("log_generation")?,
         failed: row.try_get("failed")?,
     };

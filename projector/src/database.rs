@@ -6,7 +6,9 @@
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use daybook_postgres::{ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, with_session_timeouts, within};
+use daybook_postgres::{
+    ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, current_connections, with_session_timeouts, within,
+};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, PgConnection, PgPool};
 
@@ -67,7 +69,7 @@ impl Connector {
 
     /// A few connections to read the log with.
     pub fn pool(&self, connections_max: u32) -> PgPool {
-        PgPoolOptions::new()
+        current_connections(PgPoolOptions::new())
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)

@@ -18,7 +18,6 @@ use std::time::Duration;
 use daybook_event_bus::consume::{Reader, ReaderOptions};
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use tokio::sync::{Notify, watch};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,9 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long to wait before a reader that failed is made anew.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
-
-/// How often a feed looks at the epoch of the stream, while the stream holds what is not of the log.
-const EPOCH_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The newest events of one partition. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -126,9 +122,7 @@ impl Feed {
                     };
                     let (bus, store) = (context.bus.clone(), context.store.clone());
                     let reader = Reader::new(bus, store, partition, start, options);
-                    let failure = self
-                        .follow(reader, distrusted, &context, partition, &shutdown)
-                        .await;
+                    let failure = self.follow(reader, distrusted, &shutdown).await;
                     // Nothing reads into it any more: workers read the log alone.
                     self.0.window().clear();
                     failure
@@ -148,42 +142,25 @@ impl Feed {
         }
     }
 
-    /// Reads until told to stop, until no worker wants it, until the reader fails, until a worker finds that the log does
-    /// not hold what was read, or until the stream shows that the log was superseded.
+    /// Reads until told to stop, until no worker wants it, until the reader fails, or until a worker finds that the log does
+    /// not hold what was read.
     async fn follow(
         &self,
         mut reader: Reader,
         mut distrusted: watch::Receiver<u64>,
-        context: &Context,
-        partition: i32,
         shutdown: &CancellationToken,
     ) -> Option<anyhow::Error> {
         let mut wanted = self.0.is_wanted.subscribe();
-        let counted = reader.metrics().holes.clone();
-        let mut holes = counted.get();
-        let mut epoch_look = tokio::time::interval(EPOCH_LOOK_INTERVAL);
-        epoch_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let read = tokio::select! {
                 () = shutdown.cancelled() => return None,
-                _ = epoch_look.tick() => None,
                 Ok(_) = wanted.wait_for(|is_wanted| !is_wanted) => return None,
                 Ok(()) = distrusted.changed() => return Some(anyhow::anyhow!("the log does not hold what the stream does")),
-                read = reader.next_batch(READ_EVENTS_MAX) => Some(read),
+                read = reader.next_batch(READ_EVENTS_MAX) => read,
             };
             let read = match read {
-                Some(Ok(read)) => read,
-                Some(Err(error)) => return Some(error.into()),
-                None => {
-                    let met = counted.get();
-                    if std::mem::replace(&mut holes, met) != met && context.is_superseded(partition).await {
-                        context.reconnect().await;
-                        return Some(anyhow::anyhow!(
-                            "the log was superseded: its address leads to another"
-                        ));
-                    }
-                    continue;
-                }
+                Ok(read) => read,
+                Err(error) => return Some(error.into()),
             };
             if !self.0.window().is_fed {
                 // All workers left, though another one may have come since.

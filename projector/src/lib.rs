@@ -8,6 +8,7 @@
 //! | `fold` | the rows of a batch in memory |
 //! | [`feed`] | the newest events of a partition, read and decoded once for all workers |
 //! | [`batch`] | consecutive events, decoded |
+//! | `epoch` | leaving a server whose log was superseded |
 //! | [`rebuild`], `fill` | new tables beside the live ones, filled from the log and swapped in |
 //! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
 //! | [`replica`], `sharing` | this process among the replicas: who lives, and who works on what |
@@ -23,6 +24,7 @@ pub mod batch;
 pub mod checkpoint;
 mod config;
 pub mod database;
+mod epoch;
 pub mod feed;
 mod fill;
 mod fold;
@@ -100,7 +102,7 @@ pub async fn run(
         bus: Bus::connect_as(nats, &config.deployment, "daybook-projector").await?,
         metrics: Metrics::new(&start.registry),
         duties: assigned,
-        reconnects: watch::Sender::default(),
+        reconnected_at: watch::Sender::default(),
     };
     let partitions = start_projections(&context, &mut start).await?;
     let freed = signal::subscribe_freed(&context.bus).await?;
@@ -110,11 +112,11 @@ pub async fn run(
         partitions,
         duties,
         freed,
-        context.reconnects.subscribe(),
+        context.reconnected_at.subscribe(),
         start.shutdown.clone(),
     );
     start.tasks.spawn("replica", replica);
-    let reconnects = context.reconnects.subscribe();
+    let reconnects = context.reconnected_at.subscribe();
     let lag = context
         .metrics
         .watch(connector, reconnects, start.shutdown.clone());
@@ -147,6 +149,10 @@ async fn start_projections(context: &Context, start: &mut Start) -> anyhow::Resu
             );
         }
         tasks.spawn("feed", feed.run(context.clone(), partition, shutdown.clone()));
+        tasks.spawn(
+            "epoch",
+            epoch::watch(context.clone(), partition, shutdown.clone()),
+        );
     }
     for projection in projections::ALL {
         tasks.spawn("rebuilder", projection.rebuild(context.clone(), shutdown.clone()));

@@ -131,7 +131,7 @@ impl Metrics {
     pub async fn watch(
         self,
         connector: Connector,
-        mut reconnects: watch::Receiver<u64>,
+        mut reconnects: watch::Receiver<Option<Instant>>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
         while !shutdown.is_cancelled() {

@@ -12,7 +12,6 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use daybook_event_bus::signal::{self, Applied};
 use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, within};
 use daybook_read_model::{Generation, ReadModel};
 use futures::future::join_all;
@@ -348,14 +347,7 @@ impl<M: ReadModel> Rebuilder<M> {
 
     async fn announce(&self, rebuild: &Rebuild<M>) {
         for part in &rebuild.partitions {
-            let lease = part.runner.lease();
-            let applied = Applied {
-                projection: M::NAME.to_owned(),
-                partition: lease.key.partition,
-                log_generation: lease.log_generation,
-                position: lease.position,
-            };
-            signal::announce(&self.context.bus, &applied).await;
+            checkpoint::announce(&self.context.bus, part.runner.lease()).await;
         }
     }
 }

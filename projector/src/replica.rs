@@ -138,7 +138,7 @@ pub async fn run(
     partitions: Vec<i32>,
     duties: watch::Sender<Duties>,
     mut freed: impl Stream<Item = ()> + Unpin,
-    mut reconnects: watch::Receiver<u64>,
+    mut reconnects: watch::Receiver<Option<std::time::Instant>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     while !shutdown.is_cancelled() {

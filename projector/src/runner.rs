@@ -195,14 +195,6 @@ impl<M: ReadModel> Runner<M> {
         self.check_at
     }
 
-    /// Asks whether the lease is held still, when it is time.
-    pub async fn holds_lease_if_due(&mut self) -> Result<bool, sqlx::Error> {
-        if Instant::now() < self.check_at {
-            return Ok(true);
-        }
-        self.holds_lease().await
-    }
-
     /// Asks whether the lease is held still.
     pub async fn holds_lease(&mut self) -> Result<bool, sqlx::Error> {
         self.check_at = Instant::now() + LEASE_CHECK_INTERVAL;

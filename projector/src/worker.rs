@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::Bus;
-use daybook_event_bus::consume::{self, Source};
-use daybook_event_bus::signal::{self, Applied};
+use daybook_event_bus::consume::Source;
+use daybook_event_bus::signal;
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::{LOOKUP_TIMEOUT, within};
 use daybook_read_model::{Generation, ReadModel};
@@ -46,6 +46,9 @@ pub(crate) const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a step may take. It takes milliseconds.
 const STEP_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How often all sessions are made anew at the most, while their address leads to a log that was superseded.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often an event is tried before its projection is failed.
 const ATTEMPTS_MAX: u32 = 3;
@@ -110,23 +113,25 @@ pub struct Context {
     pub metrics: Metrics,
     /// What this process is to work on.
     pub duties: watch::Receiver<Duties>,
-    /// Counts how often the sessions were to be made anew: they led to a log that was superseded.
-    pub reconnects: watch::Sender<u64>,
+    /// When the sessions were last to be made anew.
+    pub reconnected_at: watch::Sender<Option<Instant>>,
 }
 
 impl Context {
-    /// Whether the log that is read was superseded, as the stream tells.
-    pub(crate) async fn is_superseded(&self, partition: i32) -> bool {
-        match self.store.head(partition).await {
-            Ok(head) => consume::is_superseded(&self.bus, partition, head.id()).await,
-            Err(_) => false,
+    /// Has all sessions made anew, this replica's with them, unless that was done just now: they lead to a log that was
+    /// superseded.
+    pub(crate) fn reconnect(&self) {
+        let now = Instant::now();
+        let is_due = self.reconnected_at.send_if_modified(|reconnected_at| {
+            let is_due = reconnected_at.is_none_or(|at| now >= at + RECONNECT_INTERVAL);
+            if is_due {
+                *reconnected_at = Some(now);
+            }
+            is_due
+        });
+        if is_due {
+            daybook_postgres::reconnect();
         }
-    }
-
-    /// Has all sessions made anew: that of this replica, and then everything that depends on it.
-    pub(crate) async fn reconnect(&self) {
-        self.store.reconnect().await;
-        self.reconnects.send_modify(|count| *count += 1);
     }
 }
 
@@ -277,7 +282,7 @@ impl<M: ReadModel> Worker<M> {
                 Ok(Step::Progressed)
             }
             Err(ApplyError::NotInLog) if delivery.is_from_log() => {
-                self.context.reconnect().await;
+                self.context.reconnect();
                 Err(StepError::OtherLog)
             }
             Err(ApplyError::NotInLog) => {
@@ -451,20 +456,10 @@ impl<M: ReadModel> Worker<M> {
         let applied = runner.apply(&events).await?;
         drop(spans);
         self.retry = None;
-        self.announce(runner.lease()).await;
+        checkpoint::announce(&self.context.bus, runner.lease()).await;
         let delivered_at = delivery.delivered_at().unwrap_or_else(Instant::now);
         self.metrics.applied(&events[..applied], delivered_at);
         Ok(())
-    }
-
-    async fn announce(&self, lease: &Lease) {
-        let applied = Applied {
-            projection: M::NAME.to_owned(),
-            partition: self.partition,
-            log_generation: lease.log_generation,
-            position: lease.position,
-        };
-        signal::announce(&self.context.bus, &applied).await;
     }
 
     /// Gives the lease back, for another replica has less to do, or in order to hold it in a new name.
@@ -477,14 +472,29 @@ impl<M: ReadModel> Worker<M> {
         Ok(Step::Progressed)
     }
 
-    /// Finds out that the lease is lost while there is nothing to apply.
+    /// Finds out that the lease is lost while there is nothing to apply; tells once more how far the tables are if it is not.
     async fn check_lease(&mut self, mut runner: Runner<M>, idle: Step) -> Result<Step, StepError> {
-        let is_held = runner.holds_lease_if_due().await;
-        if !is_held.map_err(StepError::while_doing("check a lease"))? {
-            return Ok(Step::Progressed);
+        if Instant::now() >= runner.check_at() {
+            let is_held = runner.holds_lease().await;
+            if !is_held.map_err(StepError::while_doing("check a lease"))? {
+                return Ok(Step::Progressed);
+            }
+            self.check_server(runner.lease()).await?;
+            checkpoint::announce(&self.context.bus, runner.lease()).await;
         }
         self.runner = Some(runner);
         Ok(idle)
+    }
+
+    /// Finds out that the rows are written to a server that was superseded, while the log is read on the one that took its
+    /// place: with nothing to apply, nothing else would show it.
+    async fn check_server(&self, lease: &Lease) -> Result<(), StepError> {
+        let head = self.context.store.head(self.partition).await;
+        if head.is_ok_and(|head| head.id() > lease.epoch()) {
+            self.context.reconnect();
+            return Err(StepError::OtherLog);
+        }
+        Ok(())
     }
 
     /// Notes a failed attempt. What came over the bus may be damaged, so the next attempts read the log.

@@ -9,6 +9,9 @@
 //! - Who waits for a position is woken when it is reached, and told where the read model stands when its time is up. A
 //!   position that the log does not have is refused: as soon as that is seen in a look that is no older than the question. One
 //!   of an epoch that was not seen yet is waited for, because the command service may have found it first.
+//! - What is read here holds for every connection of this process: when the log goes on in another epoch, which may be on
+//!   another server, those that were made before are made anew. Where signals name a later epoch than the log has, the log was
+//!   superseded: the service is not ready, says how late its answers are, and connects anew until it finds that epoch.
 
 mod demand;
 mod marks;
@@ -25,6 +28,7 @@ use daybook_read_model::checkpoint::{self, LiveCheckpoint};
 use daybook_service::ApiError;
 use futures::{Stream, StreamExt as _};
 use sqlx::PgPool;
+use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +50,14 @@ const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// How many signals are drained at once.
 const SIGNALS_MAX: usize = 1_024;
+
+/// How often connections are made anew while the log is superseded.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The log that is read is not the newest.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("the log of partition {0} was superseded: projectors work in a later epoch")]
+pub(crate) struct Superseded(i32);
 
 /// What is known about the freshness of the read models. Cheap to clone.
 #[derive(Clone)]
@@ -94,6 +106,15 @@ impl Freshness {
         self.marks.borrow().log_progress(partition)
     }
 
+    /// Whether the log that is read is the newest, as far as anybody tells.
+    ///
+    /// # Errors
+    /// When it was superseded.
+    pub(crate) fn check_epoch(&self) -> Result<(), Superseded> {
+        let superseded = self.marks.borrow().superseded(Instant::now());
+        superseded.map_or(Ok(()), |partition| Err(Superseded(partition)))
+    }
+
     /// Waits until the read model of this name is as fresh as it is demanded.
     ///
     /// # Errors
@@ -130,6 +151,7 @@ pub(crate) struct Watcher {
     pool: PgPool,
     store: EventStore,
     heads_due: Instant,
+    reconnect_due: Instant,
     is_failing: bool,
 }
 
@@ -147,6 +169,7 @@ pub(crate) async fn watch(pool: PgPool) -> Result<(Freshness, Watcher), ReadFail
         store: EventStore::new(pool.clone()),
         pool,
         heads_due: Instant::now(),
+        reconnect_due: Instant::now(),
         is_failing: false,
     };
     watcher.look().await?;
@@ -174,13 +197,15 @@ impl Watcher {
             .is_some()
         {
             looked_at = Instant::now();
+            self.reconnect_if_superseded(looked_at);
             let looked = self.look().await;
             self.log_change(looked);
         }
         Ok(())
     }
 
-    /// Waits for a signal while somebody waits for one, for a new waiter, or for the time of the next poll.
+    /// Waits for a signal while somebody waits for one, for a new waiter, for word of a later epoch, or for the time of the
+    /// next poll.
     async fn reason_to_look(
         &self,
         looked_at: Instant,
@@ -195,10 +220,41 @@ impl Watcher {
             tokio::select! {
                 () = sleep_until(looked_at + pause) => return,
                 () = self.waiting.notify.notified() => break,
-                Some(_) = signals.next() => if self.waiting.anybody() { break },
+                Some(signals) = signals.next() => {
+                    if self.note_epochs(&signals) || self.waiting.anybody() {
+                        break;
+                    }
+                }
             }
         }
         sleep_until(looked_at + LOOK_INTERVAL_MIN).await;
+    }
+
+    /// Notes which epochs projectors work in. Whether the log turns out to be superseded.
+    fn note_epochs(&self, signals: &[Applied]) -> bool {
+        let now = Instant::now();
+        self.marks.send_if_modified(|known| {
+            let told = signals.iter().map(|signal| (signal.partition, signal.epoch()));
+            told.fold(false, |is_news, (partition, epoch)| {
+                known.note_told(now, partition, epoch) || is_news
+            })
+        })
+    }
+
+    /// Has the connections made anew, while the log is superseded: perhaps the address leads to another server by now.
+    fn reconnect_if_superseded(&mut self, now: Instant) {
+        let superseded = self.marks.borrow().superseded(now);
+        if let Some(partition) = superseded
+            && self.reconnect_due <= now
+        {
+            tracing::warn!(
+                partition,
+                "the log was superseded; all connections to the database are made anew"
+            );
+            daybook_postgres::reconnect();
+            self.reconnect_due = now + RECONNECT_INTERVAL;
+            self.heads_due = now;
+        }
     }
 
     async fn look(&mut self) -> Result<(), ReadFailure> {
@@ -214,6 +270,10 @@ impl Watcher {
             self.heads_due = now + POLL;
             self.heads(&marks).await?
         };
+        if heads.iter().any(|(_, _, lineage)| lineage.is_some()) {
+            // Before anybody is promised what is in this epoch: another connection may lead to a server without it.
+            daybook_postgres::reconnect();
+        }
         self.marks.send_if_modified(|known| {
             // Whoever waits for what the log does not have is told by any look at it.
             let changed = known.note_checkpoints(now, marks) || !heads.is_empty();

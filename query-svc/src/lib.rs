@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::Config;
 use self::database::{STATEMENT_TIMEOUT, SharedReads};
-use self::freshness::Watcher;
+use self::freshness::{Freshness, Watcher};
 use self::loader::{OrderLoader, WORKERS};
 use self::reads::Reads;
 
@@ -58,9 +58,6 @@ pub async fn run(
         ("read_model", daybook_read_model::schema_version()),
     ];
     let mut start = Start::new(&config.common, &schemas, shutdown).await?;
-    // NATS is not watched: without its signals freshness is polled, and everything is answered as before.
-    start.watch_postgres(connections::ping);
-
     let database_url = &config.common.database_url;
     let (name, size) = (SERVICE_NAME, config.database_connections);
     let shared = connections::connect_with_timeout(database_url, name, size, STATEMENT_TIMEOUT).await?;
@@ -69,11 +66,20 @@ pub async fn run(
     let bus = Bus::connect_as(nats, &config.deployment, SERVICE_NAME).await?;
     let marks = connections::connect(database_url, "daybook-freshness", 1).await?;
     let (freshness, watcher) = freshness::watch(marks).await?;
+    // NATS is not watched: without its signals freshness is polled, and everything is answered as before.
+    let watched = freshness.clone();
+    start.watch_postgres(move |pool| check(pool, watched.clone()));
     let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
     let reads = Reads::new(shared, loader, freshness, ring);
     let (http, grpc) = (http::router(reads.clone()), grpc::services(reads));
     start.serve(listener, admin_listener, http, grpc).await
+}
+
+/// Whether the database answers, and has the newest log that anybody tells of.
+async fn check(pool: PgPool, freshness: Freshness) -> anyhow::Result<()> {
+    freshness.check_epoch()?;
+    Ok(connections::ping(pool).await?)
 }
 
 /// Starts what reads are made with: the watch over freshness, and the workers of the loader.

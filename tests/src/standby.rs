@@ -149,6 +149,15 @@ impl Pair {
         self.on_standby().superuser().await
     }
 
+    /// Leads the new connections of these services to the standby. Those that are open stay with the old primary.
+    pub fn lead_new_connections(&self, networks: &[usize]) {
+        for network in networks {
+            self.networks[*network]
+                .postgres
+                .redirect_new(address(&self.standby));
+        }
+    }
+
     /// A caller of one of the command services, and of the query service.
     ///
     /// # Errors

@@ -149,6 +149,12 @@ impl Proxy {
         });
     }
 
+    /// Forwards new connections to another server from now on. Those that are open stay with theirs, as behind a name that
+    /// leads elsewhere by now.
+    pub fn redirect_new(&self, target: SocketAddr) {
+        self.state.send_modify(|state| state.target = target);
+    }
+
     /// Forwards again. Connections that have lost bytes stay silent.
     pub fn heal(&self) {
         self.set(Fault::None);

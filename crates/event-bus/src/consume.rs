@@ -224,8 +224,10 @@ pub async fn is_superseded(bus: &Bus, partition: i32, log: EpochId) -> bool {
     match stream::find(bus, partition).await {
         Ok(found) => found.is_some_and(|stream| stream.epoch > log && !stream.is_invented(log)),
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::debug!(partition, error, "cannot look at the epoch of the stream");
+            if bus.is_connected() {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(partition, error, "cannot look at the epoch of the stream");
+            }
             false
         }
     }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use daybook_event_store::EpochId;
 use futures::{Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -18,17 +19,30 @@ const FREED: &str = "freed";
 /// How long a full queue may hold up a signal; after that it is dropped.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// A projection has applied everything up to a position, and committed.
+/// A projection has applied everything up to a position, and committed. It is told again every few seconds while there is
+/// nothing more to apply: whoever reads from a log of an earlier epoch finds out by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     /// The projection's name, as in its checkpoint.
     pub projection: String,
     /// The partition of the log.
     pub partition: i32,
+    /// The number of the log's epoch.
+    pub log_epoch: i32,
     /// The generation of the log.
     pub log_generation: Uuid,
     /// The position of the newest event that is applied.
     pub position: u64,
+}
+
+impl Applied {
+    /// The epoch of the log that the projection works in.
+    pub fn epoch(&self) -> EpochId {
+        EpochId {
+            number: self.log_epoch,
+            generation: self.log_generation,
+        }
+    }
 }
 
 /// Tells everyone. A hint never fails: without a connection it is dropped.

@@ -20,6 +20,8 @@ mod queue;
 mod read;
 mod stored_key;
 
+pub use daybook_postgres::reconnect;
+
 pub use append::{AppendError, JudgedChain, Judgement, append, chains};
 pub use appender::{
     Answer, AppendCommandError, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered,

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use daybook_postgres::{LOOKUP_TIMEOUT, bounded};
+use daybook_postgres::{LOOKUP_TIMEOUT, bounded, reconnect};
 use futures::TryStreamExt as _;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{PgConnection, PgPool, Postgres, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::RecordedEvent;
@@ -142,14 +141,6 @@ impl EventStore {
         Self { pool }
     }
 
-    /// Closes the connections that nobody uses: the address may lead to another server by now.
-    pub async fn reconnect(&self) {
-        while let Some(connection) = self.pool.try_acquire() {
-            // One that does not close well is closed all the same.
-            let _ = timeout(LOOKUP_TIMEOUT, connection.close()).await;
-        }
-    }
-
     /// The events of one stream with versions in `versions` (both ends included), at most `limit` of them.
     pub async fn read_stream(
         &self,
@@ -266,7 +257,7 @@ impl EventStore {
     pub async fn check_epoch(&self, partition: i32, seen: &SeenEpoch) -> Result<(), NotAppendable> {
         let (own, seen) = (self.head(partition).await?.id(), seen.latest());
         if own < seen {
-            self.reconnect().await;
+            reconnect();
             return Err(NotAppendable::Superseded {
                 epoch: own.number,
                 seen: seen.number,

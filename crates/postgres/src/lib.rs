@@ -12,15 +12,20 @@
 //! pool is whole again after [`ACQUIRE_TIMEOUT`] or the longest limit in use, whichever is longer.
 //!
 //! [`with_session_timeouts`] sets the server's side: it ends what nobody waits for any more, and lets go of its locks.
+//!
+//! An address may lead to another server than it did: a standby was promoted, and the old primary lives on, cut off, with the
+//! connections that it has. Whoever finds that out calls [`reconnect`], and every pool with [`current_connections`] makes its
+//! connections anew.
 
 use std::future::Future;
 use std::panic::resume_unwind;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use futures::future::BoxFuture;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
@@ -92,6 +97,26 @@ where
 /// place in the pool is taken for as long; dropped half-way, it closes the connection.
 async fn release(mut connection: PoolConnection<Postgres>) {
     let _ = timeout(RELEASE_TIMEOUT, connection.return_to_pool()).await;
+}
+
+/// When the connections of this process were last to be made anew.
+static RECONNECTED_AT: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Has all connections of this process made anew that are in a pool with [`current_connections`], each when it is next taken
+/// from there: their address may lead to another server by now. What is under way on one ends there.
+pub fn reconnect() {
+    let mut reconnected_at = RECONNECTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    *reconnected_at = Some(Instant::now());
+}
+
+/// Has a pool give out no connection that was made before the last [`reconnect`].
+#[must_use]
+pub fn current_connections(options: PgPoolOptions) -> PgPoolOptions {
+    options.before_acquire(|_, connection| {
+        let reconnected_at = *RECONNECTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_current = reconnected_at.is_none_or(|at| connection.age < at.elapsed());
+        Box::pin(std::future::ready(Ok(is_current)))
+    })
 }
 
 /// Waits for an answer on a connection of one's own for at most `limit`.

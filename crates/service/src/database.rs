@@ -8,7 +8,9 @@
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use daybook_postgres::{ACQUIRE_TIMEOUT, LOOKUP_TIMEOUT, bounded, with_session_timeouts};
+use daybook_postgres::{
+    ACQUIRE_TIMEOUT, LOOKUP_TIMEOUT, bounded, current_connections, with_session_timeouts,
+};
 use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor as _, PgConnection, PgPool};
@@ -109,7 +111,7 @@ pub fn connect_options(
 }
 
 fn pool_options(max_connections: u32) -> PgPoolOptions {
-    PgPoolOptions::new()
+    current_connections(PgPoolOptions::new())
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(LIFETIME_MAX)

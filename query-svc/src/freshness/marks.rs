@@ -15,6 +15,9 @@ const CHECKED_MAX: Duration = Duration::from_secs(1);
 /// model that is further behind than that is reported at least as late as that.
 const OBSERVATIONS_MAX: usize = 4_096;
 
+/// How long what projectors told of a later epoch is good for: they tell it every few seconds.
+const LATER_EPOCH_MAX: Duration = Duration::from_secs(15);
+
 /// How far a read model, or the log, has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -110,11 +113,20 @@ impl Heads {
     }
 }
 
+/// An epoch that projectors work in and that is later than this log's: the log was superseded.
+#[derive(Clone, Copy, Debug)]
+struct Later {
+    epoch: EpochId,
+    since: Instant,
+    told_at: Instant,
+}
+
 /// Everything that was read last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks {
     marks: LiveMarks,
     heads: HashMap<i32, Heads>,
+    later: HashMap<i32, Later>,
     checked_at: Option<Instant>,
 }
 
@@ -147,6 +159,34 @@ impl Marks {
                 self.heads.insert(partition, Heads::new(head, lineage, seen));
             }
         }
+    }
+
+    /// Notes the epoch that a projector works in. Whether this is the first that is told of the log being superseded.
+    pub(super) fn note_told(&mut self, now: Instant, partition: i32, epoch: EpochId) -> bool {
+        let is_later = self.epoch(partition).is_some_and(|own| own < epoch);
+        let since = self.superseded_since(partition, now);
+        if is_later {
+            let later = Later {
+                epoch,
+                since: since.unwrap_or(now),
+                told_at: now,
+            };
+            self.later.insert(partition, later);
+        }
+        is_later && since.is_none()
+    }
+
+    /// Since when it is known that a partition's log was superseded; `None` when it was not.
+    fn superseded_since(&self, partition: i32, now: Instant) -> Option<Instant> {
+        let later = self.later.get(&partition)?;
+        let is_later = self.epoch(partition).is_some_and(|own| own < later.epoch);
+        (is_later && now.duration_since(later.told_at) < LATER_EPOCH_MAX).then_some(later.since)
+    }
+
+    /// A partition whose log was superseded.
+    pub(super) fn superseded(&self, now: Instant) -> Option<i32> {
+        let mut partitions = self.later.keys().copied();
+        partitions.find(|&partition| self.superseded_since(partition, now).is_some())
     }
 
     /// The newest epoch of the log in a partition.
@@ -194,12 +234,11 @@ impl Marks {
             .heads
             .get(&partition)
             .and_then(|heads| heads.beyond_since(position));
-        let late_since = match beyond_since {
-            Some(since) => Some(since),
-            None => self
+        let late_since = beyond_since
+            .or(self
                 .checked_at
-                .filter(|checked_at| now.duration_since(*checked_at) > CHECKED_MAX),
-        };
+                .filter(|checked_at| now.duration_since(*checked_at) > CHECKED_MAX))
+            .or(self.superseded_since(partition, now));
         Progress {
             position,
             lag_ms: late_since.map_or(0, |since| millis(now.duration_since(since))),
@@ -416,6 +455,54 @@ mod tests {
         assert_eq!(reached(&marks, token(1, LOG, 6)), Reached::Never);
         assert_eq!(reached(&marks, token(1, LOG, 5)), Reached::NotYet);
         assert_eq!(reached(&marks, token(2, LOG, 6)), Reached::Never);
+    }
+
+    #[test]
+    fn an_answer_from_a_log_that_was_superseded_is_late_until_the_log_is_another_or_nobody_tells_it() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        let epoch = |number, generation| EpochId { number, generation };
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        assert!(!marks.note_told(start, 0, epoch(1, LOG)));
+        assert_eq!(
+            (marks.superseded(start), progress(&marks, start).lag_ms),
+            (None, 0)
+        );
+
+        assert!(marks.note_told(start, 0, epoch(2, RESTORED)));
+        assert!(
+            !marks.note_told(start + QUARTER, 0, epoch(2, RESTORED)),
+            "it was told before"
+        );
+        assert!(!marks.note_told(start + QUARTER, 0, epoch(1, LOG)));
+        let now = start + 2 * QUARTER;
+        assert_eq!(
+            (marks.superseded(now), progress(&marks, now).lag_ms),
+            (Some(0), 500)
+        );
+
+        let mut silent = marks.clone();
+        let later = now + LATER_EPOCH_MAX;
+        applied(&mut silent, later, 7);
+        assert_eq!(
+            (silent.superseded(later), progress(&silent, later).lag_ms),
+            (None, 0)
+        );
+
+        let epochs = [(1, LOG, 1), (2, RESTORED, 8)].map(|(number, generation, from_position)| Epoch {
+            number,
+            generation,
+            from_position,
+        });
+        let head = LogHead {
+            epoch: 2,
+            generation: RESTORED,
+            position: 7,
+            recorded_at: None,
+            is_standby: false,
+        };
+        marks.note_head(now, 0, head, Some(Lineage::from_iter(epochs)));
+        assert_eq!((marks.superseded(now), progress(&marks, now).lag_ms), (None, 0));
     }
 
     #[test]

@@ -348,6 +348,7 @@ async fn a_signal_reaches_those_who_listen() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let mut signals = signal::subscribe(&stack.bus(NatsUser::Query).await?).await?;
     let applied = Applied {
+        log_epoch: 1,
         projection: "order_list".to_owned(),
         partition: PARTITION,
         log_generation: Uuid::from_u128(3),

@@ -65,6 +65,7 @@ async fn neither_deployment_receives_the_signals_of_the_other() -> anyhow::Resul
     let stack = Stack::start().await?;
     let [bus, other] = buses(&stack).await?;
     let applied = |position| Applied {
+        log_epoch: 1,
         projection: "order_list".to_owned(),
         partition: PARTITION,
         log_generation: Uuid::nil(),

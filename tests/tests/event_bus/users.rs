@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use async_nats::{Client, ConnectErrorKind, Event};
 use daybook_devstack::NatsUser;
-use daybook_event_bus::{Deployment, bus, message};
+use daybook_event_bus::{Deployment, bus, consume, message};
 use daybook_event_store::RecordedEvent;
 use daybook_tests::wait;
 use tokio::sync::mpsc;
@@ -153,6 +153,23 @@ async fn a_user_may_not_do_what_its_service_does_not_do() -> anyhow::Result<()> 
         query.may_not_subscribe(subject).await?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_projector_sees_that_the_stream_carries_a_later_epoch_than_its_log() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let publishing = stack.publisher().await?;
+    publishing.tell(stack.commit(3).await?);
+    publishing.published(3).await?;
+    let before = stack.store.head(PARTITION).await?.id();
+    let projector = stack.bus(NatsUser::Projector).await?;
+    assert!(!consume::is_superseded(&projector, PARTITION, before).await);
+    stack.fork(3).await?;
+    wait::until("the stream carries the next epoch", async || {
+        Ok(consume::is_superseded(&projector, PARTITION, before).await)
+    })
+    .await?;
+    publishing.stop().await
 }
 
 /// The server writes its answers to whatever subject it is asked to, so whoever may ask JetStream anything can have an

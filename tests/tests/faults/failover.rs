@@ -7,9 +7,10 @@ use anyhow::{Context as _, ensure};
 use daybook_devstack::PostgresOptions;
 use daybook_devstack::proxy::Direction;
 use daybook_event_store::{EventStore, LogHead};
+use daybook_tests::client::Caller;
 use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
-use daybook_tests::orders::new_order_id;
+use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::{Backend, Role, Servers};
 use daybook_tests::standby::{EVERYTHING, Pair};
 use daybook_tests::{check, log, metrics, wait};
@@ -129,6 +130,115 @@ async fn what_a_promotion_loses_is_shown_to_nobody_and_only_that_is_done_again()
     nothing_is_rebuilt(&superuser).await?;
     check::everything(&superuser, &pair.backend.servers.nats.url(), &ledger).await?;
     // In order it would wait for the standby that it has lost.
+    Ok(pair.primary()?.kill().await?)
+}
+
+/// An order that is placed and shown by a primary whose standby has lost it already, and the token of its receipt.
+struct Lost {
+    path: String,
+    token: String,
+}
+
+impl Lost {
+    async fn place(pair: &Pair) -> anyhow::Result<Self> {
+        pair.replication.black_hole(Direction::Both);
+        let (order_id, caller) = (new_order_id(), pair.caller(1)?);
+        let receipt = caller.place(&order_id, "customer").await?;
+        let lost = Self {
+            path: format!("/v1/orders/{order_id}"),
+            token: receipt.consistency_token,
+        };
+        let answer = caller.get_after(&lost.token, &lost.path).await?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(lost)
+    }
+
+    /// Nobody shows it any more, and its token says so.
+    async fn is_gone(&self, caller: &Caller) -> anyhow::Result<()> {
+        let answer = caller.get(&self.path).await?;
+        ensure!(answer.status == 404, "{answer:?}");
+        let answer = caller.get_after(&self.token, &self.path).await?;
+        ensure!(answer.json()["code"] == "POSITION_UNKNOWN", "{answer:?}");
+        Ok(())
+    }
+}
+
+/// A pair with some orders in it, all of which the standby has.
+async fn pair_with_orders() -> anyhow::Result<(Pair, Ledger)> {
+    let pair = Pair::start().await?;
+    let load = Load::start(&pair.backend.callers()?, 8);
+    load.progress(200).await?;
+    let ledger = load.stop().await;
+    pair.standby_has_all().await?;
+    Ok((pair, ledger))
+}
+
+#[tokio::test]
+async fn a_query_service_that_is_left_with_an_isolated_primary_says_so_and_leaves_it() -> anyhow::Result<()> {
+    let (mut pair, ledger) = pair_with_orders().await?;
+    let lost = Lost::place(&pair).await?;
+    let superuser = pair.promote(&[0, 1, 2, 3]).await?;
+    let caller = pair.caller(1)?;
+    wait::until("the query service says that it is not ready", async || {
+        let _ = ledger.send(&caller, place(&new_order_id(), "customer")).await;
+        Ok(metrics::ready(pair.query.admin).await.is_err())
+    })
+    .await?;
+    let answer = caller.get(&lost.path).await?;
+    let lag: u64 = answer.header("daybook-lag-ms").parse()?;
+    ensure!(lag > 0, "{answer:?}");
+
+    pair.lead_new_connections(&[4]);
+    wait::until("it is ready", async || {
+        Ok(metrics::ready(pair.query.admin).await.is_ok())
+    })
+    .await?;
+    lost.is_gone(&caller).await?;
+    pair.fresh_read(1, &ledger).await?;
+    check::everything(&superuser, &pair.backend.servers.nats.url(), &ledger).await?;
+    Ok(pair.primary()?.kill().await?)
+}
+
+#[tokio::test]
+async fn services_that_stay_connected_to_an_isolated_primary_leave_it_and_show_nothing_of_it()
+-> anyhow::Result<()> {
+    let (mut pair, ledger) = pair_with_orders().await?;
+    let lost = Lost::place(&pair).await?;
+    // One command service finds the new primary. The others are told by what it does.
+    let superuser = pair.promote(&[1]).await?;
+    pair.lead_new_connections(&[0, 2, 3, 4]);
+    // Of the query service one connection breaks, and not those that rows are read on.
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'daybook-freshness'";
+    let cut: i64 = sqlx::query_scalar(cut).fetch_one(&pair.backend.superuser).await?;
+    ensure!(cut == 1);
+    let caller = pair.caller(1)?;
+    wait::until("a fresh read", async || {
+        let order_id = new_order_id();
+        let Ok(receipt) = ledger.send(&caller, place(&order_id, "customer")).await else {
+            return Ok(false);
+        };
+        let path = format!("/v1/orders/{order_id}");
+        let answer = caller.get_after(&receipt.consistency_token, &path).await?;
+        ensure!(answer.status != 404, "older than its token: {answer:?}");
+        Ok(answer.status == 200)
+    })
+    .await?;
+    lost.is_gone(&caller).await?;
+
+    let left_behind = pair.caller(0)?;
+    wait::until(
+        "the other command service accepts commands of the new primary",
+        async || {
+            Ok(ledger
+                .send(&left_behind, place(&new_order_id(), "customer"))
+                .await
+                .is_ok())
+        },
+    )
+    .await?;
+    pair.fresh_read(0, &ledger).await?;
+    nothing_is_rebuilt(&superuser).await?;
+    check::everything(&superuser, &pair.backend.servers.nats.url(), &ledger).await?;
     Ok(pair.primary()?.kill().await?)
 }
 

@@ -345,7 +345,7 @@ async fn a_worker_that_reads_the_log_of_another_server_changes_nothing_and_asks_
         store: other.process().await.store,
         ..setup.process().await
     };
-    let reconnects = context.reconnects.subscribe();
+    let reconnects = context.reconnected_at.subscribe();
     let mut worker = Worker::<OrderList>::new(context, 0, &Feed::default());
     assert_eq!(worker.step().await.expect("a lease"), Step::Progressed);
     let error = worker.step().await.expect_err("it is not the log");

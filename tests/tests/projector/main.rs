@@ -99,7 +99,7 @@ impl Setup {
                 .expect("it connects in the background"),
             metrics: Metrics::new(&Registry::new()),
             duties,
-            reconnects: watch::Sender::default(),
+            reconnected_at: watch::Sender::default(),
         }
     }
 

@@ -84,8 +84,7 @@ impl Task {
                 Err(Interruption::Closed) => return Err(PublishError::Closed),
                 Err(interruption) => {
                     if interruption.is_of_old_connection() {
-                        self.context.store.reconnect().await;
-                        self.context.attaching.reconnect().await;
+                        daybook_event_store::reconnect();
                     }
                     self.interrupted(&interruption);
                 }
