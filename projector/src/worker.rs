@@ -38,6 +38,9 @@ use crate::trace::EventSpans;
 /// How many events are applied in one transaction, about. Batches are as large as what has come in meanwhile.
 const BATCH_EVENTS_MAX: usize = 2_000;
 
+/// A step that is done in so short a time may be followed by one with twice as many events.
+const STEP_QUICK: Duration = Duration::from_secs(2);
+
 /// How many rows a worker keeps in memory.
 const ROWS_KEPT_MAX: usize = 10_000;
 
@@ -55,6 +58,23 @@ const ATTEMPTS_MAX: u32 = 3;
 
 /// What rebuilds that nobody asked for say about who did.
 const OURSELVES: &str = "projector";
+
+/// How many events are applied at a time: half as many after a step that took too long, so that a batch that is too much for
+/// its time is not tried again and again; more again when steps are quick.
+#[derive(Debug)]
+struct BatchSize(usize);
+
+impl BatchSize {
+    fn took_too_long(&mut self) {
+        self.0 = (self.0 / 2).max(1);
+    }
+
+    fn took(&mut self, time: Duration) {
+        if time < STEP_QUICK {
+            self.0 = (self.0 * 2).min(BATCH_EVENTS_MAX);
+        }
+    }
+}
 
 /// Why a step could not be done. The next one begins with a new connection and looks at the checkpoint again.
 #[derive(Debug, Error)]
@@ -146,6 +166,7 @@ pub struct Worker<M: ReadModel> {
     spare: Option<PgConnection>,
     runner: Option<Runner<M>>,
     retry: Option<Retry>,
+    batch_size: BatchSize,
     /// Whether the next events come from the log, whatever the feed has.
     reads_log: bool,
 }
@@ -167,11 +188,11 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn events_after(&self, position: u64) -> Vec<&Decoded> {
+    fn events_after(&self, position: u64, events_max: usize) -> Vec<&Decoded> {
         self.batches
             .iter()
             .flat_map(|batch| batch.after(position))
-            .take(BATCH_EVENTS_MAX)
+            .take(events_max)
             .collect()
     }
 
@@ -206,6 +227,7 @@ impl<M: ReadModel> Worker<M> {
             spare: None,
             runner: None,
             retry: None,
+            batch_size: BatchSize(BATCH_EVENTS_MAX),
             reads_log: false,
         }
     }
@@ -244,9 +266,14 @@ impl<M: ReadModel> Worker<M> {
     async fn bounded_step(&mut self) -> Result<Step, StepError> {
         let returned = returned(self.context.duties.clone());
         tokio::select! {
-            step = tokio::time::timeout(STEP_TIMEOUT, self.step()) => step.unwrap_or(Err(StepError::Silent)),
-            () = returned => Ok(Step::Progressed),
+            step = tokio::time::timeout(STEP_TIMEOUT, self.step()) => match step {
+                Ok(step) => return step,
+                Err(_elapsed) => {}
+            },
+            () = returned => return Ok(Step::Progressed),
         }
+        self.batch_size.took_too_long();
+        Err(StepError::Silent)
     }
 
     /// Does the next thing that there is to do.
@@ -404,7 +431,7 @@ impl<M: ReadModel> Worker<M> {
 
     /// Events after the checkpoint: from the feed, or read alone by a worker that stands elsewhere.
     async fn next_delivery(&mut self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
-        let taken = self.feed.take(lease.position, BATCH_EVENTS_MAX);
+        let taken = self.feed.take(lease.position, self.batch_size.0);
         let reads_log = std::mem::take(&mut self.reads_log);
         match taken {
             Taken::Batches(batches) if !reads_log => Ok(Some(Delivery { batches })),
@@ -437,7 +464,7 @@ impl<M: ReadModel> Worker<M> {
     }
 
     async fn read_log(&self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
-        let limit = u32::try_from(BATCH_EVENTS_MAX).expect("the size of a batch fits 32 bits");
+        let limit = u32::try_from(self.batch_size.0).expect("the size of a batch fits 32 bits");
         let recorded = self
             .context
             .store
@@ -451,10 +478,12 @@ impl<M: ReadModel> Worker<M> {
     }
 
     async fn apply(&mut self, runner: &mut Runner<M>, delivery: &Delivery) -> Result<(), ApplyError> {
-        let events = delivery.events_after(runner.lease().position);
+        let events = delivery.events_after(runner.lease().position, self.batch_size.0);
+        let began = Instant::now();
         let spans = EventSpans::begin(M::NAME, &events);
         let applied = runner.apply(&events).await?;
         drop(spans);
+        self.batch_size.took(began.elapsed());
         self.retry = None;
         checkpoint::announce(&self.context.bus, runner.lease()).await;
         let delivered_at = delivery.delivered_at().unwrap_or_else(Instant::now);
@@ -566,5 +595,25 @@ impl<M: ReadModel> Worker<M> {
         {
             tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not released");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_shrink_to_one_event_while_steps_take_too_long_and_grow_again_while_they_are_quick() {
+        let mut size = BatchSize(BATCH_EVENTS_MAX);
+        size.took_too_long();
+        assert_eq!(size.0, BATCH_EVENTS_MAX / 2);
+        (0..20).for_each(|_| size.took_too_long());
+        assert_eq!(size.0, 1);
+        size.took(STEP_TIMEOUT - Duration::from_secs(1));
+        assert_eq!(size.0, 1, "twice as many would take too long");
+        size.took(Duration::from_millis(3));
+        assert_eq!(size.0, 2);
+        (0..20).for_each(|_| size.took(Duration::from_millis(3)));
+        assert_eq!(size.0, BATCH_EVENTS_MAX);
     }
 }

@@ -511,3 +511,47 @@ async fn content_that_the_log_does_not_hold_is_not_applied_under_the_id_of_an_ev
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
     setup.assert_equals_fold::<OrderList>().await;
 }
+
+/// Makes the rows of the order list slow to write.
+const SLOW_ROWS: &str = "
+    CREATE FUNCTION public.be_slow() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_sleep(tg_argv[0]::float);
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER slow BEFORE INSERT ON read_model.order_list_g1
+        FOR EACH ROW EXECUTE FUNCTION public.be_slow(SECONDS)
+";
+
+#[tokio::test]
+async fn a_batch_that_takes_too_long_is_tried_again_in_parts() {
+    let setup = Setup::new().await;
+    Orders::new(11).append(&setup, 100).await;
+    let orders: i64 = setup
+        .value("SELECT count(DISTINCT stream_id) FROM event_store.event WHERE category = 'order'")
+        .await;
+    // All of them take longer than a step may, half of them do not.
+    let slow = SLOW_ROWS.replace("SECONDS", &format!("{}", 10.0 / orders as f64));
+    let slow = sqlx::raw_sql(sqlx::AssertSqlSafe(slow))
+        .execute(&setup.superuser)
+        .await;
+    slow.expect("a trigger");
+
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(setup.worker::<OrderList>().await.run(stop.clone()));
+    eventually("the first part", async || {
+        setup.position(OrderList::NAME).await > 0
+    })
+    .await;
+    setup
+        .execute("DROP TRIGGER slow ON read_model.order_list_g1")
+        .await;
+    let head = setup.head().await;
+    eventually("the end of the log", async || {
+        setup.position(OrderList::NAME).await == head
+    })
+    .await;
+    stop.cancel();
+    running.await.expect("no panic").expect("no failure");
+    setup.assert_equals_fold::<OrderList>().await;
+}
