@@ -24,11 +24,11 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::checkpoint;
 use crate::database::Connector;
+use crate::memory::WINDOW_BYTES_MAX;
 use crate::worker::Context;
 
-/// How many events the window holds before it is moved, and how many bytes of them.
+/// How many events the window holds before it is moved.
 const WINDOW_EVENTS_MAX: usize = 16_384;
-const WINDOW_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
 /// How many events are read at a time.
 const READ_EVENTS_MAX: usize = 1_000;
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// The newest events of one partition. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Feed(Arc<Shared>);
 
 #[derive(Debug, Default)]
@@ -59,6 +59,8 @@ struct Shared {
 /// Batches whose positions are consecutive, from `start + 1` to `end`.
 #[derive(Debug, Default)]
 struct Window {
+    /// How many bytes of events it holds before it is moved.
+    bytes_max: usize,
     /// Whether anything reads into it.
     is_fed: bool,
     log_generation: Option<Uuid>,
@@ -82,7 +84,26 @@ pub enum Taken {
     Elsewhere,
 }
 
+impl Default for Feed {
+    /// With a window as large as any has.
+    fn default() -> Self {
+        Self::within(WINDOW_BYTES_MAX)
+    }
+}
+
 impl Feed {
+    /// A feed whose window holds about so many bytes of events, and at least one batch.
+    pub fn within(bytes_max: usize) -> Self {
+        let window = Window {
+            bytes_max,
+            ..Window::default()
+        };
+        Self(Arc::new(Shared {
+            window: Mutex::new(window),
+            ..Shared::default()
+        }))
+    }
+
     /// A place in the feed for one worker.
     pub fn subscribe(&self) -> Subscription {
         let mut window = self.0.window();
@@ -117,6 +138,8 @@ impl Feed {
                     self.0.restart(start, None);
                     let options = ReaderOptions {
                         distrusted_up_to,
+                        prefetch_bytes: context.memory.prefetch_bytes,
+                        ready_bytes: context.memory.ready_bytes,
                         metrics: context.metrics.reader.clone(),
                         ..ReaderOptions::default()
                     };
@@ -259,7 +282,7 @@ impl Window {
         let slowest = self.workers.values().min().copied();
         let goes_on = is_late || self.workers.values().any(|position| *position >= self.end);
         while let Some(oldest) = self.batches.front() {
-            let is_full = self.events >= WINDOW_EVENTS_MAX || self.bytes >= WINDOW_BYTES_MAX;
+            let is_full = self.events >= WINDOW_EVENTS_MAX || self.bytes >= self.bytes_max;
             let had_by_all = slowest.is_some_and(|slowest| slowest >= oldest.last());
             if !had_by_all && !is_full {
                 break;

@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::batch::{Batch, Decoded};
+use crate::memory::{CHUNKS_OF_REBUILD, Memory};
 use crate::runner::{ApplyError, Runner};
 
 /// How many events are read at most, and applied in one transaction.
 const CHUNK_EVENTS: u32 = 10_000;
 
-/// How many chunks may be read before they are applied.
-const CHUNKS_AHEAD_MAX: usize = 2;
+/// How many chunks may wait to be applied, beside the one that is read and the one that is applied.
+const CHUNKS_AHEAD_MAX: usize = CHUNKS_OF_REBUILD - 2;
 
 /// How long one batch may take. A runner that took longer is dropped with its connection.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,11 +47,12 @@ type Chunk = Result<JoinHandle<Option<Batch>>, ReadError>;
 pub(crate) async fn fill<M: ReadModel>(
     runner: &mut Runner<M>,
     store: &EventStore,
+    memory: Memory,
     shutdown: &CancellationToken,
     applied: impl Fn(u64),
 ) -> Result<u64, FillError> {
     let start = runner.lease().position;
-    let mut chunks = read_ahead(store.clone(), runner);
+    let mut chunks = read_ahead(store.clone(), memory, runner);
     while !shutdown.is_cancelled()
         && let Some(chunk) = chunks.recv().await
     {
@@ -79,14 +81,14 @@ async fn apply_all<M: ReadModel>(
 
 /// Reads from the runner's position to the head of the log, as it was before the last read: whoever waited for a read that
 /// gives nothing would never be done while others append. Ends when nobody receives any more.
-fn read_ahead<M: ReadModel>(store: EventStore, runner: &Runner<M>) -> mpsc::Receiver<Chunk> {
+fn read_ahead<M: ReadModel>(store: EventStore, memory: Memory, runner: &Runner<M>) -> mpsc::Receiver<Chunk> {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let lease = runner.lease();
     let (partition, log_generation, mut position) =
         (lease.key.partition, lease.log_generation, lease.position);
     tokio::spawn(async move {
         loop {
-            let (head, recorded) = match read_chunk(&store, partition, position).await {
+            let (head, recorded) = match read_chunk(&store, memory, partition, position).await {
                 Ok((head, recorded)) => (head, Arc::new(recorded)),
                 Err(error) => break drop(sender.send(Err(error)).await),
             };
@@ -105,11 +107,14 @@ fn read_ahead<M: ReadModel>(store: EventStore, runner: &Runner<M>) -> mpsc::Rece
 /// The log's head, and then a chunk of what comes after a position.
 async fn read_chunk(
     store: &EventStore,
+    memory: Memory,
     partition: i32,
     after: u64,
 ) -> Result<(u64, Vec<RecordedEvent>), ReadError> {
     let head = store.head(partition).await?.position;
-    let recorded = store.read_log(partition, after, CHUNK_EVENTS).await?;
+    let recorded = store
+        .read_log_within(partition, after, CHUNK_EVENTS, memory.chunk_bytes)
+        .await?;
     Ok((head, recorded))
 }
 

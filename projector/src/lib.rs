@@ -13,6 +13,7 @@
 //! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
 //! | [`replica`], `sharing` | this process among the replicas: who lives, and who works on what |
 //! | [`registry`] | which generation is live, and what is being rebuilt |
+//! | [`memory`] | how much memory events and rows may take, in shares |
 //! | `service` | what operators see and ask for |
 //!
 //! Each event takes effect exactly once in each read model, whatever is delivered twice, late or not at all, and whoever
@@ -28,6 +29,7 @@ mod epoch;
 pub mod feed;
 mod fill;
 mod fold;
+pub mod memory;
 pub mod metrics;
 mod projections;
 pub mod rebuild;
@@ -60,6 +62,7 @@ pub use config::Config;
 
 use crate::database::Connector;
 use crate::feed::Feed;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::replica::Duties;
 use crate::service::Projections;
@@ -94,17 +97,21 @@ pub async fn run(
     start.watch_postgres(shared_database::ping);
 
     let connector = Connector::new(config.common.database_url.expose())?;
+    within(OPEN_TIMEOUT, open_checkpoints(&connector)).await?;
+    let store = EventStore::new(connector.pool(config.database_connections));
+    let partitions = store.partitions().await?;
     let (duties, assigned) = watch::channel(Duties::default());
     let nats = config.common.nats_url.expose();
     let context = Context {
-        store: EventStore::new(connector.pool(config.database_connections)),
+        store,
         connector: connector.clone(),
         bus: Bus::connect_as(nats, &config.deployment, "daybook-projector").await?,
+        memory: Memory::divide(config.memory_bytes(), partitions.len(), projections::ALL.len()),
         metrics: Metrics::new(&start.registry),
         duties: assigned,
         reconnected_at: watch::Sender::default(),
     };
-    let partitions = start_projections(&context, &mut start).await?;
+    start_projections(&context, &partitions, &mut start);
     let freed = signal::subscribe_freed(&context.bus).await?;
     let replica = replica::run(
         connector.clone(),
@@ -135,13 +142,10 @@ pub async fn run(
 }
 
 /// Starts a feed for each partition, a worker for each projection and partition, and a rebuilder for each projection.
-/// Returns the partitions.
-async fn start_projections(context: &Context, start: &mut Start) -> anyhow::Result<Vec<i32>> {
+fn start_projections(context: &Context, partitions: &[i32], start: &mut Start) {
     let Start { tasks, shutdown, .. } = start;
-    within(OPEN_TIMEOUT, open_checkpoints(&context.connector)).await?;
-    let partitions = context.store.partitions().await?;
-    for &partition in &partitions {
-        let feed = Feed::default();
+    for &partition in partitions {
+        let feed = Feed::within(context.memory.window_bytes);
         for projection in projections::ALL {
             tasks.spawn(
                 projection.name,
@@ -157,7 +161,6 @@ async fn start_projections(context: &Context, start: &mut Start) -> anyhow::Resu
     for projection in projections::ALL {
         tasks.spawn("rebuilder", projection.rebuild(context.clone(), shutdown.clone()));
     }
-    Ok(partitions)
 }
 
 /// Every projection has a checkpoint in every partition before anyone looks for it.

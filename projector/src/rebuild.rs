@@ -33,9 +33,6 @@ use crate::worker::{CLAIM_INTERVAL, Context};
 /// The tables go live when a pass over the log finds no more than this many events to catch up with.
 const LAST_PASS_EVENTS_MAX: u64 = 2_000;
 
-/// How many rows are kept in memory during a fill.
-const ROWS_KEPT_MAX: usize = 100_000;
-
 /// How many indexes are made at once, on a connection each. Making one keeps a core of the database's machine busy, and
 /// the smallest machine in use has two.
 const INDEXES_AT_ONCE: i64 = 2;
@@ -228,7 +225,7 @@ impl<M: ReadModel> Rebuilder<M> {
         let connecting = self.context.connector.connect(&purpose);
         let connection = answered("connect to the database", CONNECT_TIMEOUT, connecting).await?;
         Ok(Part {
-            runner: Runner::new(connection, lease, ROWS_KEPT_MAX),
+            runner: Runner::new(connection, lease, self.context.memory.rows_of_rebuild),
             applied: self.context.metrics.of_rebuild(M::NAME, partition),
         })
     }
@@ -314,7 +311,8 @@ impl<M: ReadModel> Rebuilder<M> {
     async fn catch_up(&self, rebuild: &mut Rebuild<M>) -> Result<u64, RebuildError> {
         let passes = rebuild.partitions.iter_mut().map(async |part| {
             let applied = counting(&part.applied);
-            fill::fill(&mut part.runner, &self.context.store, &self.shutdown, applied).await
+            let Context { store, memory, .. } = &self.context;
+            fill::fill(&mut part.runner, store, *memory, &self.shutdown, applied).await
         });
         // Not `try_join_all`: it would drop the others in the middle of their database work.
         let counts: Result<Vec<_>, _> = join_all(passes).await.into_iter().collect();

@@ -29,6 +29,7 @@ use crate::checkpoint::{self, Claim, LEASE_CHECK_INTERVAL, Lease};
 use crate::database::Connector;
 use crate::feed::{Feed, Subscription, Taken};
 use crate::fold::Poison;
+use crate::memory::Memory;
 use crate::metrics::{Metrics, WorkerMetrics};
 use crate::registry::{self, Begun};
 use crate::replica::{Duties, returned, with_same_duties};
@@ -40,9 +41,6 @@ const BATCH_EVENTS_MAX: usize = 2_000;
 
 /// A step that is done in so short a time may be followed by one with twice as many events.
 const STEP_QUICK: Duration = Duration::from_secs(2);
-
-/// How many rows a worker keeps in memory.
-const ROWS_KEPT_MAX: usize = 10_000;
 
 /// How often a lease is tried for that this replica should have.
 pub(crate) const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -129,6 +127,8 @@ pub struct Context {
     pub store: EventStore,
     /// Carries the signals.
     pub bus: Bus,
+    /// How much memory what takes.
+    pub memory: Memory,
     /// What is measured.
     pub metrics: Metrics,
     /// What this process is to work on.
@@ -379,7 +379,7 @@ impl<M: ReadModel> Worker<M> {
                     "lease acquired"
                 );
                 self.retry.take_if(|retry| retry.tables != lease.key.tables);
-                self.runner = Some(Runner::new(connection, lease, ROWS_KEPT_MAX));
+                self.runner = Some(Runner::new(connection, lease, self.context.memory.rows_kept));
                 Ok(Step::Progressed)
             }
             Claim::BeyondFork => {
@@ -468,7 +468,12 @@ impl<M: ReadModel> Worker<M> {
         let recorded = self
             .context
             .store
-            .read_log(self.partition, lease.position, limit)
+            .read_log_within(
+                self.partition,
+                lease.position,
+                limit,
+                self.context.memory.read_bytes,
+            )
             .await?;
         // What was read belongs to the lease's log, or the advance fails: it looks at the log's generation itself.
         let batch = Batch::decode(lease.log_generation, &recorded, Source::Log, Instant::now());

@@ -40,6 +40,13 @@ pub struct ReaderOptions {
     pub silence_max: Duration,
     /// Messages that the server may send ahead of the reader.
     pub prefetch_messages: usize,
+    /// Bytes of messages that the server may send ahead, at each request. The client makes the next request when half of the
+    /// one before has come, so that up to half as much again is under way. A message that is larger is not sent at all;
+    /// `max_payload` is 1 MiB by default, and what is larger than that is only in the log.
+    pub prefetch_bytes: usize,
+    /// Bytes of events that are ready to be handed out, beyond which no more messages are taken; and that are read from the
+    /// log at once. In both cases one event is taken whatever its size.
+    pub ready_bytes: usize,
     /// Events that are read from the log at once.
     pub read_events_max: u32,
     /// What it counts.
@@ -55,6 +62,8 @@ impl Default for ReaderOptions {
             poll_interval: Duration::from_millis(50),
             silence_max: Duration::from_secs(2),
             prefetch_messages: 4_096,
+            prefetch_bytes: 16 << 20,
+            ready_bytes: 8 << 20,
             read_events_max: 1_000,
             metrics: ReaderMetrics::default(),
         }
@@ -142,7 +151,7 @@ pub struct Reader {
     bus: Bus,
     store: EventStore,
     partition: i32,
-    prefetch_messages: usize,
+    options: ReaderOptions,
     machine: Machine,
     consumer: Consumer,
     looking: Option<JoinHandle<Result<Answer, ReadError>>>,
@@ -157,8 +166,8 @@ impl Reader {
             bus,
             store,
             partition,
-            prefetch_messages: options.prefetch_messages,
-            machine: Machine::new(partition, after, options, Instant::now()),
+            machine: Machine::new(partition, after, options.clone(), Instant::now()),
+            options,
             consumer: Consumer::None,
             looking: None,
         }
@@ -195,11 +204,11 @@ impl Reader {
         let (is_connected, is_looking) = (self.bus.is_connected(), self.looking.is_some());
         let wanted = self.machine.wanted(Instant::now(), is_connected, is_looking);
         if let Some(look) = wanted.look {
-            let looking = source::look(self.store.clone(), self.partition, look);
+            let looking = source::look(self.store.clone(), self.partition, look, self.options.ready_bytes);
             self.looking = Some(tokio::spawn(looking));
         }
         if let Some(from) = wanted.subscribe_from {
-            self.consumer = Consumer::open(self.bus.clone(), self.partition, from, self.prefetch_messages);
+            self.consumer = Consumer::open(self.bus.clone(), self.partition, from, self.options.clone());
         }
         wanted.wake_at
     }

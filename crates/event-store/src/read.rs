@@ -94,7 +94,7 @@ pub(crate) const READ_LOG: &str = "
 ";
 
 /// No event is read beyond as many bytes of payload and metadata.
-const READ_BYTES_MAX: i64 = 8 * 1_024 * 1_024;
+const READ_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
 pub(crate) const HEAD: &str = "
     SELECT epoch, generation, head, recorded_at, is_standby FROM event_store.head($1)
@@ -175,12 +175,25 @@ impl EventStore {
         after: u64,
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
+        self.read_log_within(partition, after, limit, READ_BYTES_MAX)
+            .await
+    }
+
+    /// As [`Self::read_log`], about `bytes_max` bytes of payload and metadata at the most.
+    pub async fn read_log_within(
+        &self,
+        partition: i32,
+        after: u64,
+        limit: u32,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX).max(1);
         let read = bounded(&self.pool, time_for(limit), move |connection| {
             let rows = sqlx::query(READ_LOG)
                 .bind(partition)
                 .bind(at_most_i64(after))
                 .bind(i64::from(limit))
-                .bind(READ_BYTES_MAX);
+                .bind(bytes_max);
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read the log"))

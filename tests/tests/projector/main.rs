@@ -15,6 +15,7 @@ use daybook_event_store::{EventStore, NewCommand, RecordedEvent};
 use daybook_projector::checkpoint::{self, Claim, Lease};
 use daybook_projector::database::Connector;
 use daybook_projector::feed::Feed;
+use daybook_projector::memory::Memory;
 use daybook_projector::metrics::Metrics;
 use daybook_projector::replica::{self, Duties};
 use daybook_projector::worker::{Context, Step, Worker};
@@ -97,6 +98,7 @@ impl Setup {
             bus: Bus::connect(NO_NATS, &Deployment::default())
                 .await
                 .expect("it connects in the background"),
+            memory: Memory::divide(512 << 20, 1, 1),
             metrics: Metrics::new(&Registry::new()),
             duties,
             reconnected_at: watch::Sender::default(),

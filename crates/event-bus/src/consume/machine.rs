@@ -15,9 +15,6 @@ use super::{Batch, ReaderError, ReaderMetrics, ReaderOptions, Source};
 /// The pause before another attempt to subscribe to the stream.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(200);
 
-/// No more messages are taken from the stream while as much is ready to be handed out.
-const READY_BYTES_MAX: usize = 8 * 1_024 * 1_024;
-
 /// Where the next event is expected from.
 #[derive(Debug)]
 enum State {
@@ -192,7 +189,7 @@ impl Machine {
     pub(super) fn listens_beyond(&self, events_max: usize) -> Option<u64> {
         let is_open = matches!(self.subscription, Subscription::Open { .. });
         let is_open_to_it = matches!(self.state, State::Following | State::Filling { ahead: None, .. });
-        let has_room = self.ready.has_room(events_max, READY_BYTES_MAX);
+        let has_room = self.ready.has_room(events_max, self.options.ready_bytes);
         (is_open && is_open_to_it && has_room).then(|| self.last.max(self.options.distrusted_up_to))
     }
 

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::ReaderOptions;
 use super::machine::{Answer, Input, Look};
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 use crate::message::{self, MessageError};
@@ -24,11 +25,6 @@ const PULL_EXPIRES: Duration = Duration::from_secs(30);
 
 /// After which the server forgets the consumer of a reader that is gone.
 const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
-
-/// Bytes of messages that the server may send ahead of the reader, at each request. The client makes the next request when
-/// half of the one before has come, so that up to half as much again is under way. A message that is larger is not sent at
-/// all; `max_payload` is 1 MiB by default, and what is larger than that is only in the log.
-const PREFETCH_BYTES_MAX: usize = 16 * 1_024 * 1_024;
 
 /// The stream cannot be subscribed to.
 #[derive(Debug, Error)]
@@ -52,8 +48,8 @@ pub(super) enum Consumer {
 
 impl Consumer {
     /// Subscribes to the stream from a sequence on. Beyond the stream's end that means from its next message on.
-    pub(super) fn open(bus: Bus, partition: i32, from: u64, prefetch_messages: usize) -> Self {
-        let consuming = consume(bus, partition, from, prefetch_messages);
+    pub(super) fn open(bus: Bus, partition: i32, from: u64, options: ReaderOptions) -> Self {
+        let consuming = consume(bus, partition, from, options);
         Self::Opening(tokio::spawn(async move {
             let consumed = timeout(EXCHANGE_TIMEOUT, consuming).await;
             consumed.unwrap_or(Err(SubscribeError::Silent))
@@ -118,7 +114,7 @@ async fn consume(
     bus: Bus,
     partition: i32,
     from: u64,
-    prefetch_messages: usize,
+    options: ReaderOptions,
 ) -> Result<pull::Stream, SubscribeError> {
     let config = pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
@@ -133,8 +129,8 @@ async fn consume(
     let consumer = made.map_err(SubscribeError::Consumer)?;
     let messages = consumer
         .stream()
-        .max_messages_per_batch(prefetch_messages)
-        .max_bytes_per_batch(PREFETCH_BYTES_MAX)
+        .max_messages_per_batch(options.prefetch_messages)
+        .max_bytes_per_batch(options.prefetch_bytes)
         .heartbeat(HEARTBEAT)
         .expires(PULL_EXPIRES)
         .messages();
@@ -142,7 +138,12 @@ async fn consume(
 }
 
 /// Looks at the log: its head first, then its lineage and what comes after a position, as far as they are wanted.
-pub(super) async fn look(store: EventStore, partition: i32, look: Look) -> Result<Answer, ReadError> {
+pub(super) async fn look(
+    store: EventStore,
+    partition: i32,
+    look: Look,
+    bytes_max: usize,
+) -> Result<Answer, ReadError> {
     let head = store.head(partition).await?;
     let lineage = match look.wants_lineage {
         true => Some(store.lineage(partition).await?),
@@ -151,7 +152,11 @@ pub(super) async fn look(store: EventStore, partition: i32, look: Look) -> Resul
     let events = match look.limit {
         0 => Vec::new(),
         _ if head.position <= look.after => Vec::new(),
-        limit => store.read_log(partition, look.after, limit).await?,
+        limit => {
+            store
+                .read_log_within(partition, look.after, limit, bytes_max)
+                .await?
+        }
     };
     Ok(Answer {
         look,

@@ -512,7 +512,7 @@ fn no_more_messages_are_taken_while_enough_is_ready() {
     assert_eq!(given.machine.listens_beyond(4), Some(3));
 
     let large = RecordedEvent {
-        payload: "x".repeat(READY_BYTES_MAX),
+        payload: "x".repeat(ReaderOptions::default().ready_bytes),
         ..event(4, IN_STREAM)
     };
     given.carries(4, large, LOG);
