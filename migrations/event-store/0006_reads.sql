@@ -40,6 +40,42 @@ ALTER FUNCTION event_store.read_stream OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.read_stream FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.read_stream TO daybook_command, daybook_query;
 
+-- Those of the events that the log still has at these positions, in the order of the positions given. An event is read while those
+-- before it have less than `p_bytes` of payload and metadata, so the first one always is.
+CREATE FUNCTION event_store.read_events(
+    p_tenant uuid, p_partition integer, p_positions bigint[], p_event_ids uuid[], p_bytes bigint)
+RETURNS TABLE (
+    "position" bigint, category text, stream_id text, stream_version bigint, event_id uuid, event_type text,
+    schema_version integer, payload json, metadata json, recorded_at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
+-- Each event by a probe of its own, whatever the plan was made on.
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_tenant integer;
+BEGIN
+    PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
+    v_tenant := event_store.current_tenant_number();
+    RETURN QUERY
+        SELECT f.position, f.category, f.stream_id, f.stream_version, f.event_id, f.event_type, f.schema_version,
+               f.payload, f.metadata, f.recorded_at
+        FROM (
+            SELECT e.*, w.number, sum(event_store.size_bytes(e.payload) + event_store.size_bytes(e.metadata))
+                OVER (ORDER BY w.number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+            FROM unnest(p_positions, p_event_ids) WITH ORDINALITY AS w (position, event_id, number)
+            JOIN event_store.event AS e
+                 ON e.partition = p_partition AND e.position = w.position AND e.event_id = w.event_id
+                AND e.tenant_number = v_tenant
+        ) AS f
+        WHERE coalesce(f.bytes_before, 0) < p_bytes
+        ORDER BY f.number;
+END
+$$;
+
+ALTER FUNCTION event_store.read_events OWNER TO daybook_functions;
+REVOKE ALL ON FUNCTION event_store.read_events FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION event_store.read_events TO daybook_query;
+
 -- How many bytes a value has as text. It is neither fetched nor unpacked for that: a stored value says so itself. A cast to
 -- text would unpack it, and `octet_length` takes no JSON; so this is that very function for JSON, which is stored as its text.
 CREATE FUNCTION event_store.size_bytes(p_value json) RETURNS integer

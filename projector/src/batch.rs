@@ -1,15 +1,14 @@
 //! Consecutive events of one partition, decoded once for every projection that takes them.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use daybook_event_bus::consume::Source;
 use daybook_event_store::{Digest, RecordedEvent};
-use daybook_read_model::{DecodeError, Event, ReadModel};
+use daybook_read_model::{Event, ReadModel};
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// An event, or why it could not be decoded: only who has to take it finds fault with it.
+/// An event, decoded where that is possible: only who has to take it finds fault with one that is not.
 #[derive(Debug)]
 pub struct Decoded {
     /// Its position in the partition.
@@ -21,7 +20,7 @@ pub struct Decoded {
     /// Its category; `None` for one that this program does not know.
     pub category: Option<&'static str>,
     /// What was decoded.
-    pub event: Result<Event, Arc<DecodeError>>,
+    pub event: Event,
 }
 
 impl Decoded {
@@ -32,15 +31,14 @@ impl Decoded {
             event_id: recorded.event_id,
             digest: (source == Source::Bus).then(|| recorded.digest()),
             category: Event::known_category(recorded),
-            event: Event::decode(recorded).map_err(Arc::new),
+            event: Event::decode(recorded),
         }
     }
 
     /// Whether a read model folds events of this category. Where it does not, the event flows past it, whether it can be
     /// decoded or not.
     pub fn concerns<M: ReadModel>(&self) -> bool {
-        self.category
-            .is_some_and(|category| M::CATEGORIES.contains(&category))
+        M::CATEGORIES.include(self.category)
     }
 }
 

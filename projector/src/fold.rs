@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use daybook_read_model::{DecodeError, Event, FoldError, ReadModel};
+use daybook_read_model::{Categories, DecodeError, Event, FoldError, ReadModel};
 use thiserror::Error;
 
 use crate::batch::Decoded;
@@ -107,7 +107,7 @@ impl<M: ReadModel> Rows<M> {
         let mut known = HashSet::new();
         let mut missing = HashSet::new();
         let concerning = events.iter().filter(|decoded| decoded.concerns::<M>());
-        for event in concerning.filter_map(|decoded| decoded.event.as_ref().ok()) {
+        for event in concerning.map(|decoded| &decoded.event) {
             let is_first = M::opens(event);
             for key in M::keys(event) {
                 if is_first {
@@ -136,9 +136,9 @@ impl<M: ReadModel> Rows<M> {
     /// Folds events in order. After an error the rows are good for nothing but [`Self::forget`].
     pub(crate) fn fold(&mut self, events: &[&Decoded]) -> Result<(), Poison> {
         for decoded in events.iter().filter(|decoded| decoded.concerns::<M>()) {
-            let folded = match &decoded.event {
-                Ok(event) => self.fold_one(event).map_err(Reason::Fold),
-                Err(error) => Err(Reason::Decode(Arc::clone(error))),
+            let folded = match (&decoded.event.body, M::CATEGORIES) {
+                (Err(error), Categories::Named(_)) => Err(Reason::Decode(Arc::clone(error))),
+                _ => self.fold_one(&decoded.event).map_err(Reason::Fold),
             };
             folded.map_err(|reason| Poison {
                 position: decoded.position,
@@ -196,7 +196,7 @@ impl<M: ReadModel> Rows<M> {
             .touched
             .drain()
             .filter_map(|(key, touched)| Some((key, touched.row?)));
-        self.kept.extend(rows);
+        self.kept.extend(rows.filter(|_| M::ROWS_CHANGE));
         if self.kept.len() > self.kept_max {
             self.kept.clear();
             self.is_whole = false;

@@ -36,7 +36,7 @@ impl EventSpans {
 }
 
 fn begin_one(projection: &'static str, decoded: &Decoded) -> Option<Span> {
-    let event = decoded.event.as_ref().ok()?;
+    let event = &decoded.event;
     let traceparent = Origin::of(event)
         .traceparent
         .filter(|trace| trace.ends_with(SAMPLED))?;

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use daybook_event_store::{EventStore, RecordedEvent};
@@ -183,15 +184,19 @@ pub async fn read_models(superuser: &PgPool, events: &[RecordedEvent]) -> anyhow
     Ok(())
 }
 
-/// The events that a fold is given: those of a category that nobody knows flow past.
+/// The events that folds are given.
 ///
 /// # Errors
-/// When one cannot be decoded.
+/// When one of a category that this program knows cannot be decoded.
 pub fn decoded(events: &[RecordedEvent]) -> anyhow::Result<Vec<Event>> {
-    let known = events
-        .iter()
-        .filter(|event| Event::known_category(event).is_some());
-    Ok(known.map(Event::decode).collect::<Result<_, _>>()?)
+    let decode = |recorded: &RecordedEvent| {
+        let event = Event::decode(recorded);
+        match &event.body {
+            Err(error) if Event::known_category(recorded).is_some() => Err(Arc::clone(error).into()),
+            _ => Ok(event),
+        }
+    };
+    events.iter().map(decode).collect()
 }
 
 /// A read model is what the log folds to.

@@ -63,6 +63,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("turn_keys", keys::TURN),
     ("key_tables", keys::TABLES),
     ("read_stream", read::READ_STREAM),
+    ("read_events", read::READ_EVENTS),
     ("read_log", read::READ_LOG),
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),

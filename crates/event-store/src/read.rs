@@ -73,6 +73,12 @@ pub(crate) const READ_STREAM: &str = "
     FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7)
 ";
 
+pub(crate) const READ_EVENTS: &str = "
+    SELECT $2 AS partition, position, $1 AS tenant_id, category, stream_id, stream_version, event_id, event_type,
+           schema_version, payload::text AS payload, metadata::text AS metadata, recorded_at
+    FROM event_store.read_events($1, $2, $3, $4, $5)
+";
+
 /// An event is read while those before it have less than $4 bytes of payload and metadata, so the first one always is. No
 /// value is fetched in order to count it.
 pub(crate) const READ_LOG: &str = "
@@ -164,6 +170,32 @@ impl EventStore {
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read a stream"))
+    }
+
+    /// Those of these events of a tenant that the log still has, by position and id, in the order in which they are given: as
+    /// long as those before have less than `bytes_max` of payload and metadata, but at least one where there is one.
+    pub async fn read_events(
+        &self,
+        tenant_id: Uuid,
+        partition: i32,
+        events: &[(u64, Uuid)],
+        bytes_max: u32,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let (positions, ids): (Vec<_>, Vec<_>) = events
+            .iter()
+            .map(|(position, id)| (at_most_i64(*position), *id))
+            .unzip();
+        let limit = time_for(u32::try_from(events.len()).unwrap_or(u32::MAX));
+        let read = bounded(&self.pool, limit, move |connection| {
+            let rows = sqlx::query(READ_EVENTS)
+                .bind(tenant_id)
+                .bind(partition)
+                .bind(positions)
+                .bind(ids)
+                .bind(i64::from(bytes_max));
+            Box::pin(self::events(connection, rows))
+        });
+        read.await.map_err(ReadError::while_doing("read events"))
     }
 
     /// The events of every tenant after `after`, in order, at most `limit` and about 8 MiB of them, but at least one where

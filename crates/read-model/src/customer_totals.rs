@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::access_path::{self, AccessPath, Bounds, Keyset, NotServed, Ordered, Scan, Sort, bind_page};
 use crate::model::column;
-use crate::{Body, Event, FoldError, ReadModel, RowsQuery, row};
+use crate::{Body, Categories, Event, FoldError, ReadModel, RowsQuery, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -293,7 +293,7 @@ const OVERWRITE: &str = "ON CONFLICT DO NOTHING";
 
 impl ReadModel for CustomerTotals {
     const NAME: &'static str = "customer_totals";
-    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
+    const CATEGORIES: Categories = Categories::Named(&[State::CATEGORY]);
     type Key = Key;
     type Row = Row<Sum>;
     const LOAD: &'static str = LOAD;
@@ -366,7 +366,7 @@ struct Difference<'a> {
 impl<'a> Difference<'a> {
     /// What an event adds; nothing when it changes no total.
     fn in_event(event: &'a Event) -> Option<Self> {
-        let Body::Order(body) = &event.body else {
+        let Ok(Body::Order(body)) = &event.body else {
             return None;
         };
         Self::of(body)

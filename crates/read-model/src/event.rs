@@ -1,4 +1,4 @@
-//! A recorded event as the folds see it: what happened, decoded, with where and when it happened.
+//! A recorded event as the folds see it: where, when and to what it happened, and what happened, decoded where that is possible.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 /// An event of the log, decoded once for all read models.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Event {
     /// The partition of the log.
     pub partition: i32,
@@ -24,6 +24,8 @@ pub struct Event {
     pub stream_version: u64,
     /// The event's own id.
     pub event_id: Uuid,
+    /// What happened, as it was recorded ("order.placed").
+    pub event_type: String,
     /// When it was committed.
     pub recorded_at: OffsetDateTime,
     /// When it happened in the business: what the metadata say, else [`Self::recorded_at`]. In UTC and whole
@@ -31,8 +33,9 @@ pub struct Event {
     pub occurred_at: OffsetDateTime,
     /// The metadata, undecoded: the JSON text of [`daybook_event_store::Metadata`].
     pub metadata: Arc<str>,
-    /// What happened.
-    pub body: AnyEvent,
+    /// What happened, or why this program cannot tell. Only read models that take every event meet one that it cannot
+    /// decode.
+    pub body: Result<AnyEvent, Arc<DecodeError>>,
 }
 
 /// Why a recorded event could not be decoded.
@@ -61,20 +64,26 @@ impl Event {
         Kind::by_category(&recorded.category).map(|kind| kind.category)
     }
 
-    /// Decodes an event, upcasting its payload when it was written in an old version.
-    pub fn decode(recorded: &RecordedEvent) -> Result<Self, DecodeError> {
-        Ok(Self {
+    /// Decodes an event, upcasting its payload when it was written in an old version. One whose metadata cannot be read counts
+    /// as undecodable, and as having happened when it was recorded.
+    pub fn decode(recorded: &RecordedEvent) -> Self {
+        let (occurred_at, body) = match occurred_at(recorded) {
+            Ok(occurred_at) => (occurred_at, body(recorded)),
+            Err(error) => (recorded.recorded_at, Err(error)),
+        };
+        Self {
             partition: recorded.partition,
             position: recorded.position,
             tenant_id: recorded.tenant_id,
             stream_id: recorded.stream_id.clone(),
             stream_version: recorded.stream_version,
             event_id: recorded.event_id,
+            event_type: recorded.event_type.clone(),
             recorded_at: recorded.recorded_at,
-            occurred_at: occurred_at(recorded)?,
+            occurred_at,
             metadata: Arc::clone(&recorded.metadata),
-            body: body(recorded)?,
-        })
+            body: body.map_err(Arc::new),
+        }
     }
 }
 
@@ -137,38 +146,43 @@ mod tests {
 
     #[test]
     fn without_a_business_time_an_event_happened_when_it_was_recorded() {
-        let event = Event::decode(&recorded(r#"{"command":"ConfirmOrder"}"#)).expect("a valid event");
+        let event = Event::decode(&recorded(r#"{"command":"ConfirmOrder"}"#));
         assert_eq!(event.occurred_at, RECORDED_AT);
     }
 
     #[test]
     fn the_business_time_is_kept_in_utc_and_whole_microseconds() {
         let metadata = r#"{"occurred_at":"1997-01-01T02:00:00.1234567+02:00"}"#;
-        let event = Event::decode(&recorded(metadata)).expect("a valid event");
+        let event = Event::decode(&recorded(metadata));
         assert_eq!(event.occurred_at, datetime!(1997-01-01 00:00:00.123456 UTC));
         assert_eq!(event.occurred_at.offset(), UtcOffset::UTC);
     }
 
     #[test]
-    fn a_business_time_that_is_no_year_in_utc_is_refused() {
+    fn an_event_whose_business_time_is_no_year_in_utc_cannot_be_decoded() {
         for moment in ["0000-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"] {
-            let decoded = Event::decode(&recorded(&format!(r#"{{"occurred_at":"{moment}"}}"#)));
-            assert!(
-                matches!(decoded, Err(DecodeError::OccurredAtOutOfRange)),
-                "{moment}"
-            );
+            let event = Event::decode(&recorded(&format!(r#"{{"occurred_at":"{moment}"}}"#)));
+            let error = event.body.expect_err("it is no time");
+            assert!(matches!(*error, DecodeError::OccurredAtOutOfRange), "{moment}");
+            assert_eq!(event.occurred_at, RECORDED_AT);
         }
     }
 
     #[test]
-    fn an_event_of_a_category_that_is_not_known_is_refused() {
+    fn of_an_event_of_a_category_that_is_not_known_all_but_the_body_is() {
         let foreign = RecordedEvent {
             category: "weather".to_owned(),
             ..recorded("{}")
         };
-        assert!(matches!(
-            Event::decode(&foreign),
-            Err(DecodeError::UnknownCategory { category }) if category == "weather"
-        ));
+        let event = Event::decode(&foreign);
+        let error = event.body.expect_err("nobody knows it");
+        assert!(
+            matches!(&*error, DecodeError::UnknownCategory { category } if category == "weather"),
+            "{error}"
+        );
+        assert_eq!(
+            (event.position, event.event_type.as_str()),
+            (7, "order.confirmed")
+        );
     }
 }

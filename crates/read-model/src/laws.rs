@@ -7,7 +7,7 @@ use daybook_domain::order::{Command, Order, Progress, State, Status};
 use proptest::prelude::*;
 
 use crate::testing::{Log, address, deliver, euros, new_line, order_id, part, pay, place, ship, text};
-use crate::{CustomerTotals, Event, OrderDetails, OrderList, ReadModel, StreamKey};
+use crate::{CustomerTotals, Event, EventIndex, OrderDetails, OrderList, ReadModel, StreamKey};
 
 /// The orders that the histories are about.
 const ORDERS: u8 = 3;
@@ -79,6 +79,7 @@ proptest! {
         delivered_twice_changes_nothing::<OrderList>(&log, &sizes, from)?;
         delivered_twice_changes_nothing::<OrderDetails>(&log, &sizes, from)?;
         delivered_twice_changes_nothing::<CustomerTotals>(&log, &sizes, from)?;
+        delivered_twice_changes_nothing::<EventIndex>(&log, &sizes, from)?;
     }
 
     #[test]
@@ -86,6 +87,7 @@ proptest! {
         rebuilt_equals_live::<OrderList>(&log, &sizes)?;
         rebuilt_equals_live::<OrderDetails>(&log, &sizes)?;
         rebuilt_equals_live::<CustomerTotals>(&log, &sizes)?;
+        rebuilt_equals_live::<EventIndex>(&log, &sizes)?;
     }
 
     #[test]
@@ -269,11 +271,11 @@ fn the_histories_that_are_drawn_have_every_event() {
             .new_tree(&mut runner)
             .expect("nothing is filtered out")
             .current();
-        seen.extend(log.events.iter().map(|event| event.body.event_type()));
+        seen.extend(log.events.into_iter().map(|event| event.event_type));
     }
     let every: std::collections::BTreeSet<_> = order::Event::SCHEMAS
         .iter()
-        .map(|(event_type, _)| *event_type)
+        .map(|(event_type, _)| (*event_type).to_owned())
         .collect();
     assert_eq!(seen, every);
 }

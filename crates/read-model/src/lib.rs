@@ -11,6 +11,7 @@ pub mod access_path;
 pub mod checkpoint;
 pub mod customer_totals;
 mod event;
+pub mod event_index;
 #[cfg(test)]
 mod laws;
 mod model;
@@ -28,7 +29,8 @@ pub use checkpoint::Advance;
 pub use customer_totals::CustomerTotals;
 pub use daybook_domain::aggregates::AnyEvent as Body;
 pub use event::{DecodeError, Event};
-pub use model::{FoldError, Generation, Key, ReadModel, RowsQuery, StreamKey, connect_options};
+pub use event_index::EventIndex;
+pub use model::{Categories, FoldError, Generation, Key, ReadModel, RowsQuery, StreamKey, connect_options};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
 pub use stock_levels::StockLevels;
@@ -43,6 +45,7 @@ macro_rules! each_read_model {
             OrderList,
             CustomerTotals,
             StockLevels,
+            EventIndex,
         )
     };
     (@list $name:ident => $each:expr; $($model:ident,)+) => {

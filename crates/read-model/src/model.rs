@@ -24,7 +24,7 @@ pub trait ReadModel: Send + Sync + 'static {
 
     /// The categories whose events it folds. It never meets an event of another one, nor does it matter to it whether
     /// such an event can be decoded.
-    const CATEGORIES: &'static [&'static str];
+    const CATEGORIES: Categories;
 
     /// What a row is found by.
     type Key: Key;
@@ -48,6 +48,9 @@ pub trait ReadModel: Send + Sync + 'static {
 
     /// What makes it overwrite rows that are there: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
     const OVERWRITE: &'static str;
+
+    /// Whether a row can change after the event that opens it. Where none can, none is kept in memory for the next batch.
+    const ROWS_CHANGE: bool = true;
 
     /// What a row says of one aggregate, as the contract shows it. Nothing where rows are not about one aggregate each, or say
     /// only a part.
@@ -134,6 +137,26 @@ pub trait ReadModel: Send + Sync + 'static {
         advance: Option<&Advance>,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
         write::<Self>(connection, tables, Self::REPLACE, Self::OVERWRITE, rows, advance)
+    }
+}
+
+/// Whose events a read model folds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Categories {
+    /// Those of every category, known to this program or not. Such a model looks at what every event has, and not at bodies:
+    /// an event that this program cannot decode is no other to it.
+    Every,
+    /// Those of the categories of these names. One of their events that cannot be decoded is poison.
+    Named(&'static [&'static str]),
+}
+
+impl Categories {
+    /// Whether events of a category are among them; `None` is one that this program does not know.
+    pub fn include(self, category: Option<&str>) -> bool {
+        match self {
+            Self::Every => true,
+            Self::Named(names) => category.is_some_and(|category| names.contains(&category)),
+        }
     }
 }
 

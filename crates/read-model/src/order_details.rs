@@ -23,7 +23,7 @@ pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
+use crate::{Body, Categories, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ const OVERWRITE: &str = "
 
 impl ReadModel for OrderDetails {
     const NAME: &'static str = "order_details";
-    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
+    const CATEGORIES: Categories = Categories::Named(&[State::CATEGORY]);
     type Key = StreamKey;
     type Row = Row;
     const LOAD: &'static str = LOAD;
@@ -95,7 +95,7 @@ impl ReadModel for OrderDetails {
     ];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
-        matches!(event.body, Body::Order(_)).then(|| StreamKey::of(event))
+        matches!(event.body, Ok(Body::Order(_))).then(|| StreamKey::of(event))
     }
 
     fn opens(event: &Event) -> bool {
@@ -114,7 +114,7 @@ impl ReadModel for OrderDetails {
     }
 
     fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
-        let Body::Order(body) = &event.body else {
+        let Ok(Body::Order(body)) = &event.body else {
             return Ok(None);
         };
         check_next_version(row.map_or(0, |row| row.document.version), event)?;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::access_path::{self, AccessPath, Bounds, Keyset, NotServed, Ordered, Scan, Sort, bind_page};
 use crate::model::{check_next_version, column};
-use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row, status};
+use crate::{Body, Categories, Event, FoldError, ReadModel, RowsQuery, StreamKey, row, status};
 
 /// The read model.
 #[derive(Debug)]
@@ -334,7 +334,7 @@ const OVERWRITE: &str = "
 
 impl ReadModel for OrderList {
     const NAME: &'static str = "order_list";
-    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
+    const CATEGORIES: Categories = Categories::Named(&[State::CATEGORY]);
     type Key = StreamKey;
     type Row = Row;
     const LOAD: &'static str = LOAD;
@@ -343,7 +343,7 @@ impl ReadModel for OrderList {
     const STATEMENTS: &'static [(&'static str, &'static str)] = &[("order_list.list", LIST)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
-        matches!(event.body, Body::Order(_)).then(|| StreamKey::of(event))
+        matches!(event.body, Ok(Body::Order(_))).then(|| StreamKey::of(event))
     }
 
     fn opens(event: &Event) -> bool {
@@ -362,7 +362,7 @@ impl ReadModel for OrderList {
     }
 
     fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
-        let Body::Order(body) = &event.body else {
+        let Ok(Body::Order(body)) = &event.body else {
             return Ok(None);
         };
         check_next_version(row.map_or(0, |row| row.version), event)?;

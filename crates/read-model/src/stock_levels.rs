@@ -19,7 +19,7 @@ use time::serde::rfc3339;
 use uuid::Uuid;
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
+use crate::{Body, Categories, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
 
 /// The read model.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ const OVERWRITE: &str = "ON CONFLICT DO NOTHING";
 
 impl ReadModel for StockLevels {
     const NAME: &'static str = "stock_levels";
-    const CATEGORIES: &'static [&'static str] = &[State::CATEGORY];
+    const CATEGORIES: Categories = Categories::Named(&[State::CATEGORY]);
     type Key = StreamKey;
     type Row = Row;
     const LOAD: &'static str = LOAD;
@@ -179,7 +179,7 @@ impl ReadModel for StockLevels {
         &[("stock_levels.find", FIND), ("stock_levels.list", LIST)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
-        matches!(event.body, Body::Stock(_)).then(|| StreamKey::of(event))
+        matches!(event.body, Ok(Body::Stock(_))).then(|| StreamKey::of(event))
     }
 
     /// Positions end the key, so a row of an event that is delivered again would not be refused but stand beside the newer one.
@@ -199,7 +199,7 @@ impl ReadModel for StockLevels {
     }
 
     fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
-        let Body::Stock(body) = &event.body else {
+        let Ok(Body::Stock(body)) = &event.body else {
             return Ok(None);
         };
         check_next_version(row.map_or(0, |row| row.version), event)?;

@@ -2,6 +2,7 @@
 
 use daybook_domain::address::Address;
 use daybook_domain::aggregate::Aggregate as _;
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::OrderId;
 use daybook_domain::money::Money;
 use daybook_domain::order::{Command, LineQuantity, NewLine, State};
@@ -129,10 +130,11 @@ impl Log {
                 stream_id: order_id(number).to_string(),
                 stream_version: *version,
                 event_id: Uuid::nil(),
+                event_type: body.event_type().to_owned(),
                 recorded_at: occurred_at,
                 occurred_at,
                 metadata: "{}".into(),
-                body: Body::Order(body),
+                body: Ok(Body::Order(body)),
             });
         }
         Ok(())

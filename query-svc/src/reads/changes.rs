@@ -89,7 +89,7 @@ struct FoldingInto<M: ReadModel> {
 
 impl<M: ReadModel> FoldingInto<M> {
     fn of(category: &str) -> Option<Box<dyn Folding>> {
-        let document = M::DOCUMENT.filter(|_| M::CATEGORIES.contains(&category))?;
+        let document = M::DOCUMENT.filter(|_| M::CATEGORIES.include(Some(category)))?;
         Some(Box::new(Self { document, row: None }))
     }
 }

@@ -32,7 +32,7 @@ pub(super) enum ReplayError {
     Decode {
         stream_id: String,
         #[source]
-        source: DecodeError,
+        source: Arc<DecodeError>,
     },
     #[error("cannot fold an event of {stream_id}")]
     Fold {
@@ -189,10 +189,14 @@ fn fold<'a>(
 
 /// The event that was recorded.
 pub(super) fn decode(recorded: &RecordedEvent) -> Result<Event, ReplayError> {
-    Event::decode(recorded).map_err(|source| ReplayError::Decode {
-        stream_id: recorded.stream_id.clone(),
-        source,
-    })
+    let event = Event::decode(recorded);
+    match &event.body {
+        Ok(_) => Ok(event),
+        Err(source) => Err(ReplayError::Decode {
+            stream_id: event.stream_id,
+            source: Arc::clone(source),
+        }),
+    }
 }
 
 #[cfg(test)]

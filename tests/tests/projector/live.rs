@@ -10,7 +10,7 @@ use daybook_projector::feed::Feed;
 use daybook_projector::rebuild::{self, Rebuilder};
 use daybook_projector::registry;
 use daybook_projector::worker::{Context, Step, StepError, Worker};
-use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, ReadModel};
+use daybook_read_model::{CustomerTotals, EventIndex, OrderDetails, OrderList, ReadModel};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -151,6 +151,7 @@ async fn events_that_are_delivered_twice_change_nothing() {
     twice::<OrderList>(&setup).await;
     twice::<OrderDetails>(&setup).await;
     twice::<CustomerTotals>(&setup).await;
+    twice::<EventIndex>(&setup).await;
 }
 
 async fn twice<M: ReadModel>(setup: &Setup) {
@@ -207,6 +208,7 @@ async fn an_event_of_an_aggregate_that_nobody_knows_flows_past_every_projection(
     goes_on::<OrderDetails>(&setup).await;
     goes_on::<OrderList>(&setup).await;
     goes_on::<CustomerTotals>(&setup).await;
+    goes_on::<EventIndex>(&setup).await;
 }
 
 async fn goes_on<M: ReadModel>(setup: &Setup) {

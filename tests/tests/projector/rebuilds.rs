@@ -7,7 +7,7 @@ use daybook_projector::rebuild::{Rebuilder, Step};
 use daybook_projector::registry::{self, StartError};
 use daybook_projector::worker::Context;
 use daybook_projector::{replica, worker};
-use daybook_read_model::{CustomerTotals, Generation, OrderDetails, OrderList, ReadModel};
+use daybook_read_model::{CustomerTotals, EventIndex, Generation, OrderDetails, OrderList, ReadModel};
 use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -413,6 +413,34 @@ async fn a_rebuild_passes_an_event_of_an_aggregate_that_nobody_knows() {
     assert_eq!(status(&setup).await, "done");
     assert_eq!(setup.live_generation(OrderList::NAME).await, 2);
     setup.assert_equals_fold::<OrderList>().await;
+}
+
+#[tokio::test]
+async fn what_this_program_cannot_decode_is_in_the_event_index_like_any_other_event_live_and_rebuilt() {
+    let setup = Setup::new().await;
+    let mut orders = Orders::new(16);
+    orders.append(&setup, 100).await;
+    setup.append(vec![foreign_event()]).await;
+    setup.append(vec![unknown_event()]).await;
+    orders.append(&setup, 100).await;
+    assert_eq!(
+        drain(&mut setup.worker::<EventIndex>().await).await,
+        worker::Step::CaughtUp
+    );
+    let indexed =
+        "SELECT count(*), count(*) FILTER (WHERE event_type = 'order.exploded') FROM read_model.event_index";
+    let indexed: (i64, i64) = sqlx::query_as(indexed)
+        .fetch_one(&setup.superuser)
+        .await
+        .expect("two numbers");
+    assert_eq!(indexed, (setup.head().await.cast_signed(), 2));
+
+    let live = setup.digest(EventIndex::NAME).await;
+    request::<EventIndex>(&setup).await.expect("a rebuild");
+    let mut rebuilder = Rebuilder::<EventIndex>::new(setup.process().await, CancellationToken::new());
+    assert_eq!(rebuilder.step().await.expect("a step"), Step::Progressed);
+    assert_eq!(status(&setup).await, "done");
+    assert_eq!(setup.digest(EventIndex::NAME).await, live);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Events as the log would have them.
 
+use daybook_domain::event::Event as _;
 use daybook_domain::ids::{OrderId, Sku, StockItemId};
 use daybook_domain::order::{self, Confirmed, Line, Placed};
 use daybook_domain::stock::Registered;
@@ -28,10 +29,11 @@ fn event(tenant_id: Uuid, number: u32, version: u64, body: order::Event) -> Even
         stream_id: order_id(number),
         stream_version: version,
         event_id: Uuid::nil(),
+        event_type: body.event_type().to_owned(),
         recorded_at: occurred_at,
         occurred_at,
         metadata: "{}".into(),
-        body: Body::Order(body),
+        body: Ok(Body::Order(body)),
     }
 }
 
@@ -59,7 +61,7 @@ pub(crate) fn placed(tenant_id: Uuid, number: u32) -> Event {
 }
 
 pub(crate) fn confirmed(tenant_id: Uuid, number: u32) -> Event {
-    let Body::Order(order::Event::Placed(placed)) = placed(tenant_id, number).body else {
+    let Ok(Body::Order(order::Event::Placed(placed))) = placed(tenant_id, number).body else {
         unreachable!("it is placed")
     };
     let confirmed = Confirmed {
@@ -78,7 +80,8 @@ pub(crate) fn registered(tenant_id: Uuid, sku: &str) -> Event {
     let registered = Registered { stock_item_id, sku };
     Event {
         stream_id: stock_item_id.to_string(),
-        body: Body::Stock(registered.into()),
+        event_type: "stock_item.registered".to_owned(),
+        body: Ok(Body::Stock(registered.into())),
         ..placed(tenant_id, 0)
     }
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use daybook_read_model::order_list::{self, Filter};
 use daybook_read_model::{
-    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, StockLevels, checkpoint, customer_totals,
-    each_read_model, order_details, stock_levels,
+    CustomerTotals, EventIndex, Generation, OrderDetails, OrderList, ReadModel, StockLevels, checkpoint,
+    customer_totals, each_read_model, event_index, order_details, stock_levels,
 };
 use sqlx::Executor as _;
 
@@ -19,28 +19,34 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
     database.project::<OrderList>(&events).await;
     database.project::<OrderDetails>(&events).await;
     database.project::<CustomerTotals>(&events).await;
+    database.project::<EventIndex>(&events).await;
     database
         .project::<StockLevels>(&[registered(TENANT, "TEA")])
         .await;
     let filter = Filter::default();
     let newest = filter.scan(None).expect("an index serves it");
+    let every = event_index::Filter::default();
+    let oldest = every.scan(None).expect("an index serves it");
     let customers = ["c7".parse().expect("a valid id")];
     let ids: Vec<_> = (0..10).map(order_id).collect();
 
     for (tenant, expected) in [
-        (STRANGER, [0, 0, 0, 0]),
-        (TENANT, [10, 10, 1, 1]),
-        (STRANGER, [0, 0, 0, 0]),
+        (STRANGER, [0, 0, 0, 0, 0]),
+        (TENANT, [10, 10, 1, 1, 14]),
+        (STRANGER, [0, 0, 0, 0, 0]),
     ] {
         let listed = order_list::list(&database.query, tenant, &filter, newest, None, 100).await;
         let found = order_details::find_many(&database.query, tenant, &ids).await;
         let totals = customer_totals::find(&database.query, tenant, &customers).await;
         let levels = stock_levels::list(&database.query, tenant, "", 100).await;
+        let indexed =
+            event_index::list_at(&database.query, tenant, &every, oldest, 0..1_000, None, 100).await;
         let seen = [
             listed.expect("a page").len(),
             found.expect("orders").len(),
             totals.expect("totals").len(),
             levels.expect("levels").len(),
+            indexed.expect("events").len(),
         ];
         assert_eq!(seen, expected, "{tenant}");
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use daybook_read_model::{
-    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, customer_totals, statements,
+    CustomerTotals, EventIndex, Generation, OrderDetails, OrderList, ReadModel, customer_totals, statements,
 };
 use sqlx::Executor as _;
 
@@ -54,6 +54,7 @@ async fn rows_are_stored_and_loaded() {
     what_is_stored_is_loaded::<OrderList>(&mut database).await;
     what_is_stored_is_loaded::<OrderDetails>(&mut database).await;
     what_is_stored_is_loaded::<CustomerTotals>(&mut database).await;
+    what_is_stored_is_loaded::<EventIndex>(&mut database).await;
 }
 
 #[tokio::test]
@@ -62,6 +63,7 @@ async fn new_rows_are_inserted_once() {
     inserted_is_stored::<OrderList>(&mut database).await;
     inserted_is_stored::<OrderDetails>(&mut database).await;
     inserted_is_stored::<CustomerTotals>(&mut database).await;
+    inserted_is_stored::<EventIndex>(&mut database).await;
 }
 
 #[tokio::test]

@@ -21,10 +21,11 @@ fn history(commands: impl IntoIterator<Item = Command>) -> Vec<Event> {
                 stream_id: StockItemId::of(&text("TEA")).to_string(),
                 stream_version: version,
                 event_id: Uuid::nil(),
+                event_type: body.event_type().to_owned(),
                 recorded_at: START,
                 occurred_at: START + time::Duration::minutes(version.cast_signed()),
                 metadata: "{}".into(),
-                body: Body::Stock(body),
+                body: Ok(Body::Stock(body)),
             });
         }
     }
