@@ -7,6 +7,7 @@
 use daybook_service::ApiError;
 use daybook_service::sealing::{KeyRing, Purpose};
 use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// What a list was asked: everything that has to be the same on the next page.
@@ -26,6 +27,12 @@ impl Question {
             self.0.update(text);
         }
         self
+    }
+
+    /// Adds a filter by time.
+    pub(crate) fn with_moment(self, name: &str, moment: Option<OffsetDateTime>) -> Self {
+        let moment = moment.map(|moment| moment.unix_timestamp_nanos().to_string());
+        self.with(name, moment.as_deref().unwrap_or_default())
     }
 
     fn digest(&self) -> [u8; 32] {

@@ -5,9 +5,11 @@
 
 mod answer;
 mod compression;
+pub mod correlations;
 pub mod customers;
 pub mod events;
 mod examples;
+pub mod feed;
 pub mod openapi;
 pub mod orders;
 mod params;
@@ -96,6 +98,8 @@ fn described_routes() -> OpenApiRouter<Reads> {
         .routes(routes!(orders::list_orders))
         .routes(routes!(orders::get_order))
         .routes(routes!(events::list_events))
+        .routes(routes!(feed::list_feed))
+        .routes(routes!(correlations::get_correlation))
         .routes(routes!(customers::list_customers))
         .routes(routes!(customers::get_customer_totals))
         .routes(routes!(stock::list_stock_items))

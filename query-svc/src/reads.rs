@@ -3,7 +3,9 @@
 //! REST and gRPC only translate. They hand in values that have been understood, and get values that are sent as they are.
 
 pub(crate) mod changes;
+pub(crate) mod correlation;
 pub(crate) mod customers;
+pub(crate) mod feed;
 pub(crate) mod history;
 pub(crate) mod order;
 pub(crate) mod orders;
@@ -12,10 +14,12 @@ pub(crate) mod stock;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daybook_event_store::RecordedEvent;
 use daybook_read_model::ReadModel;
 use daybook_read_model::access_path::Keyset;
 use daybook_service::sealing::KeyRing;
 use daybook_service::{ApiError, identity::Principal};
+use uuid::Uuid;
 
 use crate::cursor::{Cursors, Question};
 use crate::database::SharedReads;
@@ -114,6 +118,35 @@ impl Reads {
     fn seal(&self, question: &Question, place: &Keyset) -> String {
         let place = serde_json::to_vec(place).expect("strings can be written as JSON");
         self.0.cursors.seal(question, &place)
+    }
+}
+
+/// The event that a page ended with: what the cursor of a history or of the feed holds. Another event in its place says that this is
+/// another history.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its version in its stream, or its position in the log.
+    number: u64,
+    event_id: Uuid,
+}
+
+impl Place {
+    fn new(number: u64, event: &RecordedEvent) -> Self {
+        let event_id = event.event_id;
+        Self { number, event_id }
+    }
+
+    fn sealed(self) -> Vec<u8> {
+        [&self.number.to_be_bytes()[..], self.event_id.as_bytes()].concat()
+    }
+
+    /// Reads what a verified cursor holds.
+    fn open(place: &[u8]) -> Result<Self, ApiError> {
+        let (number, event_id) = place.split_first_chunk().ok_or_else(ApiError::invalid_cursor)?;
+        Ok(Self {
+            number: u64::from_be_bytes(*number),
+            event_id: Uuid::from_slice(event_id).map_err(|_| ApiError::invalid_cursor())?,
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use daybook_domain::text::InvalidText;
 use daybook_read_model::access_path::{self, AccessPath, NotServed, Scan, Sort};
+use daybook_read_model::event_index::SEARCHABLE_BYTES_MAX;
 use daybook_service::ApiError;
 use daybook_service::error::FieldViolation;
 
@@ -41,6 +42,24 @@ impl Violations {
         parsed
             .map_err(|invalid| self.refuse(pointer, invalid.code(), invalid.to_string()))
             .ok()
+    }
+
+    /// A text that events are found by: what is longer, or has control characters, no event has.
+    pub(crate) fn searched(&mut self, pointer: &str, text: &str) -> Option<String> {
+        let (code, message) = if text.is_empty() {
+            ("EMPTY", "must not be empty".to_owned())
+        } else if text.len() > SEARCHABLE_BYTES_MAX {
+            (
+                "TOO_LONG",
+                format!("must have at most {SEARCHABLE_BYTES_MAX} bytes"),
+            )
+        } else if let Some(control) = text.chars().find(|character| character.is_control()) {
+            ("FORBIDDEN_CHARACTER", format!("must not contain {control:?}"))
+        } else {
+            return Some(text.to_owned());
+        };
+        self.refuse(pointer, code, message);
+        None
     }
 
     /// What a list is to be sorted by.

@@ -1,5 +1,6 @@
-//! `daybook state` and `daybook history`: they print what the query service answers.
+//! `daybook state`, `daybook history`, `daybook get events` and `daybook trace`: they print what the query service answers.
 
+use daybook_proto::common::v1::CommandContext;
 use daybook_tests::cli::{Said, daybook};
 use daybook_tests::client::Caller;
 use daybook_tests::command;
@@ -89,6 +90,96 @@ async fn a_history_is_printed_as_it_is_answered_byte_for_byte() -> anyhow::Resul
         assert!(table.contains(event[shown].as_str().unwrap_or("-")), "{table}");
     }
     assert_eq!(table.lines().count(), 2, "{table}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn events_of_all_aggregates_are_printed_as_they_are_answered() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let (id, token) = changed_order(&caller).await?;
+    let other = caller.place(&new_order_id(), "customer-2").await?;
+    assert_eq!(caller.get_after(&token, "/v1/events").await?.status, 200);
+    let seen = caller
+        .get_after(&other.consistency_token, "/v1/events?limit=100")
+        .await?
+        .json();
+    let lines = async |arguments: &[&str]| {
+        let arguments = [&["get", "events", "-o", "ndjson"], arguments].concat();
+        let said = read(&stack, &arguments).await?;
+        anyhow::ensure!(said.code == 0, "{said:?}");
+        let lines = said
+            .output
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<Vec<Value>, _>>()?;
+        Ok(lines)
+    };
+    assert_eq!(Value::from(lines(&[]).await?), seen["data"]);
+    assert_eq!(lines(&["--limit", "1000"]).await?.len(), EVENTS as usize + 1);
+    let newest = lines(&["--newest-first", "--limit", "2", "--type", "order.placed"]).await?;
+    assert_eq!(
+        (newest.len(), &newest[1]["stream_id"]),
+        (2, &Value::from(id.as_str()))
+    );
+    assert_eq!(
+        lines(&["--stream", &id, "--limit", "1000"]).await?.len(),
+        EVENTS as usize
+    );
+    assert_eq!(lines(&["--actor", "agent:jane", "--after", "1h"]).await?.len(), 2);
+    assert_eq!(lines(&["--before", "1h"]).await?, Vec::<Value>::new());
+
+    let json = read(&stack, &["get", "events", "-o", "json", "--limit", "3"])
+        .await?
+        .json()?;
+    assert_eq!(
+        json.as_array().map(|events| &events[..]),
+        seen["data"].as_array().map(|events| &events[..3])
+    );
+    let table = read(&stack, &["get", "events", "--limit", "3"]).await?.output;
+    assert!(
+        table.starts_with("POSITION") && table.lines().count() == 4,
+        "{table}"
+    );
+    let refused = read(&stack, &["get", "events", "--actor", "a", "--type", "b"]).await?;
+    assert!(
+        refused.code != 0 && refused.errors.contains("NOT_SERVED"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_request_caused_is_printed_as_a_tree() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let mut order = place(&new_order_id(), "customer-1");
+    let context = |causation_id: &str| CommandContext {
+        correlation_id: "checkout/77".to_owned(),
+        causation_id: causation_id.to_owned(),
+        ..Default::default()
+    };
+    order.context = Some(context(""));
+    let mut confirm = command::confirm(&order.order_id);
+    confirm.context = Some(context(&order.request_id));
+    caller.send(order).await?;
+    let token = caller.send(confirm).await?.consistency_token;
+    let tree = caller
+        .get_after(&token, "/v1/correlations/checkout%2F77")
+        .await?
+        .json();
+
+    let said = read(&stack, &["trace", "checkout/77", "-o", "json"]).await?;
+    assert_eq!((said.code, said.json()?), (0, tree["data"].clone()), "{said:?}");
+    let text = read(&stack, &["trace", "checkout/77"]).await?.output;
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].starts_with("order.placed of ord_"), "{text}");
+    assert!(lines[1].starts_with("└─ order.confirmed of ord_"), "{text}");
+    let nothing = read(&stack, &["trace", "checkout/78"]).await?;
+    assert!(
+        nothing.code == 3 && nothing.errors.contains("RESOURCE_NOT_FOUND"),
+        "{nothing:?}"
+    );
     Ok(())
 }
 

@@ -1,18 +1,14 @@
 //! `daybook history`: what happened to an aggregate, in order, by whom and why.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use daybook_domain::aggregates::Kind;
-use serde::Deserialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
-use crate::client::{self, Authorized, Service};
+use crate::client::{self, Service};
+use crate::events::{self, Format, by};
 use crate::failure::Failure;
-use crate::output::{cell, print, print_json, print_json_lines, table};
+use crate::output::{cell, table};
 use crate::settings::{Role, Settings};
-
-/// How many events are asked for at once: the most that the service gives.
-const PAGE_EVENTS: u32 = 100;
 
 /// Shows the events of an aggregate, oldest first. Needs the scope events:read.
 #[derive(Args)]
@@ -37,39 +33,12 @@ pub(crate) struct Arguments {
     output: Format,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    /// A line for each event, without payloads.
-    Table,
-    /// One JSON array. Payloads are as they were recorded, byte for byte.
-    Json,
-    /// A JSON object on each line, as the events arrive.
-    Ndjson,
-}
-
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let path = path(arguments)?;
     let connection = client::connect(settings, Service::Query, Role::Auditor).await?;
-    let mut pages = Pages {
-        connection,
-        next: Some(path.clone()),
-        path,
-    };
-    if let Format::Ndjson = arguments.output {
-        while let Some(events) = pages.next().await? {
-            print_json_lines(&events)?;
-        }
-        return Ok(());
-    }
-    let mut events = Vec::new();
-    while let Some(page) = pages.next().await? {
-        events.extend(page);
-    }
-    match arguments.output {
-        Format::Table => print(&as_table(&events, arguments.diff)),
-        Format::Json | Format::Ndjson => print_json(&events),
-    }
+    let as_table = |events: &[_]| as_table(events, arguments.diff);
+    events::show(connection, path, u64::MAX, arguments.output, as_table).await
 }
 
 fn path(arguments: &Arguments) -> Result<String, Failure> {
@@ -77,57 +46,20 @@ fn path(arguments: &Arguments) -> Result<String, Failure> {
     let wrong = || Failure::Usage(format!("{id} is not the TypeID of an aggregate"));
     let aggregates = Kind::by_id(id).ok_or_else(wrong)?.plural;
     let (from, diff) = (arguments.from_version, arguments.diff);
-    let path = format!("/v1/{aggregates}/{id}/events?limit={PAGE_EVENTS}&from_version={from}&diff={diff}");
+    let path = format!("/v1/{aggregates}/{id}/events?from_version={from}&diff={diff}");
     Ok(match arguments.to_version {
         Some(to) => format!("{path}&to_version={to}"),
         None => path,
     })
 }
 
-/// The events, a page at a time.
-struct Pages {
-    connection: Authorized,
-    /// The first page.
-    path: String,
-    /// The next page; `None` after the last one.
-    next: Option<String>,
-}
-
-impl Pages {
-    async fn next(&mut self) -> Result<Option<Vec<Box<RawValue>>>, Failure> {
-        let Some(path) = self.next.take() else {
-            return Ok(None);
-        };
-        let page: Page = client::get(self.connection.clone(), &path).await?;
-        let cursor = page.pagination.next_cursor;
-        self.next = cursor.map(|cursor| format!("{}&cursor={cursor}", self.path));
-        Ok(Some(page.data))
-    }
-}
-
-/// What the query service answers.
-#[derive(Deserialize)]
-struct Page {
-    /// Events, which keep their bytes.
-    data: Vec<Box<RawValue>>,
-    pagination: Pagination,
-}
-
-#[derive(Deserialize)]
-struct Pagination {
-    next_cursor: Option<String>,
-}
-
 const HEADER: [&str; 7] = [
     "VERSION", "POSITION", "RECORDED", "OCCURRED", "EVENT", "BY", "REASON",
 ];
 
-fn as_table(events: &[Box<RawValue>], diff: bool) -> String {
-    let events = events
-        .iter()
-        .map(|event| serde_json::from_str(event.get()).expect("raw JSON is JSON"));
+fn as_table(events: &[Value], diff: bool) -> String {
     if !diff {
-        return table(HEADER, events.map(|event: Value| table_row(&event)));
+        return table(HEADER, events.iter().map(table_row));
     }
     let [version, position, recorded, occurred, event, by, reason] = HEADER;
     let header = [
@@ -135,8 +67,8 @@ fn as_table(events: &[Box<RawValue>], diff: bool) -> String {
     ];
     table(
         header,
-        events.map(|event: Value| {
-            let [version, position, recorded, occurred, name, by, reason] = table_row(&event);
+        events.iter().map(|event| {
+            let [version, position, recorded, occurred, name, by, reason] = table_row(event);
             let changes = changes(&event["changes"]);
             [version, position, recorded, occurred, name, by, reason, changes]
         }),
@@ -170,15 +102,6 @@ fn changes(changes: &Value) -> String {
         })
         .collect();
     lines.join("\n")
-}
-
-/// The credential is proved, the actor is what its holder said.
-fn by(metadata: &Value) -> String {
-    let principal = cell(&metadata["principal"]);
-    match metadata["actor"].as_str() {
-        Some(actor) => format!("{actor} ({principal})"),
-        None => principal,
-    }
 }
 
 #[cfg(test)]

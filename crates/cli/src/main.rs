@@ -9,6 +9,7 @@ mod client;
 mod completion;
 mod database;
 mod doctor;
+mod events;
 mod exit;
 mod explain;
 mod failure;
@@ -24,6 +25,7 @@ mod rebuild;
 mod refusal;
 mod settings;
 mod state;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -52,6 +54,7 @@ enum Verb {
     Import(import::Arguments),
     History(history::Arguments),
     State(state::Arguments),
+    Trace(trace::Arguments),
     /// Shows what there is.
     #[command(subcommand)]
     Get(Get),
@@ -65,6 +68,7 @@ enum Verb {
 #[derive(Subcommand)]
 enum Get {
     Projections(projections::Arguments),
+    Events(events::Arguments),
 }
 
 /// One thread: the work is waiting for servers, which may well run on the same two cores.
@@ -85,7 +89,9 @@ async fn run(connection: Connection, verb: Verb) -> Result<(), Failure> {
         Verb::Import(arguments) => import::run(&settings, &arguments).await,
         Verb::History(arguments) => history::run(&settings, &arguments).await,
         Verb::State(arguments) => state::run(&settings, &arguments).await,
+        Verb::Trace(arguments) => trace::run(&settings, &arguments).await,
         Verb::Get(Get::Projections(arguments)) => projections::run(&settings, &arguments).await,
+        Verb::Get(Get::Events(arguments)) => events::run(&settings, &arguments).await,
         Verb::Rebuild(arguments) => rebuild::run(&settings, &arguments).await,
         Verb::Idempotency(arguments) => idempotency::run(&settings, &arguments).await,
         Verb::Doctor(arguments) => doctor::run(&settings, &arguments).await,

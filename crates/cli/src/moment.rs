@@ -43,6 +43,13 @@ pub(crate) fn parse_point(text: &str) -> Result<Point, String> {
     parse_time(text).map(Point::Time).ok_or_else(wrong)
 }
 
+/// A moment: `2026-11-01T00:00Z` (seconds may be left out), or how long ago: `2h`.
+pub(crate) fn parse_moment(text: &str) -> Result<Point, String> {
+    let point = parse_point(text).ok();
+    let moment = point.filter(|point| !matches!(point, Point::Version(_)));
+    moment.ok_or_else(|| format!("`{text}` is not a time (2026-11-01T00:00:00Z) or how long ago (2h, 30m)"))
+}
+
 /// RFC 3339, or the same without seconds.
 fn parse_time(text: &str) -> Option<OffsetDateTime> {
     let parse = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
@@ -95,6 +102,12 @@ mod tests {
         ] {
             assert!(parse_point(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_version_is_no_moment() {
+        assert!(parse_moment("v17").is_err());
+        assert_eq!(parse_moment("2h"), parse_point("2h"));
     }
 
     #[test]

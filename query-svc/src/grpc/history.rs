@@ -2,13 +2,19 @@
 
 use daybook_event_store::Direction;
 use daybook_proto::history::v1::history_service_server::HistoryService;
-use daybook_proto::history::v1::{ListStreamEventsRequest, ListStreamEventsResponse};
+use daybook_proto::history::v1::{
+    GetCorrelationRequest, GetCorrelationResponse, ListEventsRequest, ListEventsResponse,
+    ListStreamEventsRequest, ListStreamEventsResponse,
+};
+use daybook_read_model::event_index::{self, Period};
 use daybook_service::ApiError;
 use daybook_service::identity::{Principal, Scope};
 use tonic::{Request, Response, Status};
 
-use super::fields::page_token;
+use super::fields::{given, page_token};
 use super::{Queries, wire};
+use crate::freshness::{Demand, Tokens};
+use crate::reads::feed::ListFeed;
 use crate::reads::history::{ListEvents, Stream};
 use crate::violations::Violations;
 
@@ -22,6 +28,22 @@ impl HistoryService for Queries {
         Ok(Response::new(
             self.stream_events(&caller, request.into_inner()).await?,
         ))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
+        let caller = super::caller_with(Scope::EventsRead, &request)?;
+        Ok(Response::new(self.feed(&caller, request.into_inner()).await?))
+    }
+
+    async fn get_correlation(
+        &self,
+        request: Request<GetCorrelationRequest>,
+    ) -> Result<Response<GetCorrelationResponse>, Status> {
+        let caller = super::caller_with(Scope::EventsRead, &request)?;
+        Ok(Response::new(self.correlation(&caller, request.get_ref()).await?))
     }
 }
 
@@ -37,6 +59,69 @@ impl Queries {
             next_page_token: page.data.next_cursor.unwrap_or_default(),
         })
     }
+
+    async fn feed(
+        &self,
+        caller: &Principal,
+        request: ListEventsRequest,
+    ) -> Result<ListEventsResponse, ApiError> {
+        let (list, demand) = list_feed(request, self.reads.tokens(caller))?;
+        let page = self.reads.feed(caller, list, demand.as_ref()).await?;
+        Ok(ListEventsResponse {
+            events: page.data.items.into_iter().map(wire::event).collect(),
+            next_page_token: page.data.next_cursor.unwrap_or_default(),
+            staleness: Some(wire::staleness(&page.staleness)),
+        })
+    }
+
+    async fn correlation(
+        &self,
+        caller: &Principal,
+        request: &GetCorrelationRequest,
+    ) -> Result<GetCorrelationResponse, ApiError> {
+        let mut violations = Violations::default();
+        let correlation_id = violations.searched("/correlation_id", &request.correlation_id);
+        let demand = violations.freshness(request.freshness.as_ref(), self.reads.tokens(caller));
+        let correlation_id = violations.finish(correlation_id)?;
+        let found = self
+            .reads
+            .correlation(caller, correlation_id, demand.as_ref())
+            .await?;
+        Ok(GetCorrelationResponse {
+            correlation_id: found.data.correlation_id,
+            nodes: found.data.nodes.into_iter().map(wire::correlation_node).collect(),
+            truncated: found.data.is_truncated,
+            staleness: Some(wire::staleness(&found.staleness)),
+        })
+    }
+}
+
+fn list_feed(request: ListEventsRequest, tokens: Tokens) -> Result<(ListFeed, Option<Demand>), ApiError> {
+    let mut violations = Violations::default();
+    let mut searched = |pointer, text| violations.searched(pointer, given(text)?);
+    let filter = event_index::Filter {
+        event_type: searched("/event_type", &request.event_type),
+        stream_id: searched("/stream_id", &request.stream_id),
+        actor: searched("/actor", &request.actor),
+        correlation_id: searched("/correlation_id", &request.correlation_id),
+    };
+    let period = Period {
+        after: violations.time("/recorded_after", request.recorded_after.as_ref()),
+        before: violations.time("/recorded_before", request.recorded_before.as_ref()),
+    };
+    let sort = given(&request.order_by)
+        .and_then(|text| violations.sort("/order_by", text, &event_index::ACCESS_PATHS));
+    let limit = violations.page_size(request.page_size);
+    let demand = violations.freshness(request.freshness.as_ref(), tokens);
+    let scan = violations.scan("/order_by", || filter.scan(sort.as_ref()));
+    let list = ListFeed {
+        scan: violations.finish(scan)?,
+        filter,
+        period,
+        limit,
+        cursor: page_token(request.page_token),
+    };
+    Ok((list, demand))
 }
 
 fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError> {

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::freshness::Staleness;
 use crate::reads::changes::Change;
+use crate::reads::correlation::Node;
 use crate::reads::history::HistoryEvent;
 use crate::reads::orders::ListedOrder;
 use crate::sparse::Fields;
@@ -118,6 +119,14 @@ pub(super) fn event(event: HistoryEvent) -> history::Event {
         metadata: Some(metadata),
         recorded_at: Some(to_timestamp(recorded.recorded_at)),
         changes: changes.into_iter().flatten().map(change).collect(),
+    }
+}
+
+pub(super) fn correlation_node(node: Node) -> history::CorrelationNode {
+    history::CorrelationNode {
+        event: Some(event(node.event)),
+        depth: node.depth,
+        children: node.children.iter().map(ToString::to_string).collect(),
     }
 }
 

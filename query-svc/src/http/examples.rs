@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 /// The order of all examples.
 pub(super) const ORDER_ID: &str = "ord_01h455vb4pex5vsknk084sn02q";
 
+/// The request of all examples.
+pub(super) const CORRELATION_ID: &str = "checkout-77";
+
 /// An order with every member that there can be.
 pub(super) fn order() -> Value {
     json!({
@@ -98,7 +101,7 @@ pub(super) fn event() -> Value {
         "stream_version": 2,
         "payload": {"customer_id": "c-4711", "currency": "EUR", "total_minor": 7_497, "item_count": 3},
         "metadata": {
-            "correlation_id": "checkout-77",
+            "correlation_id": CORRELATION_ID,
             "causation_id": "cmd-76",
             "principal": "key:ab12cd34",
             "actor": "agent:jane",
@@ -111,5 +114,18 @@ pub(super) fn event() -> Value {
         },
         "recorded_at": "2024-05-01T12:05:00.125Z",
         "changes": [{"pointer": "/status", "before": "PLACED", "after": "CONFIRMED"}],
+    })
+}
+
+/// What one request caused.
+pub(super) fn correlation() -> Value {
+    json!({
+        "correlation_id": CORRELATION_ID,
+        "nodes": [{
+            "event": event(),
+            "depth": 0,
+            "children": ["018f3a5e-8d2b-7a4f-8d66-3a7e4a2a0b21"],
+        }],
+        "truncated": true,
     })
 }

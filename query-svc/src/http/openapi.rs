@@ -285,6 +285,7 @@ mod tests {
             ("CustomerTotals", examples::customer_totals()),
             ("StockItem", stock::example()),
             ("Event", examples::event()),
+            ("Correlation", examples::correlation()),
         ];
         for (name, example) in schemas {
             let schema = json!({ "$ref": format!("#/components/schemas/{name}") });

@@ -13,6 +13,7 @@ use daybook_domain::ids::{CustomerId, Reference};
 use daybook_domain::money::Currency;
 use daybook_domain::order::Status;
 use daybook_event_store::Direction;
+use daybook_read_model::event_index::{self, Period};
 use daybook_read_model::order_list::Search;
 use daybook_read_model::{customer_totals, order_list, status};
 use daybook_service::ApiError;
@@ -23,6 +24,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::freshness::{Demand, Tokens};
 use crate::reads::customers::ListCustomers;
+use crate::reads::feed::ListFeed;
 use crate::reads::history::{ListEvents, Stream};
 use crate::reads::order::AsOf;
 use crate::reads::orders::{Expand, LIMIT_WITH_LINES_MAX, ListOrders, status_names};
@@ -149,6 +151,42 @@ impl Params {
             cursor: self.one("cursor"),
             diff: self.flag("diff"),
         }
+    }
+
+    /// Which page of the tenant's event feed.
+    pub fn list_feed(&mut self) -> Option<ListFeed> {
+        let filter = event_index::Filter {
+            event_type: self.searched("event_type"),
+            stream_id: self.searched("stream_id"),
+            actor: self.searched("actor"),
+            correlation_id: self.searched("correlation_id"),
+        };
+        let period = Period {
+            after: self.time("recorded_after"),
+            before: self.time("recorded_before"),
+        };
+        let sort = self.one("sort");
+        let sort = sort.map(|text| self.violations.sort("sort", &text, &event_index::ACCESS_PATHS));
+        let (limit, cursor) = (self.limit(), self.one("cursor"));
+        let sort = sort.flatten();
+        let scan = self.violations.scan("sort", || filter.scan(sort.as_ref()))?;
+        Some(ListFeed {
+            filter,
+            period,
+            scan,
+            limit,
+            cursor,
+        })
+    }
+
+    fn searched(&mut self, name: &'static str) -> Option<String> {
+        let text = self.one(name)?;
+        self.violations.searched(name, &text)
+    }
+
+    /// A correlation id, from the path.
+    pub fn correlation_id_in_path(&mut self, text: &str) -> Option<String> {
+        self.violations.searched("/correlation_id", text)
     }
 
     /// `true` or `false`, which is what it is when it is absent.

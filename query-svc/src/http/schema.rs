@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::examples;
 use crate::reads::changes::Change;
+use crate::reads::correlation;
 use crate::reads::history::HistoryEvent;
 use crate::reads::orders::ListedOrder;
 
@@ -174,6 +175,51 @@ impl From<&customer_totals::Row> for CustomerTotal {
             paid_minor: row.paid_minor,
             refunded_minor: row.refunded_minor,
         }
+    }
+}
+
+/// All events that one request caused.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = examples::correlation)]
+pub struct Correlation<'a> {
+    /// What ties them together.
+    pub correlation_id: &'a str,
+    /// The events as a tree, from its top down: each comes before those that it caused. They are not nested, however long a chain is.
+    pub nodes: Vec<Node<'a>>,
+    /// Whether there are more events than these, which are the oldest.
+    pub truncated: bool,
+}
+
+/// An event in a tree.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Node<'a> {
+    /// What happened.
+    pub event: Event<'a>,
+    /// How many events lead to it from the top of the tree: 0 for what nothing here caused.
+    pub depth: u32,
+    /// The ids of the events that it caused.
+    #[schema(value_type = Vec<String>)]
+    pub children: &'a [Uuid],
+}
+
+impl<'a> Correlation<'a> {
+    /// The tree as it is shown.
+    ///
+    /// # Errors
+    /// When what was recorded is no JSON.
+    pub fn show(correlation: &'a correlation::Correlation) -> Result<Self, serde_json::Error> {
+        let nodes = correlation.nodes.iter().map(|node| {
+            Ok(Node {
+                event: Event::show(&node.event)?,
+                depth: node.depth,
+                children: &node.children,
+            })
+        });
+        Ok(Self {
+            correlation_id: &correlation.correlation_id,
+            nodes: nodes.collect::<Result<_, _>>()?,
+            truncated: correlation.is_truncated,
+        })
     }
 }
 

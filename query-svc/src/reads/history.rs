@@ -6,10 +6,9 @@ use std::ops::RangeInclusive;
 use daybook_domain::aggregates::Kind;
 use daybook_event_store::{Direction, EventStore, RecordedEvent};
 use daybook_service::{ApiError, identity::Principal};
-use uuid::Uuid;
 
 use super::changes::Change;
-use super::{Answer, Page, Reads, page};
+use super::{Answer, Page, Place, Reads, page};
 use crate::cursor::Question;
 
 /// An aggregate: its kind, and an id that this kind has.
@@ -45,6 +44,14 @@ pub struct HistoryEvent {
     pub changes: Option<Vec<Change>>,
 }
 
+impl From<RecordedEvent> for HistoryEvent {
+    /// Without what it changed.
+    fn from(recorded: RecordedEvent) -> Self {
+        let changes = None;
+        Self { recorded, changes }
+    }
+}
+
 impl Reads {
     /// A page of a history.
     ///
@@ -65,7 +72,7 @@ impl Reads {
         let found = match last {
             // A page begins with the last event of the page before: another one in its place is another history.
             Some(last) => {
-                let versions = list.versions_from(last.version);
+                let versions = list.versions_from(last.number);
                 let mut found = self.stream(caller, list, versions, list.limit + 2).await?;
                 if found.first().map(|event| event.event_id) != Some(last.event_id) {
                     return Err(ApiError::position_unknown());
@@ -81,7 +88,10 @@ impl Reads {
         if last.is_none() && found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
             return Err(ApiError::not_found(list.stream.kind.category, &list.stream.id));
         }
-        let cursor_after = |last: &RecordedEvent| self.0.cursors.seal(&question, &Place::of(last).sealed());
+        let cursor_after = |last: &RecordedEvent| {
+            let place = Place::new(last.stream_version, last);
+            self.0.cursors.seal(&question, &place.sealed())
+        };
         let Page { items, next_cursor } = page(found, list.limit, cursor_after);
         let mut changes = match list.diff {
             true => self.changes(caller, &list.stream, &items).await?,
@@ -170,34 +180,5 @@ impl ListEvents {
             Direction::Forward => last..=*self.versions.end(),
             Direction::Backward => *self.versions.start()..=last,
         }
-    }
-}
-
-/// Where a page ended: what a cursor holds.
-#[derive(Clone, Copy)]
-struct Place {
-    version: u64,
-    event_id: Uuid,
-}
-
-impl Place {
-    fn of(event: &RecordedEvent) -> Self {
-        Self {
-            version: event.stream_version,
-            event_id: event.event_id,
-        }
-    }
-
-    fn sealed(self) -> Vec<u8> {
-        [&self.version.to_be_bytes()[..], self.event_id.as_bytes()].concat()
-    }
-
-    /// Reads what a verified cursor holds.
-    fn open(place: &[u8]) -> Result<Self, ApiError> {
-        let (version, event_id) = place.split_first_chunk().ok_or_else(ApiError::invalid_cursor)?;
-        Ok(Self {
-            version: u64::from_be_bytes(*version),
-            event_id: Uuid::from_slice(event_id).map_err(|_| ApiError::invalid_cursor())?,
-        })
     }
 }

@@ -10,7 +10,6 @@ use daybook_read_model::order_list::{self, Filter, Row, Search};
 use daybook_read_model::{CustomerTotals, OrderDetails, OrderList, customer_totals, status};
 use daybook_service::{ApiError, identity::Principal};
 use serde::Deserialize;
-use time::OffsetDateTime;
 
 use super::{Answer, LIST_TIMEOUT, Page, Reads, page};
 use crate::cursor::Question;
@@ -215,15 +214,11 @@ impl ListOrders {
                 "currency",
                 currency.as_ref().map_or("", |currency| currency.as_str()),
             )
-            .with("placed_after", &moment(*placed_after))
-            .with("placed_before", &moment(*placed_before))
+            .with_moment("placed_after", *placed_after)
+            .with_moment("placed_before", *placed_before)
             .with("q", search.as_ref().map_or("", Search::text))
             .with("sort", &self.scan.order().to_string())
     }
-}
-
-fn moment(moment: Option<OffsetDateTime>) -> String {
-    moment.map_or_else(String::new, |moment| moment.unix_timestamp_nanos().to_string())
 }
 
 /// The names of all statuses, for messages.

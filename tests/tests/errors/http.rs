@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use anyhow::ensure;
+use daybook_proto::common::v1::CommandContext;
 use daybook_service::identity::Scope;
 use daybook_tests::client::{Answer, Caller};
-use daybook_tests::orders::new_order_id;
+use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::Stack;
 use daybook_tests::tenant::Tenant;
 use daybook_tests::{log, stock};
@@ -13,10 +14,12 @@ use http::Method;
 
 /// The routes that need a key, each with the scope that it needs; `{id}` is an order's id, `{stock_item_id}` that of
 /// [`ARTICLE`]'s stock item.
-const ROUTES: [(&str, Scope); 7] = [
+const ROUTES: [(&str, Scope); 9] = [
     ("/v1/orders", Scope::OrdersRead),
     ("/v1/orders/{id}", Scope::OrdersRead),
     ("/v1/orders/{id}/events", Scope::EventsRead),
+    ("/v1/events", Scope::EventsRead),
+    ("/v1/correlations/checkout-77", Scope::EventsRead),
     ("/v1/customers", Scope::OrdersRead),
     ("/v1/customers/customer-1/totals", Scope::OrdersRead),
     ("/v1/stock-items", Scope::StockRead),
@@ -32,7 +35,7 @@ fn path(route: &str, order_id: &str) -> String {
 }
 
 /// A request that is wrong, what is said about it, and which field is wrong.
-const WRONG: [(&str, &str); 42] = [
+const WRONG: [(&str, &str); 50] = [
     ("/v1/stock-items/42", "/stock_item_id"),
     ("/v1/stock-items?limit=0", "limit"),
     ("/v1/stock-items/{id}/events", "/id"),
@@ -71,6 +74,14 @@ const WRONG: [(&str, &str); 42] = [
     ("/v1/orders/{id}/events?from_version=0", "from_version"),
     ("/v1/orders/{id}/events?from_version=3&to_version=2", "to_version"),
     ("/v1/orders/{id}/events?order=up", "order"),
+    ("/v1/events?limit=0", "limit"),
+    ("/v1/events?sort=recorded_at", "sort"),
+    ("/v1/events?actor=a&event_type=b", "sort"),
+    ("/v1/events?event_type=", "event_type"),
+    ("/v1/events?stream_id=%00", "stream_id"),
+    ("/v1/events?recorded_after=yesterday", "recorded_after"),
+    ("/v1/events?consistency=nonsense", "consistency"),
+    ("/v1/correlations/%00", "/correlation_id"),
     ("/v1/customers?q=a%20b", "q"),
     ("/v1/customers?sort=-customer_id", "sort"),
     ("/v1/customers/a%20b/totals", "/customer_id"),
@@ -190,7 +201,12 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
     let owner = stack.caller()?;
     let order_id = new_order_id();
     owner.send(stock::register(ARTICLE)).await?;
-    let receipt = owner.place(&order_id, "customer-1").await?;
+    let mut order = place(&order_id, "customer-1");
+    order.context = Some(CommandContext {
+        correlation_id: "checkout-77".to_owned(),
+        ..Default::default()
+    });
+    let receipt = owner.send(order).await?;
     let token = receipt.consistency_token.as_str();
     for (route, _) in ROUTES {
         let path = path(route, &order_id);
@@ -231,7 +247,11 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
     assert_eq!(items.json()["data"], serde_json::json!([]));
     let totals = stranger.get("/v1/customers/customer-1/totals").await?;
     problem(&totals, 404, "RESOURCE_NOT_FOUND")?;
-    let list = stranger.get("/v1/orders").await?;
-    assert_eq!(list.json()["data"], serde_json::json!([]));
+    let correlation = stranger.get("/v1/correlations/checkout-77").await?;
+    problem(&correlation, 404, "RESOURCE_NOT_FOUND")?;
+    for list in ["/v1/orders", "/v1/events"] {
+        let list = stranger.get(list).await?;
+        assert_eq!(list.json()["data"], serde_json::json!([]));
+    }
     Ok(())
 }

@@ -131,7 +131,16 @@ async fn every_resource_says_which_methods_it_takes() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
     let mut paths = documents(&stack, &caller).await?;
-    paths.extend(["/v1/orders", "/v1/stock-items", "/openapi.json", "/problems"].map(str::to_owned));
+    paths.extend(
+        [
+            "/v1/orders",
+            "/v1/stock-items",
+            "/v1/events",
+            "/openapi.json",
+            "/problems",
+        ]
+        .map(str::to_owned),
+    );
     for path in paths {
         let answer = caller.http(Method::OPTIONS, "", &path, &[]).await?;
         assert_eq!(

@@ -200,7 +200,7 @@ async fn every_filter_and_sort_gives_each_order_once_and_in_order() -> anyhow::R
     Ok(())
 }
 
-fn not_served(answer: &Answer) {
+pub(crate) fn not_served(answer: &Answer) {
     let body = answer.json();
     assert_eq!(
         (answer.status, &body["code"]),

@@ -3,6 +3,7 @@
 mod conditional;
 mod cors;
 mod fairness;
+mod feed;
 mod histories;
 mod lists;
 mod orders;

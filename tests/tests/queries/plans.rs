@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::ensure;
 use daybook_read_model::access_path::{Keyset, Scan};
 use daybook_read_model::customer_totals::{self, ACCESS_PATHS as CUSTOMERS};
+use daybook_read_model::event_index::{self, ACCESS_PATHS as EVENTS, Period};
 use daybook_read_model::order_list::{ACCESS_PATHS as ORDERS, Filter, Row};
 use daybook_tests::database::Database;
 use daybook_tests::skewed::{self, Orders};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use time::macros::datetime;
 use uuid::Uuid;
 
 const LIST: Orders = Orders {
@@ -27,6 +29,7 @@ const PAGE: u32 = 20;
 
 const ORDER_LIST: &str = "read_model.order_list_g1";
 const CUSTOMER_TOTALS: &str = "read_model.customer_totals_g1";
+const EVENT_INDEX: &str = "read_model.event_index_g1";
 
 /// How many scans there are at the most: one for each status.
 const SCANS_MAX: i64 = 7;
@@ -209,6 +212,123 @@ async fn every_list_of_customers_that_is_allowed_reads_a_page_and_no_more() -> a
     Ok(())
 }
 
+/// Events of two tenants in turn, an event a second. Nearly all are of one type; what the planner knows is from before the newest
+/// hundredth, among which are a rare type, a new actor and a new stream.
+async fn index_events(superuser: &mut PgConnection, count: i64) -> anyhow::Result<()> {
+    for (first, last) in [(1, count - count / 100), (count - count / 100 + 1, count)] {
+        let is_new = first > 1;
+        let insert = format!(
+            "ALTER TABLE {EVENT_INDEX} SET (autovacuum_enabled = false);
+             INSERT INTO {EVENT_INDEX}
+                 (tenant_id, position, event_id, recorded_at, stream_id, event_type, actor, correlation_id)
+             SELECT CASE WHEN n % 2 = 0 THEN '{}' ELSE '{}' END::uuid, n, gen_random_uuid(),
+                    timestamptz '2024-01-01 00:00:00Z' + n * interval '1 second',
+                    CASE WHEN {is_new} THEN 'ord_new' WHEN n % 3 = 0 THEN 'ord_busy' ELSE 'ord_' || n / 10 END,
+                    CASE WHEN {is_new} AND n % 5 = 0 THEN 'order.refunded' ELSE 'order.placed' END,
+                    CASE WHEN {is_new} THEN 'agent:new' WHEN n % 4 = 0 THEN 'agent:jane' END,
+                    CASE WHEN n % 7 = 0 THEN 'import-1' ELSE 'request-' || n END
+             FROM generate_series({first}::bigint, {last}) AS n",
+            LIST.tenant_id,
+            Uuid::from_u128(2),
+        );
+        sqlx::raw_sql(AssertSqlSafe(insert))
+            .execute(&mut *superuser)
+            .await?;
+        if !is_new {
+            let analyze = format!("ANALYZE {EVENT_INDEX}");
+            sqlx::raw_sql(AssertSqlSafe(analyze))
+                .execute(&mut *superuser)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// A filter of each access path, with a common value and with one that the planner does not know.
+fn feeds() -> Vec<event_index::Filter> {
+    let filter = |change: fn(&mut event_index::Filter, String), value: &str| {
+        let mut filter = event_index::Filter::default();
+        change(&mut filter, value.to_owned());
+        filter
+    };
+    let mut filters = vec![event_index::Filter::default()];
+    for value in ["order.placed", "order.refunded"] {
+        filters.push(filter(|filter, value| filter.event_type = Some(value), value));
+    }
+    for value in ["ord_busy", "ord_new"] {
+        filters.push(filter(|filter, value| filter.stream_id = Some(value), value));
+    }
+    for value in ["agent:jane", "agent:new"] {
+        filters.push(filter(|filter, value| filter.actor = Some(value), value));
+    }
+    filters.push(filter(
+        |filter, value| filter.correlation_id = Some(value),
+        "import-1",
+    ));
+    filters
+}
+
+#[tokio::test]
+async fn every_feed_that_is_allowed_reads_a_page_and_no_more_wherever_it_begins() -> anyhow::Result<()> {
+    const COUNT: i64 = 100_000;
+
+    let database = Database::create().await?;
+    database.add_tenants(&[LIST.tenant_id]).await?;
+    let mut superuser = PgConnection::connect(&database.superuser_url()).await?;
+    index_events(&mut superuser, COUNT).await?;
+    let mut connection = PgConnection::connect(&database.url("daybook_query")).await?;
+    let count = COUNT.cast_unsigned();
+    let mut full = BTreeSet::new();
+    for filter in feeds() {
+        let path = EVENTS.iter().find(|path| {
+            path.equal
+                .iter()
+                .copied()
+                .eq(filter.given().map(|(name, _)| name))
+        });
+        for scan in path.expect("it is served").scans() {
+            for after in [None, Some(count / 2), Some(count - count / 200)] {
+                let mut transaction = connection.begin().await?;
+                let before = counted(&mut transaction, EVENT_INDEX).await?;
+                let period = Period::default();
+                let list = (&filter, period);
+                let page =
+                    event_index::list(&mut transaction, LIST.tenant_id, list, scan, after, PAGE).await?;
+                let read = Read::since(&before, &mut transaction, EVENT_INDEX).await?;
+                transaction.rollback().await?;
+                ensure!(
+                    read.entries <= i64::from(PAGE) && read.blocks <= i64::from(PAGE) + 2 * WAY_DOWN,
+                    "{filter:?} after {after:?}: {read:?}"
+                );
+                assert_eq!(
+                    read.scanned,
+                    [format!("event_index_g1_{}", scan.index())],
+                    "{filter:?}"
+                );
+                if page.len() == PAGE as usize {
+                    full.insert(scan.index());
+                }
+            }
+        }
+    }
+    assert_eq!(full.len(), EVENTS.len(), "some lists have nothing in them");
+
+    // A moment is found by halves.
+    let mut transaction = connection.begin().await?;
+    let before = counted(&mut transaction, EVENT_INDEX).await?;
+    let period = Period {
+        after: Some(datetime!(2024-01-01 10:00 UTC)),
+        before: None,
+    };
+    let every = event_index::Filter::default();
+    let scan = every.scan(None)?;
+    let page = event_index::list(&mut transaction, LIST.tenant_id, (&every, period), scan, None, 1).await?;
+    let read = Read::since(&before, &mut transaction, EVENT_INDEX).await?;
+    assert_eq!(page[0].position, 36_000);
+    ensure!(read.entries <= 20, "{read:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_tables_have_the_indexes_that_lists_need_and_no_other() -> anyhow::Result<()> {
     let database = Database::create().await?;
@@ -252,5 +372,9 @@ async fn the_tables_have_the_indexes_that_lists_need_and_no_other() -> anyhow::R
         wanted("customer_totals_g1", path.index, path.columns(), more)
     });
     assert_eq!(of("customer_totals_g1").await?, customers.collect());
+    let events = EVENTS
+        .iter()
+        .map(|path| wanted("event_index_g1", path.index, path.columns(), &[]));
+    assert_eq!(of("event_index_g1").await?, events.collect());
     Ok(())
 }

@@ -40,13 +40,15 @@ fn documents(order_id: &str) -> [String; 4] {
     ]
 }
 
-fn lists(order_id: &str) -> [String; 5] {
+fn lists(order_id: &str) -> [String; 7] {
     [
         "/v1/orders?limit=1".to_owned(),
         "/v1/orders?limit=1&sort=placed_at".to_owned(),
         "/v1/stock-items?limit=1".to_owned(),
         format!("/v1/orders/{order_id}/events?limit=1"),
         format!("/v1/orders/{order_id}/events?limit=1&order=desc"),
+        "/v1/events?limit=1".to_owned(),
+        "/v1/events?limit=1&sort=-position".to_owned(),
     ]
 }
 

@@ -1,0 +1,173 @@
+//! The tenant's event feed: the events of all its aggregates, of a category that this program knows or not, in the order of the log.
+//!
+//! Which events there are comes from the read model `event_index`, and the events themselves from the log.
+
+use std::ops::Range;
+
+use daybook_event_store::{EventStore, RecordedEvent};
+use daybook_read_model::EventIndex;
+use daybook_read_model::access_path::Scan;
+use daybook_read_model::event_index::{self, Filter, Period, Row};
+use daybook_service::{ApiError, identity::Principal};
+use uuid::Uuid;
+
+use super::history::HistoryEvent;
+use super::{Answer, LIST_TIMEOUT, Page, Place, Reads, page};
+use crate::cursor::Question;
+use crate::freshness::Demand;
+
+/// How many bytes of payload and metadata an answer has before its last event. With that one, the largest, and all that is around
+/// them it is less than the 4 MiB that gRPC clients take.
+const ANSWER_BYTES_MAX: u32 = 2 * 1_024 * 1_024;
+
+/// Which page of the feed.
+#[derive(Clone, Debug)]
+pub struct ListFeed {
+    /// Which events.
+    pub filter: Filter,
+    /// When they were recorded.
+    pub period: Period,
+    /// Which way, and from which index.
+    pub scan: Scan<Row>,
+    /// How many, 1 to [`LIMIT_MAX`](super::LIMIT_MAX).
+    pub limit: u32,
+    /// Where the page begins: what the page before gave.
+    pub cursor: Option<String>,
+}
+
+/// A stretch of the feed.
+#[derive(Debug)]
+pub struct Stretch {
+    /// The events, oldest first.
+    pub events: Vec<RecordedEvent>,
+    /// They are all that there are before this position.
+    pub until: u64,
+}
+
+impl Reads {
+    /// A page of the caller's event feed. It ends early where its events are large.
+    ///
+    /// # Errors
+    /// `INVALID_CURSOR` when the cursor is not from this very list, `POSITION_UNKNOWN` when the log no longer has the event that it
+    /// stands for, and what demanding freshness can end in.
+    pub async fn feed(
+        &self,
+        caller: &Principal,
+        list: ListFeed,
+        demand: Option<&Demand>,
+    ) -> Result<Answer<Page<HistoryEvent>>, ApiError> {
+        let question = list.question(caller);
+        let last = match &list.cursor {
+            Some(cursor) => Some(Place::open(&self.0.cursors.open(&question, cursor)?)?),
+            None => None,
+        };
+        let mut staleness = self.freshen::<EventIndex>(caller, demand).await?;
+        if let Some(Place { number, event_id }) = last
+            && self.recorded(caller, vec![(number, event_id)]).await?.is_empty()
+        {
+            return Err(ApiError::position_unknown());
+        }
+        let (tenant_id, limit) = (caller.tenant_id, list.limit);
+        let rows = self
+            .0
+            .shared
+            .read(tenant_id, LIST_TIMEOUT, move |connection| {
+                let (filter, period, scan) = (list.filter.clone(), list.period, list.scan);
+                let after = last.map(|last| last.number);
+                Box::pin(async move {
+                    event_index::list(connection, tenant_id, (&filter, period), scan, after, limit + 1).await
+                })
+            })
+            .await?;
+        // Rows and checkpoint commit together, so the newest of the rows is included, and all before it.
+        let newest = rows.iter().map(|row| row.position).max();
+        staleness.position = staleness.position.max(newest.unwrap_or(0));
+        let found = self.recorded(caller, places(&rows)).await?;
+        let is_cut = is_cut(&found, &rows);
+        let cursor_after = |last: &RecordedEvent| {
+            let place = Place::new(last.position, last);
+            self.0.cursors.seal(&question, &place.sealed())
+        };
+        let Page { items, next_cursor } = page(found, limit, cursor_after);
+        let last_shown = items.last().filter(|_| is_cut);
+        let next_cursor = next_cursor.or_else(|| last_shown.map(cursor_after));
+        let items = items.into_iter().map(HistoryEvent::from).collect();
+        Ok(Answer {
+            data: Page { items, next_cursor },
+            staleness,
+        })
+    }
+
+    /// The caller's events that pass the filter and are at these positions, as far as the read model has come: at most `limit` of
+    /// them, and as many as fit an answer, but at least one where there is one. The scan is one that begins with the oldest.
+    ///
+    /// # Errors
+    /// What reads can end in.
+    pub async fn stretch(
+        &self,
+        caller: &Principal,
+        (filter, scan): (Filter, Scan<Row>),
+        positions: Range<u64>,
+        limit: u32,
+    ) -> Result<Stretch, ApiError> {
+        let tenant_id = caller.tenant_id;
+        let end = positions.end;
+        let rows = self
+            .0
+            .shared
+            .read(tenant_id, LIST_TIMEOUT, move |connection| {
+                let (filter, positions) = (filter.clone(), positions.clone());
+                Box::pin(async move {
+                    event_index::list_at(connection, tenant_id, &filter, scan, positions, None, limit).await
+                })
+            })
+            .await?;
+        let events = self.recorded(caller, places(&rows)).await?;
+        let has_all = rows.len() < limit as usize && !is_cut(&events, &rows);
+        let last = events.last().filter(|_| !has_all);
+        Ok(Stretch {
+            until: last.map_or(end, |last| last.position + 1),
+            events,
+        })
+    }
+
+    /// Those of the caller's events that the log still has, in the order in which they are given, and as many as fit an answer.
+    async fn recorded(
+        &self,
+        caller: &Principal,
+        events: Vec<(u64, Uuid)>,
+    ) -> Result<Vec<RecordedEvent>, ApiError> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
+        let read = async move |store: EventStore| {
+            store
+                .read_events(tenant_id, partition, &events, ANSWER_BYTES_MAX)
+                .await
+        };
+        self.0.shared.read_log(tenant_id, read).await
+    }
+}
+
+/// Which events these rows are of.
+fn places(rows: &[Row]) -> Vec<(u64, Uuid)> {
+    rows.iter().map(|row| (row.position, row.event_id)).collect()
+}
+
+/// Whether some were left out at the end: they are too large together, or the log has forked since and no longer has them.
+fn is_cut(events: &[RecordedEvent], rows: &[Row]) -> bool {
+    events.last().map(|event| event.position) != rows.last().map(|row| row.position)
+}
+
+impl ListFeed {
+    /// The question that cursors are bound to: all but the size of a page.
+    fn question(&self, caller: &Principal) -> Question {
+        let question = Question::new(caller.tenant_id, "feed")
+            .with_moment("recorded_after", self.period.after)
+            .with_moment("recorded_before", self.period.before)
+            .with("sort", &self.scan.order().to_string());
+        let filters = self.filter.given();
+        filters.fold(question, |question, (name, value)| question.with(name, value))
+    }
+}
