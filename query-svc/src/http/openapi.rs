@@ -137,9 +137,14 @@ fn whole_or_fields(schema: &str, fields: &[&'static str]) -> AnyOfBuilder {
     let field_name = ObjectBuilder::new()
         .schema_type(Type::String)
         .enum_values(Some(fields.iter().copied()));
-    let some = ObjectBuilder::new()
+    let mut some = ObjectBuilder::new()
         .description(Some("Only the members that `fields` named."))
         .property_names(Some(field_name));
+    for field in fields {
+        // Each is what it is in the whole, for those who make types of this.
+        let member = Ref::new(format!("#/components/schemas/{schema}/properties/{field}"));
+        some = some.property(*field, member);
+    }
     AnyOfBuilder::new().item(Ref::from_schema_name(schema)).item(some)
 }
 
@@ -302,5 +307,25 @@ mod tests {
             names(&examples::order_summary())
         );
         assert_eq!(of(&schema::CUSTOMER_FIELDS), names(&examples::customer_totals()));
+    }
+    #[test]
+    fn members_that_were_asked_for_are_described_as_in_the_whole() {
+        let api = described();
+        for (answer, whole) in [
+            ("OrderAnswer/properties/data", "Order"),
+            ("OrderListAnswer/properties/data/items", "OrderSummary"),
+            ("CustomerListAnswer/properties/data/items", "CustomerTotals"),
+        ] {
+            let forms = &api["components"]["schemas"];
+            let properties = &forms[whole]["properties"];
+            let some = forms.pointer(&format!("/{answer}/anyOf/1/properties"));
+            let some = some.and_then(Value::as_object).expect(answer);
+            assert_eq!(some.len(), names(properties).len());
+            for (name, member) in some {
+                let reference = member["$ref"].as_str().expect("a reference");
+                let described = api.pointer(&reference[1..]).expect("it leads somewhere");
+                assert_eq!(described, &properties[name], "{answer}: {name}");
+            }
+        }
     }
 }
