@@ -92,11 +92,17 @@ fn changes(
     descriptions: &[String],
     directory: &Path,
 ) -> Result<Vec<Check>> {
+    // As one image, because buf compares module by module, and modules may be added.
+    let image = directory.join("protos.binpb");
+    let mut build = tools.node("buf");
+    build.args(["build", "proto", "--output"]).arg(&image);
     let protos = directory.join("baseline.tar");
     baseline.archive("proto", &protos)?;
     let mut breaking = tools.node("buf");
     breaking
-        .args(["breaking", "proto", "--against"])
+        .arg("breaking")
+        .arg(&image)
+        .arg("--against")
         .arg(format!("{}#subdir=proto", protos.display()));
     let mut openapi = tools.script("openapi-breaking.cjs");
     for (number, description) in descriptions.iter().enumerate() {
@@ -107,6 +113,7 @@ fn changes(
         }
     }
     Ok(vec![
+        ("protos (buf build)", build),
         ("changes of protos (buf breaking)", breaking),
         ("changes of descriptions (api-smart-diff)", openapi),
     ])
