@@ -7,6 +7,7 @@
 mod baseline;
 mod services;
 mod tools;
+mod typescript;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -34,6 +35,10 @@ pub(crate) async fn run() -> Result<ExitCode> {
     if let Some(baseline) = Baseline::find()? {
         checks.extend(changes(&tools, &baseline, &descriptions, &directory)?);
     }
+    checks.push((
+        "client for TypeScript (openapi-typescript, protoc-gen-es, tsc)",
+        typescript::build(&tools),
+    ));
     let mut failed = failures(checks)?;
     failed.extend(services::failing(&tools, &descriptions).await?);
     check::verdict(&failed)

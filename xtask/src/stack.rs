@@ -216,13 +216,14 @@ impl Stack {
         Ok(keys)
     }
 
-    /// Starts the three services and waits until all are ready.
+    /// Starts the three services and waits until all are ready. Web pages of `origin` may call them.
     pub(crate) async fn start_services(
         &mut self,
         binaries: &Path,
         directory: &Path,
         secrets: &Secrets,
         lifetime: Lifetime,
+        origin: Option<&str>,
     ) -> Result<()> {
         let publisher = (
             "DAYBOOK_PUBLISHER_DATABASE_URL",
@@ -231,11 +232,12 @@ impl Stack {
         let [command, query, projector] = &self.plans;
         let public_url = ("DAYBOOK_PUBLIC_URL", format!("http://{}", query.listen));
         let sealing_keys = ("DAYBOOK_SEALING_KEYS", secrets.sealing_key().to_owned());
+        let origins = origin.map(|origin| ("DAYBOOK_CORS_ORIGINS", origin.to_owned()));
         let start = |plan: &ServicePlan, extra: &[(&str, String)]| {
             Service::start(ServiceOptions {
                 name: plan.name.to_owned(),
                 binary: binaries.join(plan.binary),
-                environment: self.service_environment(plan, extra),
+                environment: self.service_environment(plan, &[extra, origins.as_slice()].concat()),
                 log: directory.join(format!("{}.log", plan.binary)),
                 admin: plan.admin,
                 lifetime,

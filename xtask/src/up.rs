@@ -84,7 +84,7 @@ async fn start(options: &Options, directory: &Path) -> Result<Stack> {
     remember(&stack, options, directory)?;
     let keys = stack.prepare(&binaries, &mut secrets).await?;
     stack
-        .start_services(&binaries, directory, &secrets, lifetime)
+        .start_services(&binaries, directory, &secrets, lifetime, None)
         .await?;
     remember(&stack, options, directory)?;
     stack.load_demo(&binaries, &keys, &mut secrets).await?;

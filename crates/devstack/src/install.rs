@@ -50,6 +50,12 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends nodejs npm";
 
+/// Installs the browser.
+const APT_CHROMIUM: &str = "set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends chromium";
+
 /// Finds Postgres, and installs it when it is missing. `say` gets one line per step that changes the machine.
 ///
 /// # Errors
@@ -93,6 +99,24 @@ pub fn ensure_node(say: &dyn Fn(&str)) -> Result<(), DevstackError> {
     require_apt().map_err(failed)?;
     say("Node.js with npm is missing: apt-get install nodejs npm");
     as_root(APT_NODE).map_err(failed)
+}
+
+/// Finds Chromium, and installs it when it is missing. Returns the program.
+///
+/// # Errors
+/// [`DevstackError::Install`].
+pub fn ensure_chromium(say: &dyn Fn(&str)) -> Result<PathBuf, DevstackError> {
+    let failed = |reason: String| DevstackError::Install {
+        tool: "Chromium",
+        reason,
+    };
+    if let Some(program) = find::on_path("chromium") {
+        return Ok(program);
+    }
+    require_apt().map_err(failed)?;
+    say("Chromium is missing: apt-get install chromium");
+    as_root(APT_CHROMIUM).map_err(failed)?;
+    find::on_path("chromium").ok_or_else(|| failed("its package has no program `chromium`".to_owned()))
 }
 
 /// Finds Python with pip, and installs it when it is missing.

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use daybook_devstack::Lifetime;
 use daybook_devstack::testing::temporary_directory;
+use daybook_devstack::{Lifetime, port};
 
 use super::tools::Tools;
-use super::{Check, failures};
+use super::{Check, failures, typescript};
 use crate::command::build_binaries;
 use crate::project::{binaries, say};
 use crate::secrets::Secrets;
@@ -20,22 +20,24 @@ pub(crate) async fn failing(tools: &Tools, descriptions: &[String]) -> Result<Ve
     say("building the services");
     build_binaries(false).await?;
     let directory = temporary_directory()?;
-    let (stack, environment) = start(directory.path()).await?;
-    let checks = checks(tools, descriptions, &environment)?;
+    let page = port::free().context("there is no free port")?;
+    let (stack, environment) = start(directory.path(), page).await?;
+    let checks = checks(tools, descriptions, &environment, page)?;
     let failed = tokio::task::spawn_blocking(move || failures(checks)).await;
     stack.stop().await?;
     failed.expect("running a program does not panic and is not cancelled")
 }
 
-/// The system with its demo data, and what its clients have to know.
-async fn start(directory: &Path) -> Result<(Stack, Vec<(String, String)>)> {
+/// The system with its demo data, and what its clients have to know. The page at this port of `localhost` may call it.
+async fn start(directory: &Path, page: u16) -> Result<(Stack, Vec<(String, String)>)> {
     say("starting the system");
     let (binaries, lifetime) = (binaries(false)?, Lifetime::Owner);
     let mut secrets = Secrets::load(directory)?;
     let mut stack = Stack::start_servers(Place::Beside, directory, &mut secrets, lifetime).await?;
     let keys = stack.prepare(&binaries, &mut secrets).await?;
+    let origin = format!("http://localhost:{page}");
     stack
-        .start_services(&binaries, directory, &secrets, lifetime)
+        .start_services(&binaries, directory, &secrets, lifetime, Some(&origin))
         .await?;
     stack.load_demo(&binaries, &keys, &mut secrets).await?;
     let environment = stack.environment(&keys);
@@ -43,7 +45,12 @@ async fn start(directory: &Path) -> Result<(Stack, Vec<(String, String)>)> {
 }
 
 /// The scenario comes first: the others need something of everything.
-fn checks(tools: &Tools, descriptions: &[String], environment: &[(String, String)]) -> Result<Vec<Check>> {
+fn checks(
+    tools: &Tools,
+    descriptions: &[String],
+    environment: &[(String, String)],
+    page: u16,
+) -> Result<Vec<Check>> {
     let mut scenario = tools.python();
     scenario.arg("contracts/scenario.py");
     let mut events = tools.python();
@@ -51,7 +58,12 @@ fn checks(tools: &Tools, descriptions: &[String], environment: &[(String, String
     let mut checks = vec![
         ("gRPC (a client that grpcio makes from reflection)", scenario),
         ("messages (nats-py, CloudEvents SDK)", events),
+        ("HTTP and gRPC-Web in Node.js", typescript::in_node(tools)),
     ];
+    if let Some(chromium) = tools.chromium() {
+        let browser = typescript::in_browser(tools, chromium, page);
+        checks.push(("HTTP and gRPC-Web on a web page (Chromium)", browser));
+    }
     for description in descriptions {
         let (url, key) = if description.starts_with("command-svc") {
             ("DAYBOOK_COMMAND_URL", "DAYBOOK_SERVICE_KEY")

@@ -1,4 +1,4 @@
-//! The tools: pinned in `contracts/` by version and hash, installed below the target directory, so that nothing of them is
+//! The tools: pinned in `contracts/`, and those of a client beside it, by version and hash; installed below the target directory, so that nothing of them is
 //! in the tree or in the system.
 
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use daybook_devstack::install;
 
+use super::typescript;
 use crate::project::{root, say};
 
 /// The installed tools.
@@ -14,17 +15,43 @@ use crate::project::{root, say};
 pub(crate) struct Tools {
     node: PathBuf,
     python: PathBuf,
+    typescript: PathBuf,
+    chromium: Option<PathBuf>,
 }
 
 impl Tools {
-    /// Installs what is not yet installed in these versions. Node.js and Python themselves come from the system.
+    /// Installs what is not yet installed in these versions. Node.js, Python and the browser come from the system.
     pub(crate) fn install(directory: &Path) -> Result<Self> {
         install::ensure_node(&say)?;
         install::ensure_python(&say)?;
         let (node, python) = (directory.join("node"), directory.join("python"));
-        once(&node, "node", "package-lock.json", npm)?;
-        once(&python, "python3", "requirements.txt", pip)?;
-        Ok(Self { node, python })
+        once(&node, "node", "contracts/package-lock.json", npm)?;
+        once(&python, "python3", "contracts/requirements.txt", pip)?;
+        let tree = directory.join("typescript");
+        let typescript = tree.join(typescript::CLIENT);
+        once(
+            &typescript,
+            "node",
+            &format!("{}/package-lock.json", typescript::CLIENT),
+            npm,
+        )?;
+        typescript::copy(&tree)?;
+        Ok(Self {
+            node,
+            python,
+            typescript,
+            chromium: chromium(),
+        })
+    }
+
+    /// Where the client is made, with what it needs.
+    pub(crate) fn typescript(&self) -> &Path {
+        &self.typescript
+    }
+
+    /// The browser. `None`, said loudly, where there is none and it cannot be installed.
+    pub(crate) fn chromium(&self) -> Option<&Path> {
+        self.chromium.as_deref()
     }
 
     /// A program of one of the Node.js packages, to be run in the root of the checkout.
@@ -67,7 +94,7 @@ fn once(
     lock: &str,
     install: fn(&Path, &Path) -> Result<Command>,
 ) -> Result<()> {
-    let lock = root().join("contracts").join(lock);
+    let lock = root().join(lock);
     let pinned =
         std::fs::read_to_string(&lock).with_context(|| format!("could not read {}", lock.display()))?;
     let wanted = format!("{}{pinned}", version(interpreter)?);
@@ -90,6 +117,13 @@ fn once(
     }
     // Last, so that an installation that was interrupted counts for nothing.
     Ok(std::fs::write(&stamp, wanted)?)
+}
+
+fn chromium() -> Option<PathBuf> {
+    let found = install::ensure_chromium(&say);
+    found
+        .inspect_err(|error| eprintln!("!! SKIPPED: the client in a browser: {error}"))
+        .ok()
 }
 
 fn version(program: &str) -> Result<String> {
