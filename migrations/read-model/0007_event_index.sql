@@ -32,18 +32,8 @@ BEGIN
             -- Rows are inserted and never change, as those of the log.
             autovacuum_freeze_min_age = 0,
             autovacuum_vacuum_insert_scale_factor = 0,
-            autovacuum_vacuum_insert_threshold = 2000000,
-            autovacuum_analyze_scale_factor = 0,
-            autovacuum_analyze_threshold = 2000000
+            autovacuum_vacuum_insert_threshold = 2000000
         );
-
-        ALTER TABLE read_model.%1$I ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE read_model.%1$I FORCE ROW LEVEL SECURITY;
-        CREATE POLICY own_tenant ON read_model.%1$I FOR SELECT TO daybook_query
-            USING (tenant_id = event_store.current_tenant());
-        CREATE POLICY every_tenant ON read_model.%1$I TO daybook_projector USING (true) WITH CHECK (true);
-        GRANT SELECT ON read_model.%1$I TO daybook_query;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON read_model.%1$I TO daybook_projector;
     $ddl$, 'event_index_g' || p_generation);
 END
 $create$;
