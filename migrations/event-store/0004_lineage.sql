@@ -89,7 +89,7 @@ AS $$
             CROSS JOIN unnest(p_positions, p_event_ids) AS w (position, event_id)
             LEFT JOIN event_store.event AS n ON n.partition = p_partition AND n.position = w.position
             WHERE of.partition = p_partition AND of.generation = p_generation
-              AND (n.event_id IS NULL OR n.event_id <> w.event_id)
+              AND n.event_id IS DISTINCT FROM w.event_id
               AND NOT EXISTS (
                   SELECT FROM event_store.epoch AS later
                   WHERE later.partition = p_partition AND later.number > of.number AND later.from_position <= w.position)
@@ -143,9 +143,11 @@ REVOKE ALL ON FUNCTION event_store.fork FROM PUBLIC;
 -- The fork is where the histories part. A promoted standby, or a dump, has the beginning of what was there before, and nothing was
 -- recorded in it since: all that it holds is common. A log that was set back may have gone on before anybody noticed, so
 -- there only what lies before a witness that it has is known to be.
+-- A witness of the bus may be a lie, of whoever may publish: then events that are recorded lie behind the fork, and tokens and
+-- cursors for them are refused. What the bus has of no event is no witness.
 CREATE FUNCTION event_store.attach(
     p_partition integer,
-    -- The generation that the witnesses were recorded in, and they: an id that is NULL stands for some event in that place.
+    -- The generation that the witnesses were recorded in, and they.
     p_generation uuid,
     p_positions  bigint[],
     p_event_ids  uuid[],

@@ -157,15 +157,14 @@ impl Attached {
 pub struct Witnesses {
     generation: Uuid,
     /// Positions and ids of events, the newest last.
-    events: VecDeque<(u64, Option<Uuid>)>,
+    events: VecDeque<(u64, Uuid)>,
 }
 
 impl Witnesses {
-    /// What a stream holds: at a position an event that was recorded in a generation, any event where there is no id, behind one
-    /// that is known where there is such.
+    /// What a stream holds: an event with its position that was recorded in a generation, behind one that is in the log where
+    /// there is such.
     #[must_use]
-    pub fn of_stream(generation: Uuid, event: (u64, Option<Uuid>), known: Option<(u64, Uuid)>) -> Self {
-        let known = known.map(|(position, id)| (position, Some(id)));
+    pub fn of_stream(generation: Uuid, event: (u64, Uuid), known: Option<(u64, Uuid)>) -> Self {
         Self {
             generation,
             events: known.into_iter().chain([event]).collect(),
@@ -185,7 +184,7 @@ impl Witnesses {
                     .map(|event| event.event_id)
                     .collect();
                 let last = *ids.last()?;
-                Some((judged.first_position + ids.len() as u64 - 1, Some(last)))
+                Some((judged.first_position + ids.len() as u64 - 1, last))
             })
             .max();
         if let Some(newest) = newest {
@@ -219,7 +218,7 @@ pub(crate) async fn attach(
     witnesses: &Witnesses,
     seen: i32,
 ) -> Result<Attached, sqlx::Error> {
-    let (positions, ids): (Vec<i64>, Vec<Option<Uuid>>) = witnesses
+    let (positions, ids): (Vec<i64>, Vec<Uuid>) = witnesses
         .events
         .iter()
         .map(|(position, id)| (position.cast_signed(), *id))

@@ -374,33 +374,38 @@ async fn a_publisher_that_knows_the_stream_finds_by_it_that_the_log_was_set_back
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_messages_beyond_the_log_cost_nothing_of_what_is_below_them() -> anyhow::Result<()> {
-    let stack = Stack::start().await?;
-    // An epoch of this very database: it was copied from a template.
-    stack.fork(0).await?;
-    let options = PublisherOptions {
-        compare_interval: Duration::from_secs(3_600),
-        ..PublisherOptions::default()
-    };
-    let publishing = stack.publisher_with(options).await?;
-    publishing.tell(stack.commit(10).await?);
-    publishing.published(10).await?;
-    let before = stack.store.head(PARTITION).await?;
+async fn foreign_messages_beyond_the_log_cost_nothing_that_is_recorded() -> anyhow::Result<()> {
+    // Where the stream holds ten messages, the foreign ones have driven out all events.
+    for (retained_events_max, first) in [(None, 11), (Some(10), 16)] {
+        let stack = Stack::start().await?;
+        // An epoch of this very database: it was copied from a template.
+        stack.fork(0).await?;
+        let options = PublisherOptions {
+            compare_interval: Duration::from_secs(3_600),
+            retained_events_max,
+            ..PublisherOptions::default()
+        };
+        let publishing = stack.publisher_with(options).await?;
+        publishing.tell(stack.commit(10).await?);
+        publishing.published(10).await?;
+        let before = stack.store.head(PARTITION).await?;
 
-    let committed = stack.commit(5).await?;
-    for _ in 0..20 {
-        stack.publish_foreign().await?;
+        let committed = stack.commit(5).await?;
+        for _ in 0..20 {
+            stack.publish_foreign().await?;
+        }
+        publishing.tell(committed);
+        stack.stream_equals_log(&publishing).await?;
+        let lineage = stack.store.lineage(PARTITION).await?;
+        assert!(lineage.has(before.generation, 15), "{lineage:?}");
+        let state = stack.raw_stream().await?.cached_info().state.clone();
+        assert_eq!(
+            state.first_sequence, first,
+            "what is before them is not published again"
+        );
+        publishing.stop().await?;
     }
-    publishing.tell(committed);
-    stack.stream_equals_log(&publishing).await?;
-    let lineage = stack.store.lineage(PARTITION).await?;
-    assert!(lineage.has(before.generation, 10), "{lineage:?}");
-    let info = stack.raw_stream().await?.cached_info().clone();
-    assert_eq!(
-        info.state.first_sequence, 11,
-        "what is before them is not published again"
-    );
-    publishing.stop().await
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

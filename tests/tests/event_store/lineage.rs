@@ -7,6 +7,7 @@ use daybook_event_store::{
     Appender, AppenderOptions, EventStore, PostgresLog, SeenEpoch, Verdict, Witnesses, append,
 };
 use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
 
 use super::{Log, command, with_key};
 
@@ -318,7 +319,7 @@ async fn the_first_append_of_a_process_waits_for_the_publishers_first_look() -> 
     });
     // What the publisher does when it finds the stream ahead.
     let store = EventStore::new(log.database.pool("daybook_command").await?);
-    let witness = Witnesses::of_stream(before.generation, (7, None), None);
+    let witness = Witnesses::of_stream(before.generation, (7, Uuid::now_v7()), None);
     store.attach(0, witness, 0).await?;
     assert_eq!(head(&log).await?.position, 0);
     seen.note_look();

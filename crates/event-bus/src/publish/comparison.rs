@@ -105,8 +105,10 @@ impl Context {
     /// What is wrong with the stream, and where the log stands after that.
     ///
     /// Where the stream has an event that the log has not, and should have, the log was set back, however far it has come
-    /// since: it goes on in the next epoch. Or it is an event that nobody committed. Which of the two does not matter: the
-    /// next epoch costs what lies behind the place where stream and log part, and nothing before it.
+    /// since: it goes on in the next epoch. Or an event was invented, which only who may publish can do. The stream does not
+    /// tell, and the next epoch is the lesser evil: what lies behind the place where the two part is refused to whoever holds a
+    /// token or a cursor for it, also where it is recorded still, instead of being taken for something else. What is no event
+    /// at all says nothing of the log, and costs it nothing.
     async fn examine(
         &self,
         machine: &Machine,
@@ -124,12 +126,10 @@ impl Context {
         let foreign = Flaw::Foreign(parting);
         let message = stream::message_from(&self.bus, self.partition, parting).await?;
         let claim = message.and_then(|message| Some((message.sequence, message.claim()?)));
-        let (generation, event) = match claim {
-            Some((sequence, (generation, event_id))) => (generation, (sequence, Some(event_id))),
-            None if stream.last > head.position => (stream.epoch.generation, (stream.last, None)),
-            None => return Ok((head, Some(foreign))),
+        let Some((position, (generation, event_id))) = claim else {
+            return Ok((head, Some(foreign)));
         };
-        let witnesses = Witnesses::of_stream(generation, event, known);
+        let witnesses = Witnesses::of_stream(generation, (position, event_id), known);
         let seen = self.seen.latest().number;
         self.attaching.attach(self.partition, witnesses, seen).await?;
         let head = self.store.head(self.partition).await?;
