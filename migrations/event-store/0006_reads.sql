@@ -1,9 +1,11 @@
 -- Reads that answer a caller set the tenant and read in one call: a statement in autocommit is a transaction of its own,
 -- so the setting is local to it, and row-level security holds the read as it would hold any other.
 
+-- An event is read while those that come before it have less than p_bytes bytes of payload and metadata, so the first one
+-- always is. No value is fetched in order to count it.
 CREATE FUNCTION event_store.read_stream(
     p_tenant uuid, p_partition integer, p_stream text, p_from bigint, p_to bigint, p_limit integer,
-    p_descending boolean)
+    p_descending boolean, p_bytes bigint)
 RETURNS TABLE (
     "position" bigint, category text, stream_id text, stream_version bigint, event_id uuid, event_type text,
     schema_version integer, payload json, metadata json, recorded_at timestamptz)
@@ -20,18 +22,34 @@ BEGIN
         RETURN QUERY
             SELECT e.position, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type, e.schema_version,
                    e.payload, e.metadata, e.recorded_at
-            FROM event_store.event AS e
-            WHERE e.partition = p_partition AND e.tenant_number = v_tenant AND e.stream_id = p_stream
-              AND e.stream_version BETWEEN p_from AND p_to
-            ORDER BY e.stream_version DESC LIMIT p_limit;
+            FROM (
+                SELECT e.*, sum(event_store.size_bytes(e.payload) + event_store.size_bytes(e.metadata))
+                    OVER (ORDER BY e.stream_version DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+                FROM (
+                    SELECT e.* FROM event_store.event AS e
+                    WHERE e.partition = p_partition AND e.tenant_number = v_tenant AND e.stream_id = p_stream
+                      AND e.stream_version BETWEEN p_from AND p_to
+                    ORDER BY e.stream_version DESC LIMIT p_limit
+                ) AS e
+            ) AS e
+            WHERE coalesce(e.bytes_before, 0) < p_bytes
+            ORDER BY e.stream_version DESC;
     ELSE
         RETURN QUERY
             SELECT e.position, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type, e.schema_version,
                    e.payload, e.metadata, e.recorded_at
-            FROM event_store.event AS e
-            WHERE e.partition = p_partition AND e.tenant_number = v_tenant AND e.stream_id = p_stream
-              AND e.stream_version BETWEEN p_from AND p_to
-            ORDER BY e.stream_version LIMIT p_limit;
+            FROM (
+                SELECT e.*, sum(event_store.size_bytes(e.payload) + event_store.size_bytes(e.metadata))
+                    OVER (ORDER BY e.stream_version ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+                FROM (
+                    SELECT e.* FROM event_store.event AS e
+                    WHERE e.partition = p_partition AND e.tenant_number = v_tenant AND e.stream_id = p_stream
+                      AND e.stream_version BETWEEN p_from AND p_to
+                    ORDER BY e.stream_version LIMIT p_limit
+                ) AS e
+            ) AS e
+            WHERE coalesce(e.bytes_before, 0) < p_bytes
+            ORDER BY e.stream_version;
     END IF;
 END
 $$;

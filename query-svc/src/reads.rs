@@ -9,6 +9,7 @@ pub(crate) mod feed;
 pub(crate) mod history;
 pub(crate) mod order;
 pub(crate) mod orders;
+mod replay;
 pub(crate) mod stock;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use daybook_event_store::RecordedEvent;
 use daybook_read_model::ReadModel;
 use daybook_read_model::access_path::Keyset;
 use daybook_service::sealing::KeyRing;
+use daybook_service::shares::Shares;
 use daybook_service::{ApiError, identity::Principal};
 use uuid::Uuid;
 
@@ -42,6 +44,7 @@ pub struct Reads(Arc<Parts>);
 
 struct Parts {
     shared: SharedReads,
+    replays: Shares,
     loader: OrderLoader,
     freshness: Freshness,
     cursors: Cursors,
@@ -72,6 +75,7 @@ impl Reads {
     pub fn new(shared: SharedReads, loader: OrderLoader, freshness: Freshness, ring: KeyRing) -> Self {
         Self(Arc::new(Parts {
             shared,
+            replays: replay::shares(),
             loader,
             freshness,
             cursors: Cursors::new(ring.clone()),

@@ -80,6 +80,18 @@ impl Running {
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+
+    /// The most memory that the process has ever had, in KiB.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn memory_high_water_kib(&self) -> anyhow::Result<u64> {
+        let process = self.service.process_id().context("it runs")?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        Ok(kib.context("the kernel tells the high-water mark")?.parse()?)
+    }
 }
 
 /// The servers of one test. Fields drop in order: first the servers stop, then their directory goes.

@@ -37,15 +37,6 @@ const STRANGERS_MEMORY_KIB_MAX: u64 = 32 * 1_024;
 /// How many requests come with invented keys: more than a service lets wait for their keys at one time.
 const INVENTED_KEYS: usize = 6_000;
 
-/// The most memory that a process has ever had, in KiB.
-fn memory_high_water_kib(running: &Running) -> anyhow::Result<u64> {
-    let process = running.service.process_id().context("it runs")?;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    Ok(kib.context("the kernel tells the high-water mark")?.parse()?)
-}
-
 type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
 async fn connect(running: &Running) -> anyhow::Result<SendRequest<Body>> {
@@ -72,7 +63,7 @@ async fn a_thousand_large_requests_without_a_key_cost_little_memory() -> anyhow:
     let backend = Backend::start(1).await?;
     let running = &backend.commands[0];
     backend.caller()?.place(&new_order_id(), "customer-1").await?;
-    let before = memory_high_water_kib(running)?;
+    let before = running.memory_high_water_kib()?;
     let connections = try_join_all((0..4).map(|_| connect(running))).await?;
     let mut answers = JoinSet::new();
     for number in 0..STRANGERS_STREAMS {
@@ -102,7 +93,7 @@ async fn a_thousand_large_requests_without_a_key_cost_little_memory() -> anyhow:
         let status = tonic::Status::from_header_map(answer.headers()).context("a status")?;
         ensure!(code(&status) == "UNAUTHENTICATED", "{status:?}");
     }
-    let more = memory_high_water_kib(running)? - before;
+    let more = running.memory_high_water_kib()? - before;
     assert!(
         more <= STRANGERS_MEMORY_KIB_MAX,
         "{STRANGERS_STREAMS} strangers and {ODD_METHODS} odd methods cost {more} KiB"

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use daybook_domain::aggregate::Aggregate;
 use daybook_domain::event::{DecodeError, Event as _};
-use daybook_event_store::{Direction, EventStore, RecordedEvent};
+use daybook_event_store::{Direction, EventStore, RecordedEvent, may_go_on};
 use daybook_service::shares::{Shares, SharesOptions};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -127,7 +127,7 @@ async fn fold<A: Aggregate>(
             .read_page(tenant_id, partition, stream_id, versions, PAGE_EVENTS_MAX)
             .await
             .map_err(LoadError::Read)?;
-        let is_last = page.len() < PAGE_EVENTS_MAX as usize;
+        let is_last = !may_go_on(&page, PAGE_EVENTS_MAX);
         let mut events = page.into_iter();
         if cached.newest().is_some() && events.next().map(|event| event.event_id) != cached.newest() {
             return Ok(None);

@@ -70,7 +70,7 @@ impl LogHead {
 pub(crate) const READ_STREAM: &str = "
     SELECT $2 AS partition, position, $1 AS tenant_id, category, stream_id, stream_version, event_id, event_type,
            schema_version, payload::text AS payload, metadata::text AS metadata, recorded_at
-    FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7)
+    FROM event_store.read_stream($1, $2, $3, $4, $5, $6, $7, $8)
 ";
 
 pub(crate) const READ_EVENTS: &str = "
@@ -147,7 +147,8 @@ impl EventStore {
         Self { pool }
     }
 
-    /// The events of one stream with versions in `versions` (both ends included), at most `limit` of them.
+    /// The events of one stream with versions in `versions` (both ends included), at most `limit` and about 8 MiB of them, but
+    /// at least one where there is one. [`may_go_on`] says whether there may be more.
     pub async fn read_stream(
         &self,
         tenant_id: Uuid,
@@ -166,7 +167,8 @@ impl EventStore {
                 .bind(at_most_i64(*versions.start()))
                 .bind(at_most_i64(*versions.end()))
                 .bind(limit.cast_signed())
-                .bind(direction == Direction::Backward);
+                .bind(direction == Direction::Backward)
+                .bind(i64::try_from(READ_BYTES_MAX).unwrap_or(i64::MAX));
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read a stream"))
@@ -310,6 +312,13 @@ impl EventStore {
         }
         Ok(())
     }
+}
+
+/// Whether there may be more behind what a read of at most `limit` events of a stream gave.
+#[must_use]
+pub fn may_go_on(read: &[RecordedEvent], limit: u32) -> bool {
+    let bytes = read.iter().map(|event| event.payload.len() + event.metadata.len());
+    read.len() >= limit as usize || bytes.sum::<usize>() >= READ_BYTES_MAX
 }
 
 async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<RecordedEvent>, sqlx::Error> {

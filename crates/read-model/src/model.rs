@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
-use serde_json::Value;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
@@ -52,9 +51,9 @@ pub trait ReadModel: Send + Sync + 'static {
     /// Whether a row can change after the event that opens it. Where none can, none is kept in memory for the next batch.
     const ROWS_CHANGE: bool = true;
 
-    /// What a row says of one aggregate, as the contract shows it. Nothing where rows are not about one aggregate each, or say
-    /// only a part.
-    const DOCUMENT: Option<fn(&Self::Row) -> Value> = None;
+    /// What a row says of one aggregate, as the contract shows it: JSON. Nothing where rows are not about one aggregate each,
+    /// or say only a part.
+    const DOCUMENT: Option<fn(&Self::Row) -> String> = None;
 
     /// Every other statement of its file, by name.
     const STATEMENTS: &'static [(&'static str, &'static str)];
@@ -80,6 +79,16 @@ pub trait ReadModel: Send + Sync + 'static {
         event: &Event,
     ) -> Result<Option<Self::Row>, FoldError>;
 
+    /// As [`Self::change`], of a row that nobody else needs: what is large is changed where it is, and is lost with an error.
+    fn change_owned(
+        key: &Self::Key,
+        row: Option<Self::Row>,
+        event: &Event,
+    ) -> Result<Option<Self::Row>, FoldError> {
+        let changed = Self::change(key, row.as_ref(), event)?;
+        Ok(changed.or(row))
+    }
+
     /// Applies an event; gives the changed row, or nothing where the event changes nothing. An event that the row has seen
     /// changes nothing. A row is never removed.
     fn fold(key: &Self::Key, row: Option<&Self::Row>, event: &Event) -> Result<Option<Self::Row>, FoldError> {
@@ -96,8 +105,10 @@ pub trait ReadModel: Send + Sync + 'static {
         events: impl IntoIterator<Item = &'a Event>,
     ) -> Result<Option<Self::Row>, FoldError> {
         events.into_iter().try_fold(row, |row, event| {
-            let changed = Self::fold(key, row.as_ref(), event)?;
-            Ok(changed.or(row))
+            match &row {
+                Some(seen) if Self::position(seen) >= event.position => Ok(row),
+                _ => Self::change_owned(key, row, event),
+            }
         })
     }
 

@@ -14,7 +14,6 @@ use std::collections::HashMap;
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::order::{Event as OrderEvent, State};
-use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row as _};
 use uuid::Uuid;
@@ -88,7 +87,7 @@ impl ReadModel for OrderDetails {
     const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
-    const DOCUMENT: Option<fn(&Row) -> Value> = Some(|row| json!(row.document));
+    const DOCUMENT: Option<fn(&Row) -> String> = Some(|row| encode(&row.document));
     const STATEMENTS: &'static [(&'static str, &'static str)] = &[
         ("order_details.find_many", FIND),
         ("order_details.find_documents", document::FIND),
@@ -114,12 +113,19 @@ impl ReadModel for OrderDetails {
     }
 
     fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {
+        match &event.body {
+            Ok(Body::Order(_)) => Self::change_owned(key, row.cloned(), event),
+            _ => Ok(None),
+        }
+    }
+
+    fn change_owned(key: &StreamKey, row: Option<Row>, event: &Event) -> Result<Option<Row>, FoldError> {
         let Ok(Body::Order(body)) = &event.body else {
-            return Ok(None);
+            return Ok(row);
         };
-        check_next_version(row.map_or(0, |row| row.document.version), event)?;
+        check_next_version(row.as_ref().map_or(0, |row| row.document.version), event)?;
         let mut document = match (row, body) {
-            (Some(row), _) => row.document.clone(),
+            (Some(row), _) => row.document,
             (None, OrderEvent::Placed(placed)) => {
                 OrderView::placed(&key.stream_id, placed, event.occurred_at)?
             }

@@ -11,7 +11,6 @@ use daybook_domain::event::Event as _;
 use daybook_domain::ids::Sku;
 use daybook_domain::stock::{Event as StockEvent, State};
 use serde::Serialize;
-use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row as _};
 use time::OffsetDateTime;
@@ -174,7 +173,9 @@ impl ReadModel for StockLevels {
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
-    const DOCUMENT: Option<fn(&Row) -> Value> = Some(|row| json!(StockItem::from(row)));
+    const DOCUMENT: Option<fn(&Row) -> String> = Some(|row| {
+        serde_json::to_string(&StockItem::from(row)).expect("its time is in the years 0 to 9999")
+    });
     const STATEMENTS: &'static [(&'static str, &'static str)] =
         &[("stock_levels.find", FIND), ("stock_levels.list", LIST)];
 

@@ -58,7 +58,8 @@ pub struct ListEventsParams {
     /// How many events a page has.
     #[param(nullable = false, minimum = 1, maximum = 100, default = 20)]
     pub limit: Option<u32>,
-    /// Whether to tell with each event what it changed.
+    /// Whether to tell with each event what it changed: in the first 100,000 events of an aggregate, as long as that is not too
+    /// much; else it is `PAYLOAD_TOO_LARGE`.
     #[param(nullable = false, default = false)]
     pub diff: Option<bool>,
     /// `next_cursor` of the page before; everything else has to be as it was there.

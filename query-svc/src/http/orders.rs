@@ -67,7 +67,7 @@ pub struct ListOrdersParams {
 #[into_params(parameter_in = Query)]
 pub struct GetOrderParams {
     /// The order as it was: after this many events, or with all that had been recorded at this time. Read from the log,
-    /// so it is never behind.
+    /// so it is never behind. At most 100,000 events are folded; more is `PAYLOAD_TOO_LARGE`.
     #[param(nullable = false, example = "1")]
     pub as_of: Option<String>,
     /// Only these members of the order, with commas between their names.

@@ -1,18 +1,26 @@
 //! What each event of a history changed: the documents before and after it, from the read model's own fold.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::ControlFlow;
 
 use daybook_event_store::RecordedEvent;
-use daybook_read_model::{Event, FoldError, ReadModel, StreamKey, each_read_model};
+use daybook_read_model::{Event, FoldError, ReadModel, each_read_model};
+use daybook_service::error::Code;
 use daybook_service::{ApiError, identity::Principal};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Reads;
 use super::history::Stream;
-use super::order::{ReplayError, decode};
+use super::replay::{ReplayError, decode};
+
+/// How large a document may be that is compared, in bytes of JSON. It takes ten times as much when it is taken apart.
+const DOCUMENT_BYTES_MAX: usize = 2 * 1_024 * 1_024;
+
+/// How many bytes of JSON the changes of a page may be.
+const CHANGES_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
 /// A part of a document that an event changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -32,6 +40,9 @@ pub struct Change {
 impl Reads {
     /// What each of some consecutive events of a stream changed, by the events' ids. Nothing where no read model has documents
     /// of such aggregates.
+    ///
+    /// # Errors
+    /// `PAYLOAD_TOO_LARGE` when the history is too long, or the documents or what changed are too large.
     pub(super) async fn changes(
         &self,
         caller: &Principal,
@@ -42,35 +53,63 @@ impl Reads {
         let (Some(first), Some(last)) = (versions().min(), versions().max()) else {
             return Ok(HashMap::new());
         };
-        let Some(mut folding) = folding(stream.category()) else {
+        let Some(folding) = folding(stream.category()) else {
             return Ok(HashMap::new());
         };
-        let key = StreamKey {
-            tenant_id: caller.tenant_id,
-            stream_id: stream.id().to_owned(),
+        let comparison = Comparison {
+            folding,
+            first,
+            document: None,
+            changes: HashMap::new(),
+            bytes: 0,
         };
-        let (mut changes, mut next) = (HashMap::new(), 1);
-        while next <= last {
-            let events = self
-                .events_from(&key, caller.tenant_partition, next, last)
-                .await?;
-            let Some(newest) = events.last() else {
-                break;
-            };
-            next = newest.stream_version + 1;
-            for recorded in &events {
-                let event = decode(recorded).map_err(ApiError::internal)?;
-                let is_shown = recorded.stream_version >= first;
-                let before = is_shown.then(|| folding.document());
-                folding
-                    .apply(&event)
-                    .map_err(|source| ApiError::internal(ReplayError::fold(recorded, source)))?;
-                if let Some(before) = before {
-                    changes.insert(recorded.event_id, compare(&before, &folding.document()));
-                }
-            }
+        let compare = |comparison: &mut Comparison, event: &RecordedEvent| {
+            comparison.add(event)?;
+            Ok(ControlFlow::Continue(()))
+        };
+        let compared = self
+            .replay(caller, stream.id(), last, comparison, compare)
+            .await?;
+        Ok(compared.changes)
+    }
+}
+
+/// A history whose last events are compared one with another.
+struct Comparison {
+    folding: Box<dyn Folding>,
+    /// The first version that is compared.
+    first: u64,
+    /// The document after the last event that was compared.
+    document: Option<Value>,
+    changes: HashMap<Uuid, Vec<Change>>,
+    /// How many bytes of JSON the changes are.
+    bytes: usize,
+}
+
+impl Comparison {
+    /// Adds the next event of the history.
+    fn add(&mut self, recorded: &RecordedEvent) -> Result<(), ApiError> {
+        let event = decode(recorded)?;
+        let before = match self.document.take() {
+            _ if recorded.stream_version < self.first => None,
+            Some(document) => Some(document),
+            None => Some(self.folding.document()?),
+        };
+        self.folding
+            .apply(&event)
+            .map_err(|source| ReplayError::fold(recorded, source))?;
+        let Some(before) = before else {
+            return Ok(());
+        };
+        let after = self.folding.document()?;
+        let changes = compare(&before, &after);
+        self.bytes += serde_json::to_vec(&changes).map_err(ApiError::internal)?.len();
+        if self.bytes > CHANGES_BYTES_MAX {
+            return Err(ApiError::answer_too_large(CHANGES_BYTES_MAX));
         }
-        Ok(changes)
+        self.changes.insert(recorded.event_id, changes);
+        self.document = Some(after);
+        Ok(())
     }
 }
 
@@ -79,11 +118,14 @@ trait Folding: Send {
     fn apply(&mut self, event: &Event) -> Result<(), FoldError>;
 
     /// The document so far; an empty object before the first event.
-    fn document(&self) -> Value;
+    ///
+    /// # Errors
+    /// `PAYLOAD_TOO_LARGE` when it is.
+    fn document(&self) -> Result<Value, ApiError>;
 }
 
 struct FoldingInto<M: ReadModel> {
-    document: fn(&M::Row) -> Value,
+    document: fn(&M::Row) -> String,
     row: Option<M::Row>,
 }
 
@@ -97,16 +139,19 @@ impl<M: ReadModel> FoldingInto<M> {
 impl<M: ReadModel> Folding for FoldingInto<M> {
     fn apply(&mut self, event: &Event) -> Result<(), FoldError> {
         for key in M::keys(event) {
-            if let Some(changed) = M::fold(&key, self.row.as_ref(), event)? {
-                self.row = Some(changed);
-            }
+            self.row = M::replay(&key, self.row.take(), [event])?;
         }
         Ok(())
     }
 
-    fn document(&self) -> Value {
-        let row = self.row.as_ref();
-        row.map_or_else(|| Value::Object(Map::new()), self.document)
+    fn document(&self) -> Result<Value, ApiError> {
+        let json = self.row.as_ref().map_or_else(|| "{}".to_owned(), self.document);
+        if json.len() > DOCUMENT_BYTES_MAX {
+            let message = format!("documents of more than {DOCUMENT_BYTES_MAX} bytes are not compared");
+            let error = ApiError::new(Code::PayloadTooLarge, message);
+            return Err(error.with_detail("limit_bytes", DOCUMENT_BYTES_MAX));
+        }
+        serde_json::from_str(&json).map_err(ApiError::internal)
     }
 }
 
@@ -124,6 +169,10 @@ fn compare(before: &Value, after: &Value) -> Vec<Change> {
 }
 
 fn add_changes(pointer: &str, before: Option<&Value>, after: Option<&Value>, changes: &mut Vec<Change>) {
+    // Most parts are the same.
+    if before == after {
+        return;
+    }
     match (before, after) {
         (Some(Value::Object(before)), Some(Value::Object(after))) => {
             let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -138,12 +187,11 @@ fn add_changes(pointer: &str, before: Option<&Value>, after: Option<&Value>, cha
                 add_changes(&part, before.get(index), after.get(index), changes);
             }
         }
-        (before, after) if before != after => changes.push(Change {
+        (before, after) => changes.push(Change {
             pointer: pointer.to_owned(),
             before: before.cloned(),
             after: after.cloned(),
         }),
-        _ => {}
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use daybook_domain::aggregates::Kind;
-use daybook_event_store::{Direction, EventStore, RecordedEvent};
+use daybook_event_store::{Direction, EventStore, RecordedEvent, may_go_on};
 use daybook_service::{ApiError, identity::Principal};
 
 use super::changes::Change;
@@ -57,7 +57,8 @@ impl Reads {
     ///
     /// # Errors
     /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such aggregate, `INVALID_CURSOR` when the cursor is not from this
-    /// very history, `POSITION_UNKNOWN` when the log no longer has the event that it stands for.
+    /// very history, `POSITION_UNKNOWN` when the log no longer has the event that it stands for, `PAYLOAD_TOO_LARGE` when it
+    /// is too much to tell what the events changed.
     pub async fn events(
         &self,
         caller: &Principal,
@@ -69,22 +70,19 @@ impl Reads {
             None => None,
         };
         let staleness = self.staleness_of_log(caller);
-        let found = match last {
-            // A page begins with the last event of the page before: another one in its place is another history.
-            Some(last) => {
-                let versions = list.versions_from(last.number);
-                let mut found = self.stream(caller, list, versions, list.limit + 2).await?;
-                if found.first().map(|event| event.event_id) != Some(last.event_id) {
-                    return Err(ApiError::position_unknown());
-                }
-                found.remove(0);
-                found
-            }
-            None => {
-                let versions = list.versions.clone();
-                self.stream(caller, list, versions, list.limit + 1).await?
-            }
+        let (versions, limit) = match last {
+            Some(last) => (list.versions_from(last.number), list.limit + 2),
+            None => (list.versions.clone(), list.limit + 1),
         };
+        let mut found = self.stream(caller, list, versions, limit).await?;
+        let is_cut = found.len() < limit as usize && may_go_on(&found, limit);
+        // A page begins with the last event of the page before: another one in its place is another history.
+        if let Some(last) = last {
+            if found.first().map(|event| event.event_id) != Some(last.event_id) {
+                return Err(ApiError::position_unknown());
+            }
+            found.remove(0);
+        }
         if last.is_none() && found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
             return Err(ApiError::not_found(list.stream.kind.category, &list.stream.id));
         }
@@ -92,7 +90,13 @@ impl Reads {
             let place = Place::new(last.stream_version, last);
             self.0.cursors.seal(&question, &place.sealed())
         };
-        let Page { items, next_cursor } = page(found, list.limit, cursor_after);
+        let Page { items, next_cursor } = match is_cut {
+            true => Page {
+                next_cursor: found.last().map(cursor_after),
+                items: found,
+            },
+            false => page(found, list.limit, cursor_after),
+        };
         let mut changes = match list.diff {
             true => self.changes(caller, &list.stream, &items).await?,
             false => HashMap::new(),

@@ -1,20 +1,18 @@
 //! One order: as it is, from its read model, or as it was, by folding the read model's own fold over its history.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use daybook_domain::ids::OrderId;
-use daybook_event_store::{Direction, EventStore, RecordedEvent};
-use daybook_read_model::order_details::{self, Document};
-use daybook_read_model::{DecodeError, Event, FoldError, OrderDetails, ReadModel as _, StreamKey};
+use daybook_event_store::RecordedEvent;
+use daybook_read_model::order_details::{Document, Row};
+use daybook_read_model::{OrderDetails, ReadModel as _, StreamKey};
 use daybook_service::{ApiError, identity::Principal};
-use thiserror::Error;
 use time::OffsetDateTime;
 
+use super::replay::{ReplayError, decode};
 use super::{Answer, Reads};
 use crate::freshness::Demand;
-
-/// How many events of a history are read at once.
-const CHUNK_EVENTS: u32 = 1_000;
 
 /// Which state of an order is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,32 +21,6 @@ pub enum AsOf {
     Version(u64),
     /// With all that had been recorded by then. Of a moment that is still to come: as it is now.
     Time(OffsetDateTime),
-}
-
-/// Why a history could not be folded. The log holds what the fold rejects, which is a fault of ours.
-#[derive(Debug, Error)]
-pub(super) enum ReplayError {
-    #[error("cannot decode an event of {stream_id}")]
-    Decode {
-        stream_id: String,
-        #[source]
-        source: Arc<DecodeError>,
-    },
-    #[error("cannot fold an event of {stream_id}")]
-    Fold {
-        stream_id: String,
-        #[source]
-        source: FoldError,
-    },
-}
-
-impl ReplayError {
-    pub(super) fn fold(event: &RecordedEvent, source: FoldError) -> Self {
-        Self::Fold {
-            stream_id: event.stream_id.clone(),
-            source,
-        }
-    }
 }
 
 impl Reads {
@@ -81,7 +53,7 @@ impl Reads {
     ///
     /// # Errors
     /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, or had none then, or the order has not got to
-    /// that version.
+    /// that version; `PAYLOAD_TOO_LARGE` when its history is too long to be folded that far.
     pub async fn order_as_of(
         &self,
         caller: &Principal,
@@ -93,7 +65,12 @@ impl Reads {
             tenant_id: caller.tenant_id,
             stream_id: order_id.to_string(),
         };
-        let row = self.replay(&key, caller.tenant_partition, as_of).await?;
+        let fold = {
+            let key = key.clone();
+            move |row: &mut Option<Row>, event: &RecordedEvent| Ok(as_of.fold(&key, row, event)?)
+        };
+        let last = as_of.last_version();
+        let row = self.replay(caller, &key.stream_id, last, None, fold).await?;
         let Some(row) = row else {
             return Err(ApiError::not_found("order", key.stream_id));
         };
@@ -107,54 +84,6 @@ impl Reads {
                 staleness,
             }),
         }
-    }
-
-    /// Folds the history as far as is asked, a chunk at a time.
-    async fn replay(
-        &self,
-        key: &StreamKey,
-        partition: i32,
-        as_of: AsOf,
-    ) -> Result<Option<order_details::Row>, ApiError> {
-        let mut row = None;
-        let mut next = 1;
-        loop {
-            let events = self
-                .events_from(key, partition, next, as_of.last_version())
-                .await?;
-            let is_last = events.len() < CHUNK_EVENTS as usize;
-            let included = events.iter().take_while(|event| as_of.includes(event));
-            let count = included.clone().count();
-            row = fold(key, row, included).map_err(ApiError::internal)?;
-            if is_last || count < events.len() {
-                return Ok(row);
-            }
-            next += u64::from(CHUNK_EVENTS);
-        }
-    }
-
-    pub(super) async fn events_from(
-        &self,
-        key: &StreamKey,
-        partition: i32,
-        from: u64,
-        to: u64,
-    ) -> Result<Vec<RecordedEvent>, ApiError> {
-        let (tenant_id, stream_id) = (key.tenant_id, key.stream_id.clone());
-        let read = async move |store: EventStore| {
-            let versions = from..=to;
-            store
-                .read_stream(
-                    tenant_id,
-                    partition,
-                    &stream_id,
-                    versions,
-                    CHUNK_EVENTS,
-                    Direction::Forward,
-                )
-                .await
-        };
-        self.0.shared.read_log(tenant_id, read).await
     }
 }
 
@@ -172,30 +101,21 @@ impl AsOf {
             Self::Time(moment) => event.recorded_at <= moment,
         }
     }
-}
 
-/// The row after some more events.
-fn fold<'a>(
-    key: &StreamKey,
-    row: Option<order_details::Row>,
-    events: impl Iterator<Item = &'a RecordedEvent>,
-) -> Result<Option<order_details::Row>, ReplayError> {
-    let events: Vec<_> = events.map(decode).collect::<Result<_, _>>()?;
-    OrderDetails::replay(key, row, &events).map_err(|source| ReplayError::Fold {
-        stream_id: key.stream_id.clone(),
-        source,
-    })
-}
-
-/// The event that was recorded.
-pub(super) fn decode(recorded: &RecordedEvent) -> Result<Event, ReplayError> {
-    let event = Event::decode(recorded);
-    match &event.body {
-        Ok(_) => Ok(event),
-        Err(source) => Err(ReplayError::Decode {
-            stream_id: event.stream_id,
-            source: Arc::clone(source),
-        }),
+    /// Folds the next event of a history, if it is included.
+    fn fold(
+        self,
+        key: &StreamKey,
+        row: &mut Option<Row>,
+        recorded: &RecordedEvent,
+    ) -> Result<ControlFlow<()>, ReplayError> {
+        if !self.includes(recorded) {
+            return Ok(ControlFlow::Break(()));
+        }
+        let event = decode(recorded)?;
+        *row = OrderDetails::replay(key, row.take(), [&event])
+            .map_err(|source| ReplayError::fold(recorded, source))?;
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -236,14 +156,20 @@ mod tests {
         ]
     }
 
-    fn status(as_of: AsOf) -> Option<Status> {
-        let key = StreamKey {
+    fn key() -> StreamKey {
+        StreamKey {
             tenant_id: Uuid::nil(),
             stream_id: ORDER_ID.to_owned(),
-        };
-        let history = history();
-        let included = history.iter().filter(|event| as_of.includes(event));
-        let row = fold(&key, None, included).expect("the history is whole");
+        }
+    }
+
+    fn status(as_of: AsOf) -> Option<Status> {
+        let (key, mut row) = (key(), None);
+        for event in &history() {
+            if as_of.fold(&key, &mut row, event).expect("the history is whole").is_break() {
+                break;
+            }
+        }
         row.map(|row| row.document.status)
     }
 
@@ -271,27 +197,10 @@ mod tests {
     }
 
     #[test]
-    fn a_history_goes_on_from_the_row_of_the_chunk_before() {
-        let key = StreamKey {
-            tenant_id: Uuid::nil(),
-            stream_id: ORDER_ID.to_owned(),
-        };
-        let [placed, confirmed] = history();
-        let row = fold(&key, None, [&placed].into_iter()).expect("the history is whole");
-        let row = fold(&key, row, [&confirmed].into_iter())
-            .expect("it goes on")
-            .expect("there is an order");
-        assert_eq!((row.document.version, row.position), (2, 12));
-    }
-
-    #[test]
     fn what_the_fold_rejects_is_said_with_the_order_that_it_is_about() {
-        let key = StreamKey {
-            tenant_id: Uuid::nil(),
-            stream_id: ORDER_ID.to_owned(),
-        };
         let [_, confirmed] = history();
-        let rejected = fold(&key, None, [&confirmed].into_iter()).expect_err("nothing was placed");
+        let rejected = AsOf::Version(2).fold(&key(), &mut None, &confirmed);
+        let rejected = rejected.expect_err("nothing was placed");
         assert_eq!(
             rejected.to_string(),
             format!("cannot fold an event of {ORDER_ID}")

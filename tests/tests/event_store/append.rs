@@ -1,8 +1,8 @@
 //! Appends and reads, each as one call of a function of the schema.
 
-use daybook_event_store::{AppendError, Direction, EventStore, STATEMENTS, append};
+use daybook_event_store::{AppendError, Direction, EventStore, STATEMENTS, append, may_go_on};
 use daybook_tests::database::Database;
-use daybook_tests::log::METADATA;
+use daybook_tests::log::{self, METADATA};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
 
@@ -154,6 +154,27 @@ async fn a_stream_is_read_both_ways_in_pages_and_by_its_tenant_alone() -> anyhow
         read(Uuid::from_u128(2), 1..=u64::MAX, 10, Direction::Forward).await?,
         [0_u64; 0]
     );
+    Ok(())
+}
+
+/// One that wrote much must not fill the memory of whoever reads it.
+#[tokio::test]
+async fn a_stream_is_read_no_further_than_eight_mebibytes_at_once_and_then_on() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let large = || log::event(format!("{:?}", "x".repeat(5 * 1_024 * 1_024)));
+    let events = vec![large(), large(), large()];
+    log.append(&[log::command(TENANT, "a", None, events)]).await?;
+    let store = EventStore::new(log.database.pool("daybook_query").await?);
+    for (versions, direction, expected, is_cut) in [
+        (1..=u64::MAX, Direction::Forward, vec![1, 2], true),
+        (3..=u64::MAX, Direction::Forward, vec![3], false),
+        (1..=3, Direction::Backward, vec![3, 2], true),
+        (1..=1, Direction::Backward, vec![1], false),
+    ] {
+        let events = store.read_stream(TENANT, 0, "a", versions, 10, direction).await?;
+        let read: Vec<_> = events.iter().map(|event| event.stream_version).collect();
+        assert_eq!((read, may_go_on(&events, 10)), (expected, is_cut));
+    }
     Ok(())
 }
 

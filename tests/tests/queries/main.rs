@@ -6,6 +6,7 @@ mod fairness;
 mod feed;
 mod histories;
 mod lists;
+mod long_histories;
 mod orders;
 mod plans;
 mod sealed;

@@ -197,7 +197,8 @@ codes! {
         name: "PAYLOAD_TOO_LARGE", grpc: ResourceExhausted, http: PAYLOAD_TOO_LARGE, retry: No,
         title: "The request or its answer is too large",
         explanation: "The request, or the answer to it, is larger than the limit (`limit_bytes`, when it is \
-            known).",
+            known), or more events would have to be folded for it than `limit_events`. Ask for less, or for an earlier \
+            version.",
     }
     HeadersTooLarge {
         name: "HEADERS_TOO_LARGE", grpc: ResourceExhausted, http: REQUEST_HEADER_FIELDS_TOO_LARGE, retry: No,
