@@ -10,10 +10,13 @@ use daybook_domain::text::InvalidText;
 use daybook_read_model::access_path::{self, AccessPath, NotServed, Scan, Sort};
 use daybook_read_model::event_index::SEARCHABLE_BYTES_MAX;
 use daybook_service::ApiError;
-use daybook_service::error::FieldViolation;
+use daybook_service::error::{FieldViolation, cut};
 
 use crate::freshness::{Demand, Tokens};
 use crate::sparse::Fields;
+
+/// How much of a value is quoted, in bytes.
+const QUOTED_BYTES_MAX: usize = 64;
 
 /// What is wrong with a request.
 #[derive(Debug, Default)]
@@ -69,6 +72,7 @@ impl Violations {
             None => Some(sort),
             Some(unknown) => {
                 let known = access_path::sort_names(paths).join(", ");
+                let unknown = cut(unknown, QUOTED_BYTES_MAX);
                 let message = format!(
                     "cannot be sorted by {unknown:?}; there are {known}, each with a - before it for descending"
                 );
@@ -102,6 +106,7 @@ impl Violations {
         match Fields::parse(names, known) {
             Ok(fields) => Some(fields),
             Err(unknown) => {
+                let unknown = cut(unknown, QUOTED_BYTES_MAX);
                 let message = format!("there is no {unknown:?}; there are {}", known.join(", "));
                 self.refuse(pointer, "UNKNOWN_VALUE", message);
                 None

@@ -429,6 +429,16 @@ impl ApiError {
     }
 }
 
+/// A text that is not longer than so many bytes, or its beginning and an ellipsis: what callers send is not sent back whole.
+#[must_use]
+pub fn cut(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    if text.len() <= bytes_max {
+        return text.into();
+    }
+    let beginning = text.floor_char_boundary(bytes_max.saturating_sub('…'.len_utf8()));
+    format!("{}…", &text[..beginning]).into()
+}
+
 /// An error and all its causes on one line.
 fn chain(error: &(dyn StdError + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&cause| cause.source());

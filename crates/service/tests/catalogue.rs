@@ -69,6 +69,35 @@ fn every_code_has_the_statuses_of_the_contract() {
     assert_eq!(catalogue, contract);
 }
 
+/// How large the headers of a refusal are at the most: what clients take at least, less what else is in a head.
+const REFUSAL_BYTES_MAX: usize = 7 * 1_024;
+
+#[test]
+fn a_refusal_over_grpc_is_no_larger_than_clients_take_headers_whatever_is_in_it() {
+    let long = || "é".repeat(10_000);
+    let violation = |number| FieldViolation::new(format!("/{number}/{}", long()), "INVALID", long());
+    let errors = [
+        ApiError::validation((0..50).map(violation).collect()),
+        ApiError::invalid_field("/sku", "INVALID", long()),
+        ApiError::validation(vec![FieldViolation::new("/sku", "INVALID", "is none"); 100]),
+        ApiError::not_found("order", long()),
+        ApiError::domain_rule("ORDER_ALREADY_SHIPPED", long())
+            .with_resource("order", long())
+            .with_detail("status", long())
+            .with_detail("statuses", vec![long(); 3]),
+    ];
+    for error in errors {
+        let code = error.code().clone();
+        let status = Status::from(error);
+        let info = status.get_details_error_info().expect("always an ErrorInfo");
+        assert_eq!(info.reason, code.name());
+        let response = status.into_http::<()>();
+        let headers = response.headers().iter();
+        let bytes: usize = headers.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        assert!(bytes <= REFUSAL_BYTES_MAX, "{code}: {bytes} bytes");
+    }
+}
+
 #[test]
 fn both_transports_carry_the_code_and_the_message() {
     for code in every_code() {

@@ -28,6 +28,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost_types::FieldMask;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -647,6 +648,44 @@ async fn what_reads_are_refused_for_is_the_same_on_both_transports() -> anyhow::
     let (status, answer) = read_after(&caller, &receipt, 1).await?;
     agree("POSITION_UNKNOWN", status, &answer)?;
     Ok(())
+}
+
+/// Over gRPC a refusal is headers, and clients take few.
+#[tokio::test]
+async fn what_a_caller_sent_is_quoted_no_further_than_clients_take_headers() -> anyhow::Result<()> {
+    let services = Unprojected::start().await?;
+    let caller = services.caller()?;
+    let long = "é".repeat(3_000);
+    let list = ListOrdersRequest {
+        order_by: "é".repeat(30_000),
+        read_mask: Some(FieldMask {
+            paths: vec![long.clone()],
+        }),
+        ..ListOrdersRequest::default()
+    };
+    let refused = caller.queries().list_orders(list).await;
+    let refused = over_grpc(&refused.expect_err("there is no such column"));
+    ensure!(
+        refused.violations == ["/order_by UNKNOWN_VALUE", "/read_mask UNKNOWN_VALUE"],
+        "{refused:?}"
+    );
+    let sort: String = long.chars().take(300).collect();
+    let problem = caller.get(&format!("/v1/orders?sort={}", encoded(&sort))).await?;
+    let list = ListOrdersRequest {
+        order_by: sort,
+        ..ListOrdersRequest::default()
+    };
+    let answer = caller.queries().list_orders(list).await;
+    // What is wrong has another name in a query string.
+    let status = answer.expect_err("there is no such column");
+    let (_, said) = both_say("VALIDATION_FAILED", &status, &problem)?;
+    ensure!(said.message.len() < 1_024, "{said:?}");
+    Ok(())
+}
+
+/// Text as a part of an address.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[tokio::test]

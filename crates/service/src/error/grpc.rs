@@ -3,6 +3,7 @@
 //! tonic refuses some requests before any handler sees them (an unknown RPC, a broken message, one that is too large)
 //! with a bare status. [`from_bare_status`] gives those their place in the catalogue, too.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -11,15 +12,22 @@ use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::problem::MORE_VIOLATIONS;
-use super::{ApiError, Code, IDEMPOTENCY_REPLAYED};
+use super::{ApiError, Code, FieldViolation, IDEMPOTENCY_REPLAYED, cut};
 use crate::request::RequestId;
 
 /// The `domain` of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "daybook";
 
-/// How many violations an answer lists at most: trailers are headers, and clients limit those to 8 KiB or so. HTTP's bodies
-/// hold [more](super::problem::VIOLATIONS_MAX).
+/// How many violations an answer lists at most, and how many bytes they have: trailers are headers, and clients limit those to
+/// 8 KiB or so. HTTP's bodies hold [more](super::problem::VIOLATIONS_MAX).
 pub const VIOLATIONS_MAX: usize = 32;
+const VIOLATIONS_BYTES_MAX: usize = 3 * 1_024;
+
+/// How many bytes of its message an answer has. In the head of the answer each may take three.
+const MESSAGE_BYTES_MAX: usize = 512;
+
+/// How many bytes every other text of an answer has: a name, a value, what is wrong with one field.
+const TEXT_BYTES_MAX: usize = 256;
 
 /// The metadata that tells a gRPC client's retry policy how long to wait, in milliseconds.
 const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -30,7 +38,7 @@ impl From<ApiError> for Status {
         error.log(request_id.as_ref());
         Self::with_error_details_and_metadata(
             error.code().entry().grpc,
-            error.message(),
+            cut(error.message(), MESSAGE_BYTES_MAX),
             details(&error, request_id.as_ref()),
             metadata(&error),
         )
@@ -40,8 +48,8 @@ impl From<ApiError> for Status {
 /// The details of `google.rpc` that belong to the error.
 fn details(error: &ApiError, request_id: Option<&RequestId>) -> ErrorDetails {
     let mut details = ErrorDetails::with_error_info(error.code().name(), ERROR_DOMAIN, error_metadata(error));
-    for violation in error.violations().iter().take(VIOLATIONS_MAX) {
-        details.add_bad_request_violation(&violation.pointer, &violation.message);
+    for violation in shown(error.violations()) {
+        details.add_bad_request_violation(text(&violation.pointer), text(&violation.message));
     }
     add_violation_codes(&mut details, error);
     add_failure(&mut details, error);
@@ -49,7 +57,8 @@ fn details(error: &ApiError, request_id: Option<&RequestId>) -> ErrorDetails {
         details.set_retry_info(Some(pause));
     }
     if let Some(resource) = error.resource() {
-        details.set_resource_info(&*resource.kind, &resource.id, "", error.message());
+        let message = cut(error.message(), MESSAGE_BYTES_MAX);
+        details.set_resource_info(&*resource.kind, text(&resource.id), "", message);
     }
     if let Some(id) = request_id {
         details.set_request_info(id.as_str(), "");
@@ -57,12 +66,27 @@ fn details(error: &ApiError, request_id: Option<&RequestId>) -> ErrorDetails {
     details
 }
 
+/// As many of the violations as there is room for; the first one always is.
+fn shown(violations: &[FieldViolation]) -> &[FieldViolation] {
+    let mut bytes = 0;
+    let fit = violations.iter().take(VIOLATIONS_MAX).take_while(|violation| {
+        let texts = [&violation.pointer, &violation.message].map(|text| text.len().min(TEXT_BYTES_MAX));
+        bytes += texts.iter().sum::<usize>() + violation.code.len();
+        bytes <= VIOLATIONS_BYTES_MAX
+    });
+    &violations[..fit.count()]
+}
+
+fn text(text: &str) -> Cow<'_, str> {
+    cut(text, TEXT_BYTES_MAX)
+}
+
 /// The dynamic values as the strings that `ErrorInfo` takes.
 fn error_metadata(error: &ApiError) -> HashMap<String, String> {
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let values = error.details().iter();
-    let values = values.map(|(name, value)| (name.to_string(), plain(value)));
-    let more = error.violations().len().saturating_sub(VIOLATIONS_MAX);
+    let values = values.map(|(name, value)| (name.to_string(), text(&plain(value)).into_owned()));
+    let more = error.violations().len() - shown(error.violations()).len();
     let more = (more > 0).then(|| (MORE_VIOLATIONS.to_owned(), more.to_string()));
     values.chain(more).collect()
 }
@@ -81,13 +105,14 @@ fn add_violation_codes(details: &mut ErrorDetails, error: &ApiError) {
 
 /// What failed: a precondition of the domain, or a quota.
 fn add_failure(details: &mut ErrorDetails, error: &ApiError) {
-    let subject = error.resource().map_or("", |resource| &resource.id);
+    let subject = text(error.resource().map_or("", |resource| &resource.id));
+    let message = cut(error.message(), MESSAGE_BYTES_MAX);
     match error.code() {
         Code::DomainRule(_) | Code::VersionConflict | Code::OperationRunning => {
-            details.add_precondition_failure_violation(error.code().name(), subject, error.message());
+            details.add_precondition_failure_violation(error.code().name(), subject, message);
         }
         Code::RateLimited => {
-            details.add_quota_failure_violation(subject, error.message());
+            details.add_quota_failure_violation(subject, message);
         }
         _ => {}
     }
