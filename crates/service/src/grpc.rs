@@ -97,7 +97,8 @@ impl GrpcServices {
         let stopping = shutdown.clone();
         tasks.spawn("health", async move {
             stopping.cancelled().await;
-            for name in &names {
+            // The whole has no name, and is what most probes ask for.
+            for name in names.iter().chain([&""]) {
                 reporter.set_service_status(name, ServingStatus::NotServing).await;
             }
             Ok(())

@@ -16,6 +16,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::task::JoinSet;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// `ServerReflectionRequest { list_services: "*" }`.
 const LIST_SERVICES: &[u8] = &[0x3a, 0x01, b'*'];
@@ -112,6 +115,36 @@ async fn a_service_that_drains_tells_operators_that_it_stops() -> anyhow::Result
         let (alive, _) = metrics::get(running.admin, "/livez").await?;
         assert_eq!(alive, 200, "{method} is open still");
         drop(open);
+    }
+    Ok(())
+}
+
+/// Probes and proxies ask for the health of the whole as a rule, which has no name.
+#[tokio::test]
+async fn a_service_that_stops_is_not_serving_as_a_whole_and_by_name() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    for (running, name) in [
+        (&stack.command, "daybook.orders.v1.OrderService"),
+        (&stack.query, "daybook.history.v1.HistoryService"),
+        (&stack.projector, "daybook.projections.v1.ProjectionService"),
+    ] {
+        let mut watches = Vec::new();
+        for service in ["", name] {
+            let request = HealthCheckRequest {
+                service: service.to_owned(),
+            };
+            let mut health = HealthClient::new(channel(&running.url())?);
+            let mut watch = health.watch(request).await?.into_inner();
+            let first = watch.message().await?.map(|health| health.status());
+            assert_eq!(first, Some(ServingStatus::Serving), "{service:?}");
+            watches.push((service, watch));
+        }
+        let process = running.service.process_id().context("it runs")?;
+        process.signal(Signal::TERM);
+        for (service, mut watch) in watches {
+            let next = watch.message().await?.map(|health| health.status());
+            assert_eq!(next, Some(ServingStatus::NotServing), "{service:?}");
+        }
     }
     Ok(())
 }
