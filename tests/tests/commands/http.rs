@@ -12,7 +12,7 @@ use daybook_tests::command::{self, Command};
 use daybook_tests::orders::{new_key, new_order_id, place};
 use daybook_tests::rest::Rest;
 use daybook_tests::stack::{Backend, Role, Stack};
-use daybook_tests::{log, stock, wait};
+use daybook_tests::{log, refusal, stock, wait};
 use http::Method;
 use prost::Message as _;
 use prost_types::Timestamp;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tonic::Status;
 
 fn rest(backend: &Backend) -> Rest {
     Rest::new(&backend.commands[0].url(), &backend.tenant.service_key)
@@ -528,5 +529,21 @@ async fn grpc_web_takes_commands_over_http_1() -> anyhow::Result<()> {
     let stranger = rest.with_key("").send(Method::POST, path, &headers, "").await?;
     assert_eq!((stranger.status, stranger.header("grpc-status")), (200, "16"));
     assert_eq!(stranger.header("content-type"), "application/grpc-web+proto");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_of_grpc_web_that_is_no_base64_is_its_callers_mistake() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let path = "/daybook.orders.v1.OrderService/PlaceOrder";
+    let headers = [("content-type", "application/grpc-web-text")];
+    for broken in ["!!!!", "AAA", "AAAA!"] {
+        let answer = rest(&backend).send(Method::POST, path, &headers, broken).await?;
+        let status = Status::from_header_map(&answer.headers).context(broken)?;
+        assert_eq!(refusal::code(&status), "MALFORMED_REQUEST", "{broken}: {status:?}");
+    }
+    let log = format!("daybook-command-svc-{}.log", backend.commands[0].address.port());
+    let logged = std::fs::read_to_string(backend.servers.directory().join(log))?;
+    assert!(!logged.contains("ERROR"), "{logged}");
     Ok(())
 }

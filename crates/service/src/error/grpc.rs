@@ -165,10 +165,11 @@ fn unimplemented(status: &Status) -> ApiError {
     }
 }
 
-/// tonic says "internal" for a request that is not protobuf; a fault of ours never comes here, it has its details.
+/// tonic says "internal" for a request that is not protobuf, and tonic-web for one that is not base64 or breaks off; a fault of
+/// ours never comes here, it has its details.
 fn broken_message(status: &Status) -> ApiError {
     let message = status.message();
-    let is_callers_fault = ["decod", "EOF", "compress", "Missing request", "flag"]
+    let is_callers_fault = ["decod", "EOF", "compress", "Missing request", "flag", "tonic-web: "]
         .iter()
         .any(|word| message.contains(word));
     if is_callers_fault {
