@@ -11,6 +11,7 @@ use daybook_event_store::{NotAdmitted, Receipt, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{CommandRequest, Violations, to_timestamp};
 use daybook_service::consistency::ConsistencyToken;
+use daybook_service::error::problem::RESERVED_MEMBERS;
 use daybook_service::error::{ApiError, Code, IDEMPOTENCY_REPLAYED};
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::{Principal, Scope, principal_with};
@@ -18,6 +19,8 @@ use daybook_service::request::deadline;
 use daybook_service::sealing::KeyRing;
 use http::Extensions;
 use prometheus_client::metrics::histogram::Histogram;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use tokio::time::timeout_at;
 use tonic::metadata::MetadataValue;
@@ -343,9 +346,8 @@ fn accepted(receipt: &Receipt, sealing: &KeyRing, tenant_id: Uuid) -> common::Re
 
 /// A rule's refusal, as it was remembered: the same key is always refused in the same words.
 fn refused<A: Served>(rejection: &str, id: &str) -> ApiError {
-    let rejection: A::Rejection = match serde_json::from_str(rejection) {
-        Ok(rejection) => rejection,
-        Err(error) => return ApiError::internal(error),
+    let Ok(rejection) = serde_json::from_str::<A::Rejection>(rejection) else {
+        return refused_elsewhere(rejection, A::CATEGORY, id);
     };
     let error = if rejection.is_already_there() {
         ApiError::already_exists(A::CATEGORY, id)
@@ -355,6 +357,31 @@ fn refused<A: Served>(rejection: &str, id: &str) -> ApiError {
     let details = rejection.details().into_iter();
     details.fold(error, |error, (name, value)| {
         let (name, value) = A::detail(name, value);
+        error.with_detail(name, value)
+    })
+}
+
+/// A refusal that this program does not know: while replicas are replaced, one of another version may have remembered it.
+fn refused_elsewhere(rejection: &str, kind: &'static str, id: &str) -> ApiError {
+    #[derive(Deserialize)]
+    struct Remembered {
+        code: String,
+        #[serde(flatten)]
+        values: Map<String, Value>,
+    }
+
+    let remembered: Remembered = match serde_json::from_str(rejection) {
+        Ok(remembered) => remembered,
+        Err(error) => return ApiError::internal(error),
+    };
+    let error = ApiError::domain_rule(remembered.code, "a rule refused the command when it first came");
+    let values = remembered.values.into_iter();
+    values.fold(error.with_resource(kind, id), |error, (name, value)| {
+        // Some names are the answer's own.
+        let name = match RESERVED_MEMBERS.contains(&name.as_str()) {
+            true => format!("{kind}_{name}"),
+            false => name,
+        };
         error.with_detail(name, value)
     })
 }

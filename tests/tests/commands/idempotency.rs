@@ -126,6 +126,32 @@ async fn a_refusal_by_a_rule_is_repeated_with_its_key_even_when_the_rule_would_n
     Ok(())
 }
 
+/// While replicas are replaced, a new one remembers a refusal by a rule that the old ones do not have.
+#[tokio::test]
+async fn a_refusal_that_another_version_of_the_service_remembered_is_repeated() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let caller = backend.caller()?;
+    let order_id = new_order_id();
+    caller.send(place(&order_id, "customer-1")).await?;
+    let early = command::ship(&order_id, "ship-1", &[]);
+    caller.send(early.clone()).await.expect_err("it is not confirmed");
+    for (outcome, wanted, day) in [
+        (r#"{"code":"ORDER_FROM_TOMORROW","day":"Monday"}"#, "ORDER_FROM_TOMORROW", "Monday"),
+        (r#"{"code":"ORDER_NOT_PAID","day":7}"#, "ORDER_NOT_PAID", "7"),
+    ] {
+        let statement = "UPDATE event_store.command SET outcome = jsonb_set(outcome::jsonb, '{rejection}', $1::jsonb)::json
+                         WHERE outcome IS NOT NULL";
+        let changed = sqlx::query(statement).bind(outcome).execute(&backend.superuser).await?;
+        assert_eq!(changed.rows_affected(), 1);
+        let again = caller.send(early.clone()).await.expect_err("it was refused");
+        assert_eq!(code(&again), wanted);
+        assert_eq!(again.code(), tonic::Code::FailedPrecondition);
+        assert_eq!(value(&again, "day"), day);
+        assert!(again.metadata().contains_key("idempotency-replayed"));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_validation_error_a_conflict_and_a_missing_order_leave_the_key_free() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?;
