@@ -115,11 +115,11 @@ impl Freshness {
         superseded.map_or(Ok(()), |partition| Err(Superseded(partition)))
     }
 
-    /// Waits until the read model of this name is as fresh as it is demanded.
+    /// Waits until the read model of this name, or without one the log itself, is as fresh as it is demanded.
     ///
     /// # Errors
     /// `READ_MODEL_BEHIND` when that took too long, `POSITION_UNKNOWN` when the log does not have what is demanded.
-    pub async fn reach(&self, model: &str, demand: &Demand) -> Result<(), ApiError> {
+    pub async fn reach(&self, model: Option<&str>, demand: &Demand) -> Result<(), ApiError> {
         let (token, shown_at) = (demand.token(), demand.made_at());
         let reached = |marks: &Marks| marks.reached(model, token, shown_at);
         let is_settled = |marks: &Marks| reached(marks) != Reached::NotYet;
@@ -137,7 +137,10 @@ impl Freshness {
             Reached::Yes => Ok(()),
             Reached::Never => Err(ApiError::position_unknown()),
             Reached::NotYet => {
-                let Progress { position, epoch, .. } = self.of(model, token.partition);
+                let Progress { position, epoch, .. } = match model {
+                    Some(model) => self.of(model, token.partition),
+                    None => self.of_log(token.partition),
+                };
                 Err(demand.is_behind(position, epoch.unwrap_or_default()))
             }
         }

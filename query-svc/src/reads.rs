@@ -95,16 +95,19 @@ impl Reads {
         demand: Option<&Demand>,
     ) -> Result<Staleness, ApiError> {
         if let Some(demand) = demand {
-            self.0.freshness.reach(M::NAME, demand).await?;
+            self.0.freshness.reach(Some(M::NAME), demand).await?;
         }
         let progress = self.0.freshness.of(M::NAME, caller.tenant_partition);
         Ok(Staleness::new(progress, self.tokens(caller)))
     }
 
-    /// How fresh an answer is that is read from the log itself after this.
-    fn staleness_of_log(&self, caller: &Principal) -> Staleness {
+    /// Waits until the log that is read is as fresh as demanded, and says how fresh an answer is that is read from it after this.
+    async fn freshen_log(&self, caller: &Principal, demand: Option<&Demand>) -> Result<Staleness, ApiError> {
+        if let Some(demand) = demand {
+            self.0.freshness.reach(None, demand).await?;
+        }
         let progress = self.0.freshness.of_log(caller.tenant_partition);
-        Staleness::new(progress, self.tokens(caller))
+        Ok(Staleness::new(progress, self.tokens(caller)))
     }
 
     /// The place where a page begins that a cursor asks for.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use daybook_proto::common::v1::Freshness;
+use daybook_proto::history::v1::ListStreamEventsRequest;
+use daybook_proto::orders::v1::get_order_request::AsOf;
 use daybook_proto::orders::v1::{GetOrderRequest, ListOrdersRequest};
 use daybook_service::consistency::ConsistencyToken;
 use daybook_tests::client::Caller;
@@ -164,22 +166,24 @@ async fn a_token_that_is_none_is_refused_and_one_that_the_log_does_not_have_is_u
     let order_id = new_order_id();
     let receipt = caller.place(&order_id, "customer-1").await?;
     let token = sealing::token(stack.tenant.tenant_id, &receipt.consistency_token)?;
-    let path = format!("/v1/orders/{order_id}");
-    let key = stack.tenant.frontend_key.as_str();
-    let ask = async |token: &str| {
+    let paths = ["", "?as_of=1", "/events"].map(|rest| format!("/v1/orders/{order_id}{rest}"));
+    let key = stack.tenant.auditor_key.as_str();
+    let ask = async |path: &str, token: &str| {
         let headers = [("daybook-consistency", token), ("prefer", "wait=5")];
-        caller.get_as(key, &path, &headers).await
+        caller.get_as(key, path, &headers).await
     };
     let seal = |token: ConsistencyToken| token.seal(&sealing::ring(), stack.tenant.tenant_id);
     let elsewhere = seal(ConsistencyToken {
         partition: 7,
         ..token
     });
-    for wrong in ["", "nonsense", &elsewhere] {
-        let answer = ask(wrong).await?;
-        assert_eq!(answer.status, 400, "{wrong}: {}", answer.json());
-        assert_eq!(answer.json()["code"], "VALIDATION_FAILED");
-        assert_eq!(answer.json()["errors"][0]["pointer"], "daybook-consistency");
+    for path in &paths {
+        for wrong in ["", "nonsense", &elsewhere] {
+            let answer = ask(path, wrong).await?;
+            assert_eq!(answer.status, 400, "{path} {wrong}: {}", answer.json());
+            assert_eq!(answer.json()["code"], "VALIDATION_FAILED");
+            assert_eq!(answer.json()["errors"][0]["pointer"], "daybook-consistency");
+        }
     }
     let restored = seal(ConsistencyToken {
         generation: Uuid::now_v7(),
@@ -190,24 +194,49 @@ async fn a_token_that_is_none_is_refused_and_one_that_the_log_does_not_have_is_u
         ..token
     });
     for unknown in [restored, beyond] {
-        let answer = ask(&unknown).await?;
-        assert_eq!(answer.status, 400, "{}", answer.json());
-        assert_eq!(answer.json()["code"], "POSITION_UNKNOWN");
-        let request = GetOrderRequest {
+        for path in &paths {
+            let answer = ask(path, &unknown).await?;
+            assert_eq!(answer.status, 400, "{path}: {}", answer.json());
+            assert_eq!(answer.json()["code"], "POSITION_UNKNOWN");
+        }
+        let freshness = Some(Freshness {
+            consistency_token: unknown,
+        });
+        let order = GetOrderRequest {
             order_id: order_id.clone(),
-            freshness: Some(Freshness {
-                consistency_token: unknown,
-            }),
+            freshness: freshness.clone(),
             ..Default::default()
         };
-        let refused = caller
-            .queries()
-            .get_order(request)
-            .await
-            .expect_err("it is unknown");
-        assert_eq!(refused.code(), tonic::Code::OutOfRange);
-        assert_eq!(code(&refused), "POSITION_UNKNOWN");
+        let order_as_of = GetOrderRequest {
+            as_of: Some(AsOf::AsOfVersion(1)),
+            ..order.clone()
+        };
+        let events = ListStreamEventsRequest {
+            stream_id: order_id.clone(),
+            freshness,
+            ..Default::default()
+        };
+        let (mut queries, mut histories) = (caller.queries(), caller.histories());
+        for refused in [
+            queries.get_order(order).await.map(drop),
+            queries.get_order(order_as_of).await.map(drop),
+            histories.list_stream_events(events).await.map(drop),
+        ] {
+            let refused = refused.expect_err("it is unknown");
+            assert_eq!(refused.code(), tonic::Code::OutOfRange);
+            assert_eq!(code(&refused), "POSITION_UNKNOWN");
+        }
     }
+    let events = ListStreamEventsRequest {
+        stream_id: order_id,
+        freshness: Some(Freshness {
+            consistency_token: receipt.consistency_token,
+        }),
+        ..Default::default()
+    };
+    let read = caller.histories().list_stream_events(events).await?.into_inner();
+    let shown = read.staleness.context("it says how fresh it is")?;
+    assert!(opened(&caller, &shown.consistency_token)? >= token.position);
     Ok(())
 }
 

@@ -207,15 +207,21 @@ impl Marks {
             .map_or(0, |mark| mark.position)
     }
 
-    /// Whether a read model has what a token stands for that somebody has shown at a moment.
-    pub(super) fn reached(&self, model: &str, token: &ConsistencyToken, shown_at: Instant) -> Reached {
+    /// Whether a read model, or without one the log itself, has what a token stands for that somebody has shown at a moment.
+    pub(super) fn reached(
+        &self,
+        model: Option<&str>,
+        token: &ConsistencyToken,
+        shown_at: Instant,
+    ) -> Reached {
         let Some(heads) = self.heads.get(&token.partition) else {
             return Reached::NotYet;
         };
         let newest = heads.newest();
+        let position = model.map_or(newest.position, |model| self.position(model, token.partition));
         match heads.lineage.valid_up_to(token.generation) {
             Some(last) if token.position > last => Reached::Never,
-            Some(_) if token.position <= self.position(model, token.partition) => Reached::Yes,
+            Some(_) if token.position <= position => Reached::Yes,
             // The log was looked at after the token was given out, and a standby may be behind.
             Some(_) if token.position > newest.position && newest.at >= shown_at && !heads.is_standby => {
                 Reached::Never
@@ -409,7 +415,7 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         let shown_at = start + QUARTER;
-        let reached = |marks: &Marks, position| marks.reached(MODEL, &token(1, LOG, position), shown_at);
+        let reached = |marks: &Marks, position| marks.reached(Some(MODEL), &token(1, LOG, position), shown_at);
         assert_eq!(reached(&marks, 7), Reached::Yes);
         assert_eq!(reached(&marks, 8), Reached::NotYet);
         head(&mut marks, start + 2 * QUARTER, LOG, 8);
@@ -418,7 +424,13 @@ mod tests {
             Reached::NotYet,
             "the read model has yet to come"
         );
+        assert_eq!(
+            marks.reached(None, &token(1, LOG, 8), shown_at),
+            Reached::Yes,
+            "the log has it"
+        );
         assert_eq!(reached(&marks, 9), Reached::Never);
+        assert_eq!(marks.reached(None, &token(1, LOG, 9), shown_at), Reached::Never);
         let standby = LogHead {
             epoch: 1,
             generation: LOG,
@@ -435,7 +447,7 @@ mod tests {
         let (mut marks, start) = (Marks::default(), Instant::now());
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
-        let reached = |marks: &Marks, token| marks.reached(MODEL, &token, start);
+        let reached = |marks: &Marks, token| marks.reached(Some(MODEL), &token, start);
         assert_eq!(reached(&marks, token(2, RESTORED, 7)), Reached::NotYet);
         assert_eq!(reached(&marks, token(1, RESTORED, 7)), Reached::Never);
         let epochs = [(1, LOG, 1), (2, RESTORED, 6)].map(|(number, generation, from_position)| Epoch {

@@ -53,10 +53,12 @@ impl Queries {
         caller: &Principal,
         request: ListStreamEventsRequest,
     ) -> Result<ListStreamEventsResponse, ApiError> {
-        let page = self.reads.events(caller, &list_events(request)?).await?;
+        let (list, demand) = list_events(request, self.reads.tokens(caller))?;
+        let page = self.reads.events(caller, &list, demand.as_ref()).await?;
         Ok(ListStreamEventsResponse {
             events: page.data.items.into_iter().map(wire::event).collect(),
             next_page_token: page.data.next_cursor.unwrap_or_default(),
+            staleness: Some(wire::staleness(&page.staleness)),
         })
     }
 
@@ -124,7 +126,10 @@ fn list_feed(request: ListEventsRequest, tokens: Tokens) -> Result<(ListFeed, Op
     Ok((list, demand))
 }
 
-fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError> {
+fn list_events(
+    request: ListStreamEventsRequest,
+    tokens: Tokens,
+) -> Result<(ListEvents, Option<Demand>), ApiError> {
     let mut violations = Violations::default();
     let stream = Stream::of_any_kind(&request.stream_id);
     if stream.is_none() {
@@ -145,7 +150,8 @@ fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError>
             "must not be less than from_version",
         );
     }
-    Ok(ListEvents {
+    let demand = violations.freshness(request.freshness.as_ref(), tokens);
+    let list = ListEvents {
         stream: violations.finish(stream)?,
         versions: from..=to,
         direction: if request.descending {
@@ -156,5 +162,6 @@ fn list_events(request: ListStreamEventsRequest) -> Result<ListEvents, ApiError>
         limit,
         cursor: page_token(request.page_token),
         diff: request.diff,
-    })
+    };
+    Ok((list, demand))
 }

@@ -72,7 +72,11 @@ impl Queries {
         let demand = violations.freshness(request.freshness.as_ref(), self.reads.tokens(caller));
         let order_id = violations.finish(order_id)?;
         let order = match as_of {
-            Some(as_of) => self.reads.order_as_of(caller, &order_id, as_of).await?,
+            Some(as_of) => {
+                self.reads
+                    .order_as_of(caller, &order_id, as_of, demand.as_ref())
+                    .await?
+            }
             None => self.reads.order(caller, &order_id, demand.as_ref()).await?,
         };
         let view: OrderView = serde_json::from_str(&order.data.json).map_err(ApiError::internal)?;

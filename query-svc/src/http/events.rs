@@ -13,7 +13,7 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 use super::openapi::{NotFound, NotModified, Refusals};
 use super::params::Params;
 use super::schema::{Event, ListEnvelope};
-use super::{Caller, ConditionalHeaders, answer, examples};
+use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer, examples};
 use crate::reads::Reads;
 
 /// Whose history it is.
@@ -75,7 +75,7 @@ pub struct ListEventsParams {
     operation_id = "listEvents",
     tag = "Histories",
     security(("api_key" = ["events:read"])),
-    params(Aggregate, ListEventsParams, ConditionalHeaders),
+    params(Aggregate, ListEventsParams, FreshnessQuery, FreshnessHeaders, ConditionalHeaders),
     responses(
         (status = 200, description = "A page of events.", body = ListEnvelope<Event<'static>>),
         NotModified,
@@ -92,8 +92,9 @@ pub async fn list_events(
 ) -> Result<Response, ApiError> {
     let kind = Kind::by_plural(&aggregates).ok_or_else(|| ApiError::not_found("collection", aggregates))?;
     let list = params.stream(kind, &id).map(|stream| params.list_events(stream));
+    let demand = params.demand(&headers, reads.tokens(&caller));
     let list = params.finish(list)?;
-    let page = reads.events(&caller, &list).await?;
+    let page = reads.events(&caller, &list, demand.as_ref()).await?;
     let newest = page
         .data
         .items

@@ -10,6 +10,7 @@ use daybook_service::{ApiError, identity::Principal};
 use super::changes::Change;
 use super::{Answer, Page, Place, Reads, page};
 use crate::cursor::Question;
+use crate::freshness::Demand;
 
 /// An aggregate: its kind, and an id that this kind has.
 #[derive(Clone, Debug)]
@@ -58,18 +59,19 @@ impl Reads {
     /// # Errors
     /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such aggregate, `INVALID_CURSOR` when the cursor is not from this
     /// very history, `POSITION_UNKNOWN` when the log no longer has the event that it stands for, `PAYLOAD_TOO_LARGE` when it
-    /// is too much to tell what the events changed.
+    /// is too much to tell what the events changed, and what demanding freshness can end in.
     pub async fn events(
         &self,
         caller: &Principal,
         list: &ListEvents,
+        demand: Option<&Demand>,
     ) -> Result<Answer<Page<HistoryEvent>>, ApiError> {
         let question = list.question(caller);
         let last = match &list.cursor {
             Some(cursor) => Some(Place::open(&self.0.cursors.open(&question, cursor)?)?),
             None => None,
         };
-        let staleness = self.staleness_of_log(caller);
+        let staleness = self.freshen_log(caller, demand).await?;
         let (versions, limit) = match last {
             Some(last) => (list.versions_from(last.number), list.limit + 2),
             None => (list.versions.clone(), list.limit + 1),

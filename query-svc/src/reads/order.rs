@@ -49,18 +49,21 @@ impl Reads {
         }
     }
 
-    /// An order as it was. The log is asked and not the read model, so the answer is never behind.
+    /// An order as it was. The log is asked and not the read model, so the answer is behind only where that is a
+    /// standby's.
     ///
     /// # Errors
     /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, or had none then, or the order has not got to
-    /// that version; `PAYLOAD_TOO_LARGE` when its history is too long to be folded that far.
+    /// that version; `PAYLOAD_TOO_LARGE` when its history is too long to be folded that far; and what demanding freshness can
+    /// end in.
     pub async fn order_as_of(
         &self,
         caller: &Principal,
         order_id: &OrderId,
         as_of: AsOf,
+        demand: Option<&Demand>,
     ) -> Result<Answer<Arc<Document>>, ApiError> {
-        let staleness = self.staleness_of_log(caller);
+        let staleness = self.freshen_log(caller, demand).await?;
         let key = StreamKey {
             tenant_id: caller.tenant_id,
             stream_id: order_id.to_string(),
