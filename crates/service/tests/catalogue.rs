@@ -83,8 +83,8 @@ fn a_refusal_over_grpc_is_no_larger_than_clients_take_headers_whatever_is_in_it(
         ApiError::not_found("order", long()),
         ApiError::domain_rule("ORDER_ALREADY_SHIPPED", long())
             .with_resource("order", long())
-            .with_detail("status", long())
-            .with_detail("statuses", vec![long(); 3]),
+            .with_detail("order_status", long())
+            .with_detail("others", vec![long(); 3]),
     ];
     for error in errors {
         let code = error.code().clone();
