@@ -71,13 +71,14 @@ impl Shares {
     /// A place for a tenant, when it is its turn.
     ///
     /// # Errors
-    /// `RATE_LIMITED` when as many of the tenant's wait as may, `OVERLOADED` when as many of all do, or the wait was too long.
+    /// `RATE_LIMITED` when as many of the tenant's wait as may, or one waited too long for a place of the tenant's own share;
+    /// `OVERLOADED` when as many of all wait as may, or one waited too long while all places were taken.
     pub async fn place(&self, tenant_id: Uuid) -> Result<Place, ApiError> {
         let mut place = self.stand_in_line(tenant_id)?;
         if let Some(turn) = &mut place.turn {
             let waited = timeout(self.options.wait_max, turn).await;
             waited
-                .map_err(|_elapsed| full())?
+                .map_err(|_elapsed| self.waited_too_long())?
                 .expect("nobody is forgotten who waits");
             place.turn = None;
         }
@@ -111,9 +112,22 @@ impl Shares {
             return Err(full());
         }
         if of_tenant >= half_of_the_rest(waiting_max, state.waiting - of_tenant) {
-            return Err(ApiError::rate_limited(self.options.quota, RETRY_AFTER_DEFAULT));
+            return Err(self.share_is_full());
         }
         Ok(())
+    }
+
+    /// While there is a free place, it is the tenant's own work that it waits for.
+    fn waited_too_long(&self) -> ApiError {
+        if self.state().taken < self.options.places {
+            self.share_is_full()
+        } else {
+            full()
+        }
+    }
+
+    fn share_is_full(&self) -> ApiError {
+        ApiError::rate_limited(self.options.quota, RETRY_AFTER_DEFAULT)
     }
 
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
@@ -277,9 +291,16 @@ mod tests {
     async fn one_too_many_is_refused_at_once_and_who_waits_too_long_later() {
         let shares = shares();
         let _of_anne = [at_once(&shares, ANNE), at_once(&shares, ANNE)];
-        let _waiting = [ANNE, ANNE].map(|id| shares.stand_in_line(id).expect("half of four"));
+        let waiting = [ANNE, ANNE].map(|id| shares.stand_in_line(id).expect("half of four"));
         let refused = shares.place(ANNE).now_or_never().expect("at once");
         assert_eq!(refused.expect_err("refused").code(), &Code::RateLimited);
+        drop(waiting);
+        let late = shares.place(ANNE).await;
+        assert_eq!(
+            late.expect_err("refused").code(),
+            &Code::RateLimited,
+            "there are places for others"
+        );
 
         let _others = [at_once(&shares, BERT), at_once(&shares, CLEO)];
         let late = shares.place(BERT).await;
