@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::Limits;
 use super::body::{count_body, whole};
+use super::grpc_web::InBase64;
 use super::routes::Needs;
 use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
 use crate::metrics::Transport;
@@ -146,6 +147,10 @@ impl Budget {
         let body_bytes_max = needs.body_bytes_max;
         let declared = HttpBody::size_hint(request.body()).exact().unwrap_or(0);
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
+        let declared = match request.extensions().get() {
+            Some(InBase64) => InBase64::decoded(declared),
+            None => declared,
+        };
         if declared > body_bytes_max {
             return Err(ApiError::payload_too_large(body_bytes_max));
         }

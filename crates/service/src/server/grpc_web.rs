@@ -17,6 +17,20 @@ const CONTENT_TYPES: [&str; 4] = [
     "application/grpc-web-text+proto",
 ];
 
+/// What the content types of messages in base64 begin with.
+const IN_BASE64: &[u8] = b"application/grpc-web-text";
+
+/// In the extensions of a request whose body comes in base64: it is smaller than it declares.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InBase64;
+
+impl InBase64 {
+    /// How many bytes come out of so many at the least: the last four may be one.
+    pub(super) fn decoded(bytes: usize) -> usize {
+        (bytes / 4 * 3).saturating_sub(2)
+    }
+}
+
 /// Whether a request is a call of gRPC-Web.
 pub(super) fn is_call(request: &Request<Body>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE);
@@ -44,6 +58,10 @@ where
     F: Future<Output = Response<Body>>,
 {
     accept_what_was_sent(&mut request);
+    let content_type = request.headers().get(CONTENT_TYPE);
+    if content_type.is_some_and(|given| given.as_bytes().starts_with(IN_BASE64)) {
+        request.extensions_mut().insert(InBase64);
+    }
     let grpc = service_fn(|request: Request<tonic::body::Body>| {
         let answered = answer(request.map(Body::new));
         async { Ok::<_, Infallible>(answered.await) }

@@ -4,6 +4,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use daybook_service::server::{GRACE_PERIOD, Limits};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty, StreamBody};
@@ -222,4 +224,29 @@ async fn a_grpc_web_call_that_is_refused_says_so_as_grpc_does() {
     let status = Status::from_header_map(response.headers()).expect("a status in the headers");
     let info = status.get_details_error_info().expect("an ErrorInfo");
     assert_eq!(info.reason, "VALIDATION_FAILED");
+}
+
+#[tokio::test]
+async fn a_grpc_web_call_in_base64_may_be_as_large_as_any_other() {
+    let server = Server::start(Limits::default()).await;
+    // The route takes as much, and no more.
+    let largest = vec![0; 64 * 1_024];
+    let text = |body: &[u8]| BASE64_STANDARD.encode(body);
+    let of_text = "application/grpc-web-text";
+    let collected = async |content_type, body: Bytes| {
+        let response = server.post("/t.v1.T/Collect", content_type, body).await;
+        let status = Status::from_header_map(response.headers());
+        match status.and_then(|status| status.get_details_error_info()) {
+            Some(info) => info.reason,
+            None => String::from_utf8_lossy(response.body()).into_owned(),
+        }
+    };
+    let in_text = collected(of_text, text(&largest).into()).await;
+    assert_eq!(in_text, text(b"65536"));
+    let plain = collected("application/grpc-web", largest.clone().into()).await;
+    assert!(plain.starts_with("65536"), "{plain}");
+    let larger = [&largest[..], &[0; 4]].concat();
+    for (content_type, body) in [(of_text, text(&larger).into()), ("application/grpc-web", larger.into())] {
+        assert_eq!(collected(content_type, body).await, "PAYLOAD_TOO_LARGE", "{content_type}");
+    }
 }
