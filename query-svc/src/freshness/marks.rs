@@ -23,6 +23,8 @@ const LATER_EPOCH_MAX: Duration = Duration::from_secs(15);
 pub(crate) struct Progress {
     /// A position that an answer includes, and everything before it.
     pub(crate) position: u64,
+    /// Whether its tables are of a history that is gone: then no position of their rows is one of the log.
+    pub(crate) is_of_lost_history: bool,
     /// How long ago, at the most, the oldest event was recorded that the answer may lack; 0 when it lacked none as of the
     /// last look at the log, a quarter of a second ago.
     pub(crate) lag_ms: u64,
@@ -202,9 +204,17 @@ impl Marks {
 
     /// How far a read model has come in the log as it is now. One that is beyond a fork has not come anywhere.
     pub(super) fn position(&self, model: &str, partition: i32) -> u64 {
-        let mark = self.marks.get(&partition).and_then(|marks| marks.get(model));
-        mark.filter(|mark| self.has(partition, mark.log_generation, mark.position) == Some(true))
+        let mark = self.mark(model, partition);
+        mark.filter(|mark| self.is_of_log(partition, mark))
             .map_or(0, |mark| mark.position)
+    }
+
+    fn mark(&self, model: &str, partition: i32) -> Option<&Mark> {
+        self.marks.get(&partition)?.get(model)
+    }
+
+    fn is_of_log(&self, partition: i32, mark: &Mark) -> bool {
+        self.has(partition, mark.log_generation, mark.position) == Some(true)
     }
 
     /// Whether a read model, or without one the log itself, has what a token stands for that somebody has shown at a moment.
@@ -245,8 +255,10 @@ impl Marks {
                 .checked_at
                 .filter(|checked_at| now.duration_since(*checked_at) > CHECKED_MAX))
             .or(self.superseded_since(partition, now));
+        let mark = self.mark(model, partition);
         Progress {
             position,
+            is_of_lost_history: mark.is_some_and(|mark| !self.is_of_log(partition, mark)),
             lag_ms: late_since.map_or(0, |since| millis(now.duration_since(since))),
             epoch: self.epoch(partition),
         }
@@ -260,6 +272,7 @@ impl Marks {
             .map_or(0, |heads| heads.newest().position);
         Progress {
             position,
+            is_of_lost_history: false,
             lag_ms: 0,
             epoch: self.epoch(partition),
         }
@@ -322,6 +335,7 @@ mod tests {
             progress(&marks, start + QUARTER),
             Progress {
                 position: 7,
+                is_of_lost_history: false,
                 lag_ms: 0,
                 epoch: Some(EpochId {
                     number: 1,
@@ -371,6 +385,7 @@ mod tests {
         applied(&mut marks, start, 7);
         head(&mut marks, start, RESTORED, 5);
         assert_eq!(marks.position(MODEL, 0), 0);
+        assert!(progress(&marks, start).is_of_lost_history);
         assert_eq!(marks.epoch(0).map(|epoch| epoch.generation), Some(RESTORED));
         assert_eq!(marks.log_progress(0).position, 5);
     }

@@ -76,6 +76,7 @@ pub struct Staleness {
     /// How long ago, at the most, the oldest event was recorded that the answer may lack; 0 when it lacked none as of the
     /// last look at the log, a quarter of a second ago.
     pub lag_ms: u64,
+    is_of_lost_history: bool,
     epoch: Option<EpochId>,
     tokens: Tokens,
 }
@@ -85,14 +86,24 @@ impl Staleness {
     pub(crate) fn new(progress: Progress, tokens: Tokens) -> Self {
         let Progress {
             position,
+            is_of_lost_history,
             lag_ms,
             epoch,
         } = progress;
         Self {
             position,
             lag_ms,
+            is_of_lost_history,
             epoch,
             tokens,
+        }
+    }
+
+    /// Notes the position of the event that last changed a row of the answer. Rows and checkpoint commit together, so what made
+    /// the row is included, and all before it; but for rows of a history that is gone, whose positions are of other events.
+    pub(crate) fn include(&mut self, row: u64) {
+        if !self.is_of_lost_history {
+            self.position = self.position.max(row);
         }
     }
 
@@ -114,5 +125,24 @@ impl Staleness {
     /// The position, for a caller who may see it: it counts what all tenants write.
     pub fn plain_position(&self) -> Option<u64> {
         self.tokens.sees_positions.then_some(self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_newer_than_the_last_look_unless_their_history_is_gone() {
+        for (is_of_lost_history, position) in [(false, 120), (true, 0)] {
+            let progress = Progress {
+                is_of_lost_history,
+                ..Progress::default()
+            };
+            let mut staleness = Staleness::new(progress, Tokens::of(7, 0, &[]));
+            staleness.include(120);
+            staleness.include(100);
+            assert_eq!(staleness.position, position);
+        }
     }
 }

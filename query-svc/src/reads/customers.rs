@@ -49,7 +49,7 @@ impl Reads {
         let Some(customer) = found.into_iter().next() else {
             return Err(ApiError::not_found("customer", customer_id.as_str()));
         };
-        staleness.position = staleness.position.max(newest(&customer));
+        staleness.include(newest(&customer));
         Ok(Answer {
             data: customer,
             staleness,
@@ -84,13 +84,13 @@ impl Reads {
                 })
             })
             .await?;
-        staleness.position = found.iter().map(newest).fold(staleness.position, u64::max);
+        found.iter().map(newest).for_each(|position| staleness.include(position));
         let data = page(found, limit, |last| self.seal(&question, &scan.keyset(last)));
         Ok(Answer { data, staleness })
     }
 }
 
-/// Rows and checkpoint commit together, so what made any of the rows is included, and all before it.
+/// The position of the newest event in a customer's totals.
 fn newest(customer: &Customer) -> u64 {
     customer
         .totals

@@ -38,8 +38,7 @@ impl Reads {
         let order_id = order_id.to_string();
         match self.0.loader.find(caller.tenant_id, order_id.clone()).await? {
             Some(document) => {
-                // Row and checkpoint commit together, so what made the row is included, and all before it.
-                staleness.position = staleness.position.max(document.position);
+                staleness.include(document.position);
                 Ok(Answer {
                     data: document,
                     staleness,

@@ -102,9 +102,7 @@ impl Reads {
                 })
             })
             .await?;
-        // Rows and checkpoint commit together, so what made any of the rows is included, and all before it.
-        let newest = found.iter().map(|row| row.position).max();
-        staleness.position = staleness.position.max(newest.unwrap_or(0));
+        found.iter().for_each(|row| staleness.include(row.position));
         let Page { items, next_cursor } = page(found, limit, |last| self.seal(&question, &scan.keyset(last)));
         let mut items: Vec<_> = items.into_iter().map(ListedOrder::from).collect();
         if expand.customer {

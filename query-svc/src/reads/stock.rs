@@ -44,8 +44,7 @@ impl Reads {
         let Some(row) = found else {
             return Err(ApiError::not_found("stock_item", id));
         };
-        // Row and checkpoint commit together, so what made the row is included, and all before it.
-        staleness.position = staleness.position.max(row.position);
+        staleness.include(row.position);
         Ok(Answer { data: row, staleness })
     }
 
@@ -75,8 +74,7 @@ impl Reads {
                 Box::pin(async move { stock_levels::list(connection, tenant_id, &after, limit + 1).await })
             })
             .await?;
-        let newest = found.iter().map(|row| row.position).max();
-        staleness.position = staleness.position.max(newest.unwrap_or(0));
+        found.iter().for_each(|row| staleness.include(row.position));
         let cursor_after = |last: &Row| self.0.cursors.seal(&question, last.sku.as_str().as_bytes());
         Ok(Answer {
             data: page(found, limit, cursor_after),
