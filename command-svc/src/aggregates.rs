@@ -3,12 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use daybook_domain::aggregate::Aggregate;
-use daybook_domain::aggregates::AGGREGATES;
 use daybook_domain::each_aggregate;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
-use daybook_service::problems::DomainRule;
 use daybook_service::sealing::KeyRing;
 use daybook_service::server::Declared;
 use prometheus_client::metrics::histogram::Histogram;
@@ -45,14 +43,6 @@ where
 /// The operations of every aggregate over HTTP.
 pub(crate) fn operations() -> Vec<Operations> {
     each_aggregate!(A => <A as Commands>::routes().into_operations()).into()
-}
-
-/// The rules of every aggregate, for `GET /problems`.
-pub(crate) fn rules() -> Vec<DomainRule> {
-    let rules = AGGREGATES.iter().flat_map(|kind| kind.rules);
-    rules
-        .map(|&(code, explanation)| DomainRule { code, explanation })
-        .collect()
 }
 
 /// What the service of every aggregate is made of.

@@ -29,6 +29,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daybook_domain::aggregates::rules;
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherMetrics, PublisherOptions};
 use daybook_event_store::keys::{self, KeyTurn};
@@ -36,8 +37,9 @@ use daybook_event_store::{
     Appender, AppenderMetrics, AppenderOptions, EventStore, NotAppendable, PostgresLog, SeenEpoch,
 };
 use daybook_service::metrics::{EventMoments, Moment, Registry};
+use daybook_service::problems::{self, DomainRule};
 use daybook_service::start::Start;
-use daybook_service::{database, openapi, problems};
+use daybook_service::{database, openapi};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -112,7 +114,7 @@ pub async fn run(
     });
     let http = commands
         .merge(openapi::router(http::description()))
-        .merge(problems::router(&aggregates::rules()));
+        .merge(problems::router(&rules().map(DomainRule::from).collect::<Vec<_>>()));
     start.serve(listener, admin_listener, http, grpc).await
 }
 

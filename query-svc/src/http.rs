@@ -19,10 +19,12 @@ pub mod stock;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
+use daybook_domain::aggregates::rules;
+use daybook_service::ApiError;
 use daybook_service::identity::{Principal, principal};
 use daybook_service::openapi as common;
 use daybook_service::server::{Declared, Needs};
-use daybook_service::{ApiError, problems};
+use daybook_service::problems::{self, DomainRule};
 use http::request::Parts;
 use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
@@ -75,14 +77,15 @@ impl FromRequestParts<Reads> for Caller {
     }
 }
 
-/// All routes: reads, their description, and the catalogue of problems.
+/// All routes: reads, their description, and the catalogue of problems. Where one address leads to all services, this one may be
+/// asked what a rule means that a command was refused by.
 pub fn router(reads: Reads) -> Declared {
     let (routes, api) = described_routes().split_for_parts();
     let needs = common::scopes(&api).into_iter();
     let needs = needs.map(|(path, scope)| (path, Needs::scope(scope)));
     Declared::new(compressed(routes.with_state(reads)), needs)
         .merge(common::router(description()))
-        .merge(problems::router(&[]))
+        .merge(problems::router(&rules().map(DomainRule::from).collect::<Vec<_>>()))
 }
 
 /// The OpenAPI description, as `/openapi.json` gives it.

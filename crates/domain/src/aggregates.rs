@@ -57,6 +57,11 @@ impl Kind {
     }
 }
 
+/// The rules of every aggregate: the code of each, and what it says.
+pub fn rules() -> impl Iterator<Item = (&'static str, &'static str)> {
+    AGGREGATES.iter().flat_map(|kind| kind.rules).copied()
+}
+
 /// Declares the list: a variant's name for its events, its module, and its plural in addresses. It begins with a `$` for
 /// the macro that it declares.
 macro_rules! aggregates {

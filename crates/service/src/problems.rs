@@ -22,6 +22,12 @@ pub struct DomainRule {
     pub explanation: &'static str,
 }
 
+impl From<(&'static str, &'static str)> for DomainRule {
+    fn from((code, explanation): (&'static str, &'static str)) -> Self {
+        Self { code, explanation }
+    }
+}
+
 /// The routes of the catalogue, with the rules of the service's domain.
 pub fn router(rules: &[DomainRule]) -> Declared {
     let catalogue: Arc<[Explanation]> = catalogue(rules).into();

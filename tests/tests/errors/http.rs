@@ -192,6 +192,9 @@ async fn what_does_not_exist_and_what_cannot_be_done_are_problems_on_every_servi
             .await?;
         problem(&answer, 405, "METHOD_NOT_ALLOWED")?;
     }
+    // One address may lead to both services.
+    let rule = caller.get_as("", "/problems/order-already-shipped", &[]).await?;
+    assert_eq!(rule.status, 200, "{}", rule.json());
     Ok(())
 }
 
