@@ -43,7 +43,7 @@ const REQUEST_HEADERS: [HeaderName; 14] = [
 ];
 
 /// What a page may see of an answer, beside what browsers show of any.
-const ANSWER_HEADERS: [HeaderName; 13] = [
+const ANSWER_HEADERS: [HeaderName; 14] = [
     ALLOW,
     ETAG,
     LOCATION,
@@ -53,6 +53,7 @@ const ANSWER_HEADERS: [HeaderName; 13] = [
     HeaderName::from_static("daybook-lag-ms"),
     HeaderName::from_static("daybook-position"),
     HeaderName::from_static("grpc-message"),
+    HeaderName::from_static("grpc-retry-pushback-ms"),
     HeaderName::from_static("grpc-status"),
     HeaderName::from_static("grpc-status-details-bin"),
     HeaderName::from_static("idempotency-replayed"),

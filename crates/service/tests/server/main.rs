@@ -2,6 +2,7 @@
 
 mod access;
 mod connections;
+mod pages;
 mod requests;
 
 use std::convert::Infallible;
@@ -60,6 +61,10 @@ impl Server {
     }
 
     async fn start_for(access: Access, limits: Limits) -> Self {
+        Self::start_with(access, limits, Cors::default()).await
+    }
+
+    async fn start_with(access: Access, limits: Limits, cors: Cors) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (shutdown, registry) = (CancellationToken::new(), Registry::new());
@@ -85,7 +90,7 @@ impl Server {
             http: Declared::new(http_routes(work_ends.clone()), http),
             grpc: Declared::new(grpc_routes(), grpc),
             access,
-            cors: Cors::default(),
+            cors,
         };
         let serving = serve(listener, routes, limits, metrics, shutdown.clone());
         Self {
