@@ -192,6 +192,7 @@ pub struct Correlation<'a> {
 
 /// An event in a tree.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CorrelationNode)]
 pub struct Node<'a> {
     /// What happened.
     pub event: Event<'a>,
