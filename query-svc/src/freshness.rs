@@ -273,7 +273,11 @@ impl Watcher {
             self.heads_due = now + POLL;
             self.heads(&marks).await?
         };
-        if heads.iter().any(|(_, _, lineage)| lineage.is_some()) {
+        let was_known = |partition: &i32| self.marks.borrow().epoch(*partition).is_some();
+        if heads
+            .iter()
+            .any(|(partition, _, lineage)| lineage.is_some() && was_known(partition))
+        {
             // Before anybody is promised what is in this epoch: another connection may lead to a server without it.
             daybook_postgres::reconnect();
         }

@@ -225,6 +225,14 @@ async fn services_that_stay_connected_to_an_isolated_primary_leave_it_and_show_n
     .await?;
     lost.is_gone(&caller).await?;
 
+    wait::until("the other command service has left the old primary", async || {
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'daybook-publisher'";
+        let sessions: i64 = sqlx::query_scalar(sessions)
+            .fetch_one(&pair.backend.superuser)
+            .await?;
+        Ok(sessions == 0)
+    })
+    .await?;
     let left_behind = pair.caller(0)?;
     wait::until(
         "the other command service accepts commands of the new primary",
