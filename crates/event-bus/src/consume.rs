@@ -34,7 +34,7 @@ pub struct ReaderOptions {
     pub distrusted_up_to: u64,
     /// How long the stream may be silent before the reader compares itself with the log.
     pub idle_interval: Duration,
-    /// How often the log is looked at while the stream cannot be read.
+    /// How often the log is read while the stream cannot be read.
     pub poll_interval: Duration,
     /// How long the stream may be silent while the log is ahead; then it is subscribed to anew.
     pub silence_max: Duration,
@@ -154,7 +154,7 @@ pub struct Reader {
     options: ReaderOptions,
     machine: Machine,
     consumer: Consumer,
-    looking: Option<JoinHandle<Result<Answer, ReadError>>>,
+    reading: Option<JoinHandle<Result<Answer, ReadError>>>,
     connections: watch::Receiver<u64>,
 }
 
@@ -169,7 +169,7 @@ impl Reader {
             machine: Machine::new(partition, after, options.clone(), Instant::now()),
             options,
             consumer: Consumer::None,
-            looking: None,
+            reading: None,
         }
     }
 
@@ -199,13 +199,13 @@ impl Reader {
         }
     }
 
-    /// Starts what is wanted, in tasks of their own: database work is never dropped half-way. Returns when to look again.
+    /// Starts what is wanted, in tasks of their own: database work is never dropped half-way. Returns when to ask again.
     fn start_what_is_wanted(&mut self) -> Instant {
-        let (is_connected, is_looking) = (self.bus.is_connected(), self.looking.is_some());
-        let wanted = self.machine.wanted(Instant::now(), is_connected, is_looking);
-        if let Some(look) = wanted.look {
-            let looking = source::look(self.store.clone(), self.partition, look, self.options.ready_bytes);
-            self.looking = Some(tokio::spawn(looking));
+        let (is_connected, is_reading) = (self.bus.is_connected(), self.reading.is_some());
+        let wanted = self.machine.wanted(Instant::now(), is_connected, is_reading);
+        if let Some(read) = wanted.read {
+            let reading = source::read(self.store.clone(), self.partition, read, self.options.ready_bytes);
+            self.reading = Some(tokio::spawn(reading));
         }
         if let Some(from) = wanted.subscribe_from {
             self.consumer = Consumer::open(self.bus.clone(), self.partition, from, self.options.clone());
@@ -219,7 +219,7 @@ impl Reader {
         let listens_beyond = self.machine.listens_beyond(events_max);
         tokio::select! {
             biased;
-            answer = finished(&mut self.looking) => answer.map(Input::Answer).map(Some),
+            answer = finished(&mut self.reading) => answer.map(Input::Answer).map(Some),
             next = self.consumer.next(listens_beyond) => Ok(Some(next)),
             Ok(()) = self.connections.changed() => Ok(Some(Input::Reconnected)),
             () = tokio::time::sleep_until(wake_at.into()) => Ok(None),
@@ -235,7 +235,7 @@ pub async fn is_superseded(bus: &Bus, partition: i32, log: EpochId) -> bool {
         Err(error) => {
             if bus.is_connected() {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(partition, error, "cannot look at the epoch of the stream");
+                tracing::warn!(partition, error, "cannot read at the epoch of the stream");
             }
             false
         }

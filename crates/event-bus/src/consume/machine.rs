@@ -30,7 +30,7 @@ enum State {
         read_to: u64,
         /// The event behind the hole. Nothing more is taken from the stream while it waits.
         ahead: Option<Box<RecordedEvent>>,
-        /// Whether a look at the log has begun since it is known that the hole reaches so far.
+        /// Whether a read of the log has begun since it is known that the hole reaches so far.
         is_asked: bool,
     },
 }
@@ -57,7 +57,7 @@ pub(super) enum Input {
         /// The event in it and the generation that it names; `None` when it is not a whole event.
         carried: Option<(RecordedEvent, Uuid)>,
     },
-    /// The log's answer to a look.
+    /// What a read of the log gave.
     Answer(Answer),
     /// The stream is subscribed to.
     Subscribed,
@@ -67,9 +67,9 @@ pub(super) enum Input {
     Reconnected,
 }
 
-/// A look at the log: its head, and what comes after a position.
+/// A read of the log: its head, and what comes after a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Look {
+pub(super) struct LogRead {
     pub(super) after: u64,
     /// Events to be read at most.
     pub(super) limit: u32,
@@ -79,7 +79,7 @@ pub(super) struct Look {
 /// What the log has.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) look: Look,
+    pub(super) read: LogRead,
     /// Its head, before the events were read.
     pub(super) head: LogHead,
     /// Only where it was asked for.
@@ -90,8 +90,8 @@ pub(super) struct Answer {
 /// What is to be done now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Look at the log.
-    pub(super) look: Option<Look>,
+    /// LogRead at the log.
+    pub(super) read: Option<LogRead>,
     /// Subscribe to the stream, from a sequence on.
     pub(super) subscribe_from: Option<u64>,
     /// When to ask again if nothing has come until then.
@@ -114,7 +114,7 @@ pub(super) struct Machine {
     ready: Ready,
     /// How many events have come from the log since the last one from the stream.
     from_log_in_a_row: u64,
-    /// When an event last came from the stream, or the log was looked at.
+    /// When an event last came from the stream, or the log was read.
     active_at: Instant,
 }
 
@@ -138,31 +138,31 @@ impl Machine {
         &self.options.metrics
     }
 
-    /// What is to be started now. A look at the log that is under way `is_looking`; another one waits for its answer.
-    pub(super) fn wanted(&mut self, now: Instant, is_connected: bool, is_looking: bool) -> Wanted {
-        let look_at = (!is_looking).then(|| self.look_at(now));
+    /// What is to be started now. A read of the log that is under way `is_reading`; another one waits for its answer.
+    pub(super) fn wanted(&mut self, now: Instant, is_connected: bool, is_reading: bool) -> Wanted {
+        let read_at = (!is_reading).then(|| self.read_at(now));
         let subscribe_at = match self.subscription {
             Subscription::Closed { open_at } if is_connected => Some(open_at),
             _ => None,
         };
         let is_due = |at: &Instant| *at <= now;
-        let look = look_at.filter(is_due).map(|_| self.look(is_connected));
-        if let (State::Filling { is_asked, .. }, Some(_)) = (&mut self.state, look) {
+        let read = read_at.filter(is_due).map(|_| self.read(is_connected));
+        if let (State::Filling { is_asked, .. }, Some(_)) = (&mut self.state, read) {
             *is_asked = true;
         }
         let subscribe_from = subscribe_at.filter(is_due).map(|_| self.last + 1);
         if subscribe_from.is_some() {
             self.subscription = Subscription::Opening;
         }
-        let later = look_at.into_iter().chain(subscribe_at).filter(|at| !is_due(at));
+        let later = read_at.into_iter().chain(subscribe_at).filter(|at| !is_due(at));
         Wanted {
-            look,
+            read,
             subscribe_from,
             wake_at: later.min().unwrap_or(now + self.options.silence_max),
         }
     }
 
-    fn look_at(&self, now: Instant) -> Instant {
+    fn read_at(&self, now: Instant) -> Instant {
         match (&self.state, self.subscription) {
             (State::Starting | State::Filling { .. }, _) => now,
             (State::Following, Subscription::Open { .. }) => self.active_at + self.options.idle_interval,
@@ -170,7 +170,7 @@ impl Machine {
         }
     }
 
-    fn look(&self, is_connected: bool) -> Look {
+    fn read(&self, is_connected: bool) -> LogRead {
         let wanted = match self.state {
             // The events are about to come from the stream.
             State::Starting if is_connected => 0,
@@ -178,7 +178,7 @@ impl Machine {
             State::Filling { end, read_to, .. } => end.max(read_to) - self.last,
         };
         let events_max = self.options.read_events_max;
-        Look {
+        LogRead {
             after: self.last,
             limit: u32::try_from(wanted).map_or(events_max, |wanted| wanted.min(events_max)),
             wants_lineage: matches!(self.state, State::Starting),
@@ -367,11 +367,11 @@ impl Answer {
                 head,
             });
         }
-        let Look {
+        let LogRead {
             after: position,
             limit,
             ..
-        } = self.look;
+        } = self.read;
         if head < position {
             return Err(ReaderError::AheadOfLog { position, head });
         }

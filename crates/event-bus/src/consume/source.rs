@@ -1,4 +1,4 @@
-//! Where a reader's events come from: a consumer on the stream, and looks at the log.
+//! Where a reader's events come from: a consumer on the stream, and reads of the log.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::ReaderOptions;
-use super::machine::{Answer, Input, Look};
+use super::machine::{Answer, Input, LogRead};
 use crate::bus::{Bus, EXCHANGE_TIMEOUT};
 use crate::message::{self, MessageError};
 use crate::stream;
@@ -137,29 +137,29 @@ async fn consume(
     messages.await.map_err(SubscribeError::Messages)
 }
 
-/// Looks at the log: its head first, then its lineage and what comes after a position, as far as they are wanted.
-pub(super) async fn look(
+/// Reads the log: its head first, then its lineage and what comes after a position, as far as they are wanted.
+pub(super) async fn read(
     store: EventStore,
     partition: i32,
-    look: Look,
+    read: LogRead,
     bytes_max: usize,
 ) -> Result<Answer, ReadError> {
     let head = store.head(partition).await?;
-    let lineage = match look.wants_lineage {
+    let lineage = match read.wants_lineage {
         true => Some(store.lineage(partition).await?),
         false => None,
     };
-    let events = match look.limit {
+    let events = match read.limit {
         0 => Vec::new(),
-        _ if head.position <= look.after => Vec::new(),
+        _ if head.position <= read.after => Vec::new(),
         limit => {
             store
-                .read_log_within(partition, look.after, limit, bytes_max)
+                .read_log_within(partition, read.after, limit, bytes_max)
                 .await?
         }
     };
     Ok(Answer {
-        look,
+        read,
         head,
         lineage,
         events,

@@ -24,7 +24,7 @@ struct Given {
     machine: Machine,
     now: Instant,
     is_connected: bool,
-    looking: Option<Look>,
+    reading: Option<LogRead>,
     /// The position of the log's newest event.
     head: u64,
 }
@@ -71,7 +71,7 @@ impl Given {
             machine: Machine::new(PARTITION, after, options, now),
             now,
             is_connected: true,
-            looking: None,
+            reading: None,
             head,
         }
     }
@@ -87,8 +87,8 @@ impl Given {
     fn wanted(&mut self) -> Wanted {
         let wanted = self
             .machine
-            .wanted(self.now, self.is_connected, self.looking.is_some());
-        self.looking = self.looking.or(wanted.look);
+            .wanted(self.now, self.is_connected, self.reading.is_some());
+        self.reading = self.reading.or(wanted.read);
         wanted
     }
 
@@ -117,18 +117,18 @@ impl Given {
         self.on(Input::Message { sequence, carried });
     }
 
-    /// The log answers the look that is under way.
-    fn answers(&mut self) -> Look {
-        let look = self.looking.take().expect("the log is being looked at");
-        let answer = self.answer(look);
+    /// The log answers the read that is under way.
+    fn answers(&mut self) -> LogRead {
+        let read = self.reading.take().expect("the log is being read");
+        let answer = self.answer(read);
         self.on(Input::Answer(answer));
-        look
+        read
     }
 
-    fn answer(&self, look: Look) -> Answer {
-        let last = self.head.min(look.after + u64::from(look.limit));
+    fn answer(&self, read: LogRead) -> Answer {
+        let last = self.head.min(read.after + u64::from(read.limit));
         Answer {
-            look,
+            read,
             head: LogHead {
                 epoch: 1,
                 generation: LOG,
@@ -136,8 +136,8 @@ impl Given {
                 recorded_at: None,
                 is_standby: false,
             },
-            lineage: look.wants_lineage.then(lineage),
-            events: (look.after + 1..=last)
+            lineage: read.wants_lineage.then(lineage),
+            events: (read.after + 1..=last)
                 .map(|position| event(position, IN_LOG))
                 .collect(),
         }
@@ -159,8 +159,8 @@ impl Given {
     }
 }
 
-fn look(after: u64, limit: u32) -> Option<Look> {
-    Some(Look {
+fn read(after: u64, limit: u32) -> Option<LogRead> {
+    Some(LogRead {
         after,
         limit,
         wants_lineage: false,
@@ -168,15 +168,15 @@ fn look(after: u64, limit: u32) -> Option<Look> {
 }
 
 #[test]
-fn a_reader_looks_at_the_log_and_subscribes_but_believes_nothing_before_it_knows_the_log() {
+fn a_reader_reads_the_log_and_subscribes_but_believes_nothing_before_it_knows_the_log() {
     let mut given = Given::new(4, 9, options());
     let first = given.wanted();
-    let lineage_only = Look {
+    let lineage_only = LogRead {
         after: 4,
         limit: 0,
         wants_lineage: true,
     };
-    assert_eq!((first.look, first.subscribe_from), (Some(lineage_only), Some(5)));
+    assert_eq!((first.read, first.subscribe_from), (Some(lineage_only), Some(5)));
     given.on(Input::Subscribed);
     assert!(!given.listens());
     given.answers();
@@ -192,19 +192,19 @@ fn without_nats_a_reader_begins_with_the_log_and_goes_on_to_its_head() {
     assert_eq!(first.subscribe_from, None);
     given.answers();
     assert_eq!(given.taken(), Vec::from_iter(1..=8));
-    assert_eq!(given.wanted().look, look(8, 8));
+    assert_eq!(given.wanted().read, read(8, 8));
     given.answers();
-    assert_eq!(given.wanted().look, look(16, 4));
+    assert_eq!(given.wanted().read, read(16, 4));
     given.answers();
     assert_eq!(given.taken(), Vec::from_iter(9..=20));
 
     let idle = given.wanted();
     assert_eq!(
-        (idle.look, idle.wake_at),
+        (idle.read, idle.wake_at),
         (None, given.now + options().poll_interval)
     );
     given.wait(options().poll_interval);
-    assert_eq!(given.wanted().look, look(20, 8));
+    assert_eq!(given.wanted().read, read(20, 8));
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn the_next_message_is_the_next_event() {
     assert_eq!(given.source(), Some(Source::Bus));
     given.messages(8..=9);
     assert_eq!(given.taken(), [8, 9]);
-    assert_eq!(given.wanted().look, None);
+    assert_eq!(given.wanted().read, None);
     assert_eq!(given.machine.metrics().from_log.get(), 0);
 }
 
@@ -234,7 +234,7 @@ fn a_hole_is_read_from_the_log_exactly_and_the_event_behind_it_follows() {
     given.taken();
     given.message(12);
     assert!(!given.listens());
-    assert_eq!(given.wanted().look, look(9, 2));
+    assert_eq!(given.wanted().read, read(9, 2));
     given.answers();
     assert!(given.listens());
     let batch = given.machine.take(usize::MAX, given.now).expect("a batch");
@@ -249,8 +249,8 @@ fn a_hole_is_read_from_the_log_exactly_and_the_event_behind_it_follows() {
 fn a_hole_larger_than_one_read_is_read_in_pieces_up_to_its_end() {
     let mut given = following(0, 30);
     given.message(21);
-    for expected in [look(0, 8), look(8, 8), look(16, 4), None] {
-        assert_eq!(given.wanted().look, expected);
+    for expected in [read(0, 8), read(8, 8), read(16, 4), None] {
+        assert_eq!(given.wanted().read, expected);
         if expected.is_some() {
             given.answers();
         }
@@ -262,12 +262,12 @@ fn a_hole_larger_than_one_read_is_read_in_pieces_up_to_its_end() {
 fn a_read_that_gives_less_than_it_was_asked_for_is_not_taken_for_the_end() {
     let mut given = following(0, 5);
     given.message(5);
-    let asked = given.wanted().look.expect("a hole");
+    let asked = given.wanted().read.expect("a hole");
     let mut answer = given.answer(asked);
     answer.events.truncate(3);
-    given.looking = None;
+    given.reading = None;
     given.on(Input::Answer(answer));
-    assert_eq!(given.wanted().look, look(3, 1));
+    assert_eq!(given.wanted().read, read(3, 1));
     given.answers();
     assert_eq!(given.taken(), Vec::from_iter(1..=5));
 }
@@ -287,7 +287,7 @@ fn no_message_is_believed_that_is_damaged_or_of_another_place_or_generation_or_d
     for carried in unbelievable {
         let mut given = following(0, 9);
         given.on(Input::Message { sequence: 1, carried });
-        assert_eq!(given.wanted().look, look(0, 1));
+        assert_eq!(given.wanted().read, read(0, 1));
         given.answers();
         assert_eq!(given.source(), Some(Source::Log));
     }
@@ -306,7 +306,7 @@ fn no_message_is_believed_that_is_damaged_or_of_another_place_or_generation_or_d
         "it need not be decoded"
     );
     given.message(1);
-    assert_eq!(given.wanted().look, look(0, 1));
+    assert_eq!(given.wanted().read, read(0, 1));
     given.answers();
     given.message(2);
     assert_eq!(given.taken(), [1, 2]);
@@ -318,8 +318,8 @@ fn holes_that_follow_on_one_another_are_read_in_pieces_that_double() {
     let mut limits = Vec::new();
     for sequence in 1..=40 {
         given.damaged(sequence);
-        if let Some(look) = given.wanted().look {
-            limits.push(look.limit);
+        if let Some(read) = given.wanted().read {
+            limits.push(read.limit);
             given.answers();
         }
     }
@@ -328,7 +328,7 @@ fn holes_that_follow_on_one_another_are_read_in_pieces_that_double() {
 
     given.message(41);
     given.damaged(42);
-    assert_eq!(given.wanted().look, look(41, 1), "this one is alone");
+    assert_eq!(given.wanted().read, read(41, 1), "this one is alone");
 }
 
 #[test]
@@ -341,38 +341,38 @@ fn messages_that_come_while_a_hole_is_read_make_it_larger() {
     assert!(given.listens());
     given.message(4);
     given.answers();
-    assert_eq!(given.wanted().look, look(1, 2));
+    assert_eq!(given.wanted().read, read(1, 2));
     given.answers();
     assert_eq!(given.taken(), [1, 2, 3, 4]);
 }
 
 #[test]
-fn the_head_is_looked_at_however_many_messages_come_that_are_passed_over() {
+fn the_head_is_read_however_many_messages_come_that_are_passed_over() {
     let mut given = following(4, 9);
     let halfway = options().idle_interval / 2;
     given.wait(halfway);
     given.message(2);
     given.wait(halfway);
     given.message(3);
-    assert_eq!(given.wanted().look, look(4, 8));
+    assert_eq!(given.wanted().read, read(4, 8));
 }
 
 #[test]
 fn a_message_beyond_the_head_makes_no_hole() {
     let mut given = following(4, 4);
     given.message(9);
-    assert_eq!(given.wanted().look, look(4, 4));
+    assert_eq!(given.wanted().read, read(4, 4));
     given.answers();
     assert!(given.taken().is_empty() && given.listens());
-    assert_eq!(given.wanted().look, None);
+    assert_eq!(given.wanted().read, None);
     given.damaged(1_000_000);
     given.wanted();
     given.answers();
-    assert_eq!(given.wanted().look, None);
+    assert_eq!(given.wanted().read, None);
 }
 
 #[test]
-fn an_event_that_was_recorded_since_the_look_is_not_forgotten_behind_a_hole() {
+fn an_event_that_was_recorded_since_the_read_is_not_forgotten_behind_a_hole() {
     let mut given = following(4, 5);
     given.damaged(5);
     given.wanted();
@@ -382,7 +382,7 @@ fn an_event_that_was_recorded_since_the_look_is_not_forgotten_behind_a_hole() {
 }
 
 #[test]
-fn a_hole_that_is_found_while_the_log_is_looked_at_is_not_forgotten() {
+fn a_hole_that_is_found_while_the_log_is_read_is_not_forgotten() {
     let mut given = following(4, 5);
     given.damaged(5);
     given.wanted();
@@ -391,23 +391,23 @@ fn a_hole_that_is_found_while_the_log_is_looked_at_is_not_forgotten() {
     let before = Answer {
         head: LogHead {
             position: 5,
-            ..given.answer(look(4, 1).expect("a look")).head
+            ..given.answer(read(4, 1).expect("a read")).head
         },
-        ..given.answer(given.looking.expect("it looks"))
+        ..given.answer(given.reading.expect("it reads"))
     };
-    given.looking = None;
+    given.reading = None;
     given.on(Input::Answer(before));
-    assert_eq!(given.wanted().look, look(5, 1));
+    assert_eq!(given.wanted().read, read(5, 1));
     given.answers();
     assert_eq!(given.taken(), [5, 6]);
 }
 
 #[test]
-fn an_epoch_that_was_opened_between_head_and_lineage_is_looked_at_again() {
+fn an_epoch_that_was_opened_between_head_and_lineage_is_read_again() {
     let mut given = Given::new(4, 9, options());
     given.wanted();
-    let look = given.looking.take().expect("it looks");
-    let answer = given.answer(look);
+    let read = given.reading.take().expect("it reads");
+    let answer = given.answer(read);
     let next = |number, generation, from_position| daybook_event_store::Epoch {
         number,
         generation,
@@ -420,7 +420,7 @@ fn an_epoch_that_was_opened_between_head_and_lineage_is_looked_at_again() {
     }));
     given.on(Input::Subscribed);
     assert!(!given.listens(), "messages of the next epoch are not of this one");
-    assert!(given.wanted().look.is_some_and(|look| look.wants_lineage));
+    assert!(given.wanted().read.is_some_and(|read| read.wants_lineage));
 }
 
 #[test]
@@ -431,14 +431,14 @@ fn a_stream_that_has_what_is_next_is_followed_however_far_the_log_is() {
     given.answers();
     let last = given.taken().last().copied().expect("events");
     given.messages(last + 1..=last + 10);
-    assert_eq!(given.wanted().look, None);
+    assert_eq!(given.wanted().read, None);
 }
 
 #[test]
 fn events_that_came_from_the_stream_meanwhile_are_not_taken_from_the_log_again() {
     let mut given = following(4, 9);
     given.wait(options().idle_interval);
-    assert_eq!(given.wanted().look, look(4, 8));
+    assert_eq!(given.wanted().read, read(4, 8));
     given.messages(5..=7);
     given.answers();
     assert_eq!(given.taken(), [5, 6, 7, 8, 9]);
@@ -489,7 +489,7 @@ fn a_stream_that_cannot_be_subscribed_to_is_tried_again_after_a_pause_and_the_lo
     );
     given.wait(SUBSCRIBE_PAUSE);
     let wanted = given.wanted();
-    assert_eq!((wanted.subscribe_from, wanted.look), (Some(5), look(4, 8)));
+    assert_eq!((wanted.subscribe_from, wanted.read), (Some(5), read(4, 8)));
     assert_eq!(given.wanted().subscribe_from, None, "it is under way");
 }
 
@@ -540,7 +540,7 @@ fn a_log_of_another_generation_is_refused() {
             ..options()
         },
     );
-    let asked = given.wanted().look.expect("the first look");
+    let asked = given.wanted().read.expect("the first read");
     let answer = given.answer(asked);
     let refused = given.try_on(Input::Answer(answer));
     assert!(matches!(
@@ -551,14 +551,14 @@ fn a_log_of_another_generation_is_refused() {
             head: 9
         })
     ));
-    given.looking = None;
-    assert!(given.wanted().look.is_some_and(|look| look.wants_lineage));
+    given.reading = None;
+    assert!(given.wanted().read.is_some_and(|read| read.wants_lineage));
 }
 
 #[test]
 fn a_log_that_ends_before_the_reader_or_hides_events_is_reported() {
     let mut given = Given::new(9, 4, options());
-    let asked = given.wanted().look.expect("the first look");
+    let asked = given.wanted().read.expect("the first read");
     let answer = given.answer(asked);
     let refused = given.try_on(Input::Answer(answer));
     assert!(matches!(
@@ -572,7 +572,7 @@ fn a_log_that_ends_before_the_reader_or_hides_events_is_reported() {
     ] {
         let mut given = following(0, 9);
         given.message(4);
-        let asked = given.wanted().look.expect("a hole");
+        let asked = given.wanted().read.expect("a hole");
         let mut answer = given.answer(asked);
         hide(&mut answer.events);
         let hidden = if answer.events.is_empty() { 1 } else { 2 };

@@ -28,7 +28,7 @@ enum Held {
 enum Happens {
     Message,
     LogAnswers { events_max: usize },
-    LookFails,
+    ReadFails,
     Subscribes,
     SubscriptionFails,
     Reconnects,
@@ -52,7 +52,7 @@ fn happens() -> impl Strategy<Value = Happens> {
     prop_oneof![
         12 => Just(Happens::Message),
         5 => (1_usize..10).prop_map(|events_max| Happens::LogAnswers { events_max }),
-        1 => Just(Happens::LookFails),
+        1 => Just(Happens::ReadFails),
         3 => Just(Happens::Subscribes),
         1 => Just(Happens::SubscriptionFails),
         1 => Just(Happens::Reconnects),
@@ -89,9 +89,9 @@ impl World {
     }
 
     fn start_what_is_wanted(&mut self) -> Instant {
-        let was_looking = self.given.looking.is_some();
+        let was_reading = self.given.reading.is_some();
         let wanted = self.given.wanted();
-        assert!(wanted.look.is_none() || !was_looking, "one look at a time");
+        assert!(wanted.read.is_none() || !was_reading, "one read at a time");
         if let Some(from) = wanted.subscribe_from {
             assert!(self.given.is_connected, "there is nothing to subscribe on");
             self.cursor = Some(from.saturating_sub(self.rewind).max(1));
@@ -105,7 +105,7 @@ impl World {
         match what {
             Happens::Message => return self.deliver(),
             Happens::LogAnswers { events_max } => return self.answer(events_max),
-            Happens::LookFails => return self.given.looking.take().is_some(),
+            Happens::ReadFails => return self.given.reading.take().is_some(),
             Happens::Subscribes => {
                 if self.cursor.is_none() || self.is_open {
                     return false;
@@ -153,10 +153,10 @@ impl World {
     }
 
     fn answer(&mut self, events_max: usize) -> bool {
-        let Some(look) = self.given.looking.take() else {
+        let Some(read) = self.given.reading.take() else {
             return false;
         };
-        let mut answer = self.given.answer(look);
+        let mut answer = self.given.answer(read);
         // The read is bounded in bytes as well.
         answer.events.truncate(events_max);
         self.given.on(Input::Answer(answer));
