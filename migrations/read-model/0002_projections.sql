@@ -137,6 +137,8 @@ CREATE TABLE read_model.rebuild (
     indexed_at   timestamptz,
     ended_at     timestamptz,
     error        text,
+    -- Where it was started because the live tables hold what the log has not: the events that those stand at.
+    instead_of   uuid[],
     PRIMARY KEY (projection, generation),
     CHECK ((status = 'running') = (ended_at IS NULL))
 );
@@ -381,8 +383,9 @@ END
 $$;
 
 -- Starts the rebuild of live tables that hold what the log has not, since its history forked before that. Returns the
--- generation that it fills; NULL when one is running. One that failed after the newest epoch was opened would fail again: the
--- projection is failed then, and somebody has to look.
+-- generation that it fills; NULL when one is running. If the last one was started for the same and failed, the next would fail
+-- again: the projection is failed then, and somebody has to look. The tables stay where they are meanwhile, so the event that
+-- they stand at tells, whatever clocks say and whether or not the log goes on in a new epoch.
 CREATE FUNCTION read_model.begin_anew(
     p_name text, p_partition integer, p_reason text, p_requested_by text, OUT generation integer, OUT failed boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -397,8 +400,8 @@ BEGIN
     FROM read_model.projection AS p WHERE p.name = p_name FOR NO KEY UPDATE;
 
     SELECT r.* INTO v_last FROM read_model.rebuild AS r WHERE r.projection = p_name ORDER BY r.generation DESC LIMIT 1;
-    failed := v_last.status = 'failed' AND v_last.started_at > (
-        SELECT max(e.opened_at) FROM event_store.epoch AS e WHERE e.partition = p_partition);
+    SELECT coalesce(v_last.status = 'failed' AND r.event_id = ANY (v_last.instead_of), false) INTO failed
+    FROM read_model.reached(p_name, v_live, p_partition) AS r;
     IF failed THEN
         UPDATE read_model.fence AS f
         SET error = 'the rebuild failed: ' || v_last.error, failed_at = v_last.ended_at
@@ -406,8 +409,11 @@ BEGIN
         failed := FOUND;
     ELSIF v_last.status IS DISTINCT FROM 'running' THEN
         generation := read_model.start_rebuild(p_name, p_reason, p_requested_by);
+        UPDATE read_model.rebuild AS r
+        SET instead_of = ARRAY(
+            SELECT c.event_id FROM read_model.checkpoint AS c WHERE c.projection = p_name AND c.generation = v_live)
+        WHERE r.projection = p_name AND r.generation = begin_anew.generation;
     END IF;
-    failed := coalesce(failed, false);
 END
 $$;
 
@@ -456,7 +462,9 @@ $$;
 -- when that one is lost: the tables are another replica's to fill. The live tables stay as they are. (The other functions
 -- need no fence. What they do is right whoever asks for it.)
 CREATE FUNCTION read_model.fail_rebuild(
-    p_name text, p_generation integer, p_partition integer, p_fence bigint, p_error text)
+    p_name text, p_generation integer, p_partition integer, p_fence bigint,
+    -- NULL when the tables hold what the log has not, which was set back: that says nothing of the next rebuild.
+    p_error text)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -468,7 +476,10 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE read_model.rebuild AS r SET status = 'failed', ended_at = clock_timestamp(), error = p_error
+    UPDATE read_model.rebuild AS r
+    SET status = 'failed', ended_at = clock_timestamp(),
+        error = coalesce(p_error, 'the log was set back meanwhile'),
+        instead_of = CASE WHEN p_error IS NOT NULL THEN r.instead_of END
     WHERE r.projection = p_name AND r.generation = p_generation AND r.status = 'running';
     IF NOT FOUND THEN
         RETURN false;

@@ -351,7 +351,7 @@ impl<M: ReadModel> Rebuilder<M> {
 }
 
 async fn give_up(connection: &mut PgConnection, lease: &Lease, poison: &Poison) -> Result<(), RebuildError> {
-    fail(connection, lease, &chain(poison)).await?;
+    fail(connection, lease, Some(&chain(poison))).await?;
     tracing::error!(
         projection.name = lease.key.projection,
         projection.generation = lease.key.tables.get(),
@@ -363,7 +363,7 @@ async fn give_up(connection: &mut PgConnection, lease: &Lease, poison: &Poison) 
 }
 
 async fn give_up_restored(connection: &mut PgConnection, lease: &Lease) -> Result<(), RebuildError> {
-    fail(connection, lease, "the log was restored meanwhile").await?;
+    fail(connection, lease, None).await?;
     tracing::warn!(
         projection.name = lease.key.projection,
         projection.generation = lease.key.tables.get(),
@@ -373,8 +373,8 @@ async fn give_up_restored(connection: &mut PgConnection, lease: &Lease) -> Resul
 }
 
 /// Ends a rebuild, unless another replica has taken it meanwhile.
-async fn fail(connection: &mut PgConnection, lease: &Lease, reason: &str) -> Result<(), RebuildError> {
-    let failing = registry::fail_rebuild(connection, lease, reason);
+async fn fail(connection: &mut PgConnection, lease: &Lease, error: Option<&str>) -> Result<(), RebuildError> {
+    let failing = registry::fail_rebuild(connection, lease, error);
     match answered("end a rebuild", STATEMENT_TIMEOUT, failing).await? {
         true => Ok(()),
         false => Err(FillError::Apply(ApplyError::Fenced).into()),

@@ -239,11 +239,12 @@ pub async fn finish_fill(
         .map(drop)
 }
 
-/// Ends a rebuild that cannot go on, and throws its tables away; `false` when the lease on them is lost.
+/// Ends a rebuild that cannot go on, and throws its tables away; `false` when the lease on them is lost. There is no `error` where
+/// the log was set back, and the tables hold what it has not.
 pub async fn fail_rebuild(
     connection: &mut PgConnection,
     lease: &Lease,
-    error: &str,
+    error: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
     let failing = sqlx::query_scalar(FAIL)
         .bind(lease.key.projection)

@@ -309,6 +309,16 @@ async fn a_lease_on_other_tables_begins_without_the_backoff_of_the_last_ones() {
     setup.assert_equals_fold::<OrderList>().await;
 }
 
+/// Takes the newest events away, as a dump of an earlier moment does.
+async fn set_back(setup: &Setup, to: u64) {
+    setup
+        .execute("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
+        .await;
+    setup
+        .execute(&format!("DELETE FROM event_store.event WHERE position > {to}"))
+        .await;
+}
+
 #[tokio::test]
 async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
     let setup = Setup::new().await;
@@ -317,12 +327,7 @@ async fn after_a_restore_of_the_log_the_tables_are_built_anew() {
     assert_eq!(drain(&mut worker).await, Step::CaughtUp);
 
     // What a restore to an earlier moment leaves: fewer events, and another generation.
-    setup
-        .execute("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
-        .await;
-    setup
-        .execute("DELETE FROM event_store.event WHERE position > 200")
-        .await;
+    set_back(&setup, 200).await;
     setup
         .execute("UPDATE event_store.log SET generation = gen_random_uuid()")
         .await;
@@ -366,18 +371,17 @@ async fn a_rebuild_after_a_restore_that_fails_is_not_tried_again_and_again() {
     let fence = "SELECT number FROM read_model.fence WHERE projection = 'order_list' AND generation = 1";
     let before = setup.value::<i64>(fence).await;
 
-    setup
-        .execute("ALTER TABLE event_store.event DISABLE TRIGGER event_is_immutable")
-        .await;
-    setup
-        .execute("DELETE FROM event_store.event WHERE position > 60")
-        .await;
+    set_back(&setup, 60).await;
     // What no fold can take.
     setup
         .execute("UPDATE event_store.event SET payload = '{}' WHERE position = 50")
         .await;
     setup
         .value::<i32>("SELECT event_store.fork(0, 0, 'a test')")
+        .await;
+    // Whatever the clock of the server does.
+    setup
+        .execute("UPDATE event_store.epoch SET opened_at = opened_at + interval '1 hour'")
         .await;
     drop(worker);
     setup.kill_replicas().await;
@@ -397,6 +401,50 @@ async fn a_rebuild_after_a_restore_that_fails_is_not_tried_again_and_again() {
         before,
         "a lease that is of no use is not acquired"
     );
+}
+
+/// The order list is caught up with 100 events, a rebuild of it was started, `happens` to that, and the log is set back before
+/// any epoch is opened: the tables are built anew.
+async fn built_anew_without_an_epoch(happens: &str) {
+    let setup = Setup::new().await;
+    Orders::new(6).append(&setup, 100).await;
+    let mut worker = setup.worker::<OrderList>().await;
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    setup
+        .value::<i32>("SELECT read_model.start_rebuild('order_list', 'to see', 'a test')")
+        .await;
+    setup.execute(happens).await;
+
+    set_back(&setup, 60).await;
+    drop(worker);
+    setup.kill_replicas().await;
+    let mut worker = setup.worker::<OrderList>().await;
+    let mut rebuilder = Rebuilder::<OrderList>::new(setup.process().await, CancellationToken::new());
+    for _ in 0..3 {
+        drain(&mut worker).await;
+        rebuilder.step().await.expect("a step");
+    }
+    assert_eq!(drain(&mut worker).await, Step::CaughtUp);
+    assert_eq!(setup.live_generation(OrderList::NAME).await, 3);
+    setup.assert_equals_fold::<OrderList>().await;
+}
+
+#[tokio::test]
+async fn a_rebuild_that_the_restore_has_ended_is_begun_anew() {
+    built_anew_without_an_epoch(
+        "INSERT INTO read_model.checkpoint_step
+         SELECT projection, 2, partition, from_position, position, event_id
+         FROM read_model.checkpoint_step WHERE projection = 'order_list' AND generation = 1",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_rebuild_that_failed_before_the_restore_keeps_none_from_being_begun_after_it() {
+    built_anew_without_an_epoch(
+        "UPDATE read_model.rebuild SET status = 'failed', ended_at = now(), error = 'an event'",
+    )
+    .await;
 }
 
 #[tokio::test]

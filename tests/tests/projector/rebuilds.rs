@@ -343,7 +343,7 @@ async fn whoever_has_lost_a_rebuild_does_not_end_it() {
     setup.kill_replicas().await;
     let (mut connection, held) = hold_rebuilt(&setup.process().await).await;
 
-    let ended = registry::fail_rebuild(&mut zombie, &lost, "an event").await;
+    let ended = registry::fail_rebuild(&mut zombie, &lost, Some("an event")).await;
     assert!(!ended.expect("an answer"));
     assert_eq!(status(&setup).await, "running");
     let tables: i64 = setup
@@ -351,7 +351,7 @@ async fn whoever_has_lost_a_rebuild_does_not_end_it() {
         .await;
     assert_eq!(tables, 1, "another replica fills it");
 
-    let ended = registry::fail_rebuild(&mut connection, &held, "an event").await;
+    let ended = registry::fail_rebuild(&mut connection, &held, Some("an event")).await;
     assert!(ended.expect("an answer"));
     assert_eq!(status(&setup).await, "failed");
 }
