@@ -19,15 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{ApiError, Code};
 use crate::metrics::{Registry, ServerMetrics};
 use crate::server::{self, Access, Cors, Declared, Limits, Needs, Routes};
+use crate::shutdown::Stop;
 
 /// How often a dependency is looked at.
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a dependency may take to answer.
 pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Scrapers and probes are few.
-const ADMIN_CONNECTIONS_MAX: u32 = 64;
 
 /// The content type of the OpenMetrics text format.
 const OPENMETRICS_TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,7 +37,7 @@ const OPENMETRICS_TEXT: &str = "application/openmetrics-text; version=1.0.0; cha
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
     dependencies: Arc<Mutex<Vec<(&'static str, Status)>>>,
-    shutdown: CancellationToken,
+    stop: Stop,
 }
 
 /// The state of one dependency: what is wrong with it, if anything.
@@ -54,10 +52,10 @@ struct Dependency {
 
 impl Readiness {
     /// A process that depends on nothing yet.
-    pub(crate) fn new(shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(stop: Stop) -> Self {
         Self {
             dependencies: Arc::default(),
-            shutdown,
+            stop,
         }
     }
 
@@ -73,7 +71,7 @@ impl Readiness {
         }
     }
 
-    /// Adds a dependency that is looked at every second until the stop signal. Run what it returns as a task.
+    /// Adds a dependency that is looked at every second until the process drains. Run what it returns as a task.
     pub(crate) fn watch<C, F, E>(
         &self,
         name: &'static str,
@@ -85,10 +83,10 @@ impl Readiness {
         E: fmt::Display + Send + 'static,
     {
         let dependency = self.depend_on(name);
-        let shutdown = self.shutdown.clone();
+        let drains = self.stop.drains.clone();
         async move {
             let watched = dependency.look_for_ever(check);
-            shutdown.run_until_cancelled_owned(watched).await;
+            drains.run_until_cancelled_owned(watched).await;
             Ok(())
         }
     }
@@ -96,7 +94,7 @@ impl Readiness {
     /// Whether everything is ready and the process is not stopping.
     fn is_ready(&self) -> bool {
         let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.shutdown.is_cancelled() && dependencies.iter().all(|(_, status)| status.is_ok())
+        !self.stop.asked.is_cancelled() && dependencies.iter().all(|(_, status)| status.is_ok())
     }
 
     /// Each dependency with "ready" or what is wrong with it.
@@ -178,11 +176,7 @@ pub(crate) fn router(readiness: Readiness, registry: Registry) -> Router {
 }
 
 /// Serves the private listener until the future is dropped: it answers probes while the process drains. Spawn it.
-pub(crate) async fn serve(listener: TcpListener, readiness: Readiness, registry: Registry) {
-    let limits = Limits {
-        connections_max: ADMIN_CONNECTIONS_MAX,
-        ..Limits::default()
-    };
+pub(crate) async fn serve(listener: TcpListener, limits: Limits, readiness: Readiness, registry: Registry) {
     let probes = ["/livez", "/readyz"].map(|route| (route, Needs::probe()));
     // Its own requests are nobody's measure, so its metrics are not in the registry that it shows.
     let own_metrics = ServerMetrics::new(&Registry::new());
@@ -205,7 +199,7 @@ pub(crate) async fn serve(listener: TcpListener, readiness: Readiness, registry:
 /// 200, or a problem with 503; each dependency is named in both.
 async fn readyz(State(admin): State<Admin>) -> Result<Json<Value>, ApiError> {
     let Admin { readiness, .. } = admin;
-    let refusal = if readiness.shutdown.is_cancelled() {
+    let refusal = if readiness.stop.asked.is_cancelled() {
         ApiError::shutting_down()
     } else if !readiness.is_ready() {
         ApiError::new(Code::DependencyUnavailable, "a dependency is not ready")
@@ -228,6 +222,10 @@ mod tests {
 
     use super::*;
 
+    fn stop() -> Stop {
+        Stop::after(CancellationToken::new(), Duration::ZERO)
+    }
+
     async fn get(router: &Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).expect("a valid request");
         let Ok(response) = router.clone().oneshot(request).await;
@@ -243,8 +241,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_is_ready_when_all_that_it_depends_on_is_and_never_while_it_stops() {
-        let shutdown = CancellationToken::new();
-        let readiness = Readiness::new(shutdown.clone());
+        let stop = stop();
+        let readiness = Readiness::new(stop.clone());
         let (database, bus) = (readiness.depend_on("database"), readiness.depend_on("bus"));
         let router = router(readiness, Registry::new());
         database.set_ready();
@@ -259,15 +257,15 @@ mod tests {
         database.set_failed("connection refused");
         assert!(get(&router, "/readyz").await.1.contains("connection refused"));
         database.set_ready();
-        shutdown.cancel();
+        stop.asked.cancel();
         assert_eq!(get(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(get(&router, "/livez").await.0, StatusCode::OK);
     }
 
     #[tokio::test]
-    async fn a_dependency_is_watched_until_the_stop_signal() {
-        let shutdown = CancellationToken::new();
-        let readiness = Readiness::new(shutdown.clone());
+    async fn a_dependency_is_watched_until_the_process_drains() {
+        let stop = stop();
+        let readiness = Readiness::new(stop.clone());
         let (seen, mut checks) = tokio::sync::mpsc::channel(8);
         let watching = tokio::spawn(readiness.watch("database", move || {
             let sent = seen.try_send(());
@@ -276,7 +274,7 @@ mod tests {
         checks.recv().await.expect("a first check");
         checks.recv().await.expect("and a second");
         assert!(readiness.is_ready());
-        shutdown.cancel();
+        stop.drains.cancel();
         watching.await.expect("no panic").expect("a clean end");
     }
 
@@ -284,7 +282,7 @@ mod tests {
     async fn the_metrics_are_openmetrics_text() {
         let registry = Registry::new();
         let _metrics = ServerMetrics::new(&registry);
-        let router = router(Readiness::new(CancellationToken::new()), registry);
+        let router = router(Readiness::new(stop()), registry);
         let (status, body) = get(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(

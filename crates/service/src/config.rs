@@ -3,15 +3,19 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum, value_parser};
 
 use crate::grpc::Reflection;
-use crate::server::Origin;
+use crate::server::{Limits, Origin};
 
 /// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: i32 = 64;
+
+/// No time that is a setting is longer than this.
+const TIME_MAX: Duration = Duration::from_hours(24);
 
 /// Where the process runs, which decides how strict it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,6 +82,21 @@ pub struct CommonConfig {
     /// Logs and traces.
     #[command(flatten)]
     pub telemetry: TelemetryConfig,
+
+    /// How long the service goes on accepting after the stop signal, while it says already that it is not ready: as long as
+    /// load balancers take to notice. Not at all by default; behind one, set it to the interval of its checks times the
+    /// failures that it waits for, and the grace period of the orchestrator to this, DAYBOOK_GRACE_PERIOD and 3 s.
+    #[arg(long, env = "DAYBOOK_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = delay)]
+    pub drain_delay: Duration,
+
+    /// How many connections the private address takes. Scrapers and probes are few. All other limits are those of callers.
+    #[arg(long, env = "DAYBOOK_ADMIN_CONNECTIONS_MAX", value_name = "COUNT", default_value_t = 64,
+          value_parser = value_parser!(u32).range(1..))]
+    pub admin_connections_max: u32,
+
+    /// What callers may use up.
+    #[command(flatten)]
+    pub limits: Limits,
 }
 
 impl CommonConfig {
@@ -162,6 +181,15 @@ impl From<&str> for Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"…\"")
+    }
+}
+
+/// Reads a time, like `30s`, `1m 30s` or `0s`.
+pub(crate) fn delay(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time <= TIME_MAX {
+        true => Ok(time),
+        false => Err("must be at most a day".to_owned()),
     }
 }
 

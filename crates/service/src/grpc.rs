@@ -9,7 +9,6 @@ use axum::response::IntoResponse;
 use http::Request;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
-use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
@@ -20,7 +19,7 @@ use tonic_reflection::server::Builder;
 use tower::Service;
 
 use crate::server::{Declared, Needs};
-use crate::shutdown::Supervisor;
+use crate::shutdown::{Stop, Supervisor};
 
 /// The largest message of health and of reflection, in bytes: a name.
 const NAME_MESSAGE_BYTES_MAX: usize = 4 * 1_024;
@@ -66,7 +65,7 @@ impl GrpcServices {
         self
     }
 
-    /// The services and their health, which ends with `shutdown`; and reflection, where it is on.
+    /// The services and their health, which ends when the process is asked to stop; and reflection, where it is on.
     ///
     /// # Errors
     /// When the descriptor set cannot be read.
@@ -74,7 +73,7 @@ impl GrpcServices {
         self,
         reflection: Reflection,
         tasks: &mut Supervisor,
-        shutdown: &CancellationToken,
+        stop: &Stop,
     ) -> anyhow::Result<Declared> {
         let Self {
             descriptor_set,
@@ -94,13 +93,14 @@ impl GrpcServices {
         for name in &names {
             reporter.set_service_status(name, ServingStatus::Serving).await;
         }
-        let stopping = shutdown.clone();
+        let Stop { asked, drains } = stop.clone();
         tasks.spawn("health", async move {
-            stopping.cancelled().await;
-            // The whole has no name, and is what most probes ask for.
-            for name in names.iter().chain([&""]) {
+            asked.cancelled().await;
+            // The empty name is that of the whole process.
+            for name in names.iter().chain(&[""]) {
                 reporter.set_service_status(name, ServingStatus::NotServing).await;
             }
+            drains.cancelled().await;
             Ok(())
         });
         Ok(Declared::new(

@@ -89,6 +89,15 @@ impl Identity {
         }
     }
 
+    /// The credential as it is recorded: `key:ab12cd34`.
+    #[must_use]
+    pub fn credential(&self) -> String {
+        match self {
+            Self::Tenant(principal) => principal.credential(),
+            Self::Deployment(operator) => operator.credential(),
+        }
+    }
+
     /// Asks for a scope, and so for the kind of credential that can have it.
     ///
     /// # Errors

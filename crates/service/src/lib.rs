@@ -21,7 +21,7 @@
 //! | `admin` | `/livez`, `/readyz` and `/metrics` on the private listener |
 //! | [`process`] | what `main` does in every binary |
 //! | [`start`] | one start for every process: schemas, identity, readiness, then both listeners |
-//! | `shutdown` | a task that ends ends the process; the process ends within ten seconds |
+//! | `shutdown` | a task that ends ends the process; the process ends in time, after its drain delay and grace period |
 //! | [`shares`] | connections that tenants share fairly |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
 

@@ -9,13 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::MatchedPath;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, LabelValueEncoder,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{self, Metric};
+
+use crate::telemetry;
 
 /// The upper bounds of the buckets of every latency, in seconds: 0.1 ms to 10 s, finest where the goals are.
 pub const LATENCY_BUCKETS_SECONDS: [f64; 25] = [
@@ -53,6 +58,19 @@ impl Registry {
         self.with(|registry| encode(&mut text, registry))
             .expect("writing to a string does not fail");
         text
+    }
+}
+
+/// What was not logged, because nobody read the log.
+#[derive(Debug)]
+pub(crate) struct DroppedLines;
+
+impl Collector for DroppedLines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let dropped = ConstCounter::new(telemetry::dropped_lines());
+        let help = "Lines that were not logged because nobody read the log fast enough";
+        let metric = encoder.encode_descriptor("log_lines_dropped", help, None, dropped.metric_type())?;
+        dropped.encode(metric)
     }
 }
 
@@ -174,6 +192,11 @@ const METHODS: [http::Method; 9] = [
     http::Method::CONNECT,
 ];
 
+/// The method, if it is one of the standard ones.
+pub(crate) fn standard_method(method: &http::Method) -> Option<http::Method> {
+    METHODS.iter().find(|known| *known == method).cloned()
+}
+
 /// What was called, from a closed set: an RPC that exists, or a standard method on a route that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
@@ -188,9 +211,8 @@ pub(crate) enum Operation {
 impl Operation {
     /// The operation of an HTTP request by its route; axum matches that before it looks at the method.
     pub(crate) fn route(method: &http::Method, route: Option<&MatchedPath>) -> Self {
-        let method = METHODS.iter().find(|known| *known == method).cloned();
         match route {
-            Some(path) => Self::Route(method, Arc::from(path.as_str())),
+            Some(path) => Self::Route(standard_method(method), Arc::from(path.as_str())),
             None => Self::Unknown,
         }
     }

@@ -51,7 +51,7 @@ where
     S: FnOnce(TcpListener, TcpListener, CancellationToken) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
-    let shutdown = shutdown::on_signals()?;
+    let shutdown = shutdown::on_signals(shutdown::exit_deadline(config))?;
     let listener = listen(config.listen).await?;
     let admin_listener = listen(config.admin_listen).await?;
     service(listener, admin_listener, shutdown).await

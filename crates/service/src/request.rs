@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::identity::Identity;
 use crate::server::Claim;
 use crate::telemetry;
 
@@ -83,6 +84,7 @@ pub struct Context {
     traceparent: Option<String>,
     deadline: Option<Instant>,
     route: OnceCell<MatchedPath>,
+    identity: OnceCell<Identity>,
     claim: OnceCell<Arc<Claim>>,
 }
 
@@ -95,6 +97,7 @@ impl Context {
             traceparent: telemetry::traceparent_from(headers),
             deadline: grpc_timeout(headers).map(|timeout| Instant::now() + timeout),
             route: OnceCell::new(),
+            identity: OnceCell::new(),
             claim: OnceCell::new(),
         }
     }
@@ -155,7 +158,7 @@ pub(crate) fn incoming_traceparent() -> Option<String> {
         .flatten()
 }
 
-/// Notes the route that was matched (`/v1/orders/{id}`), for the metrics.
+/// Notes the route that was matched (`/v1/orders/{id}`), for the metrics and the log.
 pub(crate) fn set_route(route: MatchedPath) {
     // Outside of a request there is nothing to note it for; the first note is the outermost route.
     let _ = CURRENT.try_with(|current| current.route.set(route));
@@ -165,6 +168,20 @@ pub(crate) fn set_route(route: MatchedPath) {
 pub(crate) fn route() -> Option<MatchedPath> {
     CURRENT
         .try_with(|current| current.route.get().cloned())
+        .ok()
+        .flatten()
+}
+
+/// Notes who sent the current request, for the log.
+pub(crate) fn set_identity(identity: &Identity) {
+    // Outside of a request there is nothing to note it for.
+    let _ = CURRENT.try_with(|current| current.identity.set(identity.clone()));
+}
+
+/// Who sent the current request, if that is known.
+pub(crate) fn identity() -> Option<Identity> {
+    CURRENT
+        .try_with(|current| current.identity.get().cloned())
         .ok()
         .flatten()
 }

@@ -11,8 +11,8 @@
 //! - Who calls is settled from the headers, before a byte of the body is read, and all requests share one budget of bytes.
 //!   What callers can make the process hold by what they send is bounded: [`Limits::caller_bytes_max`].
 //! - Every answer has `X-Request-Id`, every refusal is in the catalogue of [`crate::error`], and a panic is `INTERNAL`.
-//! - When the token is cancelled nothing more is accepted, and open requests may finish for [`GRACE_PERIOD`]. Those that have
-//!   no answer shortly before its end are told so, and then the connections that are left are dropped: [`serve`] returns.
+//! - When the token is cancelled nothing more is accepted, and open requests may finish for [`Limits::grace_period`]. Those that
+//!   have no answer shortly before its end are told so, and then the connections that are left are dropped: [`serve`] returns.
 //!
 //! A handler's future is dropped when its caller goes away or its time is up. Database work belongs into a task of its
 //! own, which takes [`crate::request::hold`] along.
@@ -24,6 +24,8 @@ mod budget;
 mod connection;
 mod cors;
 mod grpc_web;
+mod limits;
+mod request_log;
 mod routes;
 mod seats;
 mod stall;
@@ -43,19 +45,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
-use self::access::{PROBES_PER_CONNECTION, REFUSALS_PER_CONNECTION};
+use self::budget::Budget;
 pub(crate) use self::budget::Claim;
-use self::budget::{Budget, REQUEST_BYTES, STRANGERS_BYTES_MAX};
 pub use self::cors::{Cors, InvalidOrigin, Origin};
-use self::routes::PROBE_BODY_BYTES_MAX;
+use self::limits::CONNECTION_WINDOW_BYTES;
+pub use self::limits::Limits;
 pub use self::routes::{Declared, Needs};
 use self::seats::{Seat, Seats};
-use crate::identity::LOOKUPS_WAITING_MAX;
 use crate::metrics::ServerMetrics;
-
-/// How long open requests may go on after the stop signal. It leaves time to flush within the ten seconds after which
-/// the process is gone in any case (`EXIT_DEADLINE`).
-pub const GRACE_PERIOD: Duration = Duration::from_secs(8);
 
 /// How long before the end of the grace period requests without an answer get `SHUTTING_DOWN`: the answer has to go out.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -67,109 +64,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// no more than this.
 const STREAM_WINDOW_BYTES: u32 = 32 * 1_024;
 
-/// The same for all requests of one HTTP/2 connection. h2 lets half as many bytes of overhead wait in small frames, 256 for
-/// each, and closes the connection after that: this is enough for one in each of [`Limits::streams_max`] requests.
-const CONNECTION_WINDOW_BYTES: u32 = 512 * 1_024;
-
 /// How many bytes of one answer may wait for an HTTP/2 connection. The rest waits in the answer's body.
 const STREAM_SEND_BYTES: usize = 32 * 1_024;
-
-/// What a connection holds beside its windows and heads: buffers to read and to write, tables of headers.
-const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
-
-/// What a caller may use up.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// How many connections may be open. When there are as many, the oldest of those that have shown no valid key is closed
-    /// for the next one, or, where these are few, the oldest of the tenant that has the most.
-    pub connections_max: u32,
-    /// How long a request's head may take from its first byte; also the handshake of a new connection.
-    pub header_read_timeout: Duration,
-    /// How long an HTTP/1 connection may be idle between requests. Longer than a load balancer's own limit (60 s is
-    /// usual), so that it is never we who close a connection that the balancer is just about to use.
-    pub idle_timeout: Duration,
-    /// How long a connection may leave what we send unread: all of it, or the next 16 KiB of one answer. Then it is asked to
-    /// go.
-    pub write_stall_timeout: Duration,
-    /// The size of a request's head, in bytes: request line and headers, each with 32 bytes of its own. One that is larger is
-    /// `HEADERS_TOO_LARGE`, up to twice this size; whoever sends more is cut off by the library.
-    pub header_bytes_max: u32,
-    /// The size of path and query string, in bytes; more is `URI_TOO_LONG`.
-    pub uri_bytes_max: u32,
-    /// The size of an HTTP request's body, in bytes; a route may have its own `DefaultBodyLimit`. gRPC services have
-    /// `max_decoding_message_size`.
-    pub body_bytes_max: usize,
-    /// How many bytes all requests may hold until their answers are taken, those of each tenant counted up to its share; more
-    /// is `OVERLOADED`. Each costs a few KiB with an empty body, so this is a limit of their number, too.
-    pub bytes_in_flight_max: usize,
-    /// How many of these bytes may be of one tenant; more is `RATE_LIMITED`. Where others hold some, a tenant that holds
-    /// something itself finds room for more in half of what they leave only: for a second request, for a body that was not
-    /// declared, for an answer that is not small; more is `OVERLOADED`.
-    pub tenant_bytes_in_flight_max: usize,
-    /// How many requests one HTTP/2 connection may have open.
-    pub streams_max: u32,
-    /// How often an HTTP/2 connection is asked whether it is still there.
-    pub keepalive_interval: Duration,
-    /// How long it may take to answer that.
-    pub keepalive_timeout: Duration,
-    /// How long a request may take until its answer begins, unless the caller's own deadline is shorter.
-    pub request_timeout: Duration,
-    /// After which age a connection is asked to go, so that callers spread over new replicas.
-    pub connection_age_max: Duration,
-    /// How long requests may go on after that. Long streams resume by position.
-    pub connection_age_grace: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections_max: 1_280,
-            header_read_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(75),
-            write_stall_timeout: Duration::from_secs(30),
-            header_bytes_max: 16 * 1_024,
-            uri_bytes_max: 8 * 1_024,
-            body_bytes_max: 1_024 * 1_024,
-            bytes_in_flight_max: 64 * 1_024 * 1_024,
-            tenant_bytes_in_flight_max: 32 * 1_024 * 1_024,
-            streams_max: 1_024,
-            keepalive_interval: Duration::from_secs(20),
-            keepalive_timeout: Duration::from_secs(10),
-            request_timeout: Duration::from_secs(30),
-            connection_age_max: Duration::from_secs(30 * 60),
-            connection_age_grace: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Limits {
-    /// The most that callers can make the process hold by what they send, in bytes, whoever they are:
-    ///
-    /// - each connection what may arrive before anybody reads it, a head that is on its way, and its buffers;
-    /// - the heads of requests that wait for their key to be looked up, in two queues and under way from each (their bodies
-    ///   are in the windows above);
-    /// - the budget of callers who are known, the two of callers who are not, and that of refusals;
-    /// - a few probes of each connection, and a few refusals.
-    ///
-    /// Compressed requests are not taken, so nothing grows after it has arrived. Answers count in the same budgets from the
-    /// moment when they are made. One that is complete is refused where there is no room for it; a small one, and a part of a
-    /// stream, goes out all the same, and keeps later requests of its tenant out.
-    #[must_use]
-    pub fn caller_bytes_max(&self) -> u64 {
-        let connection = CONNECTION_WINDOW_BYTES + self.read_bytes_max() + CONNECTION_BUFFER_BYTES;
-        let connections = u64::from(self.connections_max) * u64::from(connection);
-        let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
-        let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
-        let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
-        let of_each = PROBES_PER_CONNECTION * probe + REFUSALS_PER_CONNECTION * REQUEST_BYTES;
-        connections + lookups + budgets as u64 + u64::from(self.connections_max) * of_each as u64
-    }
-
-    /// How much of a head is read, in bytes: more than is allowed, so that we say ourselves that it is too much.
-    fn read_bytes_max(&self) -> u32 {
-        self.header_bytes_max / 2 * 3
-    }
-}
 
 /// What is served, and to whom.
 #[derive(Debug)]
@@ -191,6 +87,8 @@ struct Shared {
     cors: Cors,
     limits: Limits,
     metrics: ServerMetrics,
+    /// Whether each request has its line in the log.
+    logs_requests: bool,
     /// Of answers to requests that were not let in.
     refusals: Arc<Budget>,
     http1: hyper::server::conn::http1::Builder,
@@ -218,6 +116,7 @@ pub async fn serve(
         .http
         .merge(Declared::new(health, [("/healthz", Needs::probe())]));
     let cors = routes.cors.clone();
+    let logs_requests = matches!(routes.access, Access::Identified(_));
     let (http, grpc) = access::guard(routes, &limits, &metrics);
     let http = answer::note_routes(http.router);
     let shared = Arc::new(Shared {
@@ -229,6 +128,7 @@ pub async fn serve(
         limits,
         refusals: Arc::new(Budget::of_strangers(metrics.request_bytes_in_flight.clone())),
         metrics,
+        logs_requests,
         shutdown,
         last_answers: CancellationToken::new(),
         abort: CancellationToken::new(),
@@ -287,9 +187,12 @@ async fn serve_connection(stream: TcpStream, seat: Seat, shared: Arc<Shared>) {
 /// Lets the open requests finish, up to the end of the grace period.
 async fn drain(shared: &Shared, connections: &TaskTracker) {
     connections.close();
-    if timeout(GRACE_PERIOD - LAST_ANSWERS, connections.wait())
-        .await
-        .is_ok()
+    if timeout(
+        shared.limits.grace_period.saturating_sub(LAST_ANSWERS),
+        connections.wait(),
+    )
+    .await
+    .is_ok()
     {
         return;
     }
@@ -327,15 +230,4 @@ fn http2_builder(limits: &Limits) -> hyper::server::conn::http2::Builder<TokioEx
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     builder
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_callers_can_make_the_process_hold_fits_into_a_gibibyte() {
-        let bytes_max = Limits::default().caller_bytes_max();
-        assert!(bytes_max <= 1 << 30, "{bytes_max}");
-    }
 }

@@ -1,4 +1,8 @@
-//! How a process ends: on a signal, or because one of its tasks did; within [`EXIT_DEADLINE`] in any case.
+//! How a process ends: on a signal, or because one of its tasks did; within its drain delay, its grace period and
+//! [`EXIT_MARGIN`] in any case.
+//!
+//! It stops in two steps ([`Stop`]). When it is asked to, it is not ready any more, and goes on accepting for as long as load
+//! balancers take to notice. Then it drains.
 //!
 //! A service that has lost one of its tasks must not go on looking healthy. So every long-running task is supervised, and
 //! a task that ends before the stop signal ends the process with a failure, whether it returned `Ok`, returned an error or
@@ -11,16 +15,16 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::server::GRACE_PERIOD;
+use crate::config::CommonConfig;
 
-/// After the stop signal the process is gone within this time, whatever hangs.
-pub(crate) const EXIT_DEADLINE: Duration = Duration::from_secs(10);
+/// So long after the grace period of open requests the process is gone, whatever hangs.
+const EXIT_MARGIN: Duration = Duration::from_secs(2);
 
-/// How long tasks may take to stop: the server's grace, and half a second to write down what they did.
-const STOP_TIMEOUT: Duration = GRACE_PERIOD.saturating_add(Duration::from_millis(500));
+/// How much longer than the grace period tasks may take to stop: to write down what they did.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
 
 /// How long the last tasks may take to finish after those that overrun; all the time that is left when none does.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,16 +35,58 @@ const WATCHDOG_MARGIN: Duration = Duration::from_millis(250);
 /// The exit code of a process that had to be cut off, as of one that was killed by SIGTERM.
 const EXIT_CUT_OFF: i32 = 128 + 15;
 
-/// A token that is cancelled by SIGTERM or SIGINT, with a watchdog: from the signal on, the process ends within
-/// [`EXIT_DEADLINE`]. A second signal ends it at once. For `main`, once, inside a runtime.
+/// The two steps of a stop.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    /// Cancelled by the stop signal: the process is not ready any more.
+    pub(crate) asked: CancellationToken,
+    /// Cancelled when nothing is accepted any more: what is open finishes.
+    pub(crate) drains: CancellationToken,
+}
+
+impl Stop {
+    /// Drains so long after the stop signal. Whoever cancels one of the tokens has the other cancelled.
+    pub(crate) fn after(asked: CancellationToken, delay: Duration) -> Self {
+        let stop = Self {
+            asked,
+            drains: CancellationToken::new(),
+        };
+        tokio::spawn(stop.clone().relay(delay));
+        stop
+    }
+
+    async fn relay(self, delay: Duration) {
+        let Self { asked, drains } = self;
+        tokio::select! {
+            () = drains.cancelled() => asked.cancel(),
+            () = asked.cancelled() => {
+                if !delay.is_zero() {
+                    let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(drain.delay_ms = delay_ms, "not ready any more, and accepting still");
+                    // A task may end meanwhile, and the process with it.
+                    let _ = timeout(delay, drains.cancelled()).await;
+                }
+                drains.cancel();
+            }
+        }
+    }
+}
+
+/// How long after the stop signal a process with these settings is gone.
+pub(crate) fn exit_deadline(config: &CommonConfig) -> Duration {
+    config.drain_delay + config.limits.grace_period + EXIT_MARGIN
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT, with a watchdog: from the signal on, the process ends within the
+/// deadline. A second signal ends it at once. For `main`, once, inside a runtime.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
-pub(crate) fn on_signals() -> std::io::Result<CancellationToken> {
+pub(crate) fn on_signals(deadline: Duration) -> std::io::Result<CancellationToken> {
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
-    tokio::spawn(watch(terminate, interrupt, token.clone()));
+    tokio::spawn(watch(terminate, interrupt, token.clone(), deadline));
     Ok(token)
 }
 
@@ -48,14 +94,14 @@ pub(crate) fn on_signals() -> std::io::Result<CancellationToken> {
     clippy::disallowed_methods,
     reason = "whoever asks twice does not want to wait"
 )]
-async fn watch(mut terminate: Signal, mut interrupt: Signal, token: CancellationToken) {
+async fn watch(mut terminate: Signal, mut interrupt: Signal, token: CancellationToken, deadline: Duration) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = token.cancelled() => {}
     }
     tracing::info!("stopping");
-    start_watchdog();
+    start_watchdog(deadline);
     token.cancel();
     tokio::select! {
         _ = terminate.recv() => {}
@@ -69,12 +115,16 @@ async fn watch(mut terminate: Signal, mut interrupt: Signal, token: Cancellation
     clippy::disallowed_methods,
     reason = "it is there for when the runtime does not stop"
 )]
-fn start_watchdog() {
-    let spawned = std::thread::Builder::new().name("watchdog".to_owned()).spawn(|| {
-        std::thread::sleep(EXIT_DEADLINE - WATCHDOG_MARGIN);
-        tracing::error!("the process did not stop in time and is cut off");
-        std::process::exit(EXIT_CUT_OFF);
-    });
+fn start_watchdog(deadline: Duration) {
+    let spawned = std::thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            std::thread::sleep(deadline.saturating_sub(WATCHDOG_MARGIN));
+            tracing::error!("the process did not stop in time and is cut off");
+            // Another thread writes that.
+            std::thread::sleep(WATCHDOG_MARGIN / 2);
+            std::process::exit(EXIT_CUT_OFF);
+        });
     if let Err(error) = spawned {
         tracing::warn!(%error, "there is no watchdog; the process may take longer to stop");
     }
@@ -94,15 +144,15 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor that stops its tasks through this token.
-    pub fn new(shutdown: CancellationToken) -> Self {
+    /// A supervisor that stops its tasks through this token, and lets open requests go on for the grace period.
+    pub fn new(shutdown: CancellationToken, grace_period: Duration) -> Self {
         Self {
             shutdown,
             finish: CancellationToken::new(),
             tasks: Tasks::default(),
             last: Tasks::default(),
             companions: Tasks::default(),
-            stop_timeout: STOP_TIMEOUT,
+            stop_timeout: grace_period + STOP_MARGIN,
         }
     }
 
@@ -261,7 +311,7 @@ mod tests {
 
     fn supervisor() -> (Supervisor, CancellationToken) {
         let token = CancellationToken::new();
-        (Supervisor::new(token.clone()), token)
+        (Supervisor::new(token.clone(), Duration::from_secs(5)), token)
     }
 
     /// A task as it should be: it ends when it is told to.
@@ -373,7 +423,31 @@ mod tests {
 
     #[test]
     fn everything_fits_before_the_watchdog() {
-        assert!(GRACE_PERIOD < STOP_TIMEOUT);
-        assert!(STOP_TIMEOUT + FINISH_TIMEOUT < EXIT_DEADLINE - WATCHDOG_MARGIN);
+        assert!(STOP_MARGIN + FINISH_TIMEOUT < EXIT_MARGIN - WATCHDOG_MARGIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_to_stop_drains_after_the_delay() {
+        let started = Instant::now();
+        let stop = Stop::after(CancellationToken::new(), Duration::from_secs(5));
+        stop.asked.cancel();
+        stop.drains.cancelled().await;
+        let delay = started.elapsed().as_secs_f64();
+        assert!((5.0..5.1).contains(&delay), "{delay} s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_by_itself_waits_for_no_load_balancer() {
+        for is_asked in [false, true] {
+            let started = Instant::now();
+            let stop = Stop::after(CancellationToken::new(), Duration::from_secs(5));
+            if is_asked {
+                stop.asked.cancel();
+            }
+            tokio::task::yield_now().await;
+            stop.drains.cancel();
+            stop.asked.cancelled().await;
+            assert_eq!(started.elapsed(), Duration::ZERO);
+        }
     }
 }

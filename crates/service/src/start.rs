@@ -15,9 +15,9 @@ use crate::config::CommonConfig;
 use crate::database;
 use crate::grpc::{GrpcServices, Reflection};
 use crate::identity::Authenticator;
-use crate::metrics::{Registry, ServerMetrics};
+use crate::metrics::{DroppedLines, Registry, ServerMetrics};
 use crate::server::{self, Access, Cors, Declared, Limits, Routes};
-use crate::shutdown::Supervisor;
+use crate::shutdown::{Stop, Supervisor};
 
 /// A process that starts.
 #[derive(Debug)]
@@ -26,10 +26,13 @@ pub struct Start {
     pub tasks: Supervisor,
     /// The metrics of the process.
     pub registry: Registry,
-    /// The stop signal.
+    /// Cancelled when nothing is accepted any more: after the stop signal and the drain delay.
     pub shutdown: CancellationToken,
     /// Cancelled when no request is open any more: what requests need goes on until then.
     pub drained: CancellationToken,
+    stop: Stop,
+    limits: Limits,
+    admin_connections_max: u32,
     readiness: Readiness,
     readiness_pool: PgPool,
     authenticator: Authenticator,
@@ -52,14 +55,20 @@ impl Start {
             database::check_schema(&readiness_pool, schema, *version).await?;
         }
         let (authenticator, lookups) = Authenticator::connect(&config.database_url).await?;
-        let mut tasks = Supervisor::new(shutdown.clone());
+        let stop = Stop::after(shutdown, config.drain_delay);
+        let mut tasks = Supervisor::new(stop.drains.clone(), config.limits.grace_period);
         tasks.spawn_companion("key lookups", lookups);
+        let registry = Registry::new();
+        registry.with(|registry| registry.register_collector(Box::new(DroppedLines)));
         Ok(Self {
             tasks,
-            registry: Registry::new(),
+            registry,
             drained: CancellationToken::new(),
-            readiness: Readiness::new(shutdown.clone()),
-            shutdown,
+            readiness: Readiness::new(stop.clone()),
+            shutdown: stop.drains.clone(),
+            stop,
+            limits: config.limits.clone(),
+            admin_connections_max: config.admin_connections_max,
             readiness_pool,
             authenticator,
             reflection: config.reflection(),
@@ -93,20 +102,24 @@ impl Start {
         let routes = Routes {
             http,
             grpc: grpc
-                .into_router(self.reflection, &mut self.tasks, &self.shutdown)
+                .into_router(self.reflection, &mut self.tasks, &self.stop)
                 .await?,
             access: Access::Identified(self.authenticator),
             cors: self.cors,
         };
-        let (drained, shutdown) = (self.drained, self.shutdown);
+        let admin_limits = Limits {
+            connections_max: self.admin_connections_max,
+            ..self.limits.clone()
+        };
+        let (drained, shutdown, limits) = (self.drained, self.shutdown, self.limits);
         self.tasks.spawn("server", async move {
             let _drained = drained.drop_guard();
-            server::serve(listener, routes, Limits::default(), metrics, shutdown).await;
+            server::serve(listener, routes, limits, metrics, shutdown).await;
             Ok(())
         });
         // A companion, so that a process that drains says "not ready" instead of nothing.
         self.tasks.spawn_companion("admin", async move {
-            admin::serve(admin_listener, self.readiness, self.registry).await;
+            admin::serve(admin_listener, admin_limits, self.readiness, self.registry).await;
             Ok(())
         });
         tracing::info!("ready");

@@ -1,13 +1,14 @@
 //! Logs and traces.
 //!
-//! Logs go to standard error, one line each: JSON in production, for people in development. Traces go out over OTLP when
+//! Logs go to standard error, one line each: JSON in production, for people in development. A thread of its own writes them:
+//! where nobody reads them any more, lines are dropped and counted, and no request waits. Traces go out over OTLP when
 //! `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Request spans are of level `debug` and only the OTLP layer asks for them, so
 //! with OTLP off and logs at `info` a span costs one comparison.
 //!
 //! A trace is passed on even where nothing is exported: [`current_traceparent`] falls back to the `traceparent` that the
 //! request came with.
 
-use std::io::IsTerminal as _;
+use std::io::{BufWriter, IsTerminal as _};
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Span, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::filter::{EnvFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
@@ -42,6 +44,12 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Spans of our own crates are exported; those of libraries are not ours to explain.
 const EXPORTED_TARGETS: &str = "daybook";
 
+/// Lines that may wait to be written: a few MiB.
+const LOG_LINES_WAITING_MAX: usize = 8_192;
+
+/// Counts the lines that were dropped.
+static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
+
 /// Set when spans are exported; without it nobody asks OpenTelemetry for anything.
 static EXPORTING: OnceLock<()> = OnceLock::new();
 
@@ -61,15 +69,17 @@ pub enum TelemetryError {
 
 /// Keeps telemetry going; [`TelemetryGuard::flush`] sends out what is left.
 #[derive(Debug)]
-#[must_use = "without a flush at the end the last spans are lost"]
+#[must_use = "without a flush at the end the last lines and spans are lost"]
 pub struct TelemetryGuard {
     provider: Option<SdkTracerProvider>,
+    /// Writes the last lines when it is dropped.
+    _lines: WorkerGuard,
 }
 
 impl TelemetryGuard {
-    /// Sends the last spans, for at most a second.
-    pub async fn flush(self) {
-        let Some(provider) = self.provider else {
+    /// Sends the last spans, for at most a second, and writes the last lines, for hardly longer.
+    pub async fn flush(mut self) {
+        let Some(provider) = self.provider.take() else {
             return;
         };
         // The exporter's channel runs on this runtime, so no thread of the runtime may block on it.
@@ -97,22 +107,36 @@ pub fn init(service_name: &'static str, config: &TelemetryConfig) -> Result<Tele
             .with_tracer(tracer)
             .with_filter(ours)
     });
+    let (lines, writer) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES_WAITING_MAX)
+        .thread_name("log")
+        .finish(BufWriter::new(std::io::stderr()));
+    DROPPED_LINES.get_or_init(|| lines.error_counter());
     tracing_subscriber::registry()
-        .with(log_layer(config.format()).with_filter(filter))
+        .with(log_layer(config.format(), lines).with_filter(filter))
         .with(exporting)
         .try_init()?;
     if provider.is_some() {
         EXPORTING.get_or_init(|| ());
     }
     std::panic::set_hook(Box::new(log_panic));
-    Ok(TelemetryGuard { provider })
+    Ok(TelemetryGuard {
+        provider,
+        _lines: writer,
+    })
 }
 
-fn log_layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+/// How many log lines were dropped because nobody read them.
+pub(crate) fn dropped_lines() -> u64 {
+    let dropped = DROPPED_LINES.get().map(ErrorCounter::dropped_lines);
+    dropped.unwrap_or_default().try_into().unwrap_or(u64::MAX)
+}
+
+fn log_layer<S>(format: LogFormat, lines: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     match format {
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
         LogFormat::Text => layer.with_ansi(std::io::stderr().is_terminal()).boxed(),

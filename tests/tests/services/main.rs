@@ -3,6 +3,9 @@
 mod keys;
 mod pool;
 mod processes;
+mod request_log;
+mod rolling;
+mod stopping;
 
 use daybook_service::config::Secret;
 use daybook_service::database::connect;

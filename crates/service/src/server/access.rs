@@ -22,6 +22,7 @@ use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
 use crate::identity::Authenticator;
 use crate::metrics::{ServerMetrics, Transport};
+use crate::request;
 
 /// The name of a connection's share, as its refusal says it.
 const QUOTA: &str = "requests without a key on one connection";
@@ -211,6 +212,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
                     connection.holder.is(Caller::Stranger);
                 }
             })?;
+            request::set_identity(&identity);
             connection.holder.is(Caller::Tenant(identity.tenant_id()));
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
             if let Some(scope) = needs.scope {

@@ -22,6 +22,7 @@ use super::Shared;
 use super::access::Connection;
 use super::budget::Claim;
 use super::grpc_web;
+use super::request_log::Line;
 use crate::error::{ApiError, Code, grpc, problem};
 use crate::metrics::{Operation, Transport};
 use crate::request::{self, Context, X_REQUEST_ID};
@@ -64,26 +65,29 @@ fn counted(shared: &Shared, connection: &Connection, mut response: Response<Body
     response
 }
 
-/// Answers and counts.
+/// Answers, counts and logs.
 async fn measured(shared: &Shared, request: Request<Body>) -> Response<Body> {
     let started = Instant::now();
     let _open = shared.metrics.open();
     match transport(request.headers()) {
         Transport::Grpc => {
-            let operation = match shared.grpc.method(request.uri().path()) {
-                Some(method) => Operation::Rpc(method),
-                None => Operation::Unknown,
-            };
+            let rpc = shared.grpc.method(request.uri().path());
+            let line = shared.logs_requests.then(|| Line::of_rpc(rpc.clone(), started));
             let answer = |request| answer_call(shared, request, started);
             let response = shared.cors.answer(request, answer).await;
             let code = grpc_code(&response);
+            let operation = rpc.map_or(Operation::Unknown, Operation::Rpc);
             shared
                 .metrics
                 .answered(Transport::Grpc, operation, code, started.elapsed());
+            if let Some(line) = line {
+                line.answered(code);
+            }
             response
         }
         Transport::Http => {
             let method = request.method().clone();
+            let line = shared.logs_requests.then(|| Line::of_http(&method, started));
             let answer = |request| answer_http(shared, request, started);
             let response = shared.cors.answer(request, answer).await;
             let operation = Operation::route(&method, request::route().as_ref());
@@ -91,6 +95,9 @@ async fn measured(shared: &Shared, request: Request<Body>) -> Response<Body> {
             shared
                 .metrics
                 .answered(Transport::Http, operation, code, started.elapsed());
+            if let Some(line) = line {
+                line.answered(code);
+            }
             response
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use daybook_service::server::{GRACE_PERIOD, Limits};
+use daybook_service::server::Limits;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
@@ -171,7 +171,7 @@ async fn a_stop_lets_an_open_request_finish() {
         read_to_end(stream).await.starts_with(b"HTTP/1.1 504"),
         "the answer came after the stop signal"
     );
-    assert!(server.has_ended_within(PATIENCE).await < GRACE_PERIOD);
+    assert!(server.has_ended_within(PATIENCE).await < Limits::default().grace_period);
 }
 
 #[tokio::test]
@@ -187,10 +187,10 @@ async fn a_stop_ends_though_a_stream_is_open() {
     server.shutdown.cancel();
     read_to_end(idle).await;
     let took = server
-        .has_ended_within(GRACE_PERIOD + Duration::from_secs(1))
+        .has_ended_within(Limits::default().grace_period + Duration::from_secs(1))
         .await;
     assert!(
-        took >= GRACE_PERIOD - Duration::from_millis(100),
+        took >= Limits::default().grace_period - Duration::from_millis(100),
         "it had its grace: {took:?}"
     );
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use daybook_service::server::{GRACE_PERIOD, Limits};
+use daybook_service::server::Limits;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
@@ -158,7 +158,7 @@ async fn a_request_that_a_stop_leaves_no_time_is_told_so() {
     let started = std::time::Instant::now();
     let (http, grpc, ()) = tokio::join!(http, grpc, stop);
     assert!(
-        started.elapsed() < GRACE_PERIOD,
+        started.elapsed() < Limits::default().grace_period,
         "the connections are there still"
     );
     assert_eq!(http.headers()["retry-after"], "1");
