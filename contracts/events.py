@@ -5,10 +5,12 @@ Run by `cargo xtask contracts`, with the addresses of `.daybook/dev.env` in its 
 """
 
 import asyncio
+import functools
 import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import jsonschema_rs
 import nats
@@ -16,6 +18,7 @@ import yaml
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from scenario import Server, placed_and_replayed
 
+PROTO = Path("proto").absolute()
 PARTITION = 0
 DEADLINE_SECONDS = 10
 
@@ -38,7 +41,7 @@ class Channel:
 
     def _validator(self, schema):
         whole = {"components": self.description["components"], **schema}
-        return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+        return validator(whole, base_uri=PROTO.joinpath("asyncapi.yaml").as_uri())
 
     def hold(self, name, message):
         """Holds a message to the description of this name."""
@@ -46,6 +49,20 @@ class Channel:
         headers, payload = self.messages[name]
         headers.validate(message.headers or {})
         payload.validate(json.loads(message.data) if message.data else "")
+
+
+def validator(schema, **options):
+    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True, retriever=retrieve, **options)
+
+
+def retrieve(uri):
+    """A schema in a file of its own."""
+    return json.loads(Path(uri.removeprefix("file://")).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def payload_schema(event_type, version):
+    return validator(json.loads(PROTO.joinpath("schemas", f"{event_type}.v{version}.json").read_text(encoding="utf-8")))
 
 
 def is_read_by_the_sdk(message, position):
@@ -72,6 +89,8 @@ async def recorded_events(stream, events):
             events.hold("reference", message)
         else:
             events.hold("event", message)
+            of_version = payload_schema(message.headers["ce-type"], message.headers["daybook-schema-version"])
+            of_version.validate(json.loads(message.data))
             is_read_by_the_sdk(message, position)
             types.add(message.headers["ce-type"])
     return types
@@ -86,7 +105,7 @@ async def progress(connection, applied):
 
 
 async def main():
-    with open("proto/asyncapi.yaml", encoding="utf-8") as file:
+    with open(PROTO / "asyncapi.yaml", encoding="utf-8") as file:
         description = yaml.safe_load(file)
     connection = await nats.connect(os.environ["NATS_URL"], connect_timeout=DEADLINE_SECONDS)
     types = await recorded_events(connection.jetstream(), Channel(description, "events"))

@@ -11,8 +11,9 @@ function breaks({ type, action, path }) {
   // What callers see of a component is judged where an operation uses it.
   if (path[0] !== 'paths') return false;
   if (path.includes('responses')) {
-    // The contract says that enumerations may grow.
+    // The contract says that enumerations may grow: they get more values, or say that they may.
     if (action === 'add' && path.at(-2) === 'enum') return false;
+    if (action === 'remove' && path.at(-1) === 'enum') return false;
     // api-smart-diff lets a member become any other type. `properties type` is a member of that name.
     const [keyword, parent] = path.slice(-2).reverse();
     if (action === 'replace' && keyword === 'type' && parent !== 'properties') return true;

@@ -13,6 +13,9 @@ use tonic_prost_build::Builder;
 /// Where the contract is, beside this file.
 const ROOT: &str = "daybook";
 
+/// Where the JSON Schemas of events are, beside this file: one for each type and version that was ever written.
+const SCHEMAS: &str = "schemas";
+
 /// The fields by which a request for a command is known.
 const COMMAND_FIELDS: [&str; 3] = ["request_id", "context", "expected_version"];
 
@@ -24,6 +27,7 @@ const MOMENT_SCHEMA: &str =
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={ROOT}");
+    println!("cargo::rerun-if-changed={SCHEMAS}");
     let mut files = Vec::new();
     collect(Path::new(ROOT), &mut files)?;
     files.sort();
@@ -33,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         directory.join("daybook.bin"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
+    fs::write(directory.join("event_schemas.rs"), event_schemas()?)?;
     let messages = messages(&descriptors);
     let mut builder = tonic_prost_build::configure();
     let mut objects = String::new();
@@ -56,6 +61,22 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Err
         }
     }
     Ok(())
+}
+
+/// An array with the name and the text of each schema, in order.
+fn event_schemas() -> Result<String, Box<dyn Error>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(SCHEMAS)? {
+        let path = entry?.path().canonicalize()?;
+        let name = path.file_stem().and_then(|name| name.to_str());
+        files.insert(name.ok_or("a schema has a name")?.to_owned(), path);
+    }
+    let mut array = String::from("&[");
+    for (name, path) in files {
+        write!(array, "({name:?}, include_str!({path:?})),")?;
+    }
+    array.push(']');
+    Ok(array)
 }
 
 /// Our own messages, by their full names (`.daybook.orders.v1.Address`).

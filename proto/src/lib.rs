@@ -8,6 +8,10 @@ pub mod convert;
 /// The file descriptors of every service, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/daybook.bin"));
 
+/// The JSON Schema of the payload of every event type and version that was ever written, each with its name:
+/// `order.placed.v2`.
+pub const EVENT_SCHEMAS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/event_schemas.rs"));
+
 /// One module for each package `daybook.<area>.v1` of the tree: what is generated from it.
 macro_rules! packages {
     ($($(#[$meta:meta])* $area:ident;)*) => {$(

@@ -7,6 +7,7 @@ mod answer;
 mod compression;
 pub mod correlations;
 pub mod customers;
+pub mod event_types;
 pub mod events;
 mod examples;
 pub mod feed;
@@ -80,10 +81,13 @@ impl FromRequestParts<Reads> for Caller {
 /// All routes: reads, their description, and the catalogue of problems. Where one address leads to all services, this one may be
 /// asked what a rule means that a command was refused by.
 pub fn router(reads: Reads) -> Declared {
-    let (routes, api) = described_routes().split_for_parts();
+    let (routes, mut api) = described_routes().split_for_parts();
+    let (prepared, prepared_api) = prepared_routes().split_for_parts();
+    api.merge(prepared_api);
+    let routes = compressed(routes.with_state(reads.clone())).merge(prepared.with_state(reads));
     let needs = common::scopes(&api).into_iter();
     let needs = needs.map(|(path, scope)| (path, Needs::scope(scope)));
-    Declared::new(compressed(routes.with_state(reads)), needs)
+    Declared::new(routes, needs)
         .merge(common::router(description()))
         .merge(problems::router(&rules().map(DomainRule::from).collect::<Vec<_>>()))
 }
@@ -91,9 +95,9 @@ pub fn router(reads: Reads) -> Declared {
 /// The OpenAPI description, as `/openapi.json` gives it.
 #[must_use]
 pub fn description() -> String {
-    let (_, mut api) = described_routes().split_for_parts();
+    let (_, mut api) = described_routes().merge(prepared_routes()).split_for_parts();
     common::add_headers(&mut api, openapi::headers_of);
-    common::text(&api)
+    common::text(api)
 }
 
 fn described_routes() -> OpenApiRouter<Reads> {
@@ -107,4 +111,9 @@ fn described_routes() -> OpenApiRouter<Reads> {
         .routes(routes!(customers::get_customer_totals))
         .routes(routes!(stock::list_stock_items))
         .routes(routes!(stock::get_stock_item))
+}
+
+/// What does not change is compressed already.
+fn prepared_routes() -> OpenApiRouter<Reads> {
+    OpenApiRouter::new().routes(routes!(event_types::list_event_types))
 }

@@ -47,7 +47,7 @@ pub fn description() -> String {
     }
     add_common(&mut api);
     add_headers(&mut api, headers_of);
-    text(&api)
+    text(api)
 }
 
 /// What is said about the commands of an aggregate.

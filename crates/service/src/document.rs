@@ -1,5 +1,5 @@
-//! Documents that do not change: anybody may ask for them without a key, so they are compressed once, and not for each of
-//! those who ask.
+//! Documents that do not change: anybody may ask for them without a key, so they are compressed and tagged once, and not for
+//! each of those who ask.
 
 use std::io::Write as _;
 
@@ -7,46 +7,109 @@ use axum::body::{Body, Bytes};
 use axum::response::Response;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, VARY};
-use http::{HeaderMap, HeaderValue};
+use http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY,
+};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use sha2::{Digest as _, Sha256};
+
+/// Whoever keeps it asks before using it, and is told with a head alone that it is still the same.
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// A document that does not change, as it is and compressed.
 #[derive(Clone, Debug)]
 pub struct Document {
-    plain: Bytes,
-    gzip: Bytes,
+    plain: Representation,
+    gzip: Representation,
+}
+
+/// What is sent of a document, and under which headers.
+#[derive(Clone, Debug)]
+struct Representation {
+    headers: HeaderMap,
+    body: Bytes,
 }
 
 impl Document {
-    /// Compresses a text, which is JSON.
+    /// Prepares a text of this type.
     ///
     /// # Panics
     /// Never: memory takes what is written to it.
     #[must_use]
-    pub fn new(text: String) -> Self {
+    pub fn new(content_type: &'static str, text: String) -> Self {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         let written = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish());
+        let gzip = written.expect("memory takes what is written");
+        let hash = hex::encode(&Sha256::digest(&text)[..8]);
+        let headers = |tag: String| {
+            let tag = HeaderValue::from_str(&tag).expect("hexadecimal digits are visible ASCII");
+            HeaderMap::from_iter([
+                (CONTENT_TYPE, HeaderValue::from_static(content_type)),
+                (VARY, HeaderValue::from_static("accept-encoding")),
+                (CACHE_CONTROL, NO_CACHE),
+                (ETAG, tag),
+            ])
+        };
+        let mut gzip = Representation {
+            headers: headers(format!("\"{hash};gzip\"")),
+            body: gzip.into(),
+        };
+        gzip.headers
+            .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         Self {
-            gzip: written.expect("memory takes what is written").into(),
-            plain: text.into(),
+            plain: Representation {
+                headers: headers(format!("\"{hash}\"")),
+                body: text.into(),
+            },
+            gzip,
         }
+    }
+
+    /// Prepares a text that is JSON.
+    #[must_use]
+    pub fn json(text: String) -> Self {
+        Self::new("application/json", text)
+    }
+
+    /// The same document with one more header, or another value of it.
+    #[must_use]
+    pub fn with_header(mut self, name: http::HeaderName, value: &HeaderValue) -> Self {
+        for representation in [&mut self.plain, &mut self.gzip] {
+            representation.headers.insert(name.clone(), value.clone());
+        }
+        self
     }
 
     /// The answer to a request with these headers.
     #[must_use]
     pub fn answer(&self, request: &HeaderMap) -> Response {
-        let mut response = if takes_gzip(request) {
-            let mut response = Response::new(Body::from(self.gzip.clone()));
-            let gzip = HeaderValue::from_static("gzip");
-            response.headers_mut().insert(CONTENT_ENCODING, gzip);
+        let representation = match takes_gzip(request) {
+            true => &self.gzip,
+            false => &self.plain,
+        };
+        let mut response = if representation.is_known(request) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            Response::new(Body::from(self.plain.clone()))
+            Response::new(Body::from(representation.body.clone()))
         };
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        *response.headers_mut() = representation.headers.clone();
         response
+    }
+}
+
+impl Representation {
+    /// Whether the caller has it already (RFC 9110, 13.1.2).
+    fn is_known(&self, request: &HeaderMap) -> bool {
+        let lists = request.get_all(IF_NONE_MATCH).iter();
+        let mut tags = lists
+            .filter_map(|list| list.to_str().ok())
+            .flat_map(|list| list.split(','));
+        tags.any(|tag| {
+            let tag = tag.trim();
+            tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == self.headers[ETAG].as_bytes()
+        })
     }
 }
 
@@ -97,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_document_is_compressed_once_for_all_who_take_it_so() {
-        let document = Document::new("{}".repeat(10_000));
+        let document = Document::json("{}".repeat(10_000));
         let accepting =
             |codings| HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(codings))]);
         for codings in ["gzip", "br, GZIP;q=0.5", "gzip, br"] {
@@ -106,7 +169,7 @@ mod tests {
             let bytes = to_bytes(response.into_body(), usize::MAX)
                 .await
                 .expect("it is whole");
-            assert_eq!(bytes.as_ptr(), document.gzip.as_ptr(), "it was made again");
+            assert_eq!(bytes.as_ptr(), document.gzip.body.as_ptr(), "it was made again");
         }
         for codings in ["", "br", "gzip;q=0", "gzip; q=0.0", "identity"] {
             let response = document.answer(&accepting(codings));
@@ -114,7 +177,35 @@ mod tests {
             let bytes = to_bytes(response.into_body(), usize::MAX)
                 .await
                 .expect("it is whole");
-            assert_eq!(bytes.as_ptr(), document.plain.as_ptr(), "it was copied");
+            assert_eq!(bytes.as_ptr(), document.plain.body.as_ptr(), "it was copied");
+        }
+    }
+
+    #[test]
+    fn what_the_caller_has_is_not_sent_again() {
+        let (document, other) = (Document::json("{}".to_owned()), Document::json("[]".to_owned()));
+        let asked = |headers: &[(http::HeaderName, &HeaderValue)]| {
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (name.clone(), (*value).clone()));
+            document.answer(&headers.collect())
+        };
+        let gzip = HeaderValue::from_static("gzip");
+        let compressed = asked(&[(ACCEPT_ENCODING, &gzip)]);
+        let (tag, tag_of_gzip) = (
+            asked(&[]).headers()[ETAG].clone(),
+            compressed.headers()[ETAG].clone(),
+        );
+        let again = asked(&[(IF_NONE_MATCH, &tag)]);
+        assert_eq!(
+            (again.status(), &again.headers()[ETAG]),
+            (StatusCode::NOT_MODIFIED, &tag)
+        );
+        let again = asked(&[(IF_NONE_MATCH, &tag_of_gzip), (ACCEPT_ENCODING, &gzip)]);
+        assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+        let of_other = other.answer(&HeaderMap::new()).headers()[ETAG].clone();
+        for unknown in [tag_of_gzip, of_other] {
+            assert_eq!(asked(&[(IF_NONE_MATCH, &unknown)]).status(), StatusCode::OK);
         }
     }
 }

@@ -11,7 +11,8 @@
 //! | [`metrics`] | request counters and the latencies between the five moments of an event |
 //! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
-//! | [`openapi`], [`document`] | what all OpenAPI descriptions have in common, and how they are served |
+//! | [`openapi`], `docs` | what all OpenAPI descriptions have in common, and the page that shows one |
+//! | [`document`], `page` | what does not change: prepared once, served to everybody |
 //! | [`grpc`] | gRPC services with their health and, in development, reflection |
 //! | [`identity`] | API keys, principals and scopes |
 //! | [`path`] | the variables of a path; refusals are problems of the catalogue |
@@ -29,6 +30,7 @@ mod admin;
 pub mod config;
 pub mod consistency;
 pub mod database;
+mod docs;
 pub mod document;
 pub mod error;
 pub mod grpc;
@@ -36,6 +38,7 @@ pub mod identity;
 pub mod key;
 pub mod metrics;
 pub mod openapi;
+mod page;
 pub mod path;
 pub mod problems;
 pub mod process;

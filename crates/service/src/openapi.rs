@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::routing::get;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::{Object, Type};
+use utoipa::openapi::schema::{Object, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{PartialSchema as _, ToSchema};
 
+use crate::docs::docs;
 use crate::document::Document;
 use crate::error::Code;
 use crate::identity::Scope;
@@ -21,6 +22,9 @@ use crate::server::{Declared, Needs};
 
 /// The name of the credential in descriptions.
 pub const API_KEY: &str = "api_key";
+
+/// Where a description has the values of an enumeration that may grow: what `enum` has would be all that there can ever be.
+const EXTENSIBLE_ENUM: &str = "x-extensible-enum";
 
 /// What a request may be refused with, whatever it is for: the server says it, or the credential.
 pub const COMMON: [Code; 14] = [
@@ -163,7 +167,13 @@ pub type DescribedHeader = (&'static str, Type, &'static str);
 /// Adds the headers that every answer has, and those that answers of a status have besides. The operations have to be there
 /// already.
 pub fn add_headers(api: &mut OpenApi, of_status: impl Fn(&str) -> Vec<DescribedHeader>) {
-    for item in api.paths.paths.values_mut() {
+    for operation in operations(api) {
+        add_operation_headers(operation, &of_status);
+    }
+}
+
+fn operations(api: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
+    api.paths.paths.values_mut().flat_map(|item| {
         let operations = [
             &mut item.get,
             &mut item.post,
@@ -171,10 +181,8 @@ pub fn add_headers(api: &mut OpenApi, of_status: impl Fn(&str) -> Vec<DescribedH
             &mut item.patch,
             &mut item.delete,
         ];
-        for operation in operations.into_iter().flatten() {
-            add_operation_headers(operation, &of_status);
-        }
-    }
+        operations.into_iter().flatten()
+    })
 }
 
 fn add_operation_headers(operation: &mut Operation, of_status: impl Fn(&str) -> Vec<DescribedHeader>) {
@@ -219,24 +227,93 @@ fn headers_of(status: &str) -> Vec<DescribedHeader> {
     headers
 }
 
-/// A description as it is committed and served.
+/// A description as it is committed and served: what several operations answer is described once, and enumerations are open.
 ///
 /// # Panics
 /// Never: it has string keys, and no serializer that fails.
 #[must_use]
-pub fn text(api: &OpenApi) -> String {
+pub fn text(mut api: OpenApi) -> String {
+    share_responses(&mut api);
+    open_enumerations(&mut api);
     let text = api.to_pretty_json();
     let mut text = text.expect("the description has string keys and no failing serializer");
     text.push('\n');
     text
 }
 
-/// `GET /openapi.json`, for everybody.
+/// Describes once what several operations answer alike, under the name of its status.
+fn share_responses(api: &mut OpenApi) {
+    let mut answers = Vec::<(String, RefOr<Response>, usize)>::new();
+    for (status, answer) in operations(api).flat_map(|operation| &operation.responses.responses) {
+        let known = answers
+            .iter_mut()
+            .find(|(at, known, _)| (at, known) == (status, answer));
+        match known {
+            Some((.., uses)) => *uses += 1,
+            None => answers.push((status.clone(), answer.clone(), 1)),
+        }
+    }
+    answers.retain(|(.., uses)| *uses > 1);
+    let mut shared = BTreeMap::new();
+    for (status, answer, _) in answers {
+        let reason = reason(&status);
+        let names = (1..).map(|number| match number {
+            1 => reason.clone(),
+            _ => format!("{reason}{number}"),
+        });
+        let mut names = names.skip_while(|name| shared.contains_key(name));
+        let name = names.next().expect("there is always another number");
+        let reference = RefOr::Ref(Ref::from_response_name(&name));
+        for operation in operations(api) {
+            let of_status = operation.responses.responses.get_mut(&status);
+            if let Some(own) = of_status.filter(|own| **own == answer) {
+                *own = reference.clone();
+            }
+        }
+        shared.insert(name, answer);
+    }
+    api.components.get_or_insert_default().responses.extend(shared);
+}
+
+/// What a status is called, as the name of a component: `NotFound`.
+fn reason(status: &str) -> String {
+    let status = StatusCode::from_bytes(status.as_bytes()).ok();
+    let reason = status.and_then(|status| status.canonical_reason());
+    reason.unwrap_or("Answer").replace([' ', '-'], "")
+}
+
+/// Values may be added to the enumerations that answers have: whoever reads a description must not take them for closed.
+fn open_enumerations(api: &mut OpenApi) {
+    for schema in api.components.get_or_insert_default().schemas.values_mut() {
+        if let RefOr::T(Schema::Object(object)) = schema
+            && let Some(values) = object.enum_values.take()
+        {
+            let extensions = object.extensions.get_or_insert_default();
+            extensions.insert(EXTENSIBLE_ENUM.to_owned(), Value::Array(values));
+        }
+    }
+}
+
+/// `GET /openapi.json`, and the same as a page, `GET /docs`, for everybody.
+///
+/// # Panics
+/// When the text is not JSON.
 pub fn router(text: String) -> Declared {
-    let document = Document::new(text);
-    let document = get(async move |headers: HeaderMap| document.answer(&headers));
-    let router = Router::new().route("/openapi.json", document);
-    Declared::new(router, [("/openapi.json", Needs::nothing())])
+    let page = docs(&serde_json::from_str(&text).expect("a description is JSON"));
+    let document = Document::json(text);
+    let router = Router::new()
+        .route(
+            "/openapi.json",
+            get(async move |headers: HeaderMap| document.answer(&headers)),
+        )
+        .route(
+            "/docs",
+            get(async move |headers: HeaderMap| page.answer(&headers)),
+        );
+    Declared::new(
+        router,
+        ["/openapi.json", "/docs"].map(|route| (route, Needs::nothing())),
+    )
 }
 
 /// The scope that each path needs: the one that the description of its operations names. A path without one, or with two,

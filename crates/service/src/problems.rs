@@ -1,16 +1,20 @@
 //! `GET /problems/{slug}`: what each code means and what to do about it. The `type` of every problem leads here.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::Path;
-use axum::response::{Html, IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::get;
-use axum::{Json, Router};
-use http::HeaderMap;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, VARY};
+use http::{HeaderMap, HeaderValue};
+use maud::html;
 use serde_json::{Value, json};
 
+use crate::document::Document;
 use crate::error::{ApiError, Code, grpc};
+use crate::page::page;
 use crate::server::{Declared, Needs};
 
 /// A rule of the domain that a service can refuse a request with.
@@ -30,17 +34,19 @@ impl From<(&'static str, &'static str)> for DomainRule {
 
 /// The routes of the catalogue, with the rules of the service's domain.
 pub fn router(rules: &[DomainRule]) -> Declared {
-    let catalogue: Arc<[Explanation]> = catalogue(rules).into();
-    let all = Arc::clone(&catalogue);
+    let catalogue = catalogue(rules);
+    let all = catalogue.iter().map(Explanation::to_json).collect::<Value>();
+    let all = Document::json(all.to_string());
+    let explained: Arc<Explained> = Arc::new(explained(&catalogue));
     let router = Router::new()
         .route(
             "/problems",
-            get(async move || Json(all.iter().map(Explanation::to_json).collect::<Value>())),
+            get(async move |headers: HeaderMap| all.answer(&headers)),
         )
         .route(
             "/problems/{slug}",
             get(async move |Path(slug): Path<String>, headers: HeaderMap| {
-                explain(&catalogue, &slug, &headers)
+                explain(&explained, &slug, &headers)
             }),
         );
     let for_everybody = ["/problems", "/problems/{slug}"].map(|route| (route, Needs::nothing()));
@@ -52,6 +58,9 @@ struct Explanation {
     code: Code,
     text: &'static str,
 }
+
+/// What is said about each code, by its slug: for programs, and for people.
+type Explained = HashMap<String, (Document, Document)>;
 
 fn catalogue(rules: &[DomainRule]) -> Vec<Explanation> {
     let of_all = Code::ALL.into_iter().map(|code| Explanation {
@@ -65,19 +74,27 @@ fn catalogue(rules: &[DomainRule]) -> Vec<Explanation> {
     of_all.chain(of_domain).collect()
 }
 
-fn explain(catalogue: &[Explanation], slug: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
-    let explanation = catalogue
-        .iter()
-        .find(|explanation| explanation.code.slug() == slug)
-        .ok_or_else(|| ApiError::not_found("problem", slug))?;
+fn explained(catalogue: &[Explanation]) -> Explained {
+    let vary = HeaderValue::from_static("accept, accept-encoding");
+    let documents = |explanation: &Explanation| {
+        let json = Document::json(explanation.to_json().to_string());
+        let documents = (
+            json.with_header(VARY, &vary),
+            explanation.to_page().with_header(VARY, &vary),
+        );
+        (explanation.code.slug(), documents)
+    };
+    catalogue.iter().map(documents).collect()
+}
+
+fn explain(explained: &Explained, slug: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let documents = explained.get(slug);
+    let (json, page) = documents.ok_or_else(|| ApiError::not_found("problem", slug))?;
     let wants_html = headers
         .get(ACCEPT)
         .is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"));
-    Ok(if wants_html {
-        Html(explanation.to_html()).into_response()
-    } else {
-        Json(explanation.to_json()).into_response()
-    })
+    let document = if wants_html { page } else { json };
+    Ok(document.answer(headers))
 }
 
 impl Explanation {
@@ -94,18 +111,18 @@ impl Explanation {
         })
     }
 
-    /// Nothing in it comes from a request, so nothing needs to be escaped.
-    fn to_html(&self) -> String {
+    fn to_page(&self) -> Document {
         let entry = self.code.entry();
-        format!(
-            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code}</title>\
-             <h1>{title}</h1><p><code>{code}</code> · HTTP {http} · gRPC {grpc}</p><p>{text}</p><p>{retry}</p></html>",
-            code = self.code,
-            title = entry.title,
-            http = entry.http.as_u16(),
-            grpc = grpc::code_name(entry.grpc),
-            text = self.text,
-            retry = entry.retry,
+        page(
+            self.code.name(),
+            &html! {
+                main {
+                    h1 { (entry.title) }
+                    p { code { (self.code.name()) } " · HTTP " (entry.http.as_u16()) " · gRPC " (grpc::code_name(entry.grpc)) }
+                    p { (self.text) }
+                    p { (entry.retry.to_string()) }
+                }
+            },
         )
     }
 }
@@ -121,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_type_of_every_problem_leads_to_its_explanation() {
-        let catalogue = catalogue(RULES);
+        let explained = explained(&catalogue(RULES));
         let rule = Code::DomainRule("ORDER_ALREADY_SHIPPED".into());
         for code in Code::ALL.into_iter().chain([rule]) {
             let problem = ApiError::new(code.clone(), "what happened").to_problem();
@@ -129,8 +146,8 @@ mod tests {
                 .as_str()
                 .and_then(|kind| kind.strip_prefix("/problems/"))
                 .expect("a type");
-            explain(&catalogue, slug, &HeaderMap::new()).expect("an explanation");
+            explain(&explained, slug, &HeaderMap::new()).expect("an explanation");
         }
-        explain(&catalogue, "nothing", &HeaderMap::new()).expect_err("no such code");
+        explain(&explained, "nothing", &HeaderMap::new()).expect_err("no such code");
     }
 }

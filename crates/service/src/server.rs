@@ -50,7 +50,7 @@ pub(crate) use self::budget::Claim;
 pub use self::cors::{Cors, InvalidOrigin, Origin};
 use self::limits::CONNECTION_WINDOW_BYTES;
 pub use self::limits::Limits;
-pub use self::routes::{Declared, Needs};
+pub use self::routes::{ANONYMOUS, Declared, Needs};
 use self::seats::{Seat, Seats};
 use crate::metrics::ServerMetrics;
 

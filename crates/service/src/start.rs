@@ -107,6 +107,8 @@ impl Start {
             access: Access::Identified(self.authenticator),
             cors: self.cors,
         };
+        routes.http.check_anonymous()?;
+        routes.grpc.check_anonymous()?;
         let admin_limits = Limits {
             connections_max: self.admin_connections_max,
             ..self.limits.clone()

@@ -204,7 +204,7 @@ mod tests {
     use daybook_read_model::order_details::OrderView;
     use serde_json::{Value, json};
 
-    use crate::http::{description, examples, schema, stock};
+    use crate::http::{description, event_types, examples, schema, stock};
 
     fn described() -> Value {
         serde_json::from_str(&description()).expect("the description is JSON")
@@ -291,6 +291,7 @@ mod tests {
             ("StockItem", stock::example()),
             ("Event", examples::event()),
             ("Correlation", examples::correlation()),
+            ("EventType", event_types::example()),
         ];
         for (name, example) in schemas {
             let schema = json!({ "$ref": format!("#/components/schemas/{name}") });

@@ -14,12 +14,13 @@ use http::Method;
 
 /// The routes that need a key, each with the scope that it needs; `{id}` is an order's id, `{stock_item_id}` that of
 /// [`ARTICLE`]'s stock item.
-const ROUTES: [(&str, Scope); 9] = [
+const ROUTES: [(&str, Scope); 10] = [
     ("/v1/orders", Scope::OrdersRead),
     ("/v1/orders/{id}", Scope::OrdersRead),
     ("/v1/orders/{id}/events", Scope::EventsRead),
     ("/v1/events", Scope::EventsRead),
     ("/v1/correlations/checkout-77", Scope::EventsRead),
+    ("/v1/event-types", Scope::EventsRead),
     ("/v1/customers", Scope::OrdersRead),
     ("/v1/customers/customer-1/totals", Scope::OrdersRead),
     ("/v1/stock-items", Scope::StockRead),

@@ -2,6 +2,7 @@
 
 mod conditional;
 mod cors;
+mod event_types;
 mod fairness;
 mod feed;
 mod histories;

@@ -1,5 +1,6 @@
 //! What the services have in common.
 
+mod anonymous;
 mod keys;
 mod pool;
 mod processes;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use anyhow::ensure;
 use axum::Router;
 
 use super::body::MESSAGE_PREFIX_BYTES;
@@ -14,6 +15,20 @@ const BODY_BYTES_MAX: usize = 64 * 1_024;
 
 /// The largest body of a probe, in bytes: the name of a service.
 pub(super) const PROBE_BODY_BYTES_MAX: usize = 4 * 1_024;
+
+/// All that is answered without a key, of any service: how the process is, what is said about it, and, in development, what it
+/// offers. None of it asks a database or makes a document anew. A service with another route for everybody does not start.
+pub const ANONYMOUS: [&str; 9] = [
+    "/healthz",
+    "/problems",
+    "/problems/{slug}",
+    "/openapi.json",
+    "/docs",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
 
 /// What a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +146,18 @@ impl Declared {
             router: change(self.router),
             needs: self.needs,
         }
+    }
+
+    /// Checks that nothing else is for everybody than what is meant to be.
+    pub(crate) fn check_anonymous(&self) -> anyhow::Result<()> {
+        for (route, needs) in &*self.needs {
+            let is_listed = ANONYMOUS.contains(&&**route);
+            ensure!(
+                needs.scope.is_some() || is_listed,
+                "{route} must not be for everybody"
+            );
+        }
+        Ok(())
     }
 
     /// The name of the gRPC method at this path, if there is one.
