@@ -3,7 +3,11 @@
 use clap::Parser;
 use daybook_event_bus::Deployment;
 use daybook_service::config::CommonConfig;
+use daybook_service::deprecation::Deprecation;
 use daybook_service::sealing::{KeyRing, SealingConfig};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::datetime;
 
 /// Daybook's query service: orders, totals and histories over REST and gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -27,6 +31,21 @@ pub struct Config {
     /// What cursors and consistency tokens are sealed with.
     #[command(flatten)]
     pub sealing: SealingConfig,
+
+    /// When deprecated routes and methods end, all of them, in RFC 3339, in place of the dates that the descriptions name:
+    /// earlier to find out who still calls them, later to give somebody time.
+    #[arg(long, env = "DAYBOOK_SUNSET", value_name = "TIME", value_parser = moment)]
+    pub sunset: Option<OffsetDateTime>,
+}
+
+/// The history of an order by a route and a method of its own, from before every kind of aggregate had one.
+const ORDER_HISTORY: Deprecation = Deprecation {
+    since: datetime!(2026-12-01 00:00 UTC),
+    sunset: datetime!(2028-01-01 00:00 UTC),
+};
+
+fn moment(text: &str) -> Result<OffsetDateTime, time::error::Parse> {
+    OffsetDateTime::parse(text, &Rfc3339)
 }
 
 impl Config {
@@ -36,6 +55,14 @@ impl Config {
     /// When there is none outside of development, or one that anybody could know.
     pub fn check(&self) -> anyhow::Result<()> {
         self.key_ring().map(drop)
+    }
+
+    /// What is deprecated about the history of an order, and until when.
+    pub(crate) fn order_history(&self) -> Deprecation {
+        Deprecation {
+            sunset: self.sunset.unwrap_or(ORDER_HISTORY.sunset),
+            ..ORDER_HISTORY
+        }
     }
 
     /// The ring that seals; errors as in [`Self::check`].

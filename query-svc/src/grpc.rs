@@ -16,6 +16,7 @@ use daybook_proto::history::v1::history_service_server::HistoryServiceServer;
 use daybook_proto::orders::v1::order_query_service_server::OrderQueryServiceServer;
 use daybook_proto::stock::v1::stock_query_service_server::StockQueryServiceServer;
 use daybook_service::ApiError;
+use daybook_service::deprecation::Deprecation;
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::{Principal, Scope, principal_with};
 use daybook_service::server::Needs;
@@ -30,11 +31,12 @@ const REQUEST_BYTES_MAX: usize = 64 * 1_024;
 #[derive(Clone)]
 struct Queries {
     reads: Reads,
+    order_history: Deprecation,
 }
 
 /// The services on top of these reads.
-pub(crate) fn services(reads: Reads) -> GrpcServices {
-    let queries = Queries { reads };
+pub(crate) fn services(reads: Reads, order_history: Deprecation) -> GrpcServices {
+    let queries = Queries { reads, order_history };
     let orders = OrderQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let stock = StockQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let history = HistoryServiceServer::new(queries).max_decoding_message_size(REQUEST_BYTES_MAX);

@@ -19,9 +19,11 @@ pub mod stock;
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::FromRequestParts;
 use daybook_domain::aggregates::rules;
 use daybook_service::ApiError;
+use daybook_service::deprecation::Deprecation;
 use daybook_service::identity::{Principal, principal};
 use daybook_service::openapi as common;
 use daybook_service::server::{Declared, Needs};
@@ -80,11 +82,12 @@ impl FromRequestParts<Reads> for Caller {
 
 /// All routes: reads, their description, and the catalogue of problems. Where one address leads to all services, this one may be
 /// asked what a rule means that a command was refused by.
-pub fn router(reads: Reads) -> Declared {
+pub fn router(reads: Reads, order_history: Deprecation) -> Declared {
     let (routes, mut api) = described_routes().split_for_parts();
     let (prepared, prepared_api) = prepared_routes().split_for_parts();
     api.merge(prepared_api);
-    let routes = compressed(routes.with_state(reads.clone())).merge(prepared.with_state(reads));
+    let routes = routes.layer(Extension(order_history)).with_state(reads.clone());
+    let routes = compressed(routes).merge(prepared.with_state(reads));
     let needs = common::scopes(&api).into_iter();
     let needs = needs.map(|(path, scope)| (path, Needs::scope(scope)));
     Declared::new(routes, needs)
@@ -100,6 +103,7 @@ pub fn description() -> String {
     common::text(api)
 }
 
+#[expect(deprecated, reason = "what is deprecated is served until its sunset")]
 fn described_routes() -> OpenApiRouter<Reads> {
     OpenApiRouter::with_openapi(openapi::Api::openapi())
         .routes(routes!(orders::list_orders))
@@ -107,6 +111,7 @@ fn described_routes() -> OpenApiRouter<Reads> {
         .routes(routes!(events::list_events))
         .routes(routes!(feed::list_feed))
         .routes(routes!(correlations::get_correlation))
+        .routes(routes!(events::list_order_events))
         .routes(routes!(customers::list_customers))
         .routes(routes!(customers::get_customer_totals))
         .routes(routes!(stock::list_stock_items))

@@ -72,7 +72,9 @@ pub async fn run(
     let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
     let reads = Reads::new(shared, loader, freshness, ring);
-    let (http, grpc) = (http::router(reads.clone()), grpc::services(reads));
+    let order_history = config.order_history();
+    let http = http::router(reads.clone(), order_history);
+    let grpc = grpc::services(reads, order_history);
     start.serve(listener, admin_listener, http, grpc).await
 }
 

@@ -156,6 +156,13 @@ impl ApiError {
         Self::new(Code::ResourceNotFound, format!("there is no {kind} {id}")).with_resource(kind, id)
     }
 
+    /// It ended at this moment; `successor` is the address of what takes its place.
+    pub fn gone(sunset: impl Into<Value>, successor: &str) -> Self {
+        Self::new(Code::Gone, format!("this has ended; {successor} takes its place"))
+            .with_detail("sunset", sunset)
+            .with_detail("successor", successor)
+    }
+
     /// It exists already.
     pub fn already_exists(kind: impl Into<Cow<'static, str>>, id: impl Into<String>) -> Self {
         let (kind, id) = (kind.into(), id.into());

@@ -11,6 +11,7 @@
 //! | [`metrics`] | request counters and the latencies between the five moments of an event |
 //! | [`error`] | the one catalogue of errors and its maps to gRPC and HTTP |
 //! | [`problems`] | `GET /problems/{slug}`, which explains the catalogue |
+//! | [`deprecation`] | what will end says so, and is `GONE` after that |
 //! | [`openapi`], `docs` | what all OpenAPI descriptions have in common, and the page that shows one |
 //! | [`document`], `page` | what does not change: prepared once, served to everybody |
 //! | [`grpc`] | gRPC services with their health and, in development, reflection |
@@ -30,6 +31,7 @@ mod admin;
 pub mod config;
 pub mod consistency;
 pub mod database;
+pub mod deprecation;
 mod docs;
 pub mod document;
 pub mod error;

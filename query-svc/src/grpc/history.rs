@@ -1,10 +1,11 @@
 //! `daybook.history.v1.HistoryService`.
 
+use daybook_domain::ids::OrderId;
 use daybook_event_store::Direction;
 use daybook_proto::history::v1::history_service_server::HistoryService;
 use daybook_proto::history::v1::{
     GetCorrelationRequest, GetCorrelationResponse, ListEventsRequest, ListEventsResponse,
-    ListStreamEventsRequest, ListStreamEventsResponse,
+    ListOrderEventsRequest, ListOrderEventsResponse, ListStreamEventsRequest, ListStreamEventsResponse,
 };
 use daybook_read_model::event_index::{self, Period};
 use daybook_service::ApiError;
@@ -15,7 +16,7 @@ use super::fields::{given, page_token};
 use super::{Queries, wire};
 use crate::freshness::{Demand, Tokens};
 use crate::reads::feed::ListFeed;
-use crate::reads::history::{ListEvents, Stream};
+use crate::reads::history::{ListEvents, Stream, successor_of_order_events};
 use crate::violations::Violations;
 
 #[tonic::async_trait]
@@ -44,6 +45,17 @@ impl HistoryService for Queries {
     ) -> Result<Response<GetCorrelationResponse>, Status> {
         let caller = super::caller_with(Scope::EventsRead, &request)?;
         Ok(Response::new(self.correlation(&caller, request.get_ref()).await?))
+    }
+
+    async fn list_order_events(
+        &self,
+        request: Request<ListOrderEventsRequest>,
+    ) -> Result<Response<ListOrderEventsResponse>, Status> {
+        let caller = super::caller_with(Scope::EventsRead, &request)?;
+        let request = request.into_inner();
+        let successor = successor_of_order_events(&request.order_id);
+        let answered = self.order_events(&caller, request);
+        self.order_history.call(&successor, answered).await
     }
 }
 
@@ -94,6 +106,27 @@ impl Queries {
             nodes: found.data.nodes.into_iter().map(wire::correlation_node).collect(),
             truncated: found.data.is_truncated,
             staleness: Some(wire::staleness(&found.staleness)),
+        })
+    }
+
+    async fn order_events(
+        &self,
+        caller: &Principal,
+        request: ListOrderEventsRequest,
+    ) -> Result<ListOrderEventsResponse, ApiError> {
+        let mut violations = Violations::default();
+        let id: Option<OrderId> = violations.id("/order_id", &request.order_id);
+        violations.finish(id)?;
+        let of_stream = ListStreamEventsRequest {
+            stream_id: request.order_id,
+            page_size: request.page_size,
+            page_token: request.page_token,
+            ..ListStreamEventsRequest::default()
+        };
+        let page = self.stream_events(caller, of_stream).await?;
+        Ok(ListOrderEventsResponse {
+            events: page.events,
+            next_page_token: page.next_page_token,
         })
     }
 }

@@ -1,20 +1,25 @@
 //! `/v1/{aggregates}/{id}/events`, for every kind of aggregate.
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use daybook_domain::aggregates::{AGGREGATES, Kind};
+use daybook_domain::ids::OrderId;
 use daybook_service::ApiError;
+use daybook_service::deprecation::Deprecation;
+use daybook_service::identity::Principal;
 use daybook_service::path::Path;
 use http::HeaderMap;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
-use super::openapi::{NotFound, NotModified, Refusals};
+use super::openapi::{Ended, NotFound, NotModified, Refusals};
 use super::params::Params;
 use super::schema::{Event, ListEnvelope};
 use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer, examples};
 use crate::reads::Reads;
+use crate::reads::history::{ListEvents, Stream, successor_of_order_events};
 
 /// Whose history it is.
 #[derive(Debug, IntoParams)]
@@ -94,12 +99,71 @@ pub async fn list_events(
     let list = params.stream(kind, &id).map(|stream| params.list_events(stream));
     let demand = params.demand(&headers, reads.tokens(&caller));
     let list = params.finish(list)?;
-    let page = reads.events(&caller, &list, demand.as_ref()).await?;
+    page(&reads, &caller, &list, demand.as_ref(), &headers).await
+}
+
+async fn page(
+    reads: &Reads,
+    caller: &Principal,
+    list: &ListEvents,
+    demand: Option<&Demand>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let page = reads.events(caller, list, demand).await?;
     let newest = page
         .data
         .items
         .iter()
         .map(|event| event.recorded.stream_version)
         .max();
-    answer::history(&page, Event::show, newest.unwrap_or(0), &headers)
+    answer::history(&page, Event::show, newest.unwrap_or(0), headers)
+}
+
+/// The history of an order. Deprecated: `/v1/orders/{order_id}/events` takes its place and answers alike. The headers of each answer
+/// say so, and when this one ends.
+#[utoipa::path(
+    get,
+    path = "/v1/orders/{order_id}/history",
+    operation_id = "listOrderEvents",
+    tag = "Histories",
+    security(("api_key" = ["events:read"])),
+    params(
+        ("order_id" = String, Path, description = "The order's TypeID.", example = json!(examples::ORDER_ID),
+            pattern = "^ord_[0-7][0-9a-hjkmnp-tv-z]{25}$"),
+        ListEventsParams,
+        FreshnessQuery,
+        FreshnessHeaders,
+        ConditionalHeaders,
+    ),
+    responses(
+        (status = 200, description = "A page of events.", body = ListEnvelope<Event<'static>>, headers(
+            ("Deprecation" = String, description = "Since when this is deprecated: `@` and seconds since 1970 (RFC 9745)."),
+            ("Sunset" = String, description = "When this ends (RFC 8594)."),
+            ("Link" = String, description = "What takes its place, as `successor-version`."),
+        )),
+        NotModified,
+        NotFound,
+        Ended,
+        Refusals,
+    ),
+)]
+#[deprecated]
+pub async fn list_order_events(
+    Caller(caller): Caller,
+    State(reads): State<Reads>,
+    Extension(order_history): Extension<Deprecation>,
+    Path(id): Path<String>,
+    mut params: Params,
+    headers: HeaderMap,
+) -> Response {
+    let successor = successor_of_order_events(&id);
+    let answered = async {
+        let order_id: Option<OrderId> = params.id("/order_id", &id);
+        let stream = order_id.and_then(|_| Stream::of_any_kind(&id));
+        let list = stream.map(|stream| params.list_events(stream));
+        let demand = params.demand(&headers, reads.tokens(&caller));
+        let list = params.finish(list)?;
+        page(&reads, &caller, &list, demand.as_ref(), &headers).await
+    };
+    order_history.answer(&successor, answered).await
 }

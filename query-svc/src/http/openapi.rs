@@ -74,6 +74,16 @@ impl IntoResponses for NotFound {
     }
 }
 
+/// The refusal of what has been deprecated for long enough.
+#[derive(Debug)]
+pub struct Ended;
+
+impl IntoResponses for Ended {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        refusals(&[Code::Gone])
+    }
+}
+
 /// One order, or those of its members that `fields` names.
 #[derive(Debug, ToSchema)]
 pub struct OrderAnswer {
@@ -269,6 +279,11 @@ mod tests {
         for (path, item) in api["paths"].as_object().expect("an object") {
             let mut statuses = names(&item["get"]["responses"]);
             statuses.remove("304");
+            assert_eq!(
+                statuses.remove("410"),
+                item["get"]["deprecated"] == true,
+                "{path}"
+            );
             assert_eq!(statuses.remove("404"), path.contains('{'), "{path}");
             assert_eq!(statuses, BTreeSet::from(expected), "{path}");
         }

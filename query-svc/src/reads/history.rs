@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use daybook_domain::aggregates::Kind;
+use daybook_domain::ids::OrderId;
 use daybook_event_store::{Direction, EventStore, RecordedEvent, may_go_on};
 use daybook_service::{ApiError, identity::Principal};
 
@@ -50,6 +51,14 @@ impl From<RecordedEvent> for HistoryEvent {
     fn from(recorded: RecordedEvent) -> Self {
         let changes = None;
         Self { recorded, changes }
+    }
+}
+
+/// Where the history of an order is, since every kind of aggregate has one. What is no order's id gets into no address.
+pub(crate) fn successor_of_order_events(order_id: &str) -> String {
+    match order_id.parse::<OrderId>() {
+        Ok(id) => format!("/v1/orders/{id}/events"),
+        Err(_) => "/v1/orders".to_owned(),
     }
 }
 

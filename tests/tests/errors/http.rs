@@ -14,12 +14,13 @@ use http::Method;
 
 /// The routes that need a key, each with the scope that it needs; `{id}` is an order's id, `{stock_item_id}` that of
 /// [`ARTICLE`]'s stock item.
-const ROUTES: [(&str, Scope); 10] = [
+const ROUTES: [(&str, Scope); 11] = [
     ("/v1/orders", Scope::OrdersRead),
     ("/v1/orders/{id}", Scope::OrdersRead),
     ("/v1/orders/{id}/events", Scope::EventsRead),
     ("/v1/events", Scope::EventsRead),
     ("/v1/correlations/checkout-77", Scope::EventsRead),
+    ("/v1/orders/{id}/history", Scope::EventsRead),
     ("/v1/event-types", Scope::EventsRead),
     ("/v1/customers", Scope::OrdersRead),
     ("/v1/customers/customer-1/totals", Scope::OrdersRead),
@@ -36,7 +37,7 @@ fn path(route: &str, order_id: &str) -> String {
 }
 
 /// A request that is wrong, what is said about it, and which field is wrong.
-const WRONG: [(&str, &str); 50] = [
+const WRONG: [(&str, &str); 51] = [
     ("/v1/stock-items/42", "/stock_item_id"),
     ("/v1/stock-items?limit=0", "limit"),
     ("/v1/stock-items/{id}/events", "/id"),
@@ -83,6 +84,7 @@ const WRONG: [(&str, &str); 50] = [
     ("/v1/events?recorded_after=yesterday", "recorded_after"),
     ("/v1/events?consistency=nonsense", "consistency"),
     ("/v1/correlations/%00", "/correlation_id"),
+    ("/v1/orders/stk_01h455vb4pex5vsknk084sn02q/history", "/order_id"),
     ("/v1/customers?q=a%20b", "q"),
     ("/v1/customers?sort=-customer_id", "sort"),
     ("/v1/customers/a%20b/totals", "/customer_id"),

@@ -2,6 +2,7 @@
 
 mod both_transports;
 mod commands;
+mod deprecated;
 mod every_method;
 mod http;
 mod http_commands;

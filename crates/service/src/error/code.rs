@@ -92,7 +92,8 @@ codes! {
         name: "MALFORMED_REQUEST", grpc: InvalidArgument, http: BAD_REQUEST, retry: No,
         title: "The request cannot be understood",
         explanation: "The body, the path, the query string or a header is not what the contract describes: \
-            broken JSON or protobuf, or a body that breaks off. The violation says where, when it is known.",
+            broken JSON or protobuf, or a body that breaks off. The violation says where, when it is known. What is no \
+            HTTP at all (control characters in a header, say) is not answered so: it ends the connection.",
     }
     ValidationFailed {
         name: "VALIDATION_FAILED", grpc: InvalidArgument, http: BAD_REQUEST, retry: No,
@@ -132,6 +133,12 @@ codes! {
         title: "There is no such resource",
         explanation: "It does not exist for this credential. The resource of another tenant answers in \
             exactly this way.",
+    }
+    Gone {
+        name: "GONE", grpc: NotFound, http: GONE, retry: No,
+        title: "It has ended",
+        explanation: "It was deprecated, and the time that it had left (`sunset`) is over. `successor` and the header `Link` \
+            say what takes its place.",
     }
     VersionConflict {
         name: "VERSION_CONFLICT", grpc: Aborted, http: CONFLICT, retry: AfterReload,
@@ -203,7 +210,8 @@ codes! {
     HeadersTooLarge {
         name: "HEADERS_TOO_LARGE", grpc: ResourceExhausted, http: REQUEST_HEADER_FIELDS_TOO_LARGE, retry: No,
         title: "The headers of the request are too large",
-        explanation: "Request line and headers together are larger than the limit (`limit_bytes`).",
+        explanation: "Request line and headers together are larger than the limit (`limit_bytes`). Beyond one and a half times \
+            of it over HTTP/1 the answer is this status without a body.",
     }
     UriTooLong {
         name: "URI_TOO_LONG", grpc: ResourceExhausted, http: URI_TOO_LONG, retry: No,

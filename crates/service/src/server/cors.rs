@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_METHOD, ALLOW, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH,
+    ACCESS_CONTROL_REQUEST_METHOD, ALLOW, AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LINK,
     LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::uri::PathAndQuery;
@@ -43,20 +43,23 @@ const REQUEST_HEADERS: [HeaderName; 14] = [
 ];
 
 /// What a page may see of an answer, beside what browsers show of any.
-const ANSWER_HEADERS: [HeaderName; 14] = [
+const ANSWER_HEADERS: [HeaderName; 17] = [
     ALLOW,
     ETAG,
+    LINK,
     LOCATION,
     RETRY_AFTER,
     WWW_AUTHENTICATE,
     HeaderName::from_static("daybook-consistency"),
     HeaderName::from_static("daybook-lag-ms"),
     HeaderName::from_static("daybook-position"),
+    HeaderName::from_static("deprecation"),
     HeaderName::from_static("grpc-message"),
     HeaderName::from_static("grpc-retry-pushback-ms"),
     HeaderName::from_static("grpc-status"),
     HeaderName::from_static("grpc-status-details-bin"),
     HeaderName::from_static("idempotency-replayed"),
+    HeaderName::from_static("sunset"),
     HeaderName::from_static("x-request-id"),
 ];
 
