@@ -10,6 +10,7 @@ mod black_hole;
 mod commands;
 mod disk;
 mod failover;
+mod hostile;
 mod http;
 mod imports;
 mod lists;
@@ -47,7 +48,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
     /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, lists, import, snapshot,
-    /// replicas, repeats, stale, streams, strangers, network, takeover, failover, publishers; and with `--long` sustained, races.
+    /// replicas, repeats, stale, streams, strangers, hostile, network, takeover, failover, publishers; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
@@ -158,6 +159,12 @@ async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<
         strangers::measure(options, &stack, report)
             .await
             .context("strangers")?;
+    }
+    if options.wants("hostile") {
+        let stack = Stack::on(servers().await?).await?;
+        hostile::measure(options, &stack, report)
+            .await
+            .context("hostile clients")?;
     }
     if options.wants("import") {
         imports::measure(options, report)

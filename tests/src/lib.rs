@@ -11,6 +11,7 @@
 //! | [`raw`] | calls that no client library would make |
 //! | [`refusal`] | what a refusal says |
 //! | [`network`] | proxies between a service and its servers, which can be made to fail |
+//! | [`hostile`] | clients that mean harm |
 //! | [`load`] | callers that go on until they are stopped |
 //! | [`probe`] | callers with a deadline, and how long their answers took |
 //! | [`ledger`] | what every caller was told |
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod client;
 pub mod command;
 pub mod database;
+pub mod hostile;
 pub mod ledger;
 pub mod load;
 pub mod log;

@@ -84,8 +84,8 @@ impl Running {
     /// The most memory that the process has ever had, in KiB.
     ///
     /// # Errors
-    /// When it does not run.
-    pub fn memory_high_water_kib(&self) -> anyhow::Result<u64> {
+    /// When it does not run, or the kernel is not one that tells.
+    pub fn memory_kib_max(&self) -> anyhow::Result<u64> {
         let process = self.service.process_id().context("it runs")?;
         let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

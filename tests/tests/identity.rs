@@ -63,7 +63,7 @@ async fn a_thousand_large_requests_without_a_key_cost_little_memory() -> anyhow:
     let backend = Backend::start(1).await?;
     let running = &backend.commands[0];
     backend.caller()?.place(&new_order_id(), "customer-1").await?;
-    let before = running.memory_high_water_kib()?;
+    let before = running.memory_kib_max()?;
     let connections = try_join_all((0..4).map(|_| connect(running))).await?;
     let mut answers = JoinSet::new();
     for number in 0..STRANGERS_STREAMS {
@@ -93,7 +93,7 @@ async fn a_thousand_large_requests_without_a_key_cost_little_memory() -> anyhow:
         let status = tonic::Status::from_header_map(answer.headers()).context("a status")?;
         ensure!(code(&status) == "UNAUTHENTICATED", "{status:?}");
     }
-    let more = running.memory_high_water_kib()? - before;
+    let more = running.memory_kib_max()? - before;
     assert!(
         more <= STRANGERS_MEMORY_KIB_MAX,
         "{STRANGERS_STREAMS} strangers and {ODD_METHODS} odd methods cost {more} KiB"

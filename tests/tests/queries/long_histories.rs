@@ -187,7 +187,7 @@ async fn what_many_events_changed_is_refused_where_it_is_too_much_to_hold() -> a
         .order(asking.tenant.tenant_id, LINES, 1, replaced(times))
         .await?;
     let changes = |page: &str| format!("/v1/orders/{id}/events?diff=true&{page}");
-    let before = services.query.memory_high_water_kib()?;
+    let before = services.query.memory_kib_max()?;
     let (mut answers, mut refused) = (JoinSet::new(), 0);
     for _ in 0..ASKING_WIDE {
         // Of the events that are read at once some are before the thousandth, and some behind it.
@@ -201,7 +201,7 @@ async fn what_many_events_changed_is_refused_where_it_is_too_much_to_hold() -> a
         refused += usize::from(is_refused);
     }
     ensure!(refused > 0, "nobody was answered");
-    let more = services.query.memory_high_water_kib()? - before;
+    let more = services.query.memory_kib_max()? - before;
     ensure!(more < MEMORY_KIB_MAX, "they cost {more} KiB");
     let answer = asking.get(&changes("limit=2&from_version=999")).await?;
     ensure!(answer.status == 200, "{}", answer.json());
