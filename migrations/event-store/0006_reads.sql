@@ -101,7 +101,7 @@ LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'textoctetlen';
 ALTER FUNCTION event_store.size_bytes OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.size_bytes FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.size_bytes
-    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_read_model;
+    TO daybook_append, daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_read_model;
 
 -- What the log holds behind one position and up to another, in 32 bytes. Whoever got its events some other way makes the
 -- same of them (`crates/event-store/src/digest.rs`), and so finds out whether they are what was recorded. An event is
@@ -124,3 +124,63 @@ $$;
 ALTER FUNCTION event_store.digest OWNER TO daybook_functions;
 REVOKE ALL ON FUNCTION event_store.digest FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.digest TO daybook_projector;
+
+-- What was recorded behind a position, for those who follow the log on behalf of several tenants at once: the events of these
+-- tenants among the next positions, and how far that is. It runs as a role that sees every tenant's events, so it takes the
+-- tenants by name and gives nothing of any other. (The query service may read as any tenant, one at a time: this is the same
+-- in one statement, so that a position is read once however many tenants are followed.)
+--
+-- There is one row at least: without an event its columns are NULL. All is of one snapshot: what is returned was recorded in
+-- the epoch that is returned with it, or before.
+CREATE FUNCTION event_store.read_tail(
+    p_partition integer, p_after bigint,
+    -- Nothing behind this position, and of no more positions than this.
+    p_up_to bigint, p_limit integer,
+    -- No event is read behind as many bytes of payload and metadata.
+    p_bytes bigint,
+    p_tenants uuid[])
+RETURNS TABLE (
+    epoch integer, generation uuid,
+    -- All up to here was looked at; p_after, or less on a standby that is behind, where there is nothing new.
+    up_to bigint,
+    "position" bigint, tenant_id uuid, category text, stream_id text, stream_version bigint, event_id uuid,
+    event_type text, schema_version integer, payload json, metadata json, recorded_at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+DECLARE
+    v_up_to bigint;
+BEGIN
+    SELECT least(p_after + p_limit, p_up_to, coalesce(max(newest.position), 0)) INTO v_up_to
+    FROM (
+        SELECT e.position FROM event_store.event AS e
+        WHERE e.partition = p_partition ORDER BY e.position DESC LIMIT 1
+    ) AS newest;
+    RETURN QUERY
+        SELECT l.epoch, l.generation,
+               CASE WHEN sum(e.bytes) OVER () >= p_bytes THEN max(e.position) OVER () ELSE v_up_to END,
+               e.position, e.tenant_id, e.category, e.stream_id, e.stream_version, e.event_id, e.event_type,
+               e.schema_version, e.payload, e.metadata, e.recorded_at
+        FROM event_store.log AS l
+        LEFT JOIN (
+            SELECT e.*, sum(e.bytes) OVER (ORDER BY e.position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+            FROM (
+                SELECT t.tenant_id, event_store.size_bytes(r.payload) + event_store.size_bytes(r.metadata) AS bytes, r.*
+                -- With a limit of its own, so that it is read by position whatever the tenants are.
+                FROM (
+                    SELECT e.* FROM event_store.event AS e
+                    WHERE e.partition = p_partition AND e.position > p_after AND e.position <= v_up_to
+                    ORDER BY e.position LIMIT p_limit
+                ) AS r
+                JOIN event_store.tenant AS t ON t.number = r.tenant_number
+                WHERE t.tenant_id = ANY (p_tenants)
+            ) AS e
+        ) AS e ON coalesce(e.bytes_before, 0) < p_bytes
+        WHERE l.partition = p_partition
+        ORDER BY e.position;
+END
+$$;
+
+ALTER FUNCTION event_store.read_tail OWNER TO daybook_append;
+REVOKE ALL ON FUNCTION event_store.read_tail FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION event_store.read_tail TO daybook_query;

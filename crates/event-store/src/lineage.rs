@@ -58,6 +58,16 @@ impl Lineage {
         self.0.iter().any(|epoch| epoch.from_position == position)
     }
 
+    /// The newest epoch; `None` when there is none at all.
+    #[must_use]
+    pub fn newest(&self) -> Option<EpochId> {
+        let newest = self.0.last()?;
+        Some(EpochId {
+            number: newest.number,
+            generation: newest.generation,
+        })
+    }
+
     /// The last position that a generation recorded and the log still has: `u64::MAX` for the newest one, `None` for one
     /// that is not in the lineage.
     #[must_use]

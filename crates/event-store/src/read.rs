@@ -99,6 +99,14 @@ pub(crate) const READ_LOG: &str = "
     ORDER BY e.position
 ";
 
+/// There is one row at least, without an event where none is new.
+pub(crate) const READ_TAIL: &str = "
+    SELECT r.epoch, r.generation, r.up_to, $1 AS partition, r.position, r.tenant_id, r.category, r.stream_id,
+           r.stream_version, r.event_id, r.event_type, r.schema_version, r.payload::text AS payload,
+           r.metadata::text AS metadata, r.recorded_at
+    FROM event_store.read_tail($1, $2, $3, $4, $5, $6) AS r
+";
+
 /// No event is read beyond as many bytes of payload and metadata.
 const READ_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
@@ -109,6 +117,32 @@ pub(crate) const HEAD: &str = "
 pub(crate) const PARTITIONS: &str = "
     SELECT partition FROM event_store.log ORDER BY partition
 ";
+
+/// Which positions of the log are read for tenants that are followed.
+#[derive(Debug, Clone)]
+pub struct TailRange {
+    /// The partition of the log.
+    pub partition: i32,
+    /// Behind this position.
+    pub after: u64,
+    /// Up to this one, where the log has come so far.
+    pub up_to: u64,
+    /// No more positions than this, other tenants' included.
+    pub positions_max: u32,
+    /// No event behind as many bytes of payload and metadata.
+    pub bytes_max: u32,
+}
+
+/// What was recorded in a range.
+#[derive(Debug, Clone)]
+pub struct TailPage {
+    /// The log's epoch as this was read.
+    pub epoch: EpochId,
+    /// All up to here was looked at; not behind the beginning of the range where nothing is new.
+    pub up_to: u64,
+    /// The events of the tenants, in order.
+    pub events: Vec<RecordedEvent>,
+}
 
 /// How much longer a read may take for each event that it asks for, beside [`LOOKUP_TIMEOUT`].
 const EVENT_TIMEOUT: Duration = Duration::from_millis(1);
@@ -233,6 +267,15 @@ impl EventStore {
         read.await.map_err(ReadError::while_doing("read the log"))
     }
 
+    /// The events of some tenants in a range, in order. Nothing for no tenants.
+    pub async fn read_tail(&self, range: TailRange, tenants: Vec<Uuid>) -> Result<TailPage, ReadError> {
+        let read = bounded(&self.pool, time_for(range.positions_max), move |connection| {
+            Box::pin(read_tail(connection, range, tenants))
+        });
+        read.await
+            .map_err(ReadError::while_doing("read what is new in the log"))
+    }
+
     /// The partitions of the log, in order.
     pub async fn partitions(&self) -> Result<Vec<i32>, ReadError> {
         let read = bounded(&self.pool, LOOKUP_TIMEOUT, |connection| {
@@ -326,6 +369,37 @@ async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<Recorde
     rows.and_then(async |row| RecordedEvent::from_row(&row))
         .try_collect()
         .await
+}
+
+async fn read_tail(
+    connection: &mut PgConnection,
+    range: TailRange,
+    tenants: Vec<Uuid>,
+) -> Result<TailPage, sqlx::Error> {
+    let rows = sqlx::query(READ_TAIL)
+        .bind(range.partition)
+        .bind(at_most_i64(range.after))
+        .bind(at_most_i64(range.up_to))
+        .bind(range.positions_max.cast_signed())
+        .bind(i64::from(range.bytes_max))
+        .bind(tenants)
+        .fetch_all(connection)
+        .await?;
+    let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let epoch = EpochId {
+        number: first.try_get("epoch")?,
+        generation: first.try_get("generation")?,
+    };
+    let up_to = first.try_get::<i64, _>("up_to")?.cast_unsigned();
+    let has_event = first.try_get::<Option<i64>, _>("position")?.is_some();
+    let events = match has_event {
+        true => rows
+            .iter()
+            .map(RecordedEvent::from_row)
+            .collect::<Result<_, _>>()?,
+        false => Vec::new(),
+    };
+    Ok(TailPage { epoch, up_to, events })
 }
 
 async fn head(connection: &mut PgConnection, partition: i32) -> Result<LogHead, sqlx::Error> {

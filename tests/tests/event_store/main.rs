@@ -6,6 +6,7 @@ mod digest;
 mod keys;
 mod lineage;
 mod roles;
+mod tail;
 mod takeover;
 
 use std::collections::HashMap;
