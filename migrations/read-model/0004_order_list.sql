@@ -63,3 +63,18 @@ $index$;
 REVOKE ALL ON FUNCTION read_model.create_order_list, read_model.index_order_list FROM PUBLIC;
 
 SELECT read_model.introduce('order_list');
+
+-- Those of the orders that the tenant has, by id.
+CREATE FUNCTION read_model.find_listed_orders(p_tenant uuid, p_order_ids text[])
+RETURNS SETOF read_model.order_list
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
+BEGIN
+    PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
+    RETURN QUERY
+        SELECT o.* FROM read_model.order_list AS o
+        WHERE o.tenant_id = p_tenant AND o.order_id = ANY (p_order_ids);
+END
+$$;
+REVOKE ALL ON FUNCTION read_model.find_listed_orders FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION read_model.find_listed_orders TO daybook_query;

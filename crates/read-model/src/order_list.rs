@@ -307,6 +307,27 @@ pub async fn list(
         .await
 }
 
+const FIND: &str = "
+    SELECT tenant_id, order_id, version, position, status, reference, customer_id, currency, total_minor, item_count,
+           placed_at, updated_at
+    FROM read_model.find_listed_orders($1, $2)
+";
+
+/// Those of the orders that the tenant has, in no particular order.
+///
+/// One round trip; row-level security holds it to the tenant.
+pub async fn find(
+    database: impl PgExecutor<'_>,
+    tenant_id: Uuid,
+    order_ids: &[String],
+) -> Result<Vec<Row>, sqlx::Error> {
+    sqlx::query_as(FIND)
+        .bind(tenant_id)
+        .bind(order_ids)
+        .fetch_all(database)
+        .await
+}
+
 const LOAD: &str = "
     SELECT o.tenant_id, o.order_id, o.version, o.position, o.status, o.reference, o.customer_id, o.currency,
            o.total_minor, o.item_count, o.placed_at, o.updated_at
@@ -340,7 +361,8 @@ impl ReadModel for OrderList {
     const LOAD: &'static str = LOAD;
     const INSERT: &'static str = INSERT;
     const OVERWRITE: &'static str = OVERWRITE;
-    const STATEMENTS: &'static [(&'static str, &'static str)] = &[("order_list.list", LIST)];
+    const STATEMENTS: &'static [(&'static str, &'static str)] =
+        &[("order_list.list", LIST), ("order_list.find", FIND)];
 
     fn keys(event: &Event) -> impl IntoIterator<Item = StreamKey> {
         matches!(event.body, Ok(Body::Order(_))).then(|| StreamKey::of(event))
