@@ -25,6 +25,7 @@
 //! | [`start`] | one start for every process: schemas, identity, readiness, then both listeners |
 //! | `shutdown` | a task that ends ends the process; the process ends in time, after its drain delay and grace period |
 //! | [`shares`] | connections that tenants share fairly |
+//! | [`tickets`] | what stands for a credential in the address of a stream |
 //! | [`database`] | a pool that cannot wait for ever, and the check of the schema's version |
 
 mod admin;
@@ -51,5 +52,6 @@ pub mod shares;
 mod shutdown;
 pub mod start;
 pub mod telemetry;
+pub mod tickets;
 
 pub use error::{ApiError, Code};

@@ -69,6 +69,10 @@ pub enum Purpose {
     ConsistencyToken = 1,
     /// Where the next page of a list begins.
     Cursor = 2,
+    /// How far a stream has come.
+    StreamPosition = 3,
+    /// Stands for a credential in the address of a stream.
+    StreamTicket = 4,
 }
 
 /// Seals and opens. Cheap to clone.

@@ -18,6 +18,7 @@ use crate::identity::Authenticator;
 use crate::metrics::{DroppedLines, Registry, ServerMetrics};
 use crate::server::{self, Access, Cors, Declared, Limits, Routes};
 use crate::shutdown::{Stop, Supervisor};
+use crate::tickets::Tickets;
 
 /// A process that starts.
 #[derive(Debug)]
@@ -74,6 +75,17 @@ impl Start {
             reflection: config.reflection(),
             cors: Cors::of(&config.cors_origins),
         })
+    }
+
+    /// Who finds the identities behind credentials.
+    #[must_use]
+    pub fn authenticator(&self) -> Authenticator {
+        self.authenticator.clone()
+    }
+
+    /// Takes these tickets on the routes that do.
+    pub fn take_tickets(&mut self, tickets: Tickets) {
+        self.authenticator = self.authenticator.clone().with_tickets(tickets);
     }
 
     /// Has readiness depend on Postgres. The check has a connection of its own, so that it never waits behind requests.

@@ -8,7 +8,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::extract::Request;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use sqlx::PgPool;
@@ -19,10 +21,14 @@ use super::{Identity, api_key_prefix, hash_api_key};
 use crate::config::Secret;
 use crate::database::DatabaseError;
 use crate::error::ApiError;
+use crate::tickets::Tickets;
 
 /// Finds the identity behind a credential. Cheap to clone.
 #[derive(Clone)]
-pub struct Authenticator(Arc<Lookups>);
+pub struct Authenticator {
+    lookups: Arc<Lookups>,
+    tickets: Option<Tickets>,
+}
 
 impl Authenticator {
     /// Connects to the database of the keys, on connections that are for this alone. The future does the look-ups; run it
@@ -43,7 +49,20 @@ impl Authenticator {
         ages: KeyAges,
     ) -> (Self, impl Future<Output = anyhow::Result<()>> + Send + use<>) {
         let lookups = Arc::new(Lookups::new(ages));
-        (Self(Arc::clone(&lookups)), lookups.run(pool))
+        let authenticator = Self {
+            lookups: Arc::clone(&lookups),
+            tickets: None,
+        };
+        (authenticator, lookups.run(pool))
+    }
+
+    /// The same, which takes these tickets where a route does.
+    #[must_use]
+    pub fn with_tickets(self, tickets: Tickets) -> Self {
+        Self {
+            tickets: Some(tickets),
+            ..self
+        }
     }
 
     /// The identity behind the `Authorization` header.
@@ -58,10 +77,42 @@ impl Authenticator {
             .and_then(bearer_token)
             .ok_or_else(ApiError::unauthenticated)?;
         let prefix = api_key_prefix(key).ok_or_else(ApiError::unauthenticated)?;
-        match self.0.find(prefix).await? {
+        match self.lookups.find(prefix).await? {
             Some(known) if hash_api_key(key).ct_eq(&known.hash).into() => Ok(known.identity.clone()),
             _ => Err(ApiError::unauthenticated()),
         }
+    }
+
+    /// The identity behind the `Authorization` header, or else behind the ticket in the address, which is put into the
+    /// request's extensions then.
+    ///
+    /// # Errors
+    /// As of [`Self::authenticate`].
+    pub(crate) async fn authenticate_or_ticket(&self, request: &mut Request) -> Result<Identity, ApiError> {
+        let ticket = match &self.tickets {
+            Some(tickets) if !request.headers().contains_key(AUTHORIZATION) => tickets.open(request.uri()),
+            _ => None,
+        };
+        let Some(ticket) = ticket else {
+            return self.authenticate(request.headers()).await;
+        };
+        let identity = match self.lookups.find(&ticket.key_prefix).await? {
+            Some(known) if known.identity.tenant_id() == Some(ticket.tenant_id) => known.identity.clone(),
+            _ => return Err(ApiError::unauthenticated()),
+        };
+        request.extensions_mut().insert(ticket);
+        Ok(identity)
+    }
+
+    /// The identity of a credential that was good before, as it was at most `age` ago.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it is not good any more, and otherwise as of [`Self::authenticate`].
+    pub async fn again(&self, key_prefix: &str, age: Duration) -> Result<Identity, ApiError> {
+        let known = self.lookups.find_as_of(key_prefix, age).await?;
+        known
+            .map(|known| known.identity.clone())
+            .ok_or_else(ApiError::unauthenticated)
     }
 }
 

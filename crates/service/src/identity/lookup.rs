@@ -217,6 +217,17 @@ impl Lookups {
         answer.await.map_err(|_stopped| ApiError::shutting_down())?
     }
 
+    /// The key of a prefix that was found before, as it was at most `age` ago.
+    pub(super) async fn find_as_of(&self, prefix: &str, age: Duration) -> Answer {
+        match self.known.get(prefix) {
+            Some(known) if known.read_at.elapsed() < age => Ok(Some(known)),
+            _ => {
+                let answer = self.refreshes.wait_for(prefix)?;
+                answer.await.map_err(|_stopped| ApiError::shutting_down())?
+            }
+        }
+    }
+
     /// Whether this request is the one that has the key refreshed: one for each interval, and one for each pause after a
     /// failure.
     fn is_refresh_due(&self, known: &KnownKey) -> bool {

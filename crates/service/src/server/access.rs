@@ -2,7 +2,7 @@
 //!
 //! Both transports go through this one layer. It asks the headers alone, before a byte of the body is read: who calls, whether
 //! the route's scope is among theirs, and whether the body is as small as the route says. A route that declares nothing is
-//! for nobody.
+//! for nobody. On the routes of streams, and nowhere else, a ticket in the address may stand for the header.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::body::pass_over;
 use super::budget::{Admission, Budget, Claim, Terms, head_bytes, target_bytes};
-use super::routes::{Declared, Needs};
+use super::routes::{Callers, Declared, Needs};
 use super::seats::{Caller, Holder};
 use super::{Limits, Routes};
 use crate::error::{ApiError, Code, RETRY_AFTER_DEFAULT};
@@ -195,7 +195,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             connection.holder.is(Caller::Anybody);
             (&gate.budget, Terms::new(needs.unwrap_or(Needs::nothing())))
         }
-        (Access::Identified(_), Some(needs)) if needs.scope.is_none() => {
+        (Access::Identified(_), Some(needs)) if needs.callers == Callers::Everybody => {
             let terms = Terms {
                 place: Some(connection.place()?),
                 ..Terms::new(needs)
@@ -206,7 +206,10 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             }
         }
         (Access::Identified(authenticator), _) => {
-            let identity = authenticator.authenticate(request.headers()).await;
+            let identity = match needs.filter(|needs| needs.takes_tickets) {
+                Some(_) => authenticator.authenticate_or_ticket(request).await,
+                None => authenticator.authenticate(request.headers()).await,
+            };
             let identity = identity.inspect_err(|error| {
                 if matches!(error.code(), Code::Unauthenticated) {
                     connection.holder.is(Caller::Stranger);
@@ -215,7 +218,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             request::set_identity(&identity);
             connection.holder.is(Caller::Tenant(identity.tenant_id()));
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
-            if let Some(scope) = needs.scope {
+            if let Callers::With(scope) = needs.callers {
                 identity.require(scope)?;
             }
             let terms = Terms {

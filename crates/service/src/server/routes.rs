@@ -30,11 +30,23 @@ pub const ANONYMOUS: [&str; 9] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Callers {
+    /// Everybody, with or without a key.
+    Everybody,
+    /// Whoever has a key. What the key has to be good for depends on the request, and the handler asks for it.
+    Known,
+    /// Whoever has a key with this scope.
+    With(Scope),
+}
+
 /// What a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// None where everybody may call.
-    pub(super) scope: Option<Scope>,
+    pub(super) callers: Callers,
+    /// Whether a ticket in the address may stand for the key.
+    pub(super) takes_tickets: bool,
     pub(super) body_bytes_max: usize,
     /// Whether its requests or its answers may go on for ever.
     pub(super) is_stream: bool,
@@ -47,7 +59,8 @@ impl Needs {
     #[must_use]
     pub const fn nothing() -> Self {
         Self {
-            scope: None,
+            callers: Callers::Everybody,
+            takes_tickets: false,
             body_bytes_max: BODY_BYTES_MAX,
             is_stream: false,
             is_probe: false,
@@ -68,10 +81,17 @@ impl Needs {
     #[must_use]
     pub const fn scope(scope: Scope) -> Self {
         Self {
-            scope: Some(scope),
-            body_bytes_max: BODY_BYTES_MAX,
-            is_stream: false,
-            is_probe: false,
+            callers: Callers::With(scope),
+            ..Self::nothing()
+        }
+    }
+
+    /// A key, of whatever kind. The handler asks for the scope that the request needs.
+    #[must_use]
+    pub const fn key() -> Self {
+        Self {
+            callers: Callers::Known,
+            ..Self::nothing()
         }
     }
 
@@ -95,6 +115,15 @@ impl Needs {
     pub const fn streaming(self) -> Self {
         Self {
             is_stream: true,
+            ..self
+        }
+    }
+
+    /// The same, where a ticket in the address may stand for the key (see [`crate::tickets`]).
+    #[must_use]
+    pub const fn or_ticket(self) -> Self {
+        Self {
+            takes_tickets: true,
             ..self
         }
     }
