@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 
+use crate::streams::StreamsConfig;
+
 /// Daybook's query service: orders, totals and histories over REST and gRPC.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "daybook-query-svc", version)]
@@ -22,13 +24,17 @@ pub struct Config {
     #[arg(long, env = "DAYBOOK_DEPLOYMENT", value_name = "NAME", default_value_t)]
     pub deployment: Deployment,
 
-    /// How many connections to Postgres answer lists, histories, "as of" and single rows; tenants share them. There are eight
-    /// more: four for single orders, two that look keys up, one for freshness and one for readiness.
+    /// How many connections to Postgres answer lists, histories, "as of" and single rows; tenants share them. There are ten
+    /// more: four for single orders, two that look keys up, two for streams, one for freshness and one for readiness.
     #[arg(long, env = "DAYBOOK_DATABASE_CONNECTIONS", value_name = "COUNT", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(2..=1_000))]
     pub database_connections: u32,
 
-    /// What cursors and consistency tokens are sealed with.
+    /// Streams that stay open.
+    #[command(flatten)]
+    pub streams: StreamsConfig,
+
+    /// What cursors, consistency tokens, positions of streams and tickets are sealed with.
     #[command(flatten)]
     pub sealing: SealingConfig,
 

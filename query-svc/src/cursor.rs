@@ -35,7 +35,8 @@ impl Question {
         self.with(name, moment.as_deref().unwrap_or_default())
     }
 
-    fn digest(&self) -> [u8; 32] {
+    /// What texts are bound to that belong to the question.
+    pub(crate) fn digest(&self) -> [u8; 32] {
         self.0.clone().finalize().into()
     }
 }

@@ -115,6 +115,11 @@ impl Freshness {
         superseded.map_or(Ok(()), |partition| Err(Superseded(partition)))
     }
 
+    /// What tells of everything that is found out from now on.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.clone())
+    }
+
     /// Waits until the read model of this name, or without one the log itself, is as fresh as it is demanded.
     ///
     /// # Errors
@@ -143,6 +148,19 @@ impl Freshness {
                 };
                 Err(demand.is_behind(position, epoch.unwrap_or_default()))
             }
+        }
+    }
+}
+
+/// Tells when read models or heads have been found to be further. Whoever waits here has signals looked after.
+pub(crate) struct Changes(Freshness);
+
+impl Changes {
+    /// Waits for something new; for ever when nobody looks any more.
+    pub(crate) async fn next(&mut self) {
+        let _waits = self.0.waiting.begin();
+        if self.0.marks.changed().await.is_err() {
+            std::future::pending().await
         }
     }
 }

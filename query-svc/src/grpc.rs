@@ -23,6 +23,7 @@ use daybook_service::server::Needs;
 use tonic::Request;
 
 use crate::reads::Reads;
+use crate::streams::Streams;
 
 /// The largest request, in bytes: a filter and a cursor.
 const REQUEST_BYTES_MAX: usize = 64 * 1_024;
@@ -31,12 +32,17 @@ const REQUEST_BYTES_MAX: usize = 64 * 1_024;
 #[derive(Clone)]
 struct Queries {
     reads: Reads,
+    streams: Streams,
     order_history: Deprecation,
 }
 
 /// The services on top of these reads.
-pub(crate) fn services(reads: Reads, order_history: Deprecation) -> GrpcServices {
-    let queries = Queries { reads, order_history };
+pub(crate) fn services(reads: Reads, streams: Streams, order_history: Deprecation) -> GrpcServices {
+    let queries = Queries {
+        reads,
+        streams,
+        order_history,
+    };
     let orders = OrderQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let stock = StockQueryServiceServer::new(queries.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let history = HistoryServiceServer::new(queries).max_decoding_message_size(REQUEST_BYTES_MAX);

@@ -16,6 +16,8 @@ pub mod orders;
 mod params;
 pub mod schema;
 pub mod stock;
+pub mod streams;
+pub mod tickets;
 
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ use utoipa_axum::routes;
 
 use self::compression::compressed;
 use crate::reads::Reads;
+use crate::streams::Streams;
 
 /// How fresh the answer has to be, as headers say it.
 #[derive(Debug, IntoParams)]
@@ -72,17 +75,17 @@ pub struct FreshnessQuery {
 #[derive(Clone, Debug)]
 pub struct Caller(pub Arc<Principal>);
 
-impl FromRequestParts<Reads> for Caller {
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Reads) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         principal(&parts.extensions).map(Self)
     }
 }
 
-/// All routes: reads, their description, and the catalogue of problems. Where one address leads to all services, this one may be
+/// All routes: reads, streams, their description, and the catalogue of problems. Where one address leads to all services, this one may be
 /// asked what a rule means that a command was refused by.
-pub fn router(reads: Reads, order_history: Deprecation) -> Declared {
+pub fn router(reads: Reads, streams: Streams, order_history: Deprecation) -> Declared {
     let (routes, mut api) = described_routes().split_for_parts();
     let (prepared, prepared_api) = prepared_routes().split_for_parts();
     api.merge(prepared_api);
@@ -91,8 +94,19 @@ pub fn router(reads: Reads, order_history: Deprecation) -> Declared {
     let needs = common::scopes(&api).into_iter();
     let needs = needs.map(|(path, scope)| (path, Needs::scope(scope)));
     Declared::new(routes, needs)
+        .merge(stream_router(streams))
         .merge(common::router(description()))
         .merge(problems::router(&rules().map(DomainRule::from).collect::<Vec<_>>()))
+}
+
+fn stream_router(streams: Streams) -> Declared {
+    let (routes, api) = described_streams().split_for_parts();
+    let needs = common::scopes(&api).into_iter();
+    let needs = needs.map(|(path, scope)| (path, Needs::scope(scope).streaming().or_ticket()));
+    // Which scope a ticket needs is that of the stream that it is for.
+    let for_ticket = Needs::key().with_body(tickets::BODY_BYTES_MAX);
+    let needs = needs.chain([("/v1/stream-tickets".to_owned(), for_ticket)]);
+    Declared::new(routes.with_state(streams), needs)
 }
 
 /// The OpenAPI description, as `/openapi.json` gives it.
@@ -100,6 +114,9 @@ pub fn router(reads: Reads, order_history: Deprecation) -> Declared {
 pub fn description() -> String {
     let (_, mut api) = described_routes().merge(prepared_routes()).split_for_parts();
     common::add_headers(&mut api, openapi::headers_of);
+    let (_, mut streams) = described_streams().split_for_parts();
+    common::add_headers(&mut streams, |_| Vec::new());
+    api.merge(streams);
     common::text(api)
 }
 
@@ -121,4 +138,12 @@ fn described_routes() -> OpenApiRouter<Reads> {
 /// What does not change is compressed already.
 fn prepared_routes() -> OpenApiRouter<Reads> {
     OpenApiRouter::new().routes(routes!(event_types::list_event_types))
+}
+
+fn described_streams() -> OpenApiRouter<Streams> {
+    OpenApiRouter::new()
+        .routes(routes!(streams::stream_events_of_aggregate))
+        .routes(routes!(streams::stream_events))
+        .routes(routes!(streams::stream_orders))
+        .routes(routes!(tickets::create_stream_ticket))
 }

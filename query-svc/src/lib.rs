@@ -11,6 +11,7 @@
 //! | `freshness` | how far the read models have come, and waiting for them |
 //! | `loader` | reads of single orders, gathered into few round trips |
 //! | `cursor` | cursors that nobody can read, forge or carry elsewhere |
+//! | `streams` | events and rows as they come, resumed without gap or repetition |
 //! | `database` | reads that are never cut in the middle |
 //! | `violations` | all that is wrong with a request, said at once, the same over both transports |
 
@@ -23,11 +24,13 @@ pub mod http;
 mod loader;
 mod reads;
 mod sparse;
+mod streams;
 mod violations;
 
 use daybook_event_bus::{Bus, signal};
 use daybook_service::database as connections;
 use daybook_service::start::Start;
+use daybook_service::tickets::Tickets;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +40,7 @@ use self::database::{STATEMENT_TIMEOUT, SharedReads};
 use self::freshness::{Freshness, Watcher};
 use self::loader::{OrderLoader, WORKERS};
 use self::reads::Reads;
+use self::streams::{Foundations, Streams};
 
 /// The name of the service, in logs and to its servers.
 pub const SERVICE_NAME: &str = "daybook-query-svc";
@@ -71,10 +75,21 @@ pub async fn run(
     start.watch_postgres(move |pool| check(pool, watched.clone()));
     let orders = connections::connect(database_url, "daybook-orders", WORKERS).await?;
     let loader = start_reading(&mut start, &bus, watcher, &orders).await?;
-    let reads = Reads::new(shared, loader, freshness, ring);
+    let reads = Reads::new(shared, loader, freshness.clone(), ring.clone());
+    let tickets = Tickets::new(ring.clone());
+    start.take_tickets(tickets.clone());
+    let foundations = Foundations {
+        pool: connections::connect(database_url, "daybook-streams", streams::CONNECTIONS).await?,
+        freshness,
+        authenticator: start.authenticator(),
+        ring,
+        tickets,
+        shutdown: start.shutdown.clone(),
+    };
+    let streams = Streams::new(reads.clone(), foundations, &config.streams, &start.registry);
     let order_history = config.order_history();
-    let http = http::router(reads.clone(), order_history);
-    let grpc = grpc::services(reads, order_history);
+    let http = http::router(reads.clone(), streams.clone(), order_history);
+    let grpc = grpc::services(reads, streams, order_history);
     start.serve(listener, admin_listener, http, grpc).await
 }
 

@@ -88,6 +88,11 @@ impl Reads {
         Tokens::new(&self.0.ring, caller)
     }
 
+    /// The connections that tenants share.
+    pub(crate) fn shared(&self) -> &SharedReads {
+        &self.0.shared
+    }
+
     /// Waits until a read model is as fresh as demanded, and says how fresh an answer is that is read after this.
     async fn freshen<M: ReadModel>(
         &self,

@@ -2,6 +2,7 @@
 //!
 //! The transports read their own forms of a value ([`http`](crate::http) a query string, `grpc` a message) and collect here.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use daybook_service::error::{FieldViolation, cut};
 
 use crate::freshness::{Demand, Tokens};
 use crate::sparse::Fields;
+use crate::streams::{TYPES_MAX, check_type};
 
 /// How much of a value is quoted, in bytes.
 const QUOTED_BYTES_MAX: usize = 64;
@@ -111,6 +113,17 @@ impl Violations {
                 self.refuse(pointer, "UNKNOWN_VALUE", message);
                 None
             }
+        }
+    }
+
+    /// The types of events that the caller wants.
+    pub(crate) fn event_types(&mut self, pointer: &str, types: &BTreeSet<String>) {
+        if types.len() > TYPES_MAX {
+            let message = format!("must be at most {TYPES_MAX} types");
+            self.refuse(pointer, "TOO_MANY", message);
+        }
+        for wrong in types.iter().filter_map(|name| check_type(name).err()) {
+            self.refuse(pointer, "INVALID", wrong);
         }
     }
 

@@ -1,15 +1,21 @@
 //! `daybook.history.v1.HistoryService`.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use daybook_domain::ids::OrderId;
 use daybook_event_store::Direction;
 use daybook_proto::history::v1::history_service_server::HistoryService;
 use daybook_proto::history::v1::{
-    GetCorrelationRequest, GetCorrelationResponse, ListEventsRequest, ListEventsResponse,
+    EventFilter, GetCorrelationRequest, GetCorrelationResponse, ListEventsRequest, ListEventsResponse,
     ListOrderEventsRequest, ListOrderEventsResponse, ListStreamEventsRequest, ListStreamEventsResponse,
+    SubscribeRequest, SubscribeResponse, subscribe_request,
 };
 use daybook_read_model::event_index::{self, Period};
 use daybook_service::ApiError;
 use daybook_service::identity::{Principal, Scope};
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
 use super::fields::{given, page_token};
@@ -17,6 +23,7 @@ use super::{Queries, wire};
 use crate::freshness::{Demand, Tokens};
 use crate::reads::feed::ListFeed;
 use crate::reads::history::{ListEvents, Stream, successor_of_order_events};
+use crate::streams::{Delivery, Feed, Item, Opening, Reader, Shown, Start};
 use crate::violations::Violations;
 
 #[tonic::async_trait]
@@ -57,6 +64,78 @@ impl HistoryService for Queries {
         let answered = self.order_events(&caller, request);
         self.order_history.call(&successor, answered).await
     }
+
+    type SubscribeStream = BoxStream<'static, Result<SubscribeResponse, Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = super::caller_with(Scope::EventsRead, &request)?;
+        let opening = opening(caller, request.into_inner())?;
+        let reader = self.streams.open(opening).await?;
+        let responses = reader.into_stream(responses).flat_map(stream::iter);
+        Ok(Response::new(responses.boxed()))
+    }
+}
+
+/// An item as it is sent.
+fn responses(reader: &Reader, item: Item) -> Vec<Result<SubscribeResponse, Status>> {
+    match item {
+        Item::Deliveries(deliveries) => deliveries
+            .iter()
+            .map(|delivery| Ok(response(reader, delivery)))
+            .collect(),
+        Item::Nothing => vec![Ok(SubscribeResponse {
+            event: None,
+            resume_token: reader.place(),
+        })],
+        Item::Reset(error) | Item::End(error) => vec![Err(error.into())],
+    }
+}
+
+fn response(reader: &Reader, delivery: &Delivery) -> SubscribeResponse {
+    let event = match &delivery.shown {
+        Shown::Event(event) => Some(wire::event(event.clone())),
+        Shown::Order(_) => None,
+    };
+    SubscribeResponse {
+        event,
+        resume_token: reader.seal(delivery.place),
+    }
+}
+
+fn opening(caller: Arc<Principal>, request: SubscribeRequest) -> Result<Opening, ApiError> {
+    let mut violations = Violations::default();
+    let EventFilter {
+        stream_id,
+        event_types,
+    } = request.filter.unwrap_or_default();
+    let stream = match stream_id.as_str() {
+        "" => None,
+        id => {
+            let stream = Stream::of_any_kind(id);
+            if stream.is_none() {
+                let message = "must be the TypeID of an aggregate";
+                violations.refuse("/filter/stream_id", "INVALID_ID", message);
+            }
+            stream
+        }
+    };
+    let types = BTreeSet::from_iter(event_types);
+    violations.event_types("/filter/event_types", &types);
+    let feed = violations.finish(Some(Feed::events(stream, types)))?;
+    let start = match request.start {
+        Some(subscribe_request::Start::AfterPosition(position)) => Start::Behind(position),
+        Some(subscribe_request::Start::ResumeToken(token)) => Start::Resume(token),
+        None => Start::Now,
+    };
+    Ok(Opening {
+        caller,
+        feed,
+        start,
+        ticket: None,
+    })
 }
 
 impl Queries {

@@ -32,6 +32,8 @@ use super::schema::{
         (name = "Orders", description = "Orders as they are, and as they were. Scope `orders:read`."),
         (name = "Customers", description = "What customers have bought. Scope `orders:read`."),
         (name = "Stock", description = "How much there is of articles. Scope `stock:read`."),
+        (name = "Streams", description = "What happens, as it happens. Events need the scope `events:read`, rows of lists that of the \
+                                       list."),
         (name = "Histories", description = "What happened, as it was recorded. Scope `events:read`."),
     ),
     components(schemas(OrderView, OrderStatus, OrderSummary, CustomerTotals)),
@@ -277,13 +279,15 @@ mod tests {
             "200", "400", "401", "403", "408", "413", "414", "429", "431", "500", "503", "504",
         ];
         for (path, item) in api["paths"].as_object().expect("an object") {
-            let mut statuses = names(&item["get"]["responses"]);
+            let (get, post) = (&item["get"]["responses"], &item["post"]["responses"]);
+            let mut statuses = names(if get.is_object() { get } else { post });
             statuses.remove("304");
             assert_eq!(
                 statuses.remove("410"),
                 item["get"]["deprecated"] == true,
                 "{path}"
             );
+            assert_eq!(statuses.remove("415"), post.is_object(), "{path}");
             assert_eq!(statuses.remove("404"), path.contains('{'), "{path}");
             assert_eq!(statuses, BTreeSet::from(expected), "{path}");
         }

@@ -2,6 +2,7 @@
 //!
 //! Parameters that are not known are ignored, as unknown fields are everywhere in the contract.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -17,8 +18,9 @@ use daybook_read_model::event_index::{self, Period};
 use daybook_read_model::order_list::Search;
 use daybook_read_model::{customer_totals, order_list, status};
 use daybook_service::ApiError;
-use http::HeaderMap;
+use daybook_service::tickets::LAST_EVENT_ID;
 use http::request::Parts;
+use http::{HeaderMap, Uri};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -31,6 +33,7 @@ use crate::reads::orders::{Expand, LIMIT_WITH_LINES_MAX, ListOrders, status_name
 use crate::reads::stock::ListStockItems;
 use crate::reads::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::sparse::Fields;
+use crate::streams::Start;
 use crate::violations::Violations;
 
 /// The header that carries a consistency token.
@@ -38,6 +41,9 @@ pub(super) const DAYBOOK_CONSISTENCY: &str = "daybook-consistency";
 
 /// The parameter that carries one, for those who cannot set headers.
 pub(super) const CONSISTENCY: &str = "consistency";
+
+/// The parameter that says where a stream begins that resumes nothing.
+const AFTER_POSITION: &str = "after_position";
 
 /// The parameters of a request, and what is wrong with those that were asked for.
 #[derive(Debug, Default)]
@@ -51,10 +57,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 
     /// Refuses nothing: who may ask at all is found out first.
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        if parts.uri.query().is_none() {
-            return Ok(Self::default());
+        Ok(Self::of(&parts.uri))
+    }
+}
+
+impl Params {
+    /// The parameters of an address.
+    pub fn of(address: &Uri) -> Self {
+        if address.query().is_none() {
+            return Self::default();
         }
-        Ok(match Query::try_from_uri(&parts.uri) {
+        match Query::try_from_uri(address) {
             Ok(Query(pairs)) => Self {
                 pairs,
                 violations: Violations::default(),
@@ -66,11 +79,34 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
                     .refuse("query", "INVALID", rejection.body_text());
                 params
             }
-        })
+        }
     }
-}
 
-impl Params {
+    /// `type`: the types of events that the caller wants.
+    pub fn types(&mut self) -> BTreeSet<String> {
+        let lists = self.all("type").flat_map(|list| list.split(','));
+        let types: BTreeSet<String> = lists.map(str::to_owned).collect();
+        self.violations.event_types("type", &types);
+        types
+    }
+
+    /// Where a stream begins: `Last-Event-ID`, or else `last_event_id`, or else `after_position`.
+    pub(crate) fn start(&mut self, headers: &HeaderMap) -> Start {
+        let message = "must be a position, from 0";
+        let after = self.parsed(AFTER_POSITION, "OUT_OF_RANGE", message, |text| text.parse().ok());
+        let parameter = self.one(LAST_EVENT_ID);
+        // A browser that has received nothing yet sends an empty one.
+        let header = headers
+            .get("last-event-id")
+            .map(|value| value.to_str().unwrap_or("?").to_owned());
+        let last = [header, parameter].into_iter().flatten();
+        match (last.into_iter().find(|id| !id.is_empty()), after) {
+            (Some(last), _) => Start::Resume(last),
+            (None, Some(position)) => Start::Behind(position),
+            (None, None) => Start::Now,
+        }
+    }
+
     /// `limit`: how many items a page has.
     pub fn limit(&mut self) -> u32 {
         let message = format!("must be a number from 1 to {LIMIT_MAX}");

@@ -5,13 +5,16 @@ use std::ops::RangeInclusive;
 
 use daybook_domain::aggregates::Kind;
 use daybook_domain::ids::OrderId;
-use daybook_event_store::{Direction, EventStore, RecordedEvent, may_go_on};
+use daybook_event_store::{Direction, EventStore, RecordedEvent, TailPage, TailRange, may_go_on};
 use daybook_service::{ApiError, identity::Principal};
 
 use super::changes::Change;
 use super::{Answer, Page, Place, Reads, page};
 use crate::cursor::Question;
 use crate::freshness::Demand;
+
+/// How many of an aggregate's newest events are looked at before a version is searched for among all.
+const NEWEST_EVENTS: u32 = 32;
 
 /// An aggregate: its kind, and an id that this kind has.
 #[derive(Clone, Debug)]
@@ -94,8 +97,8 @@ impl Reads {
             }
             found.remove(0);
         }
-        if last.is_none() && found.is_empty() && self.stream(caller, list, 1..=1, 1).await?.is_empty() {
-            return Err(ApiError::not_found(list.stream.kind.category, &list.stream.id));
+        if last.is_none() && found.is_empty() {
+            self.check_exists(caller, &list.stream).await?;
         }
         let cursor_after = |last: &RecordedEvent| {
             let place = Place::new(last.stream_version, last);
@@ -132,8 +135,75 @@ impl Reads {
         versions: RangeInclusive<u64>,
         limit: u32,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
-        let (tenant_id, partition, direction) = (caller.tenant_id, caller.tenant_partition, list.direction);
-        let stream_id = list.stream.id.clone();
+        self.stream_events(caller, &list.stream, versions, limit, list.direction)
+            .await
+    }
+
+    /// Whether the caller's tenant has an aggregate.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` when it has not.
+    pub(crate) async fn check_exists(&self, caller: &Principal, stream: &Stream) -> Result<(), ApiError> {
+        let first = self
+            .stream_events(caller, stream, 1..=1, 1, Direction::Forward)
+            .await?;
+        match first.is_empty() {
+            true => Err(ApiError::not_found(stream.kind.category, &stream.id)),
+            false => Ok(()),
+        }
+    }
+
+    /// The version of an aggregate's first event behind a position of the log; where there is none yet, the next version.
+    /// Versions rise with positions, so it is among the newest, or else found by bisection.
+    pub(crate) async fn version_after(
+        &self,
+        caller: &Principal,
+        stream: &Stream,
+        position: u64,
+    ) -> Result<u64, ApiError> {
+        let newest = self
+            .stream_events(caller, stream, 1..=u64::MAX, NEWEST_EVENTS, Direction::Backward)
+            .await?;
+        let behind = newest.iter().take_while(|event| event.position > position);
+        let first = match behind.last() {
+            Some(first) => first.stream_version,
+            None => return Ok(newest.first().map_or(1, |newest| newest.stream_version + 1)),
+        };
+        let (mut low, mut high) = (1, first);
+        if newest.last().is_some_and(|oldest| oldest.position <= position) {
+            low = first;
+        }
+        while low < high {
+            let middle = low.midpoint(high);
+            let event = self
+                .stream_events(caller, stream, middle..=middle, 1, Direction::Forward)
+                .await?;
+            match event.first().is_some_and(|event| event.position <= position) {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// The events of the caller's tenant in a range of the log.
+    pub(crate) async fn tail(&self, caller: &Principal, range: TailRange) -> Result<TailPage, ApiError> {
+        let tenant_id = caller.tenant_id;
+        let read = async move |store: EventStore| store.read_tail(range, vec![tenant_id]).await;
+        self.0.shared.read_log(tenant_id, read).await
+    }
+
+    /// Some events of an aggregate.
+    pub(crate) async fn stream_events(
+        &self,
+        caller: &Principal,
+        stream: &Stream,
+        versions: RangeInclusive<u64>,
+        limit: u32,
+        direction: Direction,
+    ) -> Result<Vec<RecordedEvent>, ApiError> {
+        let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
+        let stream_id = stream.id.clone();
         let read = async move |store: EventStore| {
             store
                 .read_stream(tenant_id, partition, &stream_id, versions, limit, direction)
@@ -170,7 +240,7 @@ impl Stream {
     }
 
     /// The aggregate's TypeID.
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 }

@@ -1,0 +1,167 @@
+//! What was recorded before a reader joined: read by itself, page by page, in its tenant's share of connections.
+//!
+//! What is read is bound to the place where the reader joined. Should the log's history fork meanwhile, the tail ends the
+//! reader's buffer, and its places, which name the epoch that was left, are judged anew.
+
+use std::sync::Arc;
+
+use daybook_event_store::{Direction, EpochId, RecordedEvent, TailRange};
+use daybook_postgres::QUERY_TIMEOUT;
+use daybook_read_model::order_list;
+use daybook_service::{ApiError, identity::Principal};
+
+use super::buffer::Delivery;
+use super::feed::{Feed, Source};
+use super::place::Place;
+use super::rows::Changed;
+use crate::reads::Reads;
+use crate::reads::history::Stream;
+
+/// How many events of an aggregate are read at once.
+const PAGE_EVENTS: u32 = 32;
+
+/// How many positions of the log are read at once, other tenants' included.
+const PAGE_POSITIONS: u32 = 2_000;
+
+/// No event is read behind as many bytes: each reader holds a page until it is sent.
+const PAGE_BYTES: u32 = 64 * 1_024;
+
+/// How a reader catches up, as far as it has come.
+#[derive(Debug)]
+pub(super) struct CatchUp {
+    /// Up to here: what comes behind it is handed over.
+    up_to: Place,
+    /// Of an aggregate, the version to go on with, once it is known.
+    next_version: Option<u64>,
+}
+
+/// A part of what was recorded meanwhile.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) deliveries: Vec<Arc<Delivery>>,
+    /// Everything up to here has been read.
+    pub(super) position: u64,
+}
+
+impl CatchUp {
+    pub(super) fn new(up_to: Place) -> Self {
+        Self {
+            up_to,
+            next_version: None,
+        }
+    }
+
+    /// The place up to which is read.
+    pub(super) fn up_to(&self) -> Place {
+        self.up_to
+    }
+
+    /// The next page behind a position.
+    ///
+    /// # Errors
+    /// What the read fails with.
+    pub(super) async fn page(
+        &mut self,
+        reads: &Reads,
+        caller: &Principal,
+        feed: &Feed,
+        after: u64,
+    ) -> Result<Page, ApiError> {
+        match (&feed.stream, feed.source) {
+            (Some(stream), _) => self.aggregate(reads, caller, feed, stream, after).await,
+            (None, Source::Log) => {
+                let (events, position) = self.log(reads, caller, after).await?;
+                let shown = events.into_iter().filter(|event| feed.shows(event));
+                Ok(Page {
+                    deliveries: deliveries(self.up_to.epoch, shown),
+                    position,
+                })
+            }
+            (None, Source::OrderList) => {
+                let (events, position) = self.log(reads, caller, after).await?;
+                Ok(Page {
+                    deliveries: rows(reads, caller, self.up_to, &events).await?,
+                    position,
+                })
+            }
+        }
+    }
+
+    async fn aggregate(
+        &mut self,
+        reads: &Reads,
+        caller: &Principal,
+        feed: &Feed,
+        stream: &Stream,
+        after: u64,
+    ) -> Result<Page, ApiError> {
+        let next = match self.next_version {
+            Some(next) => next,
+            None => reads.version_after(caller, stream, after).await?,
+        };
+        let events = reads
+            .stream_events(caller, stream, next..=u64::MAX, PAGE_EVENTS, Direction::Forward)
+            .await?;
+        let is_last = events.len() < PAGE_EVENTS as usize;
+        let (last, up_to) = (events.last(), self.up_to.position);
+        self.next_version = Some(last.map_or(next, |last| last.stream_version + 1));
+        let position = match last {
+            Some(last) if !is_last => last.position.min(up_to),
+            _ => up_to,
+        };
+        let shown = events
+            .into_iter()
+            .filter(|event| event.position <= up_to && feed.shows(event));
+        Ok(Page {
+            deliveries: deliveries(self.up_to.epoch, shown),
+            position,
+        })
+    }
+
+    /// The events of the tenant in the next positions, and how far that is.
+    async fn log(
+        &self,
+        reads: &Reads,
+        caller: &Principal,
+        after: u64,
+    ) -> Result<(Vec<RecordedEvent>, u64), ApiError> {
+        let range = TailRange {
+            partition: caller.tenant_partition,
+            after,
+            up_to: self.up_to.position,
+            positions_max: PAGE_POSITIONS,
+            bytes_max: PAGE_BYTES,
+        };
+        let page = reads.tail(caller, range).await?;
+        // A standby that is behind has it later; what is missing now must not be passed over.
+        match page.up_to > after {
+            true => Ok((page.events, page.up_to)),
+            false => Err(ApiError::overloaded("the log has not come as far as it had")),
+        }
+    }
+}
+
+fn deliveries(epoch: EpochId, events: impl Iterator<Item = RecordedEvent>) -> Vec<Arc<Delivery>> {
+    events.map(|event| Delivery::of_event(epoch, event)).collect()
+}
+
+/// A row that has changed again since the reader joined is left to the tail: what that has read before may be older.
+async fn rows(
+    reads: &Reads,
+    caller: &Principal,
+    up_to: Place,
+    events: &[RecordedEvent],
+) -> Result<Vec<Arc<Delivery>>, ApiError> {
+    let changed = Changed::by(events);
+    let (tenant_id, ids) = (caller.tenant_id, changed.order_ids());
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = reads.shared().read(tenant_id, QUERY_TIMEOUT, move |connection| {
+        let ids = Arc::clone(&ids);
+        Box::pin(async move { order_list::find(connection, tenant_id, &ids).await })
+    });
+    let mut rows = rows.await?;
+    rows.retain(|row| row.position <= up_to.position);
+    Ok(changed.deliveries(up_to.epoch, rows))
+}
