@@ -8,6 +8,7 @@
 //! | [`client`], [`rest`] | callers: gRPC with a key, HTTP with a key |
 //! | [`cli`] | the command line |
 //! | [`orders`], [`command`] | orders to send, and every command on one |
+//! | [`sse`] | streams of events, read as a browser does |
 //! | [`raw`] | calls that no client library would make |
 //! | [`refusal`] | what a refusal says |
 //! | [`network`] | proxies between a service and its servers, which can be made to fail |
@@ -45,6 +46,7 @@ pub mod replicas;
 pub mod rest;
 pub mod sealing;
 pub mod skewed;
+pub mod sse;
 pub mod stack;
 pub mod standby;
 pub mod stock;

@@ -1,0 +1,279 @@
+//! Streams that end and are resumed: nothing is missed and nothing comes twice.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use anyhow::ensure;
+use daybook_tests::client::Caller;
+use daybook_tests::load::Load;
+use daybook_tests::orders::new_order_id;
+use daybook_tests::sse::{Event, Source, Stream};
+use daybook_tests::stack::{Role, Stack};
+use daybook_tests::{check, log, wait};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::task::JoinSet;
+
+/// How many events are read before a stream is left and resumed.
+const EVENTS_AT_ONCE: usize = 40;
+
+/// Follows what a path shows from one id on, over and over again on one address after the other, until `is_last`.
+async fn follow(
+    addresses: [SocketAddr; 2],
+    path: String,
+    key: String,
+    is_last: impl Fn(&Event) -> bool,
+) -> anyhow::Result<Vec<Event>> {
+    let (mut events, mut last_id) = (Vec::<Event>::new(), String::new());
+    for address in addresses.into_iter().cycle() {
+        let source = Source::new(address, &path, &key).behind(&last_id);
+        // One of them may be gone, or going.
+        let Ok(mut stream) = source.open().await else {
+            continue;
+        };
+        for _ in 0..EVENTS_AT_ONCE {
+            match stream.poll().await {
+                Ok(Some(event)) if event.name.is_empty() => {
+                    let is_last = is_last(&event);
+                    events.push(event);
+                    if is_last {
+                        return Ok(events);
+                    }
+                }
+                Ok(Some(event)) => ensure!(event.name == "shutdown", "{event:?}"),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        stream.last_id().clone_into(&mut last_id);
+    }
+    unreachable!("the addresses are repeated for ever")
+}
+
+/// Changes an order again and again until there are so many events of it.
+async fn change_until(caller: &Caller, id: &str, version: u64) -> anyhow::Result<()> {
+    for quantity in 3.. {
+        let receipt = caller.change_quantity(id, quantity, None).await?;
+        if receipt.stream_version >= version {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_resumes_again_and_again_on_other_instances_misses_nothing_and_sees_nothing_twice()
+-> anyhow::Result<()> {
+    const VERSIONS: u64 = 150;
+    let mut stack = Stack::start().await?;
+    let other = stack.servers.run(Role::Query, &[]).await?;
+    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.clone());
+    let load = Load::start(&[caller.clone()], 4);
+    let id = new_order_id();
+    caller.place(&id, "customer-1").await?;
+    let addresses = [stack.query.address, other.address];
+
+    let mut readers = JoinSet::new();
+    for path in [
+        "/v1/events/stream?after_position=0",
+        "of-order",
+        "/v1/orders/stream",
+    ] {
+        let (path, key) = match path {
+            "of-order" => (
+                format!("/v1/orders/{id}/events/stream?after_position=0"),
+                key.clone(),
+            ),
+            path => (path.to_owned(), key.clone()),
+        };
+        let id = id.clone();
+        readers.spawn(async move {
+            let is_last = |event: &Event| {
+                let shown = event.json();
+                let version = &shown[if shown["order_id"].is_null() {
+                    "stream_version"
+                } else {
+                    "version"
+                }];
+                let of = if shown["order_id"].is_null() {
+                    &shown["stream_id"]
+                } else {
+                    &shown["order_id"]
+                };
+                of == id.as_str() && version.as_u64() >= Some(VERSIONS)
+            };
+            let events = follow(addresses, path.clone(), key, is_last).await?;
+            anyhow::Ok((path, events))
+        });
+    }
+    change_until(&caller, &id, VERSIONS / 2).await?;
+    // Killed in the middle of the streams that it has, and back after a while.
+    stack.query.service.kill().await?;
+    change_until(&caller, &id, VERSIONS / 2 + 20).await?;
+    stack.query.service.restart().await?;
+    change_until(&caller, &id, VERSIONS).await?;
+    load.stop().await;
+
+    check::caught_up(&stack.superuser).await?;
+    let recorded = log::events(&stack.superuser).await?;
+    while let Some(read) = readers.join_next().await {
+        let (path, events) = read??;
+        if path.contains("orders/stream") {
+            rows_are_those_of_the_list(&caller, &events, &recorded).await?;
+            continue;
+        }
+        let last = events.last().map_or(0, Event::position);
+        let is_wanted = |stream_id: &str| !path.contains("ord_") || stream_id == id;
+        let wanted = recorded
+            .iter()
+            .filter(|event| event.position <= last && is_wanted(&event.stream_id));
+        let wanted: Vec<u64> = wanted.map(|event| event.position).collect();
+        let shown: Vec<u64> = events.iter().map(Event::position).collect();
+        ensure!(shown == wanted, "{path}: {shown:?} and not {wanted:?}");
+        ensure!(shown.len() > 2 * EVENTS_AT_ONCE, "{path} was never resumed");
+    }
+    Ok(())
+}
+
+/// Each order was shown, and never as it was before what had been shown of it.
+async fn rows_are_those_of_the_list(
+    caller: &Caller,
+    shown: &[Event],
+    recorded: &[daybook_event_store::RecordedEvent],
+) -> anyhow::Result<()> {
+    let mut versions = HashMap::<String, u64>::new();
+    for event in shown {
+        let row = event.json();
+        let version = row["version"].as_u64().unwrap_or(0);
+        let before = versions.insert(super::text(&row["order_id"]), version);
+        ensure!(before <= Some(version), "{row} after version {before:?}");
+    }
+    let first_shown = recorded
+        .iter()
+        .position(|event| versions.contains_key(&event.stream_id));
+    let placed = recorded[first_shown.unwrap_or(0)..]
+        .iter()
+        .filter(|event| event.stream_version == 1);
+    // The last ones may have come behind the last event that was read.
+    let placed: Vec<_> = placed.collect();
+    for event in &placed[..placed.len().saturating_sub(20)] {
+        ensure!(
+            versions.contains_key(&event.stream_id),
+            "{} is missing",
+            event.stream_id
+        );
+    }
+    ensure!(
+        caller.get("/v1/orders").await?.status == 200,
+        "the list can be read"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_is_too_slow_gets_what_waits_and_is_told_and_misses_nothing_when_it_resumes()
+-> anyhow::Result<()> {
+    const EVENTS: u64 = 400;
+    let stack = Stack::start().await?;
+    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.as_str());
+    let buffer = [("DAYBOOK_STREAM_BUFFER_BYTES", "20000")];
+    let query = stack.servers.run(Role::Query, &buffer).await?;
+    let id = new_order_id();
+    caller.place(&id, "customer-1").await?;
+    let path = format!("/v1/orders/{id}/events/stream?after_position=0");
+    let mut slow = Source::new(query.address, &path, key).open_slow().await?;
+    let mut quick = Source::new(query.address, &path, key).open().await?;
+    let writing = change_until(&caller, &id, EVENTS);
+    let reading = positions(&mut quick, EVENTS as usize);
+    let ((), shown) = tokio::try_join!(writing, reading)?;
+    let wanted = log::stream(&stack.superuser, &id).await?;
+    let wanted: Vec<u64> = wanted.iter().map(|event| event.position).collect();
+    assert_eq!(
+        shown, wanted,
+        "one who reads is not disturbed by one who does not"
+    );
+
+    let mut shown = Vec::new();
+    let last = loop {
+        let event = slow.next().await?;
+        match event.name.as_str() {
+            "" => shown.push(event.position()),
+            _ => break event,
+        }
+    };
+    assert_eq!(last.name, "overflow");
+    assert_eq!(last.json()["code"], "RATE_LIMITED");
+    assert!(slow.poll().await?.is_none(), "it is the end");
+    assert!(!shown.is_empty() && shown.len() < wanted.len(), "{}", shown.len());
+    let mut resumed = Source::new(query.address, &path, key)
+        .behind(&last.id)
+        .open()
+        .await?;
+    shown.extend(positions(&mut resumed, wanted.len() - shown.len()).await?);
+    assert_eq!(shown, wanted);
+    Ok(())
+}
+
+async fn positions(stream: &mut Stream, count: usize) -> anyhow::Result<Vec<u64>> {
+    let mut positions = Vec::with_capacity(count);
+    while positions.len() < count {
+        let event = stream.next().await?;
+        ensure!(event.name.is_empty(), "{event:?}");
+        positions.push(event.position());
+    }
+    Ok(positions)
+}
+
+#[tokio::test]
+async fn a_stream_beyond_a_fork_of_the_log_is_told_to_read_anew_and_one_before_it_goes_on()
+-> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.clone());
+    let address = stack.query.address;
+    let path = "/v1/events/stream?after_position=0";
+    caller.place(&new_order_id(), "customer-1").await?;
+    let mut before = Source::new(address, path, &key).open().await?;
+    let before = before.next().await?;
+    for _ in 0..5 {
+        caller.place(&new_order_id(), "customer-1").await?;
+    }
+    let mut beyond = Source::new(address, path, &key).open().await?;
+    assert_eq!(positions(&mut beyond, 6).await?, [1, 2, 3, 4, 5, 6]);
+    let gone_id = beyond.last_id().to_owned();
+    for running in [&mut stack.command, &mut stack.projector] {
+        running.service.stop().await?;
+    }
+    set_back(&stack.superuser, 3).await?;
+    let reset = beyond.next().await?;
+    assert_eq!(reset.name, "reset");
+    assert_eq!(reset.json()["code"], "POSITION_UNKNOWN");
+    let mut gone = Source::new(address, path, &key).behind(&gone_id).open().await?;
+    assert_eq!(gone.next().await?.name, "reset");
+    for running in [&mut stack.command, &mut stack.projector] {
+        running.service.restart().await?;
+    }
+    wait::value("a command is accepted behind the fork", async || {
+        Ok(caller.place(&new_order_id(), "customer-2").await.ok())
+    })
+    .await?;
+    let mut resumed = Source::new(address, path, &key).behind(&before.id).open().await?;
+    assert_eq!(positions(&mut resumed, 3).await?, [2, 3, 4]);
+    for stream in [&mut beyond, &mut gone] {
+        assert_eq!(positions(stream, 1).await?, [4], "it goes on with what is new");
+    }
+    Ok(())
+}
+
+/// Takes the events behind a position out of the log, as a backup that is put back does, and opens the next epoch there.
+async fn set_back(superuser: &PgPool, position: i64) -> anyhow::Result<()> {
+    let mut transaction = superuser.acquire().await?;
+    for statement in [
+        "SET session_replication_role = replica",
+        &format!("DELETE FROM event_store.event WHERE position > {position}"),
+        "RESET session_replication_role",
+        "SELECT event_store.fork(0, 1, 'a backup was put back')",
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    Ok(())
+}
