@@ -16,6 +16,7 @@ mod imports;
 mod lists;
 mod lives;
 mod load;
+mod long_stream;
 mod publishers;
 mod queries;
 mod races;
@@ -48,7 +49,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
     /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, lists, import, snapshot,
-    /// replicas, repeats, stale, streams, strangers, hostile, network, takeover, failover, publishers; and with `--long` sustained, races.
+    /// replicas, repeats, stale, long-stream, streams, strangers, hostile, network, takeover, failover, publishers; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
@@ -203,8 +204,16 @@ async fn crowds(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     if options.wants("stale") {
         stale::measure(options, report).await.context("stale commands")?;
     }
+    if options.wants("long-stream") {
+        long_stream::measure(options, report)
+            .await
+            .context("a long stream")?;
+    }
     if options.wants("streams") {
-        streams::measure(options, report).await.context("a long stream")?;
+        let stack = Stack::on(servers().await?).await?;
+        streams::measure(options, &stack, report)
+            .await
+            .context("streams that stay open")?;
     }
     Ok(())
 }

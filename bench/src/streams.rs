@@ -1,118 +1,189 @@
-//! A long stream that nobody has in memory, and callers who wait for less time than it takes to load.
+//! Many readers of streams, each of one order or of one tenant, while commands come evenly.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use daybook_domain::aggregate::Aggregate as _;
-use daybook_domain::ids::{CustomerId, OrderId, Sku};
-use daybook_domain::order::{Command, Event, NewLine, State};
-use daybook_tests::command::Command as _;
-use daybook_tests::stack::Backend;
-use daybook_tests::{command, log, metrics, wait};
+use anyhow::Context as _;
+use daybook_tests::client::Caller;
+use daybook_tests::orders::new_order_id;
+use daybook_tests::sse::{Connection, Source, Stream};
+use daybook_tests::stack::Stack;
+use daybook_tests::tenant::Tenant;
+use futures::FutureExt as _;
+use hdrhistogram::Histogram;
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::serde::rfc3339;
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
-use crate::batches::Batches;
 use crate::report::{Goal, Report};
-use crate::{Options, servers};
+use crate::{Options, load};
 
-/// Events of the stream for each second of `--seconds`: 200,000 with the default.
-const EVENTS_PER_SECOND: u64 = 40_000;
+/// Tenants that share the readers.
+const TENANTS: usize = 8;
 
-/// Events in one append.
-const CHUNK_EVENTS: usize = 1_000;
+/// Orders of each tenant that are changed and read.
+const ORDERS: usize = 45;
 
-/// Callers that ask at once.
-const CALLERS: usize = 64;
+/// Readers of each order.
+const READERS_OF_ORDER: usize = 5;
 
-/// How long each of them waits.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// Readers of each tenant's whole feed: with those of its orders 250, and 2,000 of all.
+const READERS_OF_TENANT: usize = 25;
 
-/// For how long they go on asking, before the call that counts.
-const ASKING: Duration = Duration::from_secs(3);
+/// Commands per second: each is delivered to 30 readers, so that these are 20,000 deliveries.
+const COMMANDS_PER_SECOND: u64 = 667;
 
-pub(crate) async fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let backend = Backend::on(servers().await?, 1).await?;
-    let mut batches = Batches::connect(&backend.servers).await?;
-    let admin = backend.commands[0].admin;
+/// Streams on one connection.
+const STREAMS_PER_CONNECTION: usize = 100;
+
+/// How long before the end of the load deliveries may come late.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What of an event says how late it comes.
+#[derive(Deserialize)]
+struct Recorded {
+    #[serde(with = "rfc3339")]
+    recorded_at: OffsetDateTime,
+}
+
+pub(crate) async fn measure(options: &Options, stack: &Stack, report: &mut Report) -> anyhow::Result<()> {
+    let tenants = tenants(stack).await?;
     for _ in 0..options.runs {
-        let order_id = OrderId::from_uuid(Uuid::now_v7());
-        let history = history(order_id, EVENTS_PER_SECOND * options.seconds)?;
-        let mut newest = None;
-        for events in history.chunks(CHUNK_EVENTS) {
-            let (decided_on, events) = (newest, events.iter().map(log::encoded).collect::<Vec<_>>());
-            newest = events.last().map(|event| event.event_id);
-            let append = log::command(
-                backend.tenant.tenant_id,
-                &order_id.to_string(),
-                decided_on,
-                events,
-            );
-            batches.append(&[append]).await?;
+        let (latencies, mut readers) = (Latencies::default(), JoinSet::new());
+        for stream in open(stack, &tenants).await? {
+            readers.spawn(read(stream, latencies.clone()));
         }
-        let before = metrics::sum(admin, "daybook_mailbox_loads_total").await?;
-        let (id, end) = (order_id.to_string(), Instant::now() + ASKING);
-        let mut asking = JoinSet::new();
-        for _ in 0..CALLERS {
-            let (caller, id) = (backend.caller()?, id.clone());
-            asking.spawn(async move {
-                while Instant::now() < end {
-                    let change = command::change_quantity(&id, 2);
-                    // While the stream is loaded nobody is answered in time, and nobody needs to be.
-                    drop(change.send(caller.commands(), PATIENCE).await);
-                }
-            });
-        }
-        asking.join_all().await;
-        let (caller, change) = (backend.caller()?, command::change_quantity(&id, 3));
-        let asked = Instant::now();
-        let answer = wait::value("a call for the long stream is answered", async || {
-            Ok(caller.send(change.clone()).await.ok())
-        });
-        // Where it never is, the figure is how long it was waited for.
-        drop(answer.await);
-        let answered = asked.elapsed();
-        let loads = metrics::sum(admin, "daybook_mailbox_loads_total").await? - before;
+        let next = AtomicU64::new(0);
+        let change = || {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let (caller, orders) = &tenants[number as usize % TENANTS];
+            let (caller, id) = (caller.clone(), orders[number as usize / TENANTS % ORDERS].clone());
+            let quantity = u32::try_from(number % 900 + 3).expect("it is small");
+            async move { Ok(caller.change_quantity(&id, quantity, None).await.map(drop)?) }.boxed()
+        };
+        let changes = load::open(COMMANDS_PER_SECOND, options.duration(), change).await?;
+        let wanted = changes.answered * (READERS_OF_ORDER + READERS_OF_TENANT) as u64;
+        tokio::time::timeout(SETTLE, latencies.reach(wanted))
+            .await
+            .with_context(|| format!("{} of {wanted} deliveries have come", latencies.count()))?;
+        let latencies = latencies.take();
+        let resident = resident_mib(stack)?;
+        readers.shutdown().await;
         report.note(
-            "stream of 200,000 events, callers with 50 ms deadlines: loads",
-            loads,
-            "loads",
-            Goal::AtMost(1.0),
+            "2,000 streams of orders and of 8 tenants, deliveries",
+            latencies.len() as f64 / changes.seconds,
+            "/s",
+            Goal::AtLeast(20_000.0),
         );
         report.note(
-            "the same, a call 3 s later is answered after",
-            answered.as_secs_f64() * 1_000.0,
+            "the same, from commit to arrival, p50",
+            latencies.value_at_quantile(0.5) as f64 / 1_000.0,
             "ms",
-            Goal::AtMost(PATIENCE.as_millis() as f64),
+            Goal::None,
+        );
+        report.note(
+            "the same, from commit to arrival, p99",
+            latencies.value_at_quantile(0.99) as f64 / 1_000.0,
+            "ms",
+            Goal::AtMost(100.0),
+        );
+        report.note(
+            "the same, memory of the query service",
+            resident,
+            "MiB",
+            Goal::AtMost(300.0),
         );
     }
     Ok(())
 }
 
-/// An order whose quantity was changed all the time.
-fn history(order_id: OrderId, events: u64) -> anyhow::Result<Vec<Event>> {
-    let place = Command::Place {
-        order_id,
-        reference: None,
-        customer_id: CustomerId::parse("patient")?,
-        currency: "USD".parse()?,
-        lines: vec![NewLine {
-            sku: Sku::parse("CD")?,
-            quantity: 1,
-            unit_price_minor: 1_177,
-        }],
-        shipping_address: None,
-        expected_total_minor: None,
-    };
-    let changes = (1..events).map(|number| Command::ChangeQuantity {
-        line_number: 1,
-        quantity: u32::try_from(number % 1_000 + 1).expect("a quantity is small"),
-    });
-    let (mut state, mut history) = (State::default(), Vec::new());
-    for command in std::iter::once(place).chain(changes) {
-        for event in state.decide(command)? {
-            state = state.evolve(&event);
-            history.push(event);
+/// Tenants with their callers and orders.
+async fn tenants(stack: &Stack) -> anyhow::Result<Vec<(Caller, Vec<String>)>> {
+    let mut tenants = Vec::with_capacity(TENANTS);
+    for _ in 0..TENANTS {
+        let tenant = Tenant::create(&stack.superuser).await?;
+        let (command, query) = (stack.command.url(), stack.query.url());
+        let caller = Caller::new(&command, &query, &stack.projector.url(), tenant)?;
+        let orders: Vec<_> = (0..ORDERS).map(|_| new_order_id()).collect();
+        for id in &orders {
+            caller.place(id, "reader").await?;
+        }
+        tenants.push((caller, orders));
+    }
+    Ok(tenants)
+}
+
+async fn open(stack: &Stack, tenants: &[(Caller, Vec<String>)]) -> anyhow::Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    let mut connection = Connection::open(stack.query.address).await?;
+    for (caller, orders) in tenants {
+        let of_orders = orders.iter().map(|id| format!("/v1/orders/{id}/events/stream"));
+        let of_orders = of_orders.flat_map(|path| vec![path; READERS_OF_ORDER]);
+        let of_tenant = vec!["/v1/events/stream".to_owned(); READERS_OF_TENANT];
+        for path in of_orders.chain(of_tenant) {
+            if streams.len() % STREAMS_PER_CONNECTION == STREAMS_PER_CONNECTION - 1 {
+                connection = Connection::open(stack.query.address).await?;
+            }
+            let source = Source::new(stack.query.address, &path, &caller.tenant.auditor_key);
+            streams.push(source.open_on(&mut connection).await?);
         }
     }
-    Ok(history)
+    Ok(streams)
+}
+
+/// How long each delivery took, in microseconds. Cheap to clone.
+#[derive(Clone)]
+struct Latencies(Arc<std::sync::Mutex<Histogram<u64>>>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(Arc::new(std::sync::Mutex::new(load::histogram())))
+    }
+}
+
+impl Latencies {
+    fn note(&self, recorded_at: OffsetDateTime) {
+        let late = (OffsetDateTime::now_utc() - recorded_at).whole_microseconds();
+        let late = u64::try_from(late).unwrap_or(0);
+        self.histogram().saturating_record(late.max(1));
+    }
+
+    fn count(&self) -> u64 {
+        self.histogram().len()
+    }
+
+    async fn reach(&self, count: u64) {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        while self.count() < count {
+            looks.tick().await;
+        }
+    }
+
+    fn take(&self) -> Histogram<u64> {
+        self.histogram().clone()
+    }
+
+    fn histogram(&self) -> std::sync::MutexGuard<'_, Histogram<u64>> {
+        self.0.lock().expect("nobody panics over it")
+    }
+}
+
+async fn read(mut stream: Stream, latencies: Latencies) -> anyhow::Result<()> {
+    loop {
+        let event = stream.next().await?;
+        anyhow::ensure!(event.name.is_empty(), "{event:?}");
+        let recorded: Recorded = serde_json::from_str(&event.data)?;
+        latencies.note(recorded.recorded_at);
+    }
+}
+
+/// What the query service has in memory.
+fn resident_mib(stack: &Stack) -> anyhow::Result<f64> {
+    let process = stack.query.service.process_id().context("it runs")?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(kib.context("the system says it")?.trim().parse::<f64>()? / 1_024.0)
 }
