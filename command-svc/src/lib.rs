@@ -114,7 +114,9 @@ pub async fn run(
     });
     let http = commands
         .merge(openapi::router(http::description()))
-        .merge(problems::router(&rules().map(DomainRule::from).collect::<Vec<_>>()));
+        .merge(problems::router(
+            &rules().map(DomainRule::from).collect::<Vec<_>>(),
+        ));
     start.serve(listener, admin_listener, http, grpc).await
 }
 

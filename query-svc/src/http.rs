@@ -28,8 +28,8 @@ use daybook_service::ApiError;
 use daybook_service::deprecation::Deprecation;
 use daybook_service::identity::{Principal, principal};
 use daybook_service::openapi as common;
-use daybook_service::server::{Declared, Needs};
 use daybook_service::problems::{self, DomainRule};
+use daybook_service::server::{Declared, Needs};
 use http::request::Parts;
 use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
@@ -96,7 +96,9 @@ pub fn router(reads: Reads, streams: Streams, order_history: Deprecation) -> Dec
     Declared::new(routes, needs)
         .merge(stream_router(streams))
         .merge(common::router(description()))
-        .merge(problems::router(&rules().map(DomainRule::from).collect::<Vec<_>>()))
+        .merge(problems::router(
+            &rules().map(DomainRule::from).collect::<Vec<_>>(),
+        ))
 }
 
 fn stream_router(streams: Streams) -> Declared {

@@ -32,9 +32,7 @@ pub use event::{Metadata, RecordedEvent};
 pub use lineage::{Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};
 pub use queue::{BatchLimits, NotAdmitted};
-pub use read::{
-    Direction, EventStore, LogHead, NotAppendable, ReadError, TailPage, TailRange, may_go_on,
-};
+pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError, TailPage, TailRange, may_go_on};
 
 /// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
 pub fn migrator() -> sqlx::migrate::Migrator {

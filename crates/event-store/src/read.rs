@@ -360,7 +360,9 @@ impl EventStore {
 /// Whether there may be more behind what a read of at most `limit` events of a stream gave.
 #[must_use]
 pub fn may_go_on(read: &[RecordedEvent], limit: u32) -> bool {
-    let bytes = read.iter().map(|event| event.payload.len() + event.metadata.len());
+    let bytes = read
+        .iter()
+        .map(|event| event.payload.len() + event.metadata.len());
     read.len() >= limit as usize || bytes.sum::<usize>() >= READ_BYTES_MAX
 }
 

@@ -104,11 +104,9 @@ pub trait ReadModel: Send + Sync + 'static {
         row: Option<Self::Row>,
         events: impl IntoIterator<Item = &'a Event>,
     ) -> Result<Option<Self::Row>, FoldError> {
-        events.into_iter().try_fold(row, |row, event| {
-            match &row {
-                Some(seen) if Self::position(seen) >= event.position => Ok(row),
-                _ => Self::change_owned(key, row, event),
-            }
+        events.into_iter().try_fold(row, |row, event| match &row {
+            Some(seen) if Self::position(seen) >= event.position => Ok(row),
+            _ => Self::change_owned(key, row, event),
         })
     }
 

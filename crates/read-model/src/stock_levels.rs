@@ -173,9 +173,8 @@ impl ReadModel for StockLevels {
     const INSERT: &'static str = INSERT;
     const REPLACE: &'static str = REPLACE;
     const OVERWRITE: &'static str = OVERWRITE;
-    const DOCUMENT: Option<fn(&Row) -> String> = Some(|row| {
-        serde_json::to_string(&StockItem::from(row)).expect("its time is in the years 0 to 9999")
-    });
+    const DOCUMENT: Option<fn(&Row) -> String> =
+        Some(|row| serde_json::to_string(&StockItem::from(row)).expect("its time is in the years 0 to 9999"));
     const STATEMENTS: &'static [(&'static str, &'static str)] =
         &[("stock_levels.find", FIND), ("stock_levels.list", LIST)];
 

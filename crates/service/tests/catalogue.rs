@@ -93,7 +93,9 @@ fn a_refusal_over_grpc_is_no_larger_than_clients_take_headers_whatever_is_in_it(
         assert_eq!(info.reason, code.name());
         let response = status.into_http::<()>();
         let headers = response.headers().iter();
-        let bytes: usize = headers.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let bytes: usize = headers
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
         assert!(bytes <= REFUSAL_BYTES_MAX, "{code}: {bytes} bytes");
     }
 }

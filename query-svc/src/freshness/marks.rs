@@ -430,7 +430,8 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         let shown_at = start + QUARTER;
-        let reached = |marks: &Marks, position| marks.reached(Some(MODEL), &token(1, LOG, position), shown_at);
+        let reached =
+            |marks: &Marks, position| marks.reached(Some(MODEL), &token(1, LOG, position), shown_at);
         assert_eq!(reached(&marks, 7), Reached::Yes);
         assert_eq!(reached(&marks, 8), Reached::NotYet);
         head(&mut marks, start + 2 * QUARTER, LOG, 8);

@@ -18,6 +18,7 @@ use super::openapi::{Ended, NotFound, NotModified, Refusals};
 use super::params::Params;
 use super::schema::{Event, ListEnvelope};
 use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer, examples};
+use crate::freshness::Demand;
 use crate::reads::Reads;
 use crate::reads::history::{ListEvents, Stream, successor_of_order_events};
 

@@ -141,7 +141,11 @@ pub async fn get_order(
     let demand = params.demand(&headers, reads.tokens(&caller));
     let order_id = params.finish(order_id)?;
     let order = match as_of {
-        Some(as_of) => reads.order_as_of(&caller, &order_id, as_of, demand.as_ref()).await?,
+        Some(as_of) => {
+            reads
+                .order_as_of(&caller, &order_id, as_of, demand.as_ref())
+                .await?
+        }
         None => reads.order(&caller, &order_id, demand.as_ref()).await?,
     };
     let json = match fields {

@@ -84,7 +84,10 @@ impl Reads {
                 })
             })
             .await?;
-        found.iter().map(newest).for_each(|position| staleness.include(position));
+        found
+            .iter()
+            .map(newest)
+            .for_each(|position| staleness.include(position));
         let data = page(found, limit, |last| self.seal(&question, &scan.keyset(last)));
         Ok(Answer { data, staleness })
     }

@@ -168,7 +168,11 @@ mod tests {
     fn status(as_of: AsOf) -> Option<Status> {
         let (key, mut row) = (key(), None);
         for event in &history() {
-            if as_of.fold(&key, &mut row, event).expect("the history is whole").is_break() {
+            if as_of
+                .fold(&key, &mut row, event)
+                .expect("the history is whole")
+                .is_break()
+            {
                 break;
             }
         }

@@ -27,7 +27,7 @@ impl Changed {
 
     /// Notes what an event changed, which comes after those before it.
     pub(super) fn note(&mut self, event: &RecordedEvent) {
-        if OrderList::CATEGORIES.contains(&event.category.as_str()) {
+        if OrderList::CATEGORIES.include(Some(&event.category)) {
             self.0.insert(event.stream_id.clone(), event.position);
         }
     }

@@ -540,7 +540,11 @@ async fn a_body_of_grpc_web_that_is_no_base64_is_its_callers_mistake() -> anyhow
     for broken in ["!!!!", "AAA", "AAAA!"] {
         let answer = rest(&backend).send(Method::POST, path, &headers, broken).await?;
         let status = Status::from_header_map(&answer.headers).context(broken)?;
-        assert_eq!(refusal::code(&status), "MALFORMED_REQUEST", "{broken}: {status:?}");
+        assert_eq!(
+            refusal::code(&status),
+            "MALFORMED_REQUEST",
+            "{broken}: {status:?}"
+        );
     }
     let log = format!("daybook-command-svc-{}.log", backend.commands[0].address.port());
     let logged = std::fs::read_to_string(backend.servers.directory().join(log))?;

@@ -136,12 +136,19 @@ async fn a_refusal_that_another_version_of_the_service_remembered_is_repeated() 
     let early = command::ship(&order_id, "ship-1", &[]);
     caller.send(early.clone()).await.expect_err("it is not confirmed");
     for (outcome, wanted, day) in [
-        (r#"{"code":"ORDER_FROM_TOMORROW","day":"Monday"}"#, "ORDER_FROM_TOMORROW", "Monday"),
+        (
+            r#"{"code":"ORDER_FROM_TOMORROW","day":"Monday"}"#,
+            "ORDER_FROM_TOMORROW",
+            "Monday",
+        ),
         (r#"{"code":"ORDER_NOT_PAID","day":7}"#, "ORDER_NOT_PAID", "7"),
     ] {
         let statement = "UPDATE event_store.command SET outcome = jsonb_set(outcome::jsonb, '{rejection}', $1::jsonb)::json
                          WHERE outcome IS NOT NULL";
-        let changed = sqlx::query(statement).bind(outcome).execute(&backend.superuser).await?;
+        let changed = sqlx::query(statement)
+            .bind(outcome)
+            .execute(&backend.superuser)
+            .await?;
         assert_eq!(changed.rows_affected(), 1);
         let again = caller.send(early.clone()).await.expect_err("it was refused");
         assert_eq!(code(&again), wanted);

@@ -33,12 +33,17 @@ fn assert_announced(headers: &HeaderMap, order_id: &str, sunset: &str) {
         ("sunset", sunset),
         ("link", link.as_str()),
     ] {
-        assert_eq!(headers.get(name).map(|header| header.as_bytes()), Some(value.as_bytes()), "{name}");
+        assert_eq!(
+            headers.get(name).map(|header| header.as_bytes()),
+            Some(value.as_bytes()),
+            "{name}"
+        );
     }
 }
 
 #[tokio::test]
-async fn what_is_deprecated_says_so_and_is_gone_after_its_sunset_over_both_transports() -> anyhow::Result<()> {
+async fn what_is_deprecated_says_so_and_is_gone_after_its_sunset_over_both_transports() -> anyhow::Result<()>
+{
     let servers = Servers::start().await?;
     let superuser = servers.database.superuser().await?;
     let tenant = Tenant::create(&superuser).await?;
@@ -56,7 +61,11 @@ async fn what_is_deprecated_says_so_and_is_gone_after_its_sunset_over_both_trans
     assert_eq!((answer.status, answer.json()), (200, successor.json()));
     assert_announced(&answer.headers, &order_id, "Tue, 31 Dec 2999 23:59:59 GMT");
     let answer = call(&caller, &order_id).await?;
-    assert_announced(answer.metadata().as_ref(), &order_id, "Tue, 31 Dec 2999 23:59:59 GMT");
+    assert_announced(
+        answer.metadata().as_ref(),
+        &order_id,
+        "Tue, 31 Dec 2999 23:59:59 GMT",
+    );
     assert_eq!(answer.into_inner().events.len(), 1);
 
     let query = servers.run(Role::Query, &[("DAYBOOK_SUNSET", BEFORE)]).await?;
@@ -66,11 +75,21 @@ async fn what_is_deprecated_says_so_and_is_gone_after_its_sunset_over_both_trans
     assert_eq!(gone.headers["content-type"], PROBLEM_JSON);
     assert_announced(&gone.headers, &order_id, "Wed, 01 Jan 2020 00:00:00 GMT");
     let status = call(&caller, &order_id).await.expect_err("it is over");
-    assert_eq!((status.code(), refusal::code(&status)), (Code::NotFound, "GONE".to_owned()));
-    assert_announced(status.metadata().as_ref(), &order_id, "Wed, 01 Jan 2020 00:00:00 GMT");
+    assert_eq!(
+        (status.code(), refusal::code(&status)),
+        (Code::NotFound, "GONE".to_owned())
+    );
+    assert_announced(
+        status.metadata().as_ref(),
+        &order_id,
+        "Wed, 01 Jan 2020 00:00:00 GMT",
+    );
     for name in ["sunset", "successor"] {
         assert_eq!(gone.json()[name], refusal::value(&status, name), "{name}");
     }
-    assert_eq!(caller.get(&format!("/v1/orders/{order_id}/events")).await?.status, 200);
+    assert_eq!(
+        caller.get(&format!("/v1/orders/{order_id}/events")).await?.status,
+        200
+    );
     Ok(())
 }

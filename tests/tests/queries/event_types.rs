@@ -7,14 +7,20 @@ use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::Stack;
 
 #[tokio::test]
-async fn every_version_of_every_type_has_a_schema_and_what_histories_show_is_in_one_of_them() -> anyhow::Result<()> {
+async fn every_version_of_every_type_has_a_schema_and_what_histories_show_is_in_one_of_them()
+-> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
     let order_id = new_order_id();
     caller.place(&order_id, "customer-1").await?;
     let answer = caller.get("/v1/event-types").await?;
     let list = answer.json();
-    let key = |item: &serde_json::Value| (item["event_type"].clone().to_string(), item["schema_version"].as_u64());
+    let key = |item: &serde_json::Value| {
+        (
+            item["event_type"].clone().to_string(),
+            item["schema_version"].as_u64(),
+        )
+    };
     let described: BTreeSet<_> = list["data"].as_array().into_iter().flatten().map(key).collect();
     let versions: u32 = AGGREGATES
         .iter()
@@ -28,7 +34,11 @@ async fn every_version_of_every_type_has_a_schema_and_what_histories_show_is_in_
 
     let tag = answer.header("etag");
     let again = caller
-        .get_as(&stack.tenant.auditor_key, "/v1/event-types", &[("if-none-match", tag)])
+        .get_as(
+            &stack.tenant.auditor_key,
+            "/v1/event-types",
+            &[("if-none-match", tag)],
+        )
         .await?;
     assert_eq!((again.status, again.body.len()), (304, 0));
     Ok(())

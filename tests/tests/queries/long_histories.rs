@@ -129,7 +129,10 @@ fn shipped(times: u32) -> impl Iterator<Item = Command> {
 fn replaced(times: u32) -> impl Iterator<Item = Command> {
     (1..=times).flat_map(|line_number| {
         let added = line(1).expect("a valid line");
-        [Command::RemoveLine { line_number }, Command::AddLine { line: added }]
+        [
+            Command::RemoveLine { line_number },
+            Command::AddLine { line: added },
+        ]
     })
 }
 
@@ -149,23 +152,32 @@ async fn whoever_asks_for_long_histories_keeps_nobody_else_waiting() -> anyhow::
         .await?;
     let mut answers = JoinSet::new();
     for number in 0..ASKING {
-        let (asking, path) = (asking.clone(), match number % 2 {
-            0 => format!("/v1/orders/{id}/events?order=desc&diff=true&limit=1"),
-            _ => format!("/v1/orders/{id}?as_of={}&fields=version", SHIPMENTS + 2),
-        });
+        let (asking, path) = (
+            asking.clone(),
+            match number % 2 {
+                0 => format!("/v1/orders/{id}/events?order=desc&diff=true&limit=1"),
+                _ => format!("/v1/orders/{id}?as_of={}&fields=version", SHIPMENTS + 2),
+            },
+        );
         answers.spawn(async move { asking.get(&path).await });
     }
     let mut longest = Duration::ZERO;
     let others = async {
         while !answers.is_empty() {
             let asked = Instant::now();
-            let (list, (alive, _)) =
-                tokio::try_join!(other.get("/v1/stock-items"), metrics::get(services.query.admin, "/livez"))?;
+            let (list, (alive, _)) = tokio::try_join!(
+                other.get("/v1/stock-items"),
+                metrics::get(services.query.admin, "/livez")
+            )?;
             ensure!((list.status, alive) == (200, 200), "{}", list.json());
             longest = longest.max(asked.elapsed());
             if let Some(answer) = answers.try_join_next() {
                 let answer = answer??;
-                ensure!(answer.status == 200 || waited_too_long(&answer), "{}", answer.json());
+                ensure!(
+                    answer.status == 200 || waited_too_long(&answer),
+                    "{}",
+                    answer.json()
+                );
             }
         }
         Ok(())

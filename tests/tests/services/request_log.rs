@@ -153,7 +153,7 @@ async fn go_away(service: &Running, key: &str, request_id: &str) -> anyhow::Resu
         .header("authorization", format!("Bearer {key}"))
         .header("content-type", "application/json")
         .header("idempotency-key", "a")
-        .body(Full::from(Bytes::from(order.to_string())))?;
+        .body(Full::new(Bytes::from(order.to_string())))?;
     let sending = tokio::spawn(async move { drop(sender.send_request(request).await) });
     wait::until("the request is let in", async || {
         let held = metrics::sum(service.admin, "daybook_request_bytes_in_flight").await?;

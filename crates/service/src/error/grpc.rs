@@ -169,9 +169,16 @@ fn unimplemented(status: &Status) -> ApiError {
 /// ours never comes here, it has its details.
 fn broken_message(status: &Status) -> ApiError {
     let message = status.message();
-    let is_callers_fault = ["decod", "EOF", "compress", "Missing request", "flag", "tonic-web: "]
-        .iter()
-        .any(|word| message.contains(word));
+    let is_callers_fault = [
+        "decod",
+        "EOF",
+        "compress",
+        "Missing request",
+        "flag",
+        "tonic-web: ",
+    ]
+    .iter()
+    .any(|word| message.contains(word));
     if is_callers_fault {
         ApiError::malformed("the message cannot be decoded")
     } else {

@@ -182,7 +182,7 @@ impl Declared {
         for (route, needs) in &*self.needs {
             let is_listed = ANONYMOUS.contains(&&**route);
             ensure!(
-                needs.scope.is_some() || is_listed,
+                needs.callers != Callers::Everybody || is_listed,
                 "{route} must not be for everybody"
             );
         }

@@ -246,7 +246,14 @@ async fn a_grpc_web_call_in_base64_may_be_as_large_as_any_other() {
     let plain = collected("application/grpc-web", largest.clone().into()).await;
     assert!(plain.starts_with("65536"), "{plain}");
     let larger = [&largest[..], &[0; 4]].concat();
-    for (content_type, body) in [(of_text, text(&larger).into()), ("application/grpc-web", larger.into())] {
-        assert_eq!(collected(content_type, body).await, "PAYLOAD_TOO_LARGE", "{content_type}");
+    for (content_type, body) in [
+        (of_text, text(&larger).into()),
+        ("application/grpc-web", larger.into()),
+    ] {
+        assert_eq!(
+            collected(content_type, body).await,
+            "PAYLOAD_TOO_LARGE",
+            "{content_type}"
+        );
     }
 }
