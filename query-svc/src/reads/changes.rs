@@ -63,13 +63,10 @@ impl Reads {
             changes: HashMap::new(),
             bytes: 0,
         };
-        let compare = |comparison: &mut Comparison, event: &RecordedEvent| {
-            comparison.add(event)?;
-            Ok(ControlFlow::Continue(()))
+        let add = |comparison: &mut Comparison, event: &RecordedEvent| {
+            comparison.add(event).map(ControlFlow::Continue)
         };
-        let compared = self
-            .replay(caller, stream.id(), last, comparison, compare)
-            .await?;
+        let compared = self.replay(caller, stream.id(), last, comparison, add).await?;
         Ok(compared.changes)
     }
 }

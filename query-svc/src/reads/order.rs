@@ -69,7 +69,9 @@ impl Reads {
         };
         let fold = {
             let key = key.clone();
-            move |row: &mut Option<Row>, event: &RecordedEvent| Ok(as_of.fold(&key, row, event)?)
+            move |row: &mut Option<Row>, event: &RecordedEvent| {
+                as_of.fold(&key, row, event).map_err(ApiError::from)
+            }
         };
         let last = as_of.last_version();
         let row = self.replay(caller, &key.stream_id, last, None, fold).await?;
