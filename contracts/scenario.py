@@ -3,7 +3,9 @@
 Run by `cargo xtask contracts`, with the addresses and keys of `.daybook/dev.env` in its environment.
 """
 
+import json
 import os
+import pathlib
 import sys
 import uuid
 
@@ -17,12 +19,16 @@ from grpc_status import rpc_status
 
 DEADLINE_SECONDS = 10
 
+# What ships with the protos: when a client of gRPC sends again by itself.
+SERVICE_CONFIG = (pathlib.Path(__file__).parent.parent / "proto/daybook/service_config.json").read_text()
+
 
 class Server:
     """One of the services, as its reflection describes it."""
 
     def __init__(self, url, key):
-        self.channel = grpc.insecure_channel(os.environ[url].removeprefix("http://"))
+        options = [("grpc.service_config", SERVICE_CONFIG)]
+        self.channel = grpc.insecure_channel(os.environ[url].removeprefix("http://"), options)
         self.metadata = [("authorization", "Bearer " + os.environ[key])]
         self.database = ProtoReflectionDescriptorDatabase(self.channel)
         self.pool = DescriptorPool(self.database)
@@ -174,7 +180,13 @@ def refused(commands, queries, placed, receipt):
     equal(found["ResourceInfo"].resource_name, request.order_id)
 
 
+def only_unavailable_is_sent_again():
+    policies = [config["retryPolicy"] for config in json.loads(SERVICE_CONFIG)["methodConfig"]]
+    equal([policy["retryableStatusCodes"] for policy in policies], [["UNAVAILABLE"]])
+
+
 def main():
+    only_unavailable_is_sent_again()
     commands = Server("DAYBOOK_COMMAND_URL", "DAYBOOK_SERVICE_KEY")
     queries = Server("DAYBOOK_QUERY_URL", "DAYBOOK_AUDITOR_KEY")
     projections = Server("DAYBOOK_PROJECTOR_URL", "DAYBOOK_OPERATOR_KEY")
