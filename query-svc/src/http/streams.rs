@@ -282,12 +282,12 @@ fn write_problem(text: &mut String, name: &'static str, id: &str, error: &ApiErr
 
 /// Data may have several lines. Within JSON a break between two is a space: texts have theirs escaped.
 fn write_event(text: &mut String, name: Option<&'static str>, id: &str, data: &str) {
-    let _ = write!(text, "id: {id}\n");
+    let _ = writeln!(text, "id: {id}");
     if let Some(name) = name {
-        let _ = write!(text, "event: {name}\n");
+        let _ = writeln!(text, "event: {name}");
     }
     for line in data.split(['\n', '\r']) {
-        let _ = write!(text, "data: {line}\n");
+        let _ = writeln!(text, "data: {line}");
     }
     text.push('\n');
 }

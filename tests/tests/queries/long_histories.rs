@@ -118,7 +118,7 @@ fn shipped(times: u32) -> impl Iterator<Item = Command> {
     };
     let ship = move |number| Command::Ship {
         shipment_id: ShipmentId::parse(&format!("shipment-{number}")).expect("a valid id"),
-        lines: vec![piece.clone()],
+        lines: vec![piece],
         carrier: None,
         tracking_number: None,
     };
