@@ -1,8 +1,5 @@
 //! The tenant's event feed, and all that one request caused, over both transports.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use anyhow::{Context as _, ensure};
 use daybook_event_store::{Decision, Intent, NewCommand, NewEvent, RecordedEvent};
 use daybook_proto::common::v1::{CommandContext, Freshness};
@@ -12,7 +9,7 @@ use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::refusal::code;
 use daybook_tests::stack::Stack;
 use daybook_tests::tenant::Tenant;
-use daybook_tests::{check, command, log, stock};
+use daybook_tests::{check, command, log, stock, wait};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -341,48 +338,50 @@ async fn a_page_of_large_events_ends_early_and_the_next_one_goes_on() -> anyhow:
     Ok(())
 }
 
+/// Walks through the feed, which has to have everything up to where it ended, or from where it began.
+async fn walk(stack: &Stack, caller: &Caller, filter: &str, sort: &str) -> anyhow::Result<()> {
+    let found = feed(caller, &format!("{filter}sort={sort}")).await?;
+    let mut found: Vec<_> = found.iter().map(position).collect();
+    if sort == "-position" {
+        found.reverse();
+    }
+    let newest = *found.last().context("there are events")?;
+    let passes = |event: &RecordedEvent| {
+        event.position <= newest && (filter.is_empty() || event.event_type == "order.placed")
+    };
+    let wanted = of_log(stack, caller, passes).await?;
+    let wanted: Vec<_> = wanted.iter().map(|event| event.position).collect();
+    assert_eq!(found, wanted, "{filter}sort={sort}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn walking_the_feed_while_writers_write_neither_repeats_nor_skips() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
     some_events(&stack, &caller).await?;
-    let stop = Arc::new(AtomicBool::new(false));
+    let before = log::head(&stack.superuser).await?;
     let mut writers = JoinSet::new();
     for _ in 0..3 {
-        let (caller, stop) = (caller.clone(), Arc::clone(&stop));
+        let caller = caller.clone();
         writers.spawn(async move {
-            while !stop.load(Ordering::Relaxed) {
+            for _ in 0..30 {
                 caller.place(&new_order_id(), "customer-1").await?;
             }
             anyhow::Ok(())
         });
     }
-    for sort in ["position", "-position"] {
-        for filter in ["", "event_type=order.placed&", "actor=agent:jane&"] {
-            // Until something was written in the middle of a walk, twice.
-            let mut disturbed = 0;
-            while disturbed < 2 {
-                let before = log::head(&stack.superuser).await?;
-                let found = feed(&caller, &format!("{filter}sort={sort}")).await?;
-                let mut found: Vec<_> = found.iter().map(position).collect();
-                if sort == "-position" {
-                    found.reverse();
-                }
-                let newest = *found.last().context("there are events")?;
-                let is_placed =
-                    |event: &RecordedEvent| filter.is_empty() || event.event_type == "order.placed";
-                let wanted = of_log(&stack, &caller, |event| {
-                    event.position <= newest && is_placed(event)
-                });
-                let wanted: Vec<_> = wanted.await?.iter().map(|event| event.position).collect();
-                assert_eq!(found, wanted, "{filter}sort={sort}");
-                disturbed += u32::from(log::head(&stack.superuser).await? > before);
+    let is_written = async || Ok(log::head(&stack.superuser).await? > before);
+    wait::until("something is written", is_written).await?;
+    while !writers.is_empty() {
+        for sort in ["position", "-position"] {
+            for filter in ["", "event_type=order.placed&", "actor=agent:jane&"] {
+                walk(&stack, &caller, filter, sort).await?;
             }
         }
-    }
-    stop.store(true, Ordering::Relaxed);
-    while let Some(writer) = writers.join_next().await {
-        writer??;
+        while let Some(written) = writers.try_join_next() {
+            written??;
+        }
     }
     Ok(())
 }
