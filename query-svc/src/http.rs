@@ -114,11 +114,14 @@ fn stream_router(streams: Streams) -> Declared {
 /// The OpenAPI description, as `/openapi.json` gives it.
 #[must_use]
 pub fn description() -> String {
-    let (_, mut api) = described_routes().merge(prepared_routes()).split_for_parts();
+    let (_, mut api) = described_routes().split_for_parts();
     common::add_headers(&mut api, openapi::headers_of);
     let (_, mut streams) = described_streams().split_for_parts();
     common::add_headers(&mut streams, |_| Vec::new());
     api.merge(streams);
+    let (_, mut prepared_api) = prepared_routes().split_for_parts();
+    common::add_headers(&mut prepared_api, |_| Vec::new());
+    api.merge(prepared_api);
     common::text(api)
 }
 

@@ -64,7 +64,7 @@ fn event_types() -> Vec<EventType> {
     versions.collect()
 }
 
-/// The schema of a version, which the tests of the domain hold to all that is written in it.
+/// The schema of a version.
 fn schema(event_type: &str, version: u32) -> &'static RawValue {
     let name = format!("{event_type}.v{version}");
     let found = EVENT_SCHEMAS.iter().find(|(known, _)| *known == name);

@@ -12,7 +12,7 @@ use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use sqlx::{Connection as _, Executor as _};
+use sqlx::{Connection as _, Executor as _, PgPool};
 use tokio::net::TcpStream;
 
 /// What must be in no log.
@@ -53,21 +53,52 @@ async fn line(servers: &Servers, service: &Running, request_id: &str) -> anyhow:
     Ok(line)
 }
 
+/// Both services, whose logs are JSON, and a caller of theirs.
+struct Logged {
+    servers: Servers,
+    superuser: PgPool,
+    tenant: Tenant,
+    command: Running,
+    query: Running,
+    caller: Caller,
+}
+
+impl Logged {
+    async fn start() -> anyhow::Result<Self> {
+        let servers = Servers::start().await?;
+        let superuser = servers.database.superuser().await?;
+        let tenant = Tenant::create(&superuser).await?;
+        let json_lines = [("DAYBOOK_LOG_FORMAT", "json")];
+        let command = servers.run(Role::Command, &json_lines).await?;
+        let query = servers.run(Role::Query, &json_lines).await?;
+        let caller = Caller::new(&command.url(), &query.url(), &command.url(), tenant.clone())?;
+        Ok(Self {
+            servers,
+            superuser,
+            tenant,
+            command,
+            query,
+            caller,
+        })
+    }
+}
+
+/// A key as the log names it.
+fn prefix(key: &str) -> anyhow::Result<String> {
+    let prefix = daybook_service::identity::api_key_prefix(key).context("it is one of ours")?;
+    Ok(format!("key:{prefix}"))
+}
+
 #[tokio::test]
 async fn every_request_has_one_line_that_says_what_by_whom_and_how_and_nothing_secret() -> anyhow::Result<()>
 {
-    let servers = Servers::start().await?;
-    let superuser = servers.database.superuser().await?;
-    let tenant = Tenant::create(&superuser).await?;
-    let json_lines = [("DAYBOOK_LOG_FORMAT", "json")];
-    let command = servers.run(Role::Command, &json_lines).await?;
-    let query = servers.run(Role::Query, &json_lines).await?;
-    let caller = Caller::new(&command.url(), &query.url(), &command.url(), tenant.clone())?;
-    let prefix = |key: &str| {
-        let prefix = daybook_service::identity::api_key_prefix(key).context("it is one of ours");
-        prefix.map(|prefix| format!("key:{prefix}"))
-    };
-
+    let Logged {
+        servers,
+        tenant,
+        query,
+        caller,
+        ..
+    } = &Logged::start().await?;
     let id = new_order_id();
     let auditor = tenant.auditor_key.as_str();
     for (request_id, key, path, expected) in [
@@ -102,11 +133,24 @@ async fn every_request_has_one_line_that_says_what_by_whom_and_how_and_nothing_s
         members.insert("request.transport".to_owned(), "http".into());
         members.insert("request.method".to_owned(), "GET".into());
         members.insert("message".to_owned(), "answered".into());
-        assert_eq!(line(&servers, &query, request_id).await?, expected);
+        assert_eq!(line(servers, query, request_id).await?, expected);
     }
-    let on_query = lines(&servers, &query)?.len();
+    let on_query = lines(servers, query)?.len();
     assert_eq!(on_query, 4, "the private listener's requests are not among them");
+    Ok(())
+}
 
+#[tokio::test]
+async fn a_call_has_its_line_and_so_has_a_request_whose_caller_goes_away() -> anyhow::Result<()> {
+    let Logged {
+        servers,
+        superuser,
+        tenant,
+        command,
+        caller,
+        ..
+    } = &Logged::start().await?;
+    let id = new_order_id();
     let refused = caller
         .send(command::confirm(&id))
         .await
@@ -119,14 +163,14 @@ async fn every_request_has_one_line_that_says_what_by_whom_and_how_and_nothing_s
         "request.principal": prefix(&tenant.service_key)?,
         "message": "answered",
     });
-    assert_eq!(line(&servers, &command, &request_id).await?, expected);
+    assert_eq!(line(servers, command, &request_id).await?, expected);
 
     let mut connection = superuser.acquire().await?;
     let mut holder = connection.begin().await?;
     holder
         .execute("SELECT FROM event_store.log WHERE partition = 0 FOR UPDATE")
         .await?;
-    go_away(&command, &tenant.service_key, "gone").await?;
+    go_away(command, &tenant.service_key, "gone").await?;
     let expected = json!({
         "request.transport": "http",
         "request.method": "POST",
@@ -134,7 +178,7 @@ async fn every_request_has_one_line_that_says_what_by_whom_and_how_and_nothing_s
         "request.principal": prefix(&tenant.service_key)?,
         "message": "the caller went away",
     });
-    assert_eq!(line(&servers, &command, "gone").await?, expected);
+    assert_eq!(line(servers, command, "gone").await?, expected);
     Ok(holder.rollback().await?)
 }
 

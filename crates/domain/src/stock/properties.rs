@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::*;
 use crate::event::Event as _;
-use crate::samples::is_as_described;
 
 /// Few orders and small quantities, so that commands often meet what others left.
 fn command() -> impl Strategy<Value = Command> {
@@ -102,13 +101,6 @@ proptest! {
             }
             let item = state.item().expect("it was registered first");
             prop_assert_eq!((item.on_hand, item.reserved), (on_hand.unsigned_abs(), reserved.unsigned_abs()));
-        }
-    }
-
-    #[test]
-    fn every_event_is_what_its_schema_says(commands in commands()) {
-        for event in live(commands).iter().flat_map(|(_, events)| events) {
-            prop_assert!(is_as_described(event), "{event:?}");
         }
     }
 

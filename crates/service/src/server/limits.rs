@@ -54,7 +54,7 @@ pub struct Limits {
         value_name = "BYTES",
         default_value = "8192"
     )]
-    pub uri_bytes_max: usize,
+    pub uri_bytes_max: u32,
 
     /// The size of an HTTP request's body, in bytes, where its route has no smaller limit of its own. gRPC services have
     /// limits of their own for messages.
