@@ -158,6 +158,37 @@ async fn reads_are_fresh_without_nats_too() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Over gRPC neither an order nor its history is read with a token that the log does not have.
+async fn assert_unknown_over_grpc(caller: &Caller, order_id: &str, unknown: String) {
+    let freshness = Some(Freshness {
+        consistency_token: unknown,
+    });
+    let order = GetOrderRequest {
+        order_id: order_id.to_owned(),
+        freshness: freshness.clone(),
+        ..Default::default()
+    };
+    let order_as_of = GetOrderRequest {
+        as_of: Some(AsOf::AsOfVersion(1)),
+        ..order.clone()
+    };
+    let events = ListStreamEventsRequest {
+        stream_id: order_id.to_owned(),
+        freshness,
+        ..Default::default()
+    };
+    let (mut queries, mut histories) = (caller.queries(), caller.histories());
+    for refused in [
+        queries.get_order(order).await.map(drop),
+        queries.get_order(order_as_of).await.map(drop),
+        histories.list_stream_events(events).await.map(drop),
+    ] {
+        let refused = refused.expect_err("it is unknown");
+        assert_eq!(refused.code(), tonic::Code::OutOfRange);
+        assert_eq!(code(&refused), "POSITION_UNKNOWN");
+    }
+}
+
 #[tokio::test]
 async fn a_token_that_is_none_is_refused_and_one_that_the_log_does_not_have_is_unknown() -> anyhow::Result<()>
 {
@@ -199,34 +230,18 @@ async fn a_token_that_is_none_is_refused_and_one_that_the_log_does_not_have_is_u
             assert_eq!(answer.status, 400, "{path}: {}", answer.json());
             assert_eq!(answer.json()["code"], "POSITION_UNKNOWN");
         }
-        let freshness = Some(Freshness {
-            consistency_token: unknown,
-        });
-        let order = GetOrderRequest {
-            order_id: order_id.clone(),
-            freshness: freshness.clone(),
-            ..Default::default()
-        };
-        let order_as_of = GetOrderRequest {
-            as_of: Some(AsOf::AsOfVersion(1)),
-            ..order.clone()
-        };
-        let events = ListStreamEventsRequest {
-            stream_id: order_id.clone(),
-            freshness,
-            ..Default::default()
-        };
-        let (mut queries, mut histories) = (caller.queries(), caller.histories());
-        for refused in [
-            queries.get_order(order).await.map(drop),
-            queries.get_order(order_as_of).await.map(drop),
-            histories.list_stream_events(events).await.map(drop),
-        ] {
-            let refused = refused.expect_err("it is unknown");
-            assert_eq!(refused.code(), tonic::Code::OutOfRange);
-            assert_eq!(code(&refused), "POSITION_UNKNOWN");
-        }
+        assert_unknown_over_grpc(&caller, &order_id, unknown).await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_history_says_how_fresh_it_is() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let order_id = new_order_id();
+    let receipt = caller.place(&order_id, "customer-1").await?;
+    let token = sealing::token(stack.tenant.tenant_id, &receipt.consistency_token)?;
     let events = ListStreamEventsRequest {
         stream_id: order_id,
         freshness: Some(Freshness {

@@ -108,7 +108,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
             header_bytes_max: limits.header_bytes_max as usize,
-            uri_bytes_max: limits.uri_bytes_max,
+            uri_bytes_max: limits.uri_bytes_max as usize,
             access: routes.access.clone(),
             needs: Arc::clone(&declared.needs),
             budget: Arc::clone(&budget),
