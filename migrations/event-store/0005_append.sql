@@ -6,6 +6,8 @@
 -- was answered before, and what follows it was decided on events that are not recorded. A chain of no commands that may
 -- be written asks only: whether its key is known, and what the newest event of its stream is.
 --
+-- Chains of different streams may be a group, which stands as a whole or not at all: an atomic batch of a caller's.
+--
 -- The caller sees to it that no key and no stream's second chain is in a batch, and that the commands of a chain, and the
 -- events of a command, are side by side and in order. If it were wrong, the batch would be refused, by the keys of the tables
 -- or because its counts do not fit together: no caller, whatever it sends, leaves a hole.
@@ -48,6 +50,9 @@ CREATE FUNCTION event_store.append(
     chain_first          integer[],  -- its first command, from 1
     chain_end            integer[],  -- the first command behind it; equal to chain_first in a chain that only asks
     chain_events         integer[],  -- how many events it has
+    -- One element per group of chains, which are side by side.
+    group_first          integer[],  -- its first chain, from 1
+    group_end            integer[],  -- the first chain behind it
     -- One element per command.
     command_chain        integer[],  -- which chain, from 1
     command_key          bytea[],
@@ -88,6 +93,7 @@ DECLARE
     v_decided_wrongly integer[];     -- the chains that were decided on another event than the newest
     v_command         integer;
     v_chain           integer;
+    v_group           integer;
     v_written_end     integer[] := chain_end;
     v_position        bigint;
     v_first_position  bigint[];
@@ -169,6 +175,15 @@ BEGIN
     END LOOP;
     FOREACH v_chain IN ARRAY coalesce(v_decided_wrongly, '{}') LOOP
         v_written_end[v_chain] := chain_first[v_chain];
+    END LOOP;
+    -- Of a group that would not stand as a whole nothing does.
+    FOR v_group IN 1 .. cardinality(group_first) LOOP
+        IF v_written_end[group_first[v_group] : group_end[v_group] - 1]
+           IS DISTINCT FROM chain_end[group_first[v_group] : group_end[v_group] - 1] THEN
+            FOR v_chain IN group_first[v_group] .. group_end[v_group] - 1 LOOP
+                v_written_end[v_chain] := chain_first[v_chain];
+            END LOOP;
+        END IF;
     END LOOP;
     v_position := v_head + 1;
     FOR v_chain IN 1 .. cardinality(chain_first) LOOP

@@ -72,6 +72,7 @@ pub fn command(
         fingerprints: vec![7],
         stream_id: stream_id.into(),
         category: "order",
+        group: None,
         intent: Intent::Write(Decision {
             decided_on,
             metadata: METADATA.into(),

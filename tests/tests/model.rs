@@ -1,12 +1,13 @@
 //! The simulation's model of the log judges every batch as Postgres does.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use daybook_devstack::testing::test_cluster;
 use daybook_event_store::{
     Decision, EpochId, Intent, JudgedChain, Judgement, Log as _, NewCommand, NewEvent, Receipt, Remembered,
-    chains,
+    chains, groups,
 };
 use daybook_simulation::model::{JudgedBy, Model};
 use daybook_tests::database::Database;
@@ -40,10 +41,22 @@ impl History {
         }
         // No key comes twice into a batch.
         let mut seen = std::collections::HashSet::new();
-        let kept = batch
-            .into_iter()
-            .filter(|command| seen.insert(Arc::clone(&command.key)));
-        kept.collect()
+        batch.retain(|command| seen.insert(Arc::clone(&command.key)));
+        self.group(&mut batch);
+        batch
+    }
+
+    /// Has some chains of one command, side by side, stand together or not at all.
+    fn group(&mut self, batch: &mut [NewCommand]) {
+        let alone = |chain: &Range<usize>, batch: &[NewCommand]| {
+            chain.len() == 1 && matches!(batch[chain.start].intent, Intent::Write(_))
+        };
+        let mut group = None;
+        for chain in chains(batch) {
+            let may_join = alone(&chain, batch) && self.random.random_ratio(3, 4);
+            group = may_join.then(|| group.unwrap_or_else(|| Uuid::from_u128(self.random.random())));
+            batch[chain.start].group = group;
+        }
     }
 
     fn chain(&mut self, stream: usize, model: &Model, batch: &mut Vec<NewCommand>) {
@@ -92,6 +105,7 @@ impl History {
             fingerprints: vec![stream as i64],
             stream_id: format!("stream-{stream}").into(),
             category: "order",
+            group: None,
             intent,
         }
     }
@@ -131,7 +145,7 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
             newest: HashMap::new(),
             keys: Vec::new(),
         };
-        let (mut cut, mut written) = (0, 0);
+        let (mut cut, mut written, mut cut_groups) = (0, 0, 0);
         for number in 0..BATCHES {
             let batch = history.batch(&model);
             if batch.is_empty() {
@@ -154,15 +168,24 @@ async fn the_model_judges_and_remembers_as_postgres_does() -> anyhow::Result<()>
                 "seed {seed}, batch {number}"
             );
             cut += theirs.known.len();
-            written += chains(&batch)
-                .iter()
-                .zip(&theirs.chains)
-                .filter(|(range, chain)| chain.written_end > range.start)
-                .count();
+            let chains = chains(&batch);
+            let stands = |chain: usize| theirs.chains[chain].written_end > chains[chain].start;
+            written += (0..chains.len()).filter(|chain| stands(*chain)).count();
+            for group in groups(&batch, &chains)
+                .into_iter()
+                .filter(|group| group.len() > 1)
+            {
+                let standing = group.clone().filter(|chain| stands(*chain)).count();
+                assert!(
+                    standing == 0 || standing == group.len(),
+                    "seed {seed}, batch {number}"
+                );
+                cut_groups += usize::from(standing == 0);
+            }
         }
         assert!(
-            cut > 100 && written > 200,
-            "{cut} known keys and {written} chains that stand are too few"
+            cut > 100 && written > 200 && cut_groups > 20,
+            "{cut} known keys, {written} chains that stand and {cut_groups} groups that do not are too few"
         );
     }
     Ok(())

@@ -305,6 +305,7 @@ impl<A: Aggregate> Mailbox<A> {
             fingerprints: envelope.fingerprints.clone(),
             stream_id: Arc::clone(&envelope.stream_id),
             category: A::CATEGORY,
+            group: None,
             intent,
         };
         let in_flight = InFlight {
@@ -496,7 +497,7 @@ fn outcome(receipt: Receipt, is_replay: bool) -> Outcome {
     Outcome { receipt, is_replay }
 }
 
-fn message(panic: &(dyn std::any::Any + Send)) -> Arc<str> {
+pub(super) fn message(panic: &(dyn std::any::Any + Send)) -> Arc<str> {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").into()

@@ -125,14 +125,16 @@ pub struct JudgedChain {
 pub(crate) const APPEND: &str = "
     SELECT epoch, generation, recorded_at, written_end, newest_id, newest_version, newest_position, first_position, known
     FROM event_store.append(
-        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
+        $26)
 ";
 
 /// From how many commands of one tenant in a batch on it is cheaper to ask first up to where there is anything of the
 /// tenant's, than to look up each key and each stream.
 const MANY_COMMANDS: usize = 8;
 
-/// Where the chains of a batch are: runs of commands on one stream that write, and each question by itself.
+/// Where the chains of a batch are: runs of commands on one stream that write, and each question and each command of a group
+/// by itself.
 #[must_use]
 pub fn chains(commands: &[NewCommand]) -> Vec<Range<usize>> {
     let mut chains: Vec<Range<usize>> = Vec::with_capacity(commands.len());
@@ -150,6 +152,25 @@ fn continues(first: &NewCommand, next: &NewCommand) -> bool {
         && matches!(next.intent, Intent::Write(_))
         && first.stream_id == next.stream_id
         && first.tenant_id == next.tenant_id
+        && first.group.is_none()
+        && next.group.is_none()
+}
+
+/// Which of the chains of a batch stand together or not at all.
+#[must_use]
+pub fn groups(commands: &[NewCommand], chains: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for (chain, range) in chains.iter().enumerate() {
+        let group = commands[range.start].group;
+        match groups.last_mut() {
+            _ if group.is_none() => {}
+            Some(last) if last.end == chain && commands[chains[last.start].start].group == group => {
+                last.end = chain + 1;
+            }
+            _ => groups.push(chain..chain + 1),
+        }
+    }
+    groups
 }
 
 /// Appends a batch in one call. Each key and each stream's chain may be in it only once.
@@ -175,6 +196,7 @@ fn bind<'q>(
     let heads = || chains.iter().map(|chain| &commands[chain.start]);
     let tenants = Tenants::of(commands);
     let layout = Layout::of(commands, chains);
+    let groups = groups(commands, chains);
     sqlx::query(APPEND)
         .bind(partition)
         .bind(tenants.ids)
@@ -194,6 +216,8 @@ fn bind<'q>(
             Intent::Ask => number(chain.start + 1),
         }))
         .bind(layout.chain_events)
+        .bind(column(&groups, |group| number(group.start + 1)))
+        .bind(column(&groups, |group| number(group.end + 1)))
         .bind(layout.command_chains)
         .bind(column(commands, |command| StoredKey::new(&command.key)))
         .bind(column(commands, |command| command.fingerprints.first().copied()))

@@ -4,8 +4,8 @@
 //! a crowd shares its commit. A second task answers, so that the database need not wait for that with the next batch.
 //!
 //! A batch whose answer got lost is sent again unchanged: what was committed is found by its keys, and recognised as this
-//! very decision by its events' ids. A batch that cannot be stored is divided between its chains; in a chain that cannot be
-//! stored only the culprit is refused, and what was decided on it is in conflict with the log.
+//! very decision by its events' ids. A batch that cannot be stored is divided between its chains and never in a group; in a
+//! chain that cannot be stored only the culprit is refused, and what was decided on it is in conflict with the log.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::answers::{Answers, Judged};
-use crate::append::{AppendError, Judgement, chains};
+use crate::append::{AppendError, Judgement, chains, groups};
 use crate::command::{NewCommand, Verdict};
 use crate::event::RecordedEvent;
 use crate::log::Log;
@@ -350,6 +350,20 @@ impl Appender {
         self.shared.arrived.notify_one();
     }
 
+    /// Submits admitted commands of one tenant, each for a stream and under a key of its own, to be recorded all together or
+    /// not at all. Where they are not, those that stood in the way have the verdict that they would have alone, and the others
+    /// are a [`Verdict::Conflict`] with the very event that they were decided on.
+    pub fn submit_together(&self, commands: Vec<(NewCommand, Box<dyn Answer>)>) {
+        let group = Some(Uuid::now_v7());
+        let mut queue = self.shared.queue();
+        for (command, answer) in commands {
+            let command = NewCommand { group, ..command };
+            queue.push(Pending { command, answer });
+        }
+        drop(queue);
+        self.shared.arrived.notify_one();
+    }
+
     /// Admits and submits a command, and waits for what became of it.
     ///
     /// # Errors
@@ -436,21 +450,16 @@ impl<L: Log> Task<L> {
                     .await
                     .unwrap_or_else(|_| unreachable!("answering ends after this task"));
             }
-            Err(AppendError::Refused(_)) if commands.len() > 1 => {
-                let later = divide(&commands);
-                let mut first: Vec<Pending> = pending(commands, answers);
-                let second = first.split_off(later);
-                Box::pin(self.append_and_hand_on(first, judged)).await;
-                Box::pin(self.append_and_hand_on(second, judged)).await;
-            }
-            Err(error @ (AppendError::Refused(_) | AppendError::Contradiction(_))) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    batch.commands = commands.len(),
-                    "the database refused an append"
-                );
-                refuse(answers, &Unanswered::Refused(Arc::new(error)));
-            }
+            Err(error @ AppendError::Refused(_)) => match divide(&commands) {
+                Some(later) => {
+                    let mut first: Vec<Pending> = pending(commands, answers);
+                    let second = first.split_off(later);
+                    Box::pin(self.append_and_hand_on(first, judged)).await;
+                    Box::pin(self.append_and_hand_on(second, judged)).await;
+                }
+                None => refuse_for_good(error, answers),
+            },
+            Err(error @ AppendError::Contradiction(_)) => refuse_for_good(error, answers),
             Err(error) => refuse(answers, &Unanswered::Unknown(Arc::new(error))),
         }
     }
@@ -517,19 +526,37 @@ impl Backoff {
     }
 }
 
-/// Where a batch that cannot be stored is divided: between its chains, or in the middle of its only one.
-fn divide(commands: &[NewCommand]) -> usize {
+/// Where a batch that cannot be stored is divided: between its chains, or in the middle of its only one; `None` where it is one
+/// command or one group.
+fn divide(commands: &[NewCommand]) -> Option<usize> {
     let chains = chains(commands);
-    match chains.len() {
-        1 => commands.len() / 2,
-        many => chains[many / 2].start,
+    if chains.len() == 1 {
+        return (commands.len() > 1).then_some(commands.len() / 2);
     }
+    let groups = groups(commands, &chains);
+    let is_inside = |chain: &usize| {
+        groups
+            .iter()
+            .any(|group| group.start < *chain && *chain < group.end)
+    };
+    let places: Vec<usize> = (1..chains.len()).filter(|chain| !is_inside(chain)).collect();
+    let middle = places.get(places.len() / 2)?;
+    Some(chains[*middle].start)
 }
 
 fn pending(commands: Vec<NewCommand>, answers: Vec<Box<dyn Answer>>) -> Vec<Pending> {
     let both = commands.into_iter().zip(answers);
     both.map(|(command, answer)| Pending { command, answer })
         .collect()
+}
+
+fn refuse_for_good(error: AppendError, answers: Vec<Box<dyn Answer>>) {
+    tracing::error!(
+        error = &error as &dyn std::error::Error,
+        batch.commands = answers.len(),
+        "the database refused an append"
+    );
+    refuse(answers, &Unanswered::Refused(Arc::new(error)));
 }
 
 fn refuse(answers: Vec<Box<dyn Answer>>, reason: &Unanswered) {

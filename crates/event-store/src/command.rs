@@ -21,6 +21,9 @@ pub struct NewCommand {
     pub stream_id: Arc<str>,
     /// The stream's kind ("order").
     pub category: &'static str,
+    /// Commands of one group are recorded all together or not at all. Each has a stream of its own, and they are side by side
+    /// in their batch. `None` for one that stands by itself.
+    pub group: Option<Uuid>,
     /// What is to be recorded, if anything.
     pub intent: Intent,
 }

@@ -22,7 +22,7 @@ mod stored_key;
 
 pub use daybook_postgres::reconnect;
 
-pub use append::{AppendError, JudgedChain, Judgement, append, chains};
+pub use append::{AppendError, JudgedChain, Judgement, append, chains, groups};
 pub use appender::{
     Answer, AppendCommandError, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered,
 };

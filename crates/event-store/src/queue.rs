@@ -2,9 +2,10 @@
 //!
 //! A batch takes from each tenant in turn. No key comes twice into a batch, and no stream has a second chain in it; what
 //! would break that stays for the next one, and keeps its place. A chain that does not fit is cut at its tail, which is
-//! all that is ever needed: each command names the event that it was decided on.
+//! all that is ever needed: each command names the event that it was decided on. A group comes into a batch as a whole.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::iter;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -19,9 +20,9 @@ use crate::command::{Intent, NewCommand};
 pub struct BatchLimits {
     /// Commands.
     pub commands_max: usize,
-    /// Events; a single larger command makes a batch of its own.
+    /// Events; a single larger command, or group, makes a batch of its own.
     pub events_max: usize,
-    /// Bytes of payload; a single larger command makes a batch of its own.
+    /// Bytes of payload; a single larger command, or group, makes a batch of its own.
     pub payload_bytes_max: usize,
 }
 
@@ -148,8 +149,9 @@ impl Batch {
         }
     }
 
-    /// Takes up to `share` commands of one tenant, in order, but for those that must stay behind. It looks at no more than
-    /// that, so that a crowd of commands that must stay behind costs other tenants nothing.
+    /// Takes up to `share` commands of one tenant, in order, but for those that must stay behind; the last ones may be a group
+    /// that goes beyond it. It looks at no more than that, so that a crowd of commands that must stay behind costs other tenants
+    /// nothing.
     fn take_from(&mut self, waiting: &mut VecDeque<Pending>, share: usize) -> Taken {
         let mut stay = Vec::new();
         let mut taken = 0;
@@ -159,16 +161,22 @@ impl Batch {
             && !self.is_full
             && let Some(pending) = waiting.pop_front()
         {
-            match self.chain_for(&pending.command) {
-                Some(chain) if self.has_room_for(&pending.command) => {
+            let others = others_of_group(&pending, waiting);
+            let unit = || iter::once(&pending).chain(&others).map(|one| &one.command);
+            let chain = unit().map(|command| self.chain_for(command)).reduce(Option::and);
+            match chain.flatten() {
+                Some(chain) if self.has_room_for(unit) => {
+                    taken += 1 + others.len();
                     self.add(chain, pending);
-                    taken += 1;
+                    for other in others {
+                        self.add(self.chains, other);
+                    }
                 }
-                Some(_) => {
-                    has_room = false;
+                may_come => {
+                    has_room = may_come.is_none();
                     stay.push(pending);
+                    stay.extend(others);
                 }
-                None => stay.push(pending),
             }
         }
         let is_blocked = !stay.is_empty();
@@ -195,6 +203,7 @@ impl Batch {
         let chain = match self.by_stream.get(&stream) {
             _ if has_key || self.held_back.contains(&stream) => None,
             None => Some(self.chains),
+            Some(_) if command.group.is_some() => None,
             Some(chain) => (chain.leads_to == decision.decided_on).then_some(chain.number),
         };
         if chain.is_none() {
@@ -203,11 +212,13 @@ impl Batch {
         chain
     }
 
-    fn has_room_for(&mut self, command: &NewCommand) -> bool {
+    fn has_room_for<'a, U: Iterator<Item = &'a NewCommand>>(&mut self, unit: impl Fn() -> U) -> bool {
         let has_room = self.commands.is_empty()
-            || (self.commands.len() < self.limits.commands_max
-                && self.events + events(command).len() <= self.limits.events_max
-                && self.payload_bytes + payload_bytes(command) <= self.limits.payload_bytes_max);
+            || (self.commands.len() + unit().count() <= self.limits.commands_max
+                && self.events + unit().map(|command| events(command).len()).sum::<usize>()
+                    <= self.limits.events_max
+                && self.payload_bytes + unit().map(payload_bytes).sum::<usize>()
+                    <= self.limits.payload_bytes_max);
         self.is_full |= !has_room;
         has_room
     }
@@ -220,18 +231,17 @@ impl Batch {
         self.payload_bytes += payload_bytes(command);
         if let Intent::Write(decision) = &command.intent {
             let stream = (command.tenant_id, Arc::clone(&command.stream_id));
-            let leads_to = decision.leads_to();
-            self.by_stream.insert(
-                stream,
-                Chain {
-                    number: chain,
-                    leads_to,
-                },
-            );
+            if command.group.is_some() {
+                // What was decided on it goes into the next batch: it may not stand.
+                self.held_back.insert(stream);
+            } else {
+                let (number, leads_to) = (chain, decision.leads_to());
+                self.by_stream.insert(stream, Chain { number, leads_to });
+            }
         }
         self.chains = self.chains.max(chain + 1);
         self.commands.push((chain, pending));
-        self.is_full = self.commands.len() == self.limits.commands_max;
+        self.is_full = self.commands.len() >= self.limits.commands_max;
     }
 
     /// The commands, chain by chain.
@@ -240,6 +250,18 @@ impl Batch {
         commands.sort_by_key(|(chain, _)| *chain);
         commands.into_iter().map(|(_, pending)| pending).collect()
     }
+}
+
+/// Takes the rest of a command's group, which is right behind it.
+fn others_of_group(first: &Pending, waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
+    let mut others = Vec::new();
+    if first.command.group.is_some() {
+        let is_of_group = |next: &mut Pending| next.command.group == first.command.group;
+        while let Some(other) = waiting.pop_front_if(is_of_group) {
+            others.push(other);
+        }
+    }
+    others
 }
 
 fn payload_bytes(command: &NewCommand) -> usize {
@@ -274,6 +296,7 @@ mod tests {
                 fingerprints: vec![0],
                 stream_id: format!("stream-{number}").into(),
                 category: "test",
+                group: None,
                 intent: Intent::Write(Decision {
                     decided_on: None,
                     metadata: "{}".into(),

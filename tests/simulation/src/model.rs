@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use daybook_event_store::{
     Decision, EpochId, Intent, JudgedChain, Judgement, NewCommand, Newest, Receipt, RecordedEvent,
-    Remembered, chains,
+    Remembered, chains, groups,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -68,13 +68,21 @@ impl Model {
             .iter()
             .map(|range| self.newest(&commands[range.start]))
             .collect();
-        let mut judged = Vec::with_capacity(ranges.len());
-        for (range, newest) in ranges.into_iter().zip(newest) {
+        let mut written_ends = Vec::with_capacity(ranges.len());
+        for (range, newest) in ranges.iter().zip(&newest) {
             let first_known = known.iter().copied().find(|index| range.contains(index));
-            let written_end = match self.stands(&commands[range.start], newest) {
+            written_ends.push(match self.stands(&commands[range.start], *newest) {
                 true => first_known.unwrap_or(range.end),
                 false => range.start,
-            };
+            });
+        }
+        for group in groups(commands, &ranges) {
+            if group.clone().any(|chain| written_ends[chain] < ranges[chain].end) {
+                group.for_each(|chain| written_ends[chain] = ranges[chain].start);
+            }
+        }
+        let mut judged = Vec::with_capacity(ranges.len());
+        for ((range, newest), written_end) in ranges.into_iter().zip(newest).zip(written_ends) {
             let first_position = self.events.len() as u64 + 1;
             for (index, command) in commands.iter().enumerate().take(range.end).skip(range.start) {
                 if let Intent::Write(decision) = &command.intent {

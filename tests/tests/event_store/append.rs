@@ -1,6 +1,8 @@
 //! Appends and reads, each as one call of a function of the schema.
 
-use daybook_event_store::{AppendError, Direction, EventStore, STATEMENTS, append, may_go_on};
+use daybook_event_store::{
+    AppendError, Direction, EventStore, NewCommand, STATEMENTS, append, may_go_on,
+};
 use daybook_tests::database::Database;
 use daybook_tests::log::{self, METADATA};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -85,6 +87,50 @@ async fn a_chain_stands_up_to_its_first_known_key() -> anyhow::Result<()> {
         ]
     );
     assert_eq!(log.append(&[after(&first, 1)]).await?, ["written@5"]);
+    assert_dense(&log.events().await?);
+    Ok(())
+}
+
+/// Commands that open streams of their own, all together or not at all.
+fn group(streams: &[&str]) -> Vec<NewCommand> {
+    let group = Some(Uuid::now_v7());
+    let open = |stream: &&str| NewCommand {
+        group,
+        ..command(stream, None, 2)
+    };
+    streams.iter().map(open).collect()
+}
+
+#[tokio::test]
+async fn a_group_stands_as_a_whole_or_not_at_all() -> anyhow::Result<()> {
+    let mut log = Log::new().await?;
+    let there = with_key(command("there", None, 1), "known");
+    log.append(std::slice::from_ref(&there)).await?;
+    let mut batch = vec![command("before", None, 1)];
+    batch.extend(group(&["a", "there", "b"]));
+    batch.push(command("between", None, 1));
+    let mut with_known_key = group(&["c", "d"]);
+    with_known_key[1].key = "known".into();
+    batch.extend(with_known_key);
+    batch.extend(group(&["e", "f"]));
+    assert_eq!(
+        log.append(&batch).await?,
+        [
+            "written@2",
+            "not written, newest v0",
+            "not written, newest v1",
+            "not written, newest v0",
+            "written@3",
+            "not written, newest v0",
+            "known",
+            "written@4",
+            "written@6"
+        ]
+    );
+    assert_dense(&log.events().await?);
+    let whole = group(&["a", "b"]);
+    assert_eq!(log.append(&whole).await?, ["written@8", "written@10"]);
+    assert_eq!(log.append(&whole).await?, ["known", "known"], "sent again");
     assert_dense(&log.events().await?);
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use daybook_devstack::{Postgres, PostgresOptions};
 use daybook_event_store::{
-    Appender, AppenderOptions, BatchLimits, NewCommand, NotAdmitted, PostgresLog, Unanswered, Verdict,
+    Answer, Appender, AppenderOptions, BatchLimits, NewCommand, NotAdmitted, PostgresLog, RecordedEvent,
+    Unanswered, Verdict,
 };
 use daybook_tests::database::Database;
 use daybook_tests::wait;
@@ -14,7 +15,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::{Log, TENANT, after, assert_dense, command, decision_mut, leads_to};
+use super::{Log, TENANT, after, assert_dense, command, decision_mut, leads_to, with_key};
 
 /// The answer to a batch got lost, and it is sent again unchanged.
 #[tokio::test]
@@ -151,6 +152,119 @@ async fn data_that_postgres_cannot_store_spoils_its_own_command_only() -> anyhow
     let commands = vec![command("a", None, 1), bad, command("b", None, 1)];
     let verdicts = append_together(log.database.log().await?, AppenderOptions::default(), commands).await;
     assert_eq!(names(&verdicts), ["appended", "refused", "appended"]);
+    Ok(())
+}
+
+/// Submits commands all of which open streams of their own; the second, third and fourth are to stand together.
+async fn append_with_group(
+    log: PostgresLog,
+    options: AppenderOptions,
+    mut commands: Vec<NewCommand>,
+) -> Vec<Result<Verdict, Unanswered>> {
+    let (appender, appending) = Appender::new(log, 0, options, None);
+    let (sender, mut verdicts) = tokio::sync::mpsc::channel(commands.len());
+    let count = commands.len();
+    let answer = |index: usize| -> Box<dyn Answer> {
+        let sender = sender.clone();
+        Box::new(move |verdict| drop(sender.try_send((index, verdict))))
+    };
+    let behind = commands.split_off(4);
+    let group = commands.split_off(1);
+    commands
+        .into_iter()
+        .for_each(|first| appender.submit(first, answer(0)));
+    appender.submit_together(
+        (1..)
+            .zip(group)
+            .map(|(index, one)| (one, answer(index)))
+            .collect(),
+    );
+    for (index, one) in (4..).zip(behind) {
+        appender.submit(one, answer(index));
+    }
+    tokio::spawn(appending);
+    let mut in_order = HashMap::new();
+    while in_order.len() < count {
+        let (index, verdict) = verdicts.recv().await.expect("the appender runs");
+        in_order.insert(index, verdict);
+    }
+    (0..count).filter_map(|index| in_order.remove(&index)).collect()
+}
+
+fn openers() -> Vec<NewCommand> {
+    let streams = ["a", "b", "c", "d", "e", "f"];
+    streams.map(|stream| command(stream, None, 1)).into()
+}
+
+#[tokio::test]
+async fn a_group_goes_into_one_batch_however_small_batches_are_and_is_never_divided() -> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let small = AppenderOptions {
+        batch: BatchLimits {
+            commands_max: 2,
+            ..AppenderOptions::default().batch
+        },
+        ..AppenderOptions::default()
+    };
+    let verdicts = append_with_group(log.database.log().await?, small.clone(), openers()).await;
+    assert_eq!(names(&verdicts), ["appended"; 6]);
+    let recorded_at = |stream: &str, events: &[RecordedEvent]| {
+        let event = events.iter().find(|event| event.stream_id == stream);
+        event.map(|event| event.recorded_at)
+    };
+    let events = log.events().await?;
+    let of_group = ["b", "c", "d"].map(|stream| recorded_at(stream, &events));
+    assert!(
+        of_group[0].is_some() && of_group.iter().all(|at| *at == of_group[0]),
+        "one transaction"
+    );
+
+    for options in [small, AppenderOptions::default()] {
+        let log = Log::new().await?;
+        let mut commands = openers();
+        spoil(&mut commands[2]);
+        let verdicts = append_with_group(log.database.log().await?, options, commands).await;
+        assert_eq!(
+            names(&verdicts),
+            [
+                "appended", "refused", "refused", "refused", "appended", "appended"
+            ]
+        );
+        assert_eq!(log.events().await?.len(), 3);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_with_a_known_key_or_a_stream_that_is_there_waits_for_nobody_and_writes_nothing()
+-> anyhow::Result<()> {
+    let log = Log::new().await?;
+    let mut commands = openers();
+    commands[0] = with_key(command("c", None, 1), "k");
+    let known = commands[0].clone();
+    let verdicts = append_with_group(log.database.log().await?, AppenderOptions::default(), commands).await;
+    let expected = [
+        "appended", "conflict", "conflict", "conflict", "appended", "appended",
+    ];
+    assert_eq!(
+        names(&verdicts),
+        expected,
+        "the stream that came before it in the queue"
+    );
+    let mut commands = openers();
+    commands[0].stream_id = "z".into();
+    commands[2] = NewCommand {
+        stream_id: "y".into(),
+        ..known
+    };
+    commands[4].stream_id = "x".into();
+    commands[5].stream_id = "w".into();
+    let verdicts = append_with_group(log.database.log().await?, AppenderOptions::default(), commands).await;
+    let expected = [
+        "appended", "conflict", "replayed", "conflict", "appended", "appended",
+    ];
+    assert_eq!(names(&verdicts), expected);
+    assert_eq!(log.events().await?.len(), 6);
     Ok(())
 }
 
