@@ -15,6 +15,8 @@ const ROOT: &str = "daybook";
 
 /// Where the JSON Schemas of events are, beside this file: one for each type and version that was ever written.
 const SCHEMAS: &str = "schemas";
+/// Where the contracts of others are that it refers to.
+const THIRD_PARTY: &str = "third_party";
 
 /// The fields by which a request for a command is known.
 const COMMAND_FIELDS: [&str; 3] = ["request_id", "context", "expected_version"];
@@ -28,10 +30,11 @@ const MOMENT_SCHEMA: &str =
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={ROOT}");
     println!("cargo::rerun-if-changed={SCHEMAS}");
+    println!("cargo::rerun-if-changed={THIRD_PARTY}");
     let mut files = Vec::new();
     collect(Path::new(ROOT), &mut files)?;
     files.sort();
-    let descriptors = protox::compile(files, ["."])?;
+    let descriptors = protox::compile(files, [".", THIRD_PARTY])?;
     let directory = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
         directory.join("daybook.bin"),
@@ -39,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     fs::write(directory.join("event_schemas.rs"), event_schemas()?)?;
     let messages = messages(&descriptors);
-    let mut builder = tonic_prost_build::configure();
+    let mut builder = tonic_prost_build::configure().extern_path(".google.rpc", "::tonic_types::pb");
     let mut objects = String::new();
     for name in readable(&messages) {
         builder = read_from_json(builder, &name, messages[&name]);

@@ -6,11 +6,13 @@ use daybook_domain::aggregate::Aggregate;
 use daybook_domain::each_aggregate;
 use daybook_proto::FILE_DESCRIPTOR_SET;
 use daybook_service::grpc::GrpcServices;
+use daybook_service::problems::DomainRule;
 use daybook_service::metrics::{EventMoments, Moment, Registry};
 use daybook_service::sealing::KeyRing;
 use daybook_service::server::Declared;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::batch::{BATCH_REFUSED, BATCH_REFUSED_EXPLANATION};
 use crate::fingerprint::Fingerprints;
 use crate::handler::{Commands, Handler};
 use crate::home::{HandleForwarded, Homes};
@@ -43,6 +45,14 @@ where
 /// The operations of every aggregate over HTTP.
 pub(crate) fn operations() -> Vec<Operations> {
     each_aggregate!(A => <A as Commands>::routes().into_operations()).into()
+}
+
+/// The rules of every aggregate, for `GET /problems`, and that of batches.
+pub(crate) fn rules() -> Vec<DomainRule> {
+    daybook_domain::aggregates::rules()
+        .chain([(BATCH_REFUSED, BATCH_REFUSED_EXPLANATION)])
+        .map(DomainRule::from)
+        .collect()
 }
 
 /// What the service of every aggregate is made of.

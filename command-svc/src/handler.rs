@@ -53,6 +53,9 @@ pub(crate) struct Caller {
     pub(crate) received_at: OffsetDateTime,
 }
 
+/// A command that is ready for its mailbox.
+pub(crate) type Command<A> = Envelope<<A as Aggregate>::Command>;
+
 /// What the caller of an accepted command is told.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -116,6 +119,16 @@ impl<A: Served> Handler<A> {
         handler
     }
 
+    /// Where its commands are decided.
+    pub(crate) fn mailboxes(&self) -> &Mailboxes<A> {
+        &self.mailboxes
+    }
+
+    /// What tells whether a key comes with the same content again.
+    pub(crate) fn fingerprints(&self) -> &Fingerprints {
+        &self.fingerprints
+    }
+
     /// Answers a call of gRPC: the receipt, or why there is none.
     pub(crate) async fn answer_call<R>(&self, call: Request<R>) -> Result<Response<common::Receipt>, Status>
     where
@@ -123,12 +136,7 @@ impl<A: Served> Handler<A> {
     {
         let (_, extensions, request) = call.into_parts();
         let Answer { receipt, is_replay } = self.handle(request, &extensions).await?;
-        let mut answer = Response::new(receipt);
-        if is_replay {
-            let marker = MetadataValue::from_static("true");
-            answer.metadata_mut().insert(IDEMPOTENCY_REPLAYED, marker);
-        }
-        Ok(answer)
+        Ok(marked(Response::new(receipt), is_replay))
     }
 
     /// Handles a request of either transport; its extensions say who calls.
@@ -160,7 +168,7 @@ impl<A: Served> Handler<A> {
     {
         let key = request.take_request_id();
         let content = request.encode_to_vec();
-        let envelope = Arc::new(envelope(request, &key, &content, caller, &self.fingerprints)?);
+        let envelope = Arc::new(self.envelope(request, &key, &content, caller)?);
         let (stream, contended) = (envelope.stream(), self.mailboxes.contended());
         let give_up_at = Instant::now() + CONTENDED_MAX;
         let mut may_be_recorded = false;
@@ -221,7 +229,7 @@ impl<A: Served> Handler<A> {
     {
         let request = R::decode(content).ok();
         let request = request.filter(|_| caller.principal.scopes.contains(A::SCOPE));
-        let envelope = request.map(|request| envelope(request, key, content, caller, &self.fingerprints));
+        let envelope = request.map(|request| self.envelope(request, key, content, caller));
         let Some(Ok(envelope)) = envelope else {
             return Forwarded::NotHandled;
         };
@@ -237,7 +245,27 @@ impl<A: Served> Handler<A> {
         }
     }
 
-    fn answer(&self, outcome: Result<Outcome, HandleError>, stream: &Stream) -> Result<Answer, ApiError> {
+    fn envelope<R>(
+        &self,
+        request: R,
+        key: &str,
+        content: &[u8],
+        caller: &Caller,
+    ) -> Result<Command<A>, ApiError>
+    where
+        R: CommandRequest<Aggregate = A>,
+    {
+        let mut violations = Violations::default();
+        check_key("/request_id", key, &mut violations);
+        let fingerprints = self.fingerprints.of(R::NAME, content);
+        envelope(request, key, fingerprints, content.len(), caller, violations)
+    }
+
+    pub(crate) fn answer(
+        &self,
+        outcome: Result<Outcome, HandleError>,
+        stream: &Stream,
+    ) -> Result<Answer, ApiError> {
         let (tenant_id, id) = stream;
         let Outcome { receipt, is_replay } = outcome.map_err(|error| api_error(error, A::CATEGORY, id))?;
         match &receipt.rejection {
@@ -250,20 +278,20 @@ impl<A: Served> Handler<A> {
     }
 }
 
-/// Checks a request without its key as a whole, so that all that is wrong with it is reported at once.
-fn envelope<R: CommandRequest>(
+/// Checks a request without its key as a whole, so that all that is wrong with it is reported at once, with what was found wrong
+/// before.
+pub(crate) fn envelope<R: CommandRequest>(
     mut request: R,
     key: &str,
-    content: &[u8],
+    fingerprints: Vec<i64>,
+    request_bytes: usize,
     caller: &Caller,
-    fingerprints: &Fingerprints,
-) -> Result<Envelope<<R::Aggregate as Aggregate>::Command>, ApiError> {
+    mut violations: Violations,
+) -> Result<Command<R::Aggregate>, ApiError> {
     let Caller {
         principal,
         received_at,
     } = caller;
-    let mut violations = Violations::default();
-    check_key("/request_id", key, &mut violations);
     let context = request.take_context();
     let metadata = metadata(context, principal, R::NAME, key, *received_at, &mut violations);
     let expected_version = request.expected_version();
@@ -274,10 +302,10 @@ fn envelope<R: CommandRequest>(
         tenant_id: principal.tenant_id,
         stream_id: id.to_string().into(),
         key: key.into(),
-        fingerprints: fingerprints.of(R::NAME, content),
+        fingerprints,
         expected_version,
         metadata: metadata.encode(),
-        request_bytes: content.len(),
+        request_bytes,
         command,
     })
 }
@@ -386,7 +414,7 @@ fn refused_elsewhere(rejection: &str, kind: &'static str, id: &str) -> ApiError 
     })
 }
 
-fn api_error(error: HandleError, kind: &'static str, id: &str) -> ApiError {
+pub(crate) fn api_error(error: HandleError, kind: &'static str, id: &str) -> ApiError {
     match error {
         HandleError::VersionConflict { expected, actual } => {
             ApiError::version_conflict(expected, actual).with_resource(kind, id)
@@ -420,10 +448,23 @@ fn unanswered(error: Unanswered) -> ApiError {
     }
 }
 
+/// An answer, marked where it is that to an earlier send.
+pub(crate) fn marked<T>(mut answer: Response<T>, is_replay: bool) -> Response<T> {
+    if is_replay {
+        let marker = MetadataValue::from_static("true");
+        answer.metadata_mut().insert(IDEMPOTENCY_REPLAYED, marker);
+    }
+    answer
+}
+
 /// Implements a gRPC service whose methods all do the same, each with another request, and the routes of the same requests over
-/// HTTP; for callers and for other replicas.
+/// HTTP; for callers and for other replicas. The first one takes a batch of requests that begin an aggregate.
 macro_rules! command_methods {
-    ($service:ident by $server:ident for $aggregate:ty: $($method:ident($request:ident) -> $response:ident;)+) => {
+    (
+        $service:ident by $server:ident for $aggregate:ty:
+        batch of $item:ident by $batch_method:ident($batch_request:ident) -> $batch_response:ident;
+        $($method:ident($request:ident) -> $response:ident;)+
+    ) => {
         impl $crate::handler::Commands for $aggregate {
             fn add_service(
                 services: daybook_service::grpc::GrpcServices,
@@ -438,7 +479,8 @@ macro_rules! command_methods {
             }
 
             fn routes() -> $crate::http::Routes<Self> {
-                $crate::http::Routes::default()$(.with::<wire::$request>())+
+                let routes = $crate::http::Routes::default()$(.with::<wire::$request>())+;
+                routes.with_batch::<wire::$item>(stringify!($batch_request))
             }
         }
 
@@ -453,6 +495,20 @@ macro_rules! command_methods {
                     Ok(answer.map(|receipt| wire::$response { receipt: Some(receipt) }))
                 }
             )+
+
+            async fn $batch_method(
+                &self,
+                request: tonic::Request<wire::$batch_request>,
+            ) -> Result<tonic::Response<wire::$batch_response>, tonic::Status> {
+                let (_, extensions, request) = request.into_parts();
+                let mode = request.mode();
+                let batch = $crate::batch::Batch::new(request.request_id, mode, request.items);
+                let answer = self.handle_batch(batch, &extensions).await?;
+                let (is_replay, summary) = (answer.is_replay, Some(answer.summary()));
+                let results = answer.into_results();
+                let response = wire::$batch_response { results, summary };
+                Ok($crate::handler::marked(tonic::Response::new(response), is_replay))
+            }
         }
 
         #[tonic::async_trait]

@@ -7,6 +7,7 @@
 //! `openapi.json` in this crate is the description, committed. A test holds it and what is served equal; `UPDATE_OPENAPI=1` in
 //! its environment writes the file anew.
 
+mod batch;
 mod description;
 mod head;
 
@@ -32,6 +33,7 @@ use time::OffsetDateTime;
 use time::serde::rfc3339;
 use utoipa::ToSchema;
 
+pub use self::batch::{BatchAnswer, BatchBody, BatchData, BatchResult, BatchSummary};
 pub(crate) use self::description::Operations;
 pub use self::description::description;
 use self::head::Head;
@@ -87,6 +89,18 @@ impl<A: Served + 'static> Routes<A> {
         };
         self.router = self.router.route(&path, method);
         self.operations.add::<R>(&path);
+        self.paths.push(path);
+        self
+    }
+
+    /// Adds a batch of commands that begin an aggregate; `name` is what it is called in the description.
+    pub(crate) fn with_batch<R>(mut self, name: &'static str) -> Self
+    where
+        R: CommandRequest<Aggregate = A> + DeserializeOwned + ToSchema + 'static,
+    {
+        let path = format!("{}/batch", collection::<A>());
+        self.router = self.router.route(&path, post(batch::handle::<R>));
+        self.operations.add_batch::<R>(&path, name);
         self.paths.push(path);
         self
     }
@@ -236,14 +250,21 @@ impl TryFrom<common::Receipt> for Receipt {
 
 /// The answer to a command, from its receipt and nothing else.
 fn response(status: StatusCode, Answer { receipt, is_replay }: Answer) -> Result<Response, ApiError> {
-    let token = HeaderValue::from_str(&receipt.consistency_token).map_err(ApiError::internal)?;
+    let token = receipt.consistency_token.clone();
     let data = Receipt::try_from(receipt)?;
-    let body = serde_json::to_vec(&ReceiptAnswer { data }).map_err(ApiError::internal)?;
-    let mut response = Response::new(Body::from(body));
+    let mut response = json(&ReceiptAnswer { data }, &token, is_replay)?;
     *response.status_mut() = status;
+    Ok(response)
+}
+
+/// An answer of commands; `token` stands for what was recorded, if anything was.
+fn json(body: &impl Serialize, token: &str, is_replay: bool) -> Result<Response, ApiError> {
+    let body = serde_json::to_vec(body).map_err(ApiError::internal)?;
+    let mut response = Response::new(Body::from(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if !token.is_empty() {
+        let token = HeaderValue::from_str(token).map_err(ApiError::internal)?;
         headers.insert(DAYBOOK_CONSISTENCY, token);
     }
     if is_replay {

@@ -5,6 +5,7 @@
 //! | `handler` | the path of every command, from request to receipt |
 //! | `orders`, `stock` | what an aggregate adds to it: the scope, the wording of refusals, the list of methods |
 //! | [`http`] | the same commands over HTTP, and the OpenAPI description that they are |
+//! | `batch` | many commands in one request, all or nothing or each by itself |
 //! | `request` | what every command request goes through before it is decided |
 //! | `home` | forwards commands for contended aggregates to the one replica that decides them |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a state in memory that the append judges |
@@ -14,6 +15,7 @@
 //! because NATS is down.
 
 mod aggregates;
+mod batch;
 mod config;
 mod fingerprint;
 mod handler;
@@ -29,7 +31,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_domain::aggregates::rules;
 use daybook_event_bus::Bus;
 use daybook_event_bus::publish::{Publisher, PublisherMetrics, PublisherOptions};
 use daybook_event_store::keys::{self, KeyTurn};
@@ -114,9 +115,7 @@ pub async fn run(
     });
     let http = commands
         .merge(openapi::router(http::description()))
-        .merge(problems::router(
-            &rules().map(DomainRule::from).collect::<Vec<_>>(),
-        ));
+        .merge(problems::router(&aggregates::rules()));
     start.serve(listener, admin_listener, http, grpc).await
 }
 

@@ -16,6 +16,7 @@ mod cached;
 mod contended;
 mod load;
 mod slot;
+mod together;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ pub(crate) use self::cache::Stream;
 pub use self::contended::Contended;
 pub use self::load::{LoadError, ReadStream, load_shares};
 use self::slot::{ATTEMPTS_MAX, Mailbox, Pending};
-use crate::partitions::Partitions;
+pub use self::together::{OfBatch, Together};
+use crate::partitions::{Partition, Partitions};
 
 /// How many bytes of aggregates are kept in memory.
 const CACHE_BYTES_MAX: usize = 256 << 20;
@@ -191,6 +193,10 @@ impl<A: Aggregate> Mailboxes<A> {
         &self.contended
     }
 
+    fn partition(&self, number: i32) -> Result<&Partition, HandleError> {
+        self.partitions.get(number).ok_or(HandleError::NoPartition)
+    }
+
     /// Decides a command, appends what it leads to, and waits for the verdict.
     ///
     /// When the future is dropped the command may be recorded all the same; its key finds out.
@@ -213,10 +219,7 @@ impl<A: Aggregate> Mailboxes<A> {
         envelope: Arc<Envelope<A::Command>>,
         attempts_max: u32,
     ) -> Result<Outcome, HandleError> {
-        let partition = self
-            .partitions
-            .get(envelope.partition)
-            .ok_or(HandleError::NoPartition)?;
+        let partition = self.partition(envelope.partition)?;
         let permit = partition
             .appender
             .admit(envelope.tenant_id, envelope.request_bytes)?;

@@ -21,6 +21,7 @@ impl Served for State {
 
 command_methods! {
     OrderService by OrderServiceServer for State:
+    batch of PlaceOrderRequest by batch_place_orders(BatchPlaceOrdersRequest) -> BatchPlaceOrdersResponse;
     place_order(PlaceOrderRequest) -> PlaceOrderResponse;
     add_order_line(AddOrderLineRequest) -> AddOrderLineResponse;
     remove_order_line(RemoveOrderLineRequest) -> RemoveOrderLineResponse;

@@ -13,6 +13,8 @@ impl Served for State {
 
 command_methods! {
     StockService by StockServiceServer for State:
+    batch of RegisterStockItemRequest
+        by batch_register_stock_items(BatchRegisterStockItemsRequest) -> BatchRegisterStockItemsResponse;
     register_stock_item(RegisterStockItemRequest) -> RegisterStockItemResponse;
     receive_stock(ReceiveStockRequest) -> ReceiveStockResponse;
     reserve_stock(ReserveStockRequest) -> ReserveStockResponse;

@@ -11,7 +11,7 @@ mod stock;
 mod time;
 mod violation;
 
-pub use self::json::{Unreadable, from_json};
+pub use self::json::{JsonBatch, Unreadable, from_json};
 pub use self::request::{Action, Addressed, CommandRequest};
 pub use self::time::{from_timestamp, to_timestamp};
 pub use self::violation::{Violation, Violations};

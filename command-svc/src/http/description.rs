@@ -11,15 +11,16 @@ use utoipa::openapi::path::{
     HttpMethod, Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn,
 };
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
-use utoipa::openapi::schema::{Object, Schema, Type};
+use utoipa::openapi::schema::{ArrayBuilder, Object, Schema, Type};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     ContentBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Responses, SecurityRequirement,
 };
-use utoipa::{OpenApi as _, ToSchema};
+use utoipa::{OpenApi as _, PartialSchema as _, ToSchema};
 
-use super::ReceiptAnswer;
+use super::{BatchAnswer, BatchBody, ReceiptAnswer};
 use crate::aggregates;
+use crate::batch::ITEMS_MAX;
 use crate::handler::Served;
 
 /// The API as a whole.
@@ -34,7 +35,7 @@ use crate::handler::Served;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "This server")),
-    components(schemas(ReceiptAnswer)),
+    components(schemas(ReceiptAnswer, BatchAnswer)),
 )]
 struct Api;
 
@@ -93,6 +94,38 @@ impl Operations {
         self.schemas.push((R::name().into_owned(), body));
     }
 
+    /// Adds a batch of a command.
+    pub(super) fn add_batch<R: CommandRequest + ToSchema>(&mut self, path: &str, name: &'static str) {
+        let what = format!(
+            "{} Up to 100 in one request, all or nothing or each by itself.",
+            summary_of::<R>()
+        );
+        let operation = OperationBuilder::new()
+            .tag(self.tag)
+            .operation_id(Some(in_camel_case(name.trim_end_matches("Request"))))
+            .summary(Some(what))
+            .security(SecurityRequirement::new(API_KEY, [self.scope.as_str()]))
+            .parameter(key_parameter())
+            .request_body(Some(json_body(Ref::from_schema_name(name), Required::True)))
+            .responses(batch_responses());
+        self.operations.push((path.to_owned(), operation.build()));
+        let items = ArrayBuilder::new()
+            .items(Ref::from_schema_name(R::name()))
+            .min_items(Some(1))
+            .max_items(Some(ITEMS_MAX))
+            .description(Some(
+                "What is begun: no two items the same aggregate, and `expected_version` 0 where it is given.",
+            ));
+        let mut body = BatchBody::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut body {
+            object
+                .properties
+                .insert("items".to_owned(), Schema::Array(items.build()).into());
+            object.required.push("items".to_owned());
+        }
+        self.schemas.push((name.to_owned(), body));
+    }
+
     fn add_to(self, api: &mut OpenApi) {
         for (path, operation) in self.operations {
             api.paths
@@ -110,6 +143,11 @@ impl Operations {
 fn in_camel_case(name: &str) -> String {
     let (first, rest) = name.split_at(1);
     first.to_ascii_lowercase() + rest
+}
+
+/// What is said about a command.
+fn summary_of<R: ToSchema>() -> String {
+    described(&R::schema()).unwrap_or_default()
 }
 
 fn described(schema: &RefOr<Schema>) -> Option<String> {
@@ -156,13 +194,29 @@ fn id_parameter(name: &str, schema: &RefOr<Schema>) -> Parameter {
         .build()
 }
 
+/// A command without members of its own may do without a body.
 fn request_body<R: CommandRequest + ToSchema>() -> RequestBody {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(R::name())));
-    // A command without members of its own may do without a body.
+    json_body(Ref::from_schema_name(R::name()), Required::False)
+}
+
+fn json_body(schema: Ref, required: Required) -> RequestBody {
+    let content = ContentBuilder::new().schema(Some(schema));
     RequestBodyBuilder::new()
         .content("application/json", content.build())
-        .required(Some(Required::False))
+        .required(Some(required))
         .build()
+}
+
+fn batch_responses() -> Responses {
+    let answer = ContentBuilder::new().schema(Some(Ref::from_schema_name(BatchAnswer::name())));
+    let done = ResponseBuilder::new()
+        .description("What became of each item, also where none was done.")
+        .content("application/json", answer.build());
+    let of_batches = [Code::UnsupportedMediaType, Code::IdempotencyKeyReused];
+    let mut responses = Responses::new();
+    responses.responses = refusals(COMMON.iter().chain(&of_batches));
+    responses.responses.insert("200".to_owned(), done.build().into());
+    responses
 }
 
 fn responses<R: CommandRequest>() -> Responses {
@@ -247,16 +301,16 @@ mod tests {
         assert!(paths.len() >= 20, "{} commands are described", paths.len());
         for (path, item) in paths {
             let begins = !path.contains('{');
+            let is_batch = path.ends_with("/batch");
             let responses = item["post"]["responses"].as_object().expect("an object");
             let statuses: BTreeSet<&str> = responses.keys().map(String::as_str).collect();
             let mut expected = BTreeSet::from([
-                "400", "401", "403", "408", "409", "412", "413", "414", "415", "422", "429", "431", "500",
-                "503", "504",
+                "400", "401", "403", "408", "413", "414", "415", "422", "429", "431", "500", "503", "504",
             ]);
-            expected.extend(if begins {
-                ["201"].iter()
-            } else {
-                ["200", "404"].iter()
+            expected.extend(match (begins, is_batch) {
+                (_, true) => &["200"][..],
+                (true, false) => &["201", "409", "412"],
+                (false, false) => &["200", "404", "409", "412"],
             });
             assert_eq!(statuses, expected, "{path}");
         }

@@ -38,6 +38,23 @@ impl Head {
         Ok(Self { key, version })
     }
 
+    /// The head of a batch: its key.
+    ///
+    /// # Errors
+    /// `VALIDATION_FAILED`: also where it demands a version, for what a batch begins has none.
+    pub(super) fn read_key(headers: &HeaderMap) -> Result<String, ApiError> {
+        let Self { key, version } = Self::read(headers)?;
+        let mut violations = Violations::default();
+        if version.is_some() {
+            violations.add(
+                IF_MATCH_FIELD,
+                "CONTRADICTION",
+                "nothing is there yet that could have a version",
+            );
+        }
+        violations.finish(Some(key)).map_err(validation_error)
+    }
+
     /// Puts into a command what its body leaves out. An id in the body is that of the address.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use prost_types::Timestamp;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 use serde_path_to_error::{Path, Segment};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -110,6 +111,20 @@ macro_rules! object {
 }
 
 include!(concat!(env!("OUT_DIR"), "/objects.rs"));
+
+/// A batch of commands, each of which is read by itself: one that cannot be read is wrong by itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self")]
+pub struct JsonBatch {
+    /// What becomes of it when an item is refused (`ATOMIC`, `PARTIAL`), as it came.
+    #[serde(default)]
+    pub mode: String,
+    /// The items as they came.
+    #[serde(default)]
+    pub items: Vec<Box<RawValue>>,
+}
+
+object!(JsonBatch);
 
 /// What a moment has to be.
 const MOMENT: &str = "a moment as RFC 3339 has it";

@@ -30,6 +30,8 @@ async fn commands(rest: &Rest) -> anyhow::Result<Vec<Described>> {
         "the contract has shrunk to {} commands",
         paths.len()
     );
+    // What a command is conditional on, batches and imports are not: a version of an aggregate.
+    let is_command = |item: &Value| item.pointer("/post/responses/412").is_some();
     let described = |(path, item): (&String, &Value)| {
         let scope = item.pointer("/post/security/0/api_key/0").and_then(Value::as_str);
         let id = path.find('{').zip(path.find('}'));
@@ -41,7 +43,11 @@ async fn commands(rest: &Rest) -> anyhow::Result<Vec<Described>> {
             scope: Scope::by_name(scope?)?,
         })
     };
-    let commands = paths.iter().map(described).collect::<Option<_>>();
+    let commands = paths
+        .iter()
+        .filter(|(_, item)| is_command(item))
+        .map(described)
+        .collect::<Option<_>>();
     commands.context("every command names its scope")
 }
 

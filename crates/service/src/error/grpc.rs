@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use prost::Message as _;
 use serde_json::Value;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code as GrpcCode, Status};
@@ -42,6 +43,16 @@ impl From<ApiError> for Status {
             details(&error, request_id.as_ref()),
             metadata(&error),
         )
+    }
+}
+
+impl ApiError {
+    /// The status of one item of an answer. It does not name the request, so that the same answer has the same bytes.
+    #[must_use]
+    pub fn to_item_status(&self) -> tonic_types::Status {
+        let details = details(self, None);
+        let status = Status::with_error_details(self.code().entry().grpc, self.message(), details);
+        tonic_types::Status::decode(status.details()).expect("it was just encoded")
     }
 }
 

@@ -52,7 +52,13 @@ impl ApiError {
         self.problem(request_id.as_ref())
     }
 
-    /// The problem as JSON: what the body of the answer holds, and an item's error in a batch.
+    /// The problem of one item of an answer. It does not name the request, so that the same answer has the same bytes.
+    #[must_use]
+    pub fn to_item_problem(&self) -> Value {
+        self.problem(None)
+    }
+
+    /// The problem as JSON: what the body of the answer holds.
     #[must_use]
     pub fn to_problem(&self) -> Value {
         self.problem(self.request_id().as_ref())

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use daybook_command_svc::mailbox::HandleError;
+use daybook_command_svc::mailbox::{HandleError, Together};
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::order;
@@ -13,7 +13,7 @@ use daybook_event_store::{RecordedEvent, Remembered};
 use daybook_simulation::meaning;
 use daybook_simulation::model::Model;
 
-use crate::run::{Sent, TENANT, Told};
+use crate::run::{Batch, Sent, TENANT, Told};
 
 /// Tells two logs apart.
 pub(crate) type Digest = u64;
@@ -23,8 +23,11 @@ pub(crate) type Digest = u64;
 ///
 /// # Errors
 /// What is not so.
-pub(crate) fn judge(model: &Model, told: &[Told]) -> anyhow::Result<Digest> {
+pub(crate) fn judge(model: &Model, told: &[Told], batches: &[Batch]) -> anyhow::Result<Digest> {
     meaning::log(&model.events)?;
+    for batch in batches {
+        stands_together(model, batch).with_context(|| format!("{batch:?}"))?;
+    }
     let history = History::of(&model.events)?;
     let mut by_key = HashMap::<&str, Vec<&Told>>::new();
     for one in told {
@@ -51,6 +54,26 @@ pub(crate) fn judge(model: &Model, told: &[Told]) -> anyhow::Result<Digest> {
         is_true(one, remembered, &history).with_context(|| format!("{one:?}"))?;
     }
     Ok(digest(&model.events))
+}
+
+/// A batch is remembered as a whole; of one that is all or nothing its refusals may be remembered alone.
+fn stands_together(model: &Model, batch: &Batch) -> anyhow::Result<()> {
+    let keys = batch.items.iter().map(|item| (TENANT, Arc::clone(&item.key)));
+    let remembered: Vec<_> = keys.filter_map(|key| model.keys.get(&key)).collect();
+    let refused = remembered
+        .iter()
+        .filter(|one| one.receipt.rejection.is_some())
+        .count();
+    let (all, is_whole) = (batch.items.len(), remembered.len() == batch.items.len());
+    match batch.together {
+        Together::AllOrNothing => ensure!(
+            (is_whole && refused == 0) || remembered.len() == refused,
+            "{} of {all} are remembered, {refused} of them refused",
+            remembered.len()
+        ),
+        Together::EachByItself => ensure!(is_whole, "{} of {all} are remembered", remembered.len()),
+    }
+    Ok(())
 }
 
 /// Everything that was ever true.

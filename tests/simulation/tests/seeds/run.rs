@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
-use daybook_command_svc::mailbox::{Envelope, HandleError, MailboxMetrics, Mailboxes, Outcome, load_shares};
+use daybook_command_svc::mailbox::{
+    Envelope, HandleError, MailboxMetrics, Mailboxes, OfBatch, Outcome, Together, load_shares,
+};
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, Reason, Sku};
 use daybook_domain::money::{Currency, Money};
@@ -72,6 +74,13 @@ impl Sent {
             command: self.command.clone(),
         }
     }
+}
+
+/// Commands that are sent together, again and again under the same keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Batch {
+    pub(crate) together: Together,
+    pub(crate) items: Vec<Sent>,
 }
 
 /// What came of one send.
@@ -143,7 +152,7 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
     let orders: Vec<OrderId> = (1..=1 + u128::from(world.below(2)))
         .map(|number| OrderId::from_uuid(Uuid::from_u128(number)))
         .collect();
-    let unknown = callers.call(&orders).await?;
+    let (unknown, batches) = callers.call(&orders).await?;
 
     // Whatever happened, everybody who asks is answered once answers come, and each process goes on.
     world.heal();
@@ -151,6 +160,10 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
     for sent in unknown {
         let is_known = callers.send(callers.any(), &sent, None).await?;
         ensure!(is_known, "what became of {} is not known after healing", sent.key);
+    }
+    for batch in &batches {
+        let is_known = callers.send_batch(callers.any(), batch, None).await?;
+        ensure!(is_known, "what became of {batch:?} is not known after healing");
     }
     for (process, order) in
         (0..callers.processes.len()).flat_map(|one| orders.iter().map(move |id| (one, *id)))
@@ -170,7 +183,7 @@ pub(crate) async fn seed(seed: u64, judged_by: JudgedBy, met: &Arc<Met>) -> anyh
         ended?;
     }
     let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
-    judge::judge(&world.model(), &told)
+    judge::judge(&world.model(), &told, &batches)
 }
 
 fn process(world: &World, appending: &mut JoinSet<()>) -> Mailboxes<order::State> {
@@ -197,8 +210,8 @@ fn process(world: &World, appending: &mut JoinSet<()>) -> Mailboxes<order::State
 
 impl Callers {
     /// Has callers send commands to whichever process they like, go away, and send again. What is left are commands whose
-    /// callers gave up without knowing what became of them.
-    async fn call(&self, orders: &[OrderId]) -> anyhow::Result<Vec<Sent>> {
+    /// callers gave up without knowing what became of them; and the batches, known or not.
+    async fn call(&self, orders: &[OrderId]) -> anyhow::Result<(Vec<Sent>, Vec<Batch>)> {
         let world = &self.world;
         let mut sent_before: Vec<Sent> = Vec::new();
         let mut calls = JoinSet::new();
@@ -211,11 +224,33 @@ impl Callers {
             let begin = world.up_to(BEGIN_WITHIN);
             calls.spawn(self.clone().send_until_known(sent, begin));
         }
+        let batches: Vec<Batch> = (0..world.below(3))
+            .map(|number| batch(world, orders, number))
+            .collect();
+        for batch in &batches {
+            let begin = world.up_to(BEGIN_WITHIN);
+            calls.spawn(self.clone().send_batch_until_known(batch.clone(), begin));
+        }
         let mut unknown = Vec::new();
         while let Some(called) = calls.join_next().await {
             unknown.extend(called??);
         }
-        Ok(unknown)
+        Ok((unknown, batches))
+    }
+
+    /// Sends a batch until there is an answer, or gives up.
+    async fn send_batch_until_known(self, batch: Batch, begin: Duration) -> anyhow::Result<Option<Sent>> {
+        sleep(begin).await;
+        for _ in 0..SENDS_MAX {
+            let patience = self
+                .world
+                .one_in(4)
+                .then(|| self.world.up_to(Duration::from_millis(40)));
+            if self.send_batch(self.any(), &batch, patience).await? {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Sends a command until there is an answer, or gives up.
@@ -263,6 +298,71 @@ impl Callers {
             .unwrap_or_else(PoisonError::into_inner)
             .push(told);
         Ok(is_known)
+    }
+}
+
+impl Callers {
+    /// Sends a batch to a process and notes what each of its commands is told; whether that tells what became of all.
+    async fn send_batch(
+        &self,
+        process: usize,
+        batch: &Batch,
+        patience: Option<Duration>,
+    ) -> anyhow::Result<bool> {
+        let asked_at = self.world.head();
+        let envelopes = batch.items.iter().map(Sent::envelope).collect();
+        let handled = self.processes[process].handle_together(envelopes, batch.together);
+        let answer = timeout(patience.unwrap_or(ANSWER_WITHIN), handled).await.ok();
+        ensure!(
+            answer.is_some() || patience.is_some(),
+            "{batch:?} was never answered"
+        );
+        let head = asked_at..=self.world.head();
+        let mut is_known = true;
+        for (index, sent) in batch.items.iter().enumerate() {
+            let answer = answer.as_ref().map(|answer| match answer {
+                Ok(outcomes) => match &outcomes[index] {
+                    OfBatch::Recorded(outcome) => Ok(outcome.clone()),
+                    OfBatch::Refused(error) => Err(error.clone()),
+                    // Nothing was recorded for it.
+                    OfBatch::NotDone => Err(HandleError::Contended),
+                },
+                Err(error) => Err(error.clone()),
+            });
+            let told = Told {
+                sent: sent.clone(),
+                answer,
+                head: head.clone(),
+            };
+            told.count(self.world.met());
+            is_known &= told.is_known();
+            self.told
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(told);
+        }
+        Ok(is_known)
+    }
+}
+
+/// Orders that are placed together: new ones, and perhaps one that others place, too.
+fn batch(world: &World, orders: &[OrderId], number: u32) -> Batch {
+    let shared = world.one_in(2).then(|| orders[0]);
+    let first = u128::from(1_000 + 10 * number);
+    let new =
+        (first..first + 1 + u128::from(world.below(3))).map(|id| OrderId::from_uuid(Uuid::from_u128(id)));
+    let sent = |(index, order): (u32, OrderId)| Sent {
+        key: format!("batch-{number}-{index}").into(),
+        order,
+        command: place(order, index),
+        expected_version: None,
+    };
+    Batch {
+        together: match world.one_in(2) {
+            true => Together::AllOrNothing,
+            false => Together::EachByItself,
+        },
+        items: (0..).zip(new.chain(shared)).map(sent).collect(),
     }
 }
 

@@ -1,0 +1,3 @@
+//! Many commands at once: batches in one request, and imports that outlive theirs.
+
+mod batches;
