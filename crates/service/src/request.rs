@@ -86,6 +86,7 @@ pub struct Context {
     route: OnceCell<MatchedPath>,
     identity: OnceCell<Identity>,
     claim: OnceCell<Arc<Claim>>,
+    is_upload: OnceCell<()>,
 }
 
 impl Context {
@@ -99,6 +100,7 @@ impl Context {
             route: OnceCell::new(),
             identity: OnceCell::new(),
             claim: OnceCell::new(),
+            is_upload: OnceCell::new(),
         }
     }
 
@@ -148,6 +150,18 @@ pub(crate) fn claim() -> Option<Arc<Claim>> {
 pub(crate) fn count_work(claim: &Arc<Claim>) {
     // Outside of a request there is nothing to note it for.
     let _ = CURRENT.try_with(|current| current.claim.set(Arc::clone(claim)));
+}
+
+/// Notes that the current request's body is taken in parts, however long that takes.
+pub(crate) fn set_upload() {
+    // Outside of a request there is nothing to note it for.
+    let _ = CURRENT.try_with(|current| current.is_upload.set(()));
+}
+
+/// Whether the current request's body is taken in parts, however long that takes.
+pub(crate) fn is_upload() -> bool {
+    let is_upload = CURRENT.try_with(|current| current.is_upload.get().is_some());
+    is_upload.unwrap_or(false)
 }
 
 /// The validated `traceparent` that the current request came with.

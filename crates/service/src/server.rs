@@ -47,6 +47,7 @@ use tokio_util::task::TaskTracker;
 pub use self::access::Access;
 use self::budget::Budget;
 pub(crate) use self::budget::Claim;
+pub use self::budget::UPLOAD_BYTES;
 pub use self::cors::{Cors, InvalidOrigin, Origin};
 use self::limits::CONNECTION_WINDOW_BYTES;
 pub use self::limits::Limits;

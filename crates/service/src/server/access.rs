@@ -218,8 +218,14 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             request::set_identity(&identity);
             connection.holder.is(Caller::Tenant(identity.tenant_id()));
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
-            if let Callers::With(scope) = needs.callers {
-                identity.require(scope)?;
+            match needs.callers {
+                Callers::With(scope) => identity.require(scope)?,
+                Callers::WithEither(scope, other) => {
+                    identity
+                        .require(scope)
+                        .or_else(|missing| identity.require(other).map_err(|_| missing))?;
+                }
+                Callers::Everybody | Callers::Known => {}
             }
             let terms = Terms {
                 tenant_id: identity.tenant_id(),

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
@@ -198,12 +199,22 @@ async fn guarded(
     let latest = started + shared.limits.request_timeout;
     let deadline = request::deadline().map_or(latest, |deadline| deadline.min(latest));
     let span = span(&request);
-    let handled = AssertUnwindSafe(router.clone().oneshot(request))
-        .catch_unwind()
-        .instrument(span);
+    let mut handled = pin!(
+        AssertUnwindSafe(router.clone().oneshot(request))
+            .catch_unwind()
+            .instrument(span)
+    );
+    let in_time = async {
+        let in_time = timeout_at(deadline, handled.as_mut()).await;
+        match in_time {
+            // Its handler sees to it that it goes on.
+            Err(_elapsed) if request::is_upload() => Ok(handled.await),
+            in_time => in_time,
+        }
+    };
     let handled = tokio::select! {
         biased;
-        handled = timeout_at(deadline, handled) => handled,
+        handled = in_time => handled,
         () = shared.last_answers.cancelled() => return Err(ApiError::shutting_down()),
     };
     match handled {

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::budget::Claim;
+use super::routes::Needs;
 use crate::error::ApiError;
 use crate::metrics::Transport;
 
@@ -33,7 +34,7 @@ const PASSED_OVER_FOR: Duration = Duration::from_millis(100);
 pub(super) fn count_body(
     request: &mut Request,
     transport: Transport,
-    bytes_max: usize,
+    needs: Needs,
     claim: &Arc<Claim>,
     refusal: oneshot::Sender<ApiError>,
 ) {
@@ -41,7 +42,8 @@ pub(super) fn count_body(
         is_http2: request.version() == Version::HTTP_2,
         body: std::mem::take(request.body_mut()),
         arrived: 0,
-        bytes_max,
+        bytes_max: needs.body_bytes_max,
+        is_upload: needs.is_upload,
         messages: (transport == Transport::Grpc).then(Messages::default),
         claim: Arc::clone(claim),
         refusal: Some(refusal),
@@ -56,6 +58,8 @@ struct Counted {
     body: Body,
     arrived: usize,
     bytes_max: usize,
+    /// Whether what arrived before is held no more.
+    is_upload: bool,
     /// For gRPC only.
     messages: Option<Messages>,
     claim: Arc<Claim>,
@@ -69,6 +73,9 @@ impl Counted {
         let bytes = self.arrived.saturating_add(promised);
         if bytes > self.bytes_max {
             return Err(ApiError::payload_too_large(self.bytes_max));
+        }
+        if self.is_upload {
+            return Ok(());
         }
         self.claim.grow_to(bytes)
     }

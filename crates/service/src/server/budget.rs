@@ -36,6 +36,9 @@ pub(super) const STRANGERS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 /// What a request costs beside its head and its body: a task, a stream, and what a handler notes about it.
 pub(super) const REQUEST_BYTES: usize = 4 * 1_024;
 
+/// What a request holds whose body is taken in parts, however long it is: what has arrived and is not yet stored.
+pub const UPLOAD_BYTES: usize = 1_024 * 1_024;
+
 /// What each header costs beside its name and value (as RFC 9113, 6.5.2 counts).
 const HEADER_BYTES: usize = 32;
 
@@ -162,12 +165,18 @@ impl Budget {
             awaits_body: AtomicBool::new(false),
             _place: place,
         });
-        claim.grow_to(declared.min(self.declared_bytes_max))?;
+        claim.grow_to(match needs.is_upload {
+            true => UPLOAD_BYTES,
+            false => declared.min(self.declared_bytes_max),
+        })?;
         let (refusal, refused) = oneshot::channel();
         if !request.body().is_end_stream() {
-            count_body(request, transport, body_bytes_max, &claim, refusal);
+            count_body(request, transport, needs, &claim, refusal);
         }
         request::count_work(&claim);
+        if needs.is_upload {
+            request::set_upload();
+        }
         Ok(Admission {
             refused,
             claim,

@@ -39,6 +39,8 @@ pub(super) enum Callers {
     Known,
     /// Whoever has a key with this scope.
     With(Scope),
+    /// Whoever has a key with one of these scopes. The handler asks which of them the request needs.
+    WithEither(Scope, Scope),
 }
 
 /// What a route needs.
@@ -50,6 +52,8 @@ pub struct Needs {
     pub(super) body_bytes_max: usize,
     /// Whether its requests or its answers may go on for ever.
     pub(super) is_stream: bool,
+    /// Whether its handler takes a body in parts, in its own time.
+    pub(super) is_upload: bool,
     /// Whether it only says how the process is.
     pub(super) is_probe: bool,
 }
@@ -63,6 +67,7 @@ impl Needs {
             takes_tickets: false,
             body_bytes_max: BODY_BYTES_MAX,
             is_stream: false,
+            is_upload: false,
             is_probe: false,
         }
     }
@@ -92,6 +97,25 @@ impl Needs {
         Self {
             callers: Callers::Known,
             ..Self::nothing()
+        }
+    }
+
+    /// A key with one of these scopes: its handler asks which of them it takes.
+    #[must_use]
+    pub const fn either(scope: Scope, other: Scope) -> Self {
+        Self {
+            callers: Callers::WithEither(scope, other),
+            ..Self::nothing()
+        }
+    }
+
+    /// The same, and a body of at most this size that its handler takes in parts: however long it is, it holds no more memory
+    /// than [`super::UPLOAD_BYTES`], and [`super::Limits::request_timeout`] does not end it. Its handler sees to it that it goes on.
+    #[must_use]
+    pub const fn uploading(self, bytes_max: usize) -> Self {
+        Self {
+            is_upload: true,
+            ..self.with_body(bytes_max)
         }
     }
 
