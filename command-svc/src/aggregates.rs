@@ -18,6 +18,7 @@ use crate::handler::{Commands, Handler};
 use crate::home::{HandleForwarded, Homes};
 use crate::http::Operations;
 use crate::mailbox::{MailboxMetrics, Mailboxes};
+use crate::operations::{Import, Imported, Importers};
 use crate::partitions::Partitions;
 
 /// What is served: over HTTP, and over gRPC.
@@ -33,11 +34,12 @@ pub(crate) fn all(core: &Core) -> Transports {
     each.iter().fold(none, |transports, add| add(transports, core))
 }
 
-fn add<A: Commands>((http, grpc): Transports, core: &Core) -> Transports
+fn add<A: Commands + Imported>((http, grpc): Transports, core: &Core) -> Transports
 where
     Handler<A>: HandleForwarded,
 {
     let handler = Handler::<A>::new(core);
+    core.add_importer(Arc::clone(&handler) as _);
     let routes = A::routes().served_by(Arc::clone(&handler), Arc::clone(&core.public_url));
     (http.merge(routes), A::add_service(grpc, handler))
 }
@@ -68,6 +70,7 @@ pub(crate) struct Core {
     /// What the addresses of aggregates begin with.
     public_url: Arc<str>,
     handlers: Mutex<Vec<Arc<dyn HandleForwarded>>>,
+    importers: Mutex<Vec<Arc<dyn Import>>>,
     partitions: Partitions,
     mailbox_metrics: Arc<MailboxMetrics>,
 }
@@ -90,6 +93,7 @@ impl Core {
             homes,
             public_url: public_url.into(),
             handlers: Mutex::default(),
+            importers: Mutex::default(),
             partitions,
             mailbox_metrics: Arc::new(MailboxMetrics::new(registry)),
         }
@@ -109,6 +113,20 @@ impl Core {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Has a handler take the lines of imports of its kind.
+    fn add_importer(&self, importer: Arc<dyn Import>) {
+        self.importers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(importer);
+    }
+
+    /// What takes the lines of imports, for every aggregate.
+    pub(crate) fn importers(&self) -> Importers {
+        let importers = self.importers.lock().unwrap_or_else(PoisonError::into_inner);
+        importers.iter().map(Arc::clone).collect()
     }
 
     /// The mailboxes of an aggregate.

@@ -162,7 +162,7 @@ impl<A: Served> Handler<A> {
     }
 
     /// Handles a command: here, or, where other replicas write to its aggregate as well, at that aggregate's home.
-    async fn handle_anywhere<R>(&self, mut request: R, caller: &Caller) -> Result<Answer, ApiError>
+    pub(crate) async fn handle_anywhere<R>(&self, mut request: R, caller: &Caller) -> Result<Answer, ApiError>
     where
         R: CommandRequest<Aggregate = A>,
     {

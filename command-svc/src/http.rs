@@ -34,8 +34,8 @@ use time::serde::rfc3339;
 use utoipa::ToSchema;
 
 pub use self::batch::{BatchAnswer, BatchBody, BatchData, BatchResult, BatchSummary};
-pub(crate) use self::description::Operations;
 pub use self::description::description;
+pub(crate) use self::description::{Operations, key_parameter};
 use self::head::Head;
 use crate::COMMAND_BYTES_MAX;
 use crate::handler::{Answer, Handler, Served};
@@ -116,6 +116,11 @@ impl<A: Served + 'static> Routes<A> {
     pub(crate) fn into_operations(self) -> Operations {
         self.operations
     }
+}
+
+/// The idempotency key of a request that is no command to an aggregate.
+pub(crate) fn read_key(headers: &HeaderMap) -> Result<String, ApiError> {
+    Head::read_key(headers)
 }
 
 /// Where all aggregates of this kind are.
@@ -205,7 +210,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
 }
 
-fn read_json<R: DeserializeOwned>(json: &[u8]) -> Result<R, ApiError> {
+/// Reads a message, or says where it cannot be read.
+pub(crate) fn read_json<R: DeserializeOwned>(json: &[u8]) -> Result<R, ApiError> {
     from_json(json).map_err(|unreadable| match unreadable {
         Unreadable::Malformed(violation) => ApiError::malformed_at(field_violation(violation)),
         Unreadable::Mistyped(violation) => ApiError::validation(vec![field_violation(violation)]),

@@ -8,6 +8,7 @@
 //! | `batch` | many commands in one request, all or nothing or each by itself |
 //! | `request` | what every command request goes through before it is decided |
 //! | `home` | forwards commands for contended aggregates to the one replica that decides them |
+//! | [`operations`] | imports: what takes longer than a request, and how it stands |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a state in memory that the append judges |
 //! | [`partitions`] | the partitions of the log that this process appends to |
 //!
@@ -22,6 +23,7 @@ mod handler;
 mod home;
 pub mod http;
 pub mod mailbox;
+pub mod operations;
 mod orders;
 pub mod partitions;
 mod request;
@@ -108,12 +110,15 @@ pub async fn run(
         &moments,
     );
     let (commands, grpc) = aggregates::all(&core);
+    let (url, importers) = (&config.common.database_url, core.importers());
+    let operations = operations::start(url, importers, core.sealing.clone(), &mut start).await?;
     let handling = Arc::clone(&core.homes).run(core.handlers(), start.shutdown.clone());
     start.tasks.spawn("homes", async move {
         handling.await;
         Ok(())
     });
     let http = commands
+        .merge(operations)
         .merge(openapi::router(http::description()))
         .merge(problems::router(&aggregates::rules()));
     start.serve(listener, admin_listener, http, grpc).await

@@ -1,5 +1,7 @@
 //! The commands on orders.
 
+mod line;
+
 use daybook_domain::order::State;
 use daybook_proto::orders::v1 as wire;
 use daybook_proto::orders::v1::order_service_server::{OrderService, OrderServiceServer};

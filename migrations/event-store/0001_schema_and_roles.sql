@@ -10,6 +10,7 @@
 --   daybook_query      the query service: reads one tenant at a time
 --   daybook_append     NOLOGIN: runs the append function, which serves many tenants in one batch
 --   daybook_keys       NOLOGIN: empties the older of the two tables of idempotency keys
+--   daybook_operations NOLOGIN: finds the operations that wait for somebody to work on them, and deletes old ones
 --   daybook_identity   NOLOGIN: runs the look-up of API keys, which comes before the tenant is known
 --   daybook_functions  NOLOGIN: owns the functions of event_store that run as their caller, and may do nothing itself
 --   daybook_read_model NOLOGIN: owns the read models, and runs the functions that make, swap and drop their tables
@@ -24,7 +25,7 @@ BEGIN
             EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS', login_role);
         END IF;
     END LOOP;
-    FOREACH login_role IN ARRAY ARRAY['daybook_append', 'daybook_keys', 'daybook_identity',
+    FOREACH login_role IN ARRAY ARRAY['daybook_append', 'daybook_keys', 'daybook_operations', 'daybook_identity',
                                   'daybook_functions', 'daybook_read_model'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login_role) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS', login_role);
@@ -44,8 +45,8 @@ $$;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA event_store
-    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_append, daybook_keys, daybook_identity,
-       daybook_read_model;
+    TO daybook_command, daybook_publisher, daybook_projector, daybook_query, daybook_append, daybook_keys, daybook_operations,
+       daybook_identity, daybook_read_model;
 
 -- The tenant of the running transaction; NULL, so that every policy fails closed, when none is set. After a commit a
 -- local setting reads as '' and not as NULL.

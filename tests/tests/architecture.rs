@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "daybook-domain",
             "daybook-event-bus",
             "daybook-event-store",
+            "daybook-postgres",
             "daybook-proto",
             "daybook-service",
         ],

@@ -22,6 +22,7 @@ use super::{BatchAnswer, BatchBody, ReceiptAnswer};
 use crate::aggregates;
 use crate::batch::ITEMS_MAX;
 use crate::handler::Served;
+use crate::operations;
 
 /// The API as a whole.
 #[derive(Debug, utoipa::OpenApi)]
@@ -46,6 +47,7 @@ pub fn description() -> String {
     for operations in aggregates::operations() {
         operations.add_to(&mut api);
     }
+    operations::add_to(&mut api);
     add_common(&mut api);
     add_headers(&mut api, headers_of);
     text(api)
@@ -157,7 +159,8 @@ fn described(schema: &RefOr<Schema>) -> Option<String> {
     }
 }
 
-fn key_parameter() -> Parameter {
+/// What is said about idempotency keys.
+pub(crate) fn key_parameter() -> Parameter {
     header("Idempotency-Key", Required::True)
         .description(Some(
             "Names the command: 1 to 128 visible ASCII characters, quoted or bare; a UUIDv7 suits best. The same key and \
@@ -262,6 +265,7 @@ fn headers_of(status: &str) -> Vec<DescribedHeader> {
     match status {
         "200" => vec![token, replayed],
         "201" => vec![location, token, replayed],
+        "202" => vec![("Location", Type::String, "Where the operation is."), replayed],
         "409" | "422" => vec![replayed],
         _ => Vec::new(),
     }
@@ -298,8 +302,14 @@ mod tests {
     fn every_command_says_what_every_status_means() {
         let api = described();
         let paths = api["paths"].as_object().expect("an object");
-        assert!(paths.len() >= 20, "{} commands are described", paths.len());
-        for (path, item) in paths {
+        let of_operations = |path: &str| path == "/v1/imports" || path.starts_with("/v1/operations");
+        let commands = || paths.iter().filter(|(path, _)| !of_operations(path));
+        assert!(
+            commands().count() >= 22,
+            "{} commands are described",
+            commands().count()
+        );
+        for (path, item) in commands() {
             let begins = !path.contains('{');
             let is_batch = path.ends_with("/batch");
             let responses = item["post"]["responses"].as_object().expect("an object");

@@ -1,3 +1,4 @@
 //! Many commands at once: batches in one request, and imports that outlive theirs.
 
 mod batches;
+mod imports;

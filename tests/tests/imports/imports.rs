@@ -1,0 +1,379 @@
+//! Imports: taken before they are answered, done once whatever crashes, cancelled, and told of line by line.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, ensure};
+use daybook_devstack::process::Signal;
+use daybook_service::identity::Scope;
+use daybook_tests::client::Answer;
+use daybook_tests::orders::new_key;
+use daybook_tests::rest::Rest;
+use daybook_tests::stack::Backend;
+use daybook_tests::tenant::Tenant;
+use daybook_tests::{check, log, wait};
+use http::Method;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
+
+fn rest(backend: &Backend, replica: usize) -> Rest {
+    Rest::new(&backend.commands[replica].url(), &backend.tenant.service_key)
+}
+
+fn order(number: usize) -> String {
+    format!(
+        r#"{{"order":"made-up-{number:06}","customer":"ada","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{{"sku":"CD","quantity":1,"unit_price_minor":{}}}]}}"#,
+        number % 1_000 + 1
+    )
+}
+
+fn orders(count: usize) -> String {
+    (0..count).fold(String::new(), |mut text, number| {
+        writeln!(text, "{}", order(number)).expect("a string takes everything");
+        text
+    })
+}
+
+async fn import(rest: &Rest, path: &str, key: &str, input: &str) -> anyhow::Result<Answer> {
+    let headers = [NDJSON, ("idempotency-key", key)];
+    rest.send(Method::POST, path, &headers, input.to_owned()).await
+}
+
+/// The address of the operation of an import that was taken.
+async fn taken(rest: &Rest, key: &str, input: &str) -> anyhow::Result<String> {
+    let answer = import(rest, "/v1/imports", key, input).await?;
+    ensure!(answer.status == 202, "{answer:?}");
+    Ok(answer.header("location").to_owned())
+}
+
+async fn get(rest: &Rest, path: &str) -> anyhow::Result<Value> {
+    let answer = rest.send(Method::GET, path, &[], "").await?;
+    ensure!(answer.status == 200, "{path}: {answer:?}");
+    Ok(answer.json()["data"].clone())
+}
+
+/// Waits until an operation has ended.
+async fn ended(rest: &Rest, location: &str) -> anyhow::Result<Value> {
+    wait::value("the operation has ended", async || {
+        let operation = get(rest, location).await?;
+        Ok(operation["ended_at"].is_string().then_some(operation))
+    })
+    .await
+}
+
+/// What is left of the inputs of all operations.
+async fn chunks_left(superuser: &PgPool) -> anyhow::Result<i64> {
+    let count = "SELECT count(*) FROM event_store.operation_input";
+    Ok(sqlx::query_scalar(count).fetch_one(superuser).await?)
+}
+
+async fn operations(superuser: &PgPool) -> anyhow::Result<i64> {
+    let count = "SELECT count(*) FROM event_store.operation";
+    Ok(sqlx::query_scalar(count).fetch_one(superuser).await?)
+}
+
+/// The orders that are in the log, each once, and each as the domain would have it.
+async fn placed(backend: &Backend) -> anyhow::Result<usize> {
+    let events = log::events(&backend.superuser).await?;
+    check::log(&events)?;
+    let streams: BTreeSet<_> = events.iter().map(|event| &event.stream_id).collect();
+    ensure!(streams.len() == events.len(), "an order was placed twice");
+    Ok(events.len())
+}
+
+/// Holds the errors that an operation tells of against lines and the codes that they are refused with.
+async fn tells(rest: &Rest, location: &str, codes: &[(&str, &str)]) -> anyhow::Result<()> {
+    let first = rest
+        .send(Method::GET, &format!("{location}/errors?limit=3"), &[], "")
+        .await?;
+    let cursor = first.json()["pagination"]["next_cursor"]
+        .as_str()
+        .context("there is more")?
+        .to_owned();
+    let rest_of_them = rest
+        .send(
+            Method::GET,
+            &format!("{location}/errors?cursor={cursor}"),
+            &[],
+            "",
+        )
+        .await?;
+    let errors: Vec<Value> = [first.json(), rest_of_them.json()]
+        .iter()
+        .flat_map(|page| page["data"].as_array().cloned().unwrap_or_default())
+        .collect();
+    let lines: Vec<_> = errors.iter().filter_map(|error| error["line"].as_u64()).collect();
+    assert_eq!(lines, [3_002, 3_004, 3_006, 3_008, 3_010]);
+    for (error, (_, code)) in errors.iter().zip(codes) {
+        assert_eq!(error["error"]["code"], *code, "{error}");
+    }
+    let csv = rest
+        .send(
+            Method::GET,
+            &format!("{location}/errors"),
+            &[("accept", "text/csv")],
+            "",
+        )
+        .await?;
+    let csv = String::from_utf8(csv.body.to_vec())?;
+    assert_eq!(csv.lines().count(), 1 + codes.len(), "{csv}");
+    assert!(csv.contains("\r\n3006,'=1+1,VALIDATION_FAILED,"), "{csv}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_import_does_each_good_line_once_and_tells_of_each_bad_one() -> anyhow::Result<()> {
+    const GOOD: usize = 3_000;
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    let bad = [
+        ("not JSON", "MALFORMED_REQUEST"),
+        ("{}", "VALIDATION_FAILED"),
+        (
+            r#"{"order":"=1+1","customer":"c c","currency":"usd","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1,"unit_price_minor":1}]}"#,
+            "VALIDATION_FAILED",
+        ),
+        (
+            r#"{"order":"b6","customer":"c","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1000000,"unit_price_minor":9223372036854775807}]}"#,
+            "AMOUNT_OVERFLOW",
+        ),
+        (
+            r#"{"order":"made-up-000003","customer":"other","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[]}"#,
+            "VALIDATION_FAILED",
+        ),
+    ];
+    let mut input = orders(GOOD);
+    bad.iter().for_each(|(line, _)| input += &format!("\n{line}\r\n"));
+    input += &order(7);
+    let (key, total) = (new_key(), GOOD + bad.len() + 1);
+    let location = taken(&rest, &key, &input).await?;
+    let operation = ended(&rest, &location).await?;
+    assert_eq!(operation["state"], "SUCCEEDED");
+    assert_eq!(operation["progress"]["lines_read"], total);
+    assert_eq!(
+        operation["progress"]["succeeded"],
+        GOOD + 1,
+        "the last line is there already"
+    );
+    assert_eq!(operation["progress"]["failed"], bad.len());
+    assert_eq!(
+        operation["progress"]["bytes_done"],
+        operation["progress"]["bytes_total"]
+    );
+    assert_eq!(placed(&backend).await?, GOOD);
+    assert_eq!(chunks_left(&backend.superuser).await?, 0);
+
+    tells(&rest, &location, &bad).await?;
+
+    let again = import(&rest, "/v1/imports", &key, &input).await?;
+    assert_eq!((again.status, again.header("location")), (202, &*location));
+    assert_eq!(again.header("idempotency-replayed"), "true");
+    let other = import(&rest, "/v1/imports", &key, &orders(1)).await?;
+    assert_eq!(other.json()["code"], "IDEMPOTENCY_KEY_REUSED");
+    let second = taken(&rest, &new_key(), &input).await?;
+    let second = ended(&rest, &second).await?;
+    assert_eq!(second["progress"]["succeeded"], GOOD + 1);
+    assert_eq!(
+        placed(&backend).await?,
+        GOOD,
+        "the same import again changes nothing"
+    );
+    assert_eq!(
+        get(&rest, "/v1/operations").await?.as_array().map(Vec::len),
+        Some(2)
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_import_whose_service_is_killed_is_done_by_another_one_and_done_once() -> anyhow::Result<()> {
+    const ORDERS: usize = 20_000;
+    let mut backend = Backend::start(2).await?;
+    let (doomed, other) = (rest(&backend, 0), rest(&backend, 1));
+    let location = taken(&doomed, &new_key(), &orders(ORDERS)).await?;
+    wait::until("some of it is done", async || {
+        let operation = get(&other, &location).await?;
+        Ok(operation["progress"]["lines_read"].as_u64().unwrap_or_default() > 0)
+    })
+    .await?;
+    let working =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'daybook-operation' AND pid IN
+                   (SELECT pid FROM pg_locks WHERE locktype = 'advisory')";
+    let working: i64 = sqlx::query_scalar(working).fetch_one(&backend.superuser).await?;
+    assert_eq!(working, 1, "one of two works on it");
+    let process = backend.commands[0].service.process_id().context("it runs")?;
+    process.signal(Signal::KILL);
+    backend.commands[0].service.stop().await?;
+    let operation = ended(&other, &location).await?;
+    assert_eq!(operation["state"], "SUCCEEDED");
+    assert_eq!(operation["progress"]["succeeded"], ORDERS);
+    assert_eq!(operation["progress"]["failed"], 0);
+    assert_eq!(placed(&backend).await?, ORDERS);
+    assert_eq!(chunks_left(&backend.superuser).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_import_that_is_cancelled_ends_where_it_is_and_leaves_no_input() -> anyhow::Result<()> {
+    const ORDERS: usize = 30_000;
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    let location = taken(&rest, &new_key(), &orders(ORDERS)).await?;
+    let cancelled = rest
+        .send(Method::POST, &format!("{location}/cancel"), &[], "")
+        .await?;
+    assert_eq!(cancelled.status, 200, "{cancelled:?}");
+    let operation = ended(&rest, &location).await?;
+    assert_eq!(operation["state"], "CANCELLED");
+    let done = placed(&backend).await?;
+    assert!(done < ORDERS, "{done}");
+    assert_eq!(chunks_left(&backend.superuser).await?, 0);
+    let again = rest
+        .send(Method::POST, &format!("{location}/cancel"), &[], "")
+        .await?;
+    assert_eq!(
+        again.json()["data"]["state"],
+        "CANCELLED",
+        "it changes nothing any more"
+    );
+    Ok(())
+}
+
+/// Begins an import of a megabyte, and sends so many lines of it.
+async fn begin(backend: &Backend, lines: usize) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(backend.commands[0].address).await?;
+    let head = format!(
+        "POST /v1/imports HTTP/1.1\r\nhost: daybook\r\nauthorization: Bearer {}\r\nidempotency-key: {}\r\n\
+         content-type: application/x-ndjson\r\ncontent-length: 1000000\r\n\r\n",
+        backend.tenant.service_key,
+        new_key()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(orders(lines).as_bytes()).await?;
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn an_input_that_breaks_off_or_stalls_starts_nothing_and_leaves_nothing() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let superuser = &backend.superuser;
+    let broken = begin(&backend, 4_000).await?;
+    let mut stalled = begin(&backend, 10).await?;
+    wait::until("some of it has arrived", async || {
+        Ok(chunks_left(superuser).await? > 0)
+    })
+    .await?;
+    drop(broken);
+    wait::until("what broke off is gone", async || {
+        Ok(operations(superuser).await? == 1)
+    })
+    .await?;
+    let mut answer = String::new();
+    stalled.read_to_string(&mut answer).await?;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("REQUEST_TIMEOUT"), "{answer}");
+    assert_eq!(
+        (operations(superuser).await?, chunks_left(superuser).await?),
+        (0, 0)
+    );
+    assert_eq!(log::head(superuser).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operation_is_its_tenants_alone_and_needs_the_scope_of_its_kind() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    let location = taken(&rest, &new_key(), &orders(10)).await?;
+    ended(&rest, &location).await?;
+    let articles = import(
+        &rest,
+        "/v1/imports?kind=stock-items",
+        &new_key(),
+        "{\"sku\":\"PEN\"}\n{\"sku\":\"\"}",
+    )
+    .await?;
+    let articles = ended(&rest, articles.header("location")).await?;
+    assert_eq!(
+        (
+            &articles["progress"]["succeeded"],
+            &articles["progress"]["failed"]
+        ),
+        (&1.into(), &1.into())
+    );
+
+    let stranger = Tenant::create(&backend.superuser).await?;
+    let stranger = rest.with_key(&stranger.service_key);
+    for path in [location.clone(), format!("{location}/errors")] {
+        let answer = stranger.send(Method::GET, &path, &[], "").await?;
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (404, &"RESOURCE_NOT_FOUND".into())
+        );
+    }
+    let answer = stranger
+        .send(Method::POST, &format!("{location}/cancel"), &[], "")
+        .await?;
+    assert_eq!(answer.status, 404);
+    assert_eq!(get(&stranger, "/v1/operations").await?, Value::Array(Vec::new()));
+
+    let stock = backend
+        .tenant
+        .key_with(&backend.superuser, Scope::StockWrite)
+        .await?;
+    let stock = rest.with_key(&stock);
+    assert_eq!(
+        get(&stock, "/v1/operations").await?.as_array().map(Vec::len),
+        Some(1)
+    );
+    assert_eq!(stock.send(Method::GET, &location, &[], "").await?.status, 404);
+    let answer = import(&stock, "/v1/imports", &new_key(), &orders(1)).await?;
+    assert_eq!(
+        (answer.status, &answer.json()["missing_scope"]),
+        (403, &"orders:write".into())
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_import_is_refused_before_it_arrives() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    let (key, input) = (new_key(), orders(1));
+    let headers = [("content-type", "application/json"), ("idempotency-key", &*key)];
+    let answer = rest
+        .send(Method::POST, "/v1/imports", &headers, input.clone())
+        .await?;
+    assert_eq!(answer.json()["code"], "UNSUPPORTED_MEDIA_TYPE");
+    let answer = import(&rest, "/v1/imports?kind=customers", &key, &input).await?;
+    assert_eq!(answer.json()["errors"][0]["pointer"], "kind");
+    let answer = rest.send(Method::POST, "/v1/imports", &[NDJSON], input).await?;
+    assert_eq!(answer.json()["errors"][0]["pointer"], "Idempotency-Key");
+    for path in [
+        "/v1/operations?limit=0",
+        "/v1/operations?cursor=nonsense",
+        "/v1/operations/op_nonsense",
+    ] {
+        let answer = rest.send(Method::GET, path, &[], "").await?;
+        assert!([400, 404].contains(&answer.status), "{path}: {answer:?}");
+    }
+    assert_eq!(operations(&backend.superuser).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_statement_of_operations_is_valid_against_the_schema() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    for (name, statement) in daybook_command_svc::operations::STATEMENTS {
+        let prepare = format!("PREPARE \"{name}\" AS {statement}");
+        let prepared = sqlx::raw_sql(AssertSqlSafe(prepare))
+            .execute(&backend.superuser)
+            .await;
+        prepared.with_context(|| (*name).to_owned())?;
+    }
+    Ok(())
+}
