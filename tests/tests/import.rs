@@ -86,8 +86,8 @@ async fn an_import_of_all_real_orders_is_exact_and_a_second_one_changes_nothing(
     };
     let first = import(&backend, &file).await?;
     assert_eq!(first.code, 0, "{first:?}");
-    assert_eq!(first.json()?["placed"], wanted.orders);
-    assert_eq!(first.json()?["refused"], 0);
+    assert_eq!(first.json()?["succeeded"], wanted.orders);
+    assert_eq!(first.json()?["failed"], 0);
     holds(&backend.superuser, &wanted).await?;
     let events = log::events(&backend.superuser).await?;
     check::log(&events)?;
@@ -95,8 +95,7 @@ async fn an_import_of_all_real_orders_is_exact_and_a_second_one_changes_nothing(
 
     let second = import(&backend, &file).await?;
     assert_eq!(second.code, 0, "{second:?}");
-    assert_eq!(second.json()?["placed"], 0);
-    assert_eq!(second.json()?["replayed"], wanted.orders);
+    assert_eq!(second.json()?["succeeded"], wanted.orders);
     assert_eq!(log::head(&backend.superuser).await?, events.len() as u64);
     holds(&backend.superuser, &wanted).await
 }
@@ -128,10 +127,17 @@ async fn a_bad_line_refuses_itself_and_nothing_else() -> anyhow::Result<()> {
     let first = import(&backend, &file).await?;
     assert_eq!(first.code, 1, "{first:?}");
     let summary = first.json()?;
-    assert_eq!(summary["placed"], good);
-    assert_eq!(summary["refused"], bad.len());
-    assert_eq!(summary["refusals"]["AMOUNT_OVERFLOW"]["count"], 1);
-    assert_eq!(summary["refusals"]["VALIDATION_FAILED"]["count"], 2);
+    assert_eq!(summary["succeeded"], good);
+    assert_eq!(summary["failed"], bad.len());
+    let errors = summary["errors"]
+        .as_array()
+        .context("it shows the first of them")?;
+    let codes = errors.iter().filter_map(|error| error["error"]["code"].as_str());
+    let mut codes: Vec<_> = codes.collect();
+    codes.sort_unstable();
+    let (malformed, rest) = codes.split_at(2);
+    assert_eq!(malformed, ["AMOUNT_OVERFLOW", "MALFORMED_REQUEST"]);
+    assert_eq!(rest, ["VALIDATION_FAILED"; 8]);
     let head = log::head(&backend.superuser).await?;
     assert_eq!(head, good as u64);
     check::caught_up(&backend.superuser).await?;
@@ -139,8 +145,7 @@ async fn a_bad_line_refuses_itself_and_nothing_else() -> anyhow::Result<()> {
     check::read_models(&backend.superuser, &events).await?;
 
     let second = import(&backend, &file).await?;
-    assert_eq!(second.json()?["replayed"], good);
-    assert_eq!(second.json()?["placed"], 0);
+    assert_eq!(second.json()?["succeeded"], good);
     assert_eq!(log::head(&backend.superuser).await?, head);
     Ok(())
 }

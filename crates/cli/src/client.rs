@@ -1,10 +1,21 @@
 //! Connections to the services, by the settings of this program.
 
 use std::fmt;
+use std::io;
 
+use bytes::Bytes;
 pub(crate) use daybook_client::Authorized;
 use daybook_client::{Connection, Credential, Queries};
+use futures::TryStreamExt as _;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::body::Body;
+use tower::ServiceExt as _;
 
 use crate::failure::Failure;
 use crate::settings::{Role, Settings};
@@ -73,4 +84,37 @@ pub(crate) fn credential(settings: &Settings, role: Role) -> Result<Credential, 
 /// Reads a resource of the REST interface; the path may have a query string.
 pub(crate) async fn get<T: DeserializeOwned>(connection: Authorized, path: &str) -> Result<T, Failure> {
     Ok(Queries::new(connection).read(path).await?)
+}
+
+/// Something of any length for a resource that takes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Upload<'a> {
+    /// Where it goes; the path may have a query string.
+    pub(crate) path: &'a str,
+    /// What it is.
+    pub(crate) media_type: &'static str,
+    /// Its idempotency key.
+    pub(crate) key: &'a str,
+}
+
+/// Hands a body over, piece by piece, for as long as that takes.
+pub(crate) async fn upload<T: DeserializeOwned>(
+    settings: &Settings,
+    service: Service,
+    role: Role,
+    upload: Upload<'_>,
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+) -> Result<T, Failure> {
+    let authorization = credential(settings, role)?.authorization();
+    let frames = ReceiverStream::new(pieces).map_ok(Frame::data);
+    let request = http::Request::post(upload.path)
+        .header(AUTHORIZATION, authorization)
+        .header(CONTENT_TYPE, upload.media_type)
+        .header("idempotency-key", upload.key)
+        .body(Body::new(StreamBody::new(frames)));
+    let path = upload.path;
+    let request = request.map_err(|error| Failure::Usage(format!("{path} is not an address: {error}")))?;
+    let response = open(settings, service).await?.channel().oneshot(request).await;
+    let response = response.map_err(|error| Status::from_error(error.into()))?;
+    Ok(daybook_client::read_json(path, response).await?)
 }

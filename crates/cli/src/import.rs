@@ -1,152 +1,299 @@
-//! `daybook import`: places the orders of a file through the public API.
+//! `daybook import`: hands a file to the command service, which does what its lines ask for, and shows how far that is.
 //!
-//! - It can be run again: ids and idempotency keys follow from each order's reference, so an order that is there already
-//!   is answered with its first receipt and nothing changes.
-//! - One bad line refuses itself and nothing else. What would refuse every line (a key that is not valid, a service that
-//!   is away for good) ends the import, with a summary of what was done.
-//! - A window of orders is in flight over a few connections; reading is held back when it is full.
+//! - The import belongs to the service: once the file has arrived, closing the terminal does not end it.
+//! - It can be run again: ids and idempotency keys follow from what each line is about, so what is there already stays as it is.
+//! - One bad line refuses itself and nothing else.
 
-mod line;
-mod place;
 mod reader;
-mod tally;
-mod turn;
 
 use std::io::{self, IsTerminal as _};
-use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use daybook_client::Commands;
-use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use uuid::Uuid;
 
-use self::place::Outcome;
-use self::reader::{Batch, Source};
-use self::tally::Tally;
-use self::turn::Turns;
-use crate::client::{self, Service};
+use self::reader::Source;
+use crate::client::{self, Service, Upload};
 use crate::failure::Failure;
-use crate::output::{Format, count, print, print_json};
+use crate::output::{Format, count, per_second, print, print_json};
 use crate::settings::{Role, Settings};
 
-/// How many batches the reader may be ahead of the window.
-const BATCHES_AHEAD_MAX: usize = 4;
+/// How many pieces of the file may wait for the connection.
+const PIECES_AHEAD_MAX: usize = 8;
 
-/// How many outcomes there are between two looks at the progress bar.
-const OUTCOMES_PER_DRAW: u64 = 128;
+/// How often the operation is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Places the orders of an NDJSON file, gzip or not. Needs the scope orders:write.
+/// How long the service may be away while an import is watched, or a file is handed over: the import survives its restart.
+const ABSENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How many errors the summary shows.
+const ERRORS_SHOWN: usize = 10;
+
+/// Imports an NDJSON file, gzip or not. Needs the scope orders:write, or stock:write for stock items.
 ///
-/// A line is {"order", "customer", "currency", "placed_at", "lines": [{"sku", "quantity", "unit_price_minor"}]}. Running
-/// it again changes nothing. Exits with 1 when anything was refused.
+/// A line of orders is {"order", "customer", "currency", "placed_at", "lines": [{"sku", "quantity", "unit_price_minor"}]}, a line
+/// of stock-items is {"sku"}. Running it again changes nothing. Exits with 1 when a line was refused.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// The file; "-" is standard input.
     file: String,
 
-    /// How many orders may be on their way at once.
-    #[arg(long, value_name = "NUMBER", default_value = "512")]
-    in_flight: NonZeroUsize,
-
-    /// Over how many connections they go.
-    #[arg(long, value_name = "NUMBER", default_value = "4")]
-    connections: NonZeroUsize,
+    /// What its lines are: orders or stock-items.
+    #[arg(long, value_name = "KIND", default_value = "orders")]
+    kind: String,
 
     /// What the summary looks like.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
 
+/// An answer with one thing in it.
+#[derive(Deserialize)]
+struct Answer<T> {
+    data: T,
+}
+
+/// An operation, as far as it is shown.
+#[derive(Debug, Clone, Deserialize)]
+struct Operation {
+    operation_id: String,
+    state: String,
+    #[serde(default)]
+    ended_at: Option<String>,
+    progress: Progress,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Progress {
+    lines_read: u64,
+    succeeded: u64,
+    failed: u64,
+    bytes_done: u64,
+    bytes_total: u64,
+}
+
+/// A line that was refused.
+#[derive(Debug, Clone, Deserialize)]
+struct Refused {
+    line: u64,
+    #[serde(default)]
+    reference: Option<String>,
+    error: Value,
+}
+
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
-    let source = Source::open(&arguments.file)?;
-    let clients = connect(settings, arguments.connections).await?;
-    let bar = progress_bar(source.size_bytes());
-    let (batches, read) = mpsc::channel(BATCHES_AHEAD_MAX);
-    let reading = tokio::task::spawn_blocking(move || reader::read(source, &batches));
-    let mut tally = Tally::new();
-    let ended = place_all(read, &clients, arguments.in_flight, &mut tally, &bar).await;
+    let began = Instant::now();
+    let bar = progress_bar();
+    let started = hand_over(settings, arguments, &bar).await?;
+    bar.println(format!(
+        "{} goes on by itself from here, also when this ends",
+        started.operation_id
+    ));
+    let operation = watch(settings, started, &bar).await?;
     bar.finish_and_clear();
-    match arguments.output {
-        Format::Json => print_json(&tally.summary(ended.as_ref().err()))?,
-        Format::Text => print(&tally.summary(ended.as_ref().err()).to_string())?,
+    let errors = errors(settings, &operation).await?;
+    show(&operation, &errors, began.elapsed(), arguments.output)?;
+    match (operation.state.as_str(), operation.progress.failed) {
+        ("SUCCEEDED", 0) => Ok(()),
+        ("SUCCEEDED", failed) => Err(Failure::Failed(format!("{} lines were refused", count(failed)))),
+        _ => Err(Failure::Failed("the import was cancelled".to_owned())),
     }
-    ended?;
+}
+
+/// Hands the file over, again and again while that may help: under one key it is one import.
+async fn hand_over(
+    settings: &Settings,
+    arguments: &Arguments,
+    bar: &ProgressBar,
+) -> Result<Operation, Failure> {
+    let key = Uuid::now_v7().to_string();
+    let began = Instant::now();
+    loop {
+        match hand_over_once(settings, arguments, &key, bar).await {
+            Err(Failure::Refused(refusal))
+                if refusal.is_transient() && arguments.file != "-" && began.elapsed() < ABSENCE_MAX =>
+            {
+                tokio::time::sleep(refusal.retry_after.unwrap_or(POLL_INTERVAL)).await;
+            }
+            handed_over => return handed_over,
+        }
+    }
+}
+
+async fn hand_over_once(
+    settings: &Settings,
+    arguments: &Arguments,
+    key: &str,
+    bar: &ProgressBar,
+) -> Result<Operation, Failure> {
+    let source = Source::open(&arguments.file)?;
+    bar.set_length(source.size_bytes().unwrap_or_default());
+    bar.set_message("handing the file over");
+    let (pieces, body) = mpsc::channel(PIECES_AHEAD_MAX);
+    let reading_bar = bar.clone();
+    let reading = tokio::task::spawn_blocking(move || reader::read(source, &pieces, &reading_bar));
+    let upload = Upload {
+        path: &format!("/v1/imports?kind={}", arguments.kind),
+        media_type: "application/x-ndjson",
+        key,
+    };
+    let answered =
+        client::upload::<Answer<Operation>>(settings, Service::Command, Role::Service, upload, body).await;
     let read = reading.await.expect("the reader does not panic");
+    // A file that cannot be read breaks the request off: that is the cause, and not what was said about it.
     read.map_err(|source| Failure::Input {
         name: reader::display_name(&arguments.file),
         source,
     })?;
-    match tally.refused() {
-        0 => Ok(()),
-        refused => Err(Failure::Failed(format!("{} lines were refused", count(refused)))),
-    }
+    Ok(answered?.data)
 }
 
-/// One connection after the other, so that an address that is wrong is told once.
-async fn connect(settings: &Settings, connections: NonZeroUsize) -> Result<Vec<Commands>, Failure> {
-    let mut clients = Vec::with_capacity(connections.get());
-    for _ in 0..connections.get() {
-        let connection = client::connect(settings, Service::Command, Role::Service).await?;
-        clients.push(Commands::new(connection));
-    }
-    Ok(clients)
-}
-
-/// Places what is read, with at most `in_flight` orders on their way, until all is done or nothing more can be.
-async fn place_all(
-    read: mpsc::Receiver<Batch>,
-    clients: &[Commands],
-    in_flight: NonZeroUsize,
-    tally: &mut Tally,
-    bar: &ProgressBar,
-) -> Result<(), Failure> {
-    let orders = ReceiverStream::new(read).flat_map(|batch| {
-        bar.set_position(batch.read_bytes);
-        futures::stream::iter(batch.lines)
-    });
-    let mut turns = Turns::new();
-    let outcomes = orders
-        .zip(futures::stream::iter(clients.iter().cycle()))
-        .map(|(line, client)| {
-            let turn = line
-                .request
-                .as_ref()
-                .ok()
-                .map(|request| turns.take(&request.request_id));
-            place::place(client.clone(), line, turn)
-        })
-        .buffer_unordered(in_flight.get());
-    let mut outcomes = std::pin::pin!(outcomes);
-    bar.set_message(tally.progress());
-    while let Some(outcome) = outcomes.next().await {
-        match outcome {
-            Outcome::Placed { is_replay } => tally.placed(is_replay),
-            Outcome::Refused(refused) => tally.refuse(refused),
-            Outcome::Hopeless(failure) => return Err(failure.into()),
-        }
-        if tally.total().is_multiple_of(OUTCOMES_PER_DRAW) {
-            bar.set_message(tally.progress());
+/// Watches an operation to its end.
+async fn watch(settings: &Settings, started: Operation, bar: &ProgressBar) -> Result<Operation, Failure> {
+    let connection = client::connect(settings, Service::Command, Role::Service).await?;
+    let path = format!("/v1/operations/{}", started.operation_id);
+    let began = Instant::now();
+    let mut last_seen = Instant::now();
+    let mut operation = started;
+    while operation.ended_at.is_none() {
+        draw(bar, &operation, began.elapsed());
+        tokio::time::sleep(POLL_INTERVAL).await;
+        match client::get::<Answer<Operation>>(connection.clone(), &path).await {
+            Ok(answer) => {
+                operation = answer.data;
+                last_seen = Instant::now();
+            }
+            // The service may be restarting.
+            Err(Failure::Refused(refusal)) if refusal.is_transient() && last_seen.elapsed() < ABSENCE_MAX => {
+            }
+            Err(failure) => return Err(failure),
         }
     }
-    Ok(())
+    Ok(operation)
 }
 
-/// How far the file is read; the window and what is read ahead are a small part of it.
-fn progress_bar(size_bytes: Option<u64>) -> ProgressBar {
+/// The first lines that were refused.
+async fn errors(settings: &Settings, operation: &Operation) -> Result<Vec<Refused>, Failure> {
+    if operation.progress.failed == 0 {
+        return Ok(Vec::new());
+    }
+    let connection = client::connect(settings, Service::Command, Role::Service).await?;
+    let path = format!(
+        "/v1/operations/{}/errors?limit={ERRORS_SHOWN}",
+        operation.operation_id
+    );
+    Ok(client::get::<Answer<Vec<Refused>>>(connection, &path).await?.data)
+}
+
+fn progress_bar() -> ProgressBar {
     let target = if io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()
     };
-    let template = match size_bytes {
-        Some(_) => "import ▕{bar:20}▏ {percent} %  {msg}  {eta} left",
-        None => "import {spinner} {msg}",
-    };
-    let style = ProgressStyle::with_template(template)
+    let style = ProgressStyle::with_template("import ▕{bar:20}▏ {percent} %  {msg}")
         .expect("the template is well formed")
         .progress_chars("█▉▊▋▌▍▎▏ ");
-    ProgressBar::with_draw_target(size_bytes, target).with_style(style)
+    ProgressBar::with_draw_target(Some(0), target).with_style(style)
+}
+
+fn draw(bar: &ProgressBar, operation: &Operation, took: Duration) {
+    let progress = &operation.progress;
+    bar.set_length(progress.bytes_total);
+    bar.set_position(progress.bytes_done);
+    bar.set_message(format!(
+        "{} lines  {}/s  {} refused",
+        count(progress.lines_read),
+        count(per_second(progress.lines_read, took.as_secs_f64())),
+        count(progress.failed)
+    ));
+}
+
+fn show(operation: &Operation, errors: &[Refused], took: Duration, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Json => print_json(&document(operation, errors, took)),
+        Format::Text => print(&summary(operation, errors, took)),
+    }
+}
+
+fn document(operation: &Operation, errors: &[Refused], took: Duration) -> Value {
+    let error = |refused: &Refused| json!({"line": refused.line, "reference": refused.reference, "error": refused.error});
+    json!({
+        "operation_id": operation.operation_id,
+        "state": operation.state,
+        "lines": operation.progress.lines_read,
+        "succeeded": operation.progress.succeeded,
+        "failed": operation.progress.failed,
+        "seconds": took.as_secs_f64(),
+        "errors": errors.iter().map(error).collect::<Vec<_>>(),
+    })
+}
+
+fn summary(operation: &Operation, errors: &[Refused], took: Duration) -> String {
+    let progress = &operation.progress;
+    let seconds = took.as_secs_f64();
+    let mut text = format!(
+        "operation  {}\nsucceeded  {}\nrefused    {}\ntook       {seconds:.1} s ({} lines/s)",
+        operation.operation_id,
+        count(progress.succeeded),
+        count(progress.failed),
+        count(per_second(progress.lines_read, seconds))
+    );
+    for refused in errors {
+        let about = refused
+            .reference
+            .as_ref()
+            .map_or_else(String::new, |reference| format!(", {reference}"));
+        let of_error = |name: &str| refused.error[name].as_str().unwrap_or_default().to_owned();
+        text += &format!(
+            "\nline {}{about}: {} {}",
+            refused.line,
+            of_error("code"),
+            of_error("detail")
+        );
+    }
+    if usize::try_from(progress.failed).is_ok_and(|failed| failed > errors.len()) {
+        text += &format!(
+            "\nall of them: GET /v1/operations/{}/errors",
+            operation.operation_id
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_counts_what_was_refused_and_shows_the_first_of_it() {
+        let operation: Operation = serde_json::from_value(json!({
+            "operation_id": "op_1", "state": "SUCCEEDED", "ended_at": "1997-01-01T00:00:00Z",
+            "progress": {"lines_read": 3_000, "succeeded": 2_000, "failed": 1_000, "bytes_done": 1, "bytes_total": 1},
+        }))
+        .expect("it is an operation");
+        let refused: Refused = serde_json::from_value(json!({
+            "line": 7, "reference": "cdnow-7", "error": {"code": "VALIDATION_FAILED", "detail": "/currency: is not a code"},
+        }))
+        .expect("it is an error");
+        let text = summary(&operation, &[refused], Duration::from_secs(2));
+        assert!(
+            text.contains("succeeded  2,000\nrefused    1,000\ntook       2.0 s (1,500 lines/s)"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nline 7, cdnow-7: VALIDATION_FAILED /currency: is not a code\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("all of them: GET /v1/operations/op_1/errors"),
+            "{text}"
+        );
+    }
 }

@@ -2,7 +2,6 @@
 
 use daybook_client::Refusal;
 use daybook_service::error::Code as Catalogued;
-use tonic::Code;
 
 use crate::exit::Exit;
 
@@ -17,14 +16,6 @@ impl From<&Refusal> for Exit {
             None => refusal.grpc.into(),
         }
     }
-}
-
-/// Whether every other request would be refused in the same way.
-pub(crate) fn concerns_every_request(refusal: &Refusal) -> bool {
-    matches!(
-        refusal.grpc,
-        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
-    )
 }
 
 #[cfg(test)]

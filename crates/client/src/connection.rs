@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
+use http::HeaderValue;
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tonic::body::Body;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -104,6 +105,17 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// The key as the header `Authorization` has it.
+    #[must_use]
+    pub fn authorization(&self) -> HeaderValue {
+        let text = self.authorization.to_str().unwrap_or_default();
+        let mut value = HeaderValue::from_str(text).expect("metadata are headers");
+        value.set_sensitive(true);
+        value
+    }
+}
+
 impl Interceptor for Credential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if !request.metadata().contains_key("grpc-timeout") {
@@ -134,7 +146,18 @@ pub(crate) async fn get<T: DeserializeOwned>(
         problem: error.to_string(),
     })?;
     let response = connection.oneshot(request).await;
-    let response = response.map_err(|error| Status::from_error(error.into()))?;
+    read_json(path, response.map_err(|error| Status::from_error(error.into()))?).await
+}
+
+/// Reads an answer of the REST interface.
+///
+/// # Errors
+/// The refusal that it is, or when it is not such a `T`.
+pub async fn read_json<T, B>(path: &str, response: http::Response<B>) -> Result<T, Failure>
+where
+    T: DeserializeOwned,
+    B: BodyExt<Error = Status>,
+{
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     if !status.is_success() {

@@ -35,7 +35,7 @@ mod retry;
 
 pub use self::command::{Addressed, Command, new_key};
 pub use self::commands::{Commands, Sent};
-pub use self::connection::{Authorized, Connection, Credential};
+pub use self::connection::{Authorized, Connection, Credential, read_json};
 pub use self::queries::Queries;
 pub use self::refusal::Refusal;
 pub use self::retry::Retry;

@@ -132,16 +132,6 @@ impl Refusal {
                 | Code::Internal
         )
     }
-
-    /// The violations in one line, or the message where there are none.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        if self.violations.is_empty() {
-            return self.message.clone();
-        }
-        let each: Vec<_> = self.violations.iter().map(violation).collect();
-        each.join("; ")
-    }
 }
 
 /// `CODE: message`, then a line for each violation and value, and the request id.

@@ -2,33 +2,19 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::mem;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
+use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
-use super::line::{self, Line};
 use crate::failure::Failure;
 
-/// The longest line that is read. A longer one is refused and passed over.
-const LINE_BYTES_MAX: usize = 1_024 * 1_024;
-
-/// How many lines travel together; they cost one wake-up.
-const BATCH_LINES: usize = 64;
+/// How much is handed over at a time.
+const PIECE_BYTES: usize = 64 * 1_024;
 
 /// How every gzip file begins (RFC 1952, 2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
-/// Some lines, in the order of the file.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    /// The lines.
-    pub(crate) lines: Vec<Line>,
-    /// How much of the file, as it is stored, has been read by now.
-    pub(crate) read_bytes: u64,
-}
 
 /// What is imported.
 pub(crate) struct Source {
@@ -71,33 +57,31 @@ pub(crate) fn display_name(name: &str) -> String {
     }
 }
 
-/// Reads all lines, until the end or until nobody wants more.
-pub(crate) fn read(source: Source, batches: &mpsc::Sender<Batch>) -> io::Result<()> {
-    let read_bytes = Arc::new(AtomicU64::new(0));
+/// Reads the whole source, until the end or until nobody wants more. What cannot be read breaks off what receives it.
+pub(crate) fn read(
+    source: Source,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+    bar: &ProgressBar,
+) -> io::Result<()> {
     let counted = Counted {
         bytes: source.bytes,
-        read_bytes: Arc::clone(&read_bytes),
+        bar: bar.clone(),
     };
-    let mut lines = Lines::new(decompressed(counted)?);
-    let mut pending = Vec::with_capacity(BATCH_LINES);
+    let mut text = decompressed(counted)?;
     loop {
-        let next = lines.next();
-        let is_end = !matches!(next, Ok(Some(_)));
-        let failure = match next {
-            Ok(line) => {
-                pending.extend(line);
-                Ok(())
-            }
-            Err(error) => Err(error),
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let read = text.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece);
+        let broke_off = io::Error::from(io::ErrorKind::InvalidData);
+        let (piece, ended) = match read {
+            Ok(0) => return Ok(()),
+            Ok(_) => (Ok(piece.into()), None),
+            Err(error) => (Err(broke_off), Some(error)),
         };
-        if is_end || pending.len() == BATCH_LINES {
-            let batch = Batch {
-                lines: mem::replace(&mut pending, Vec::with_capacity(BATCH_LINES)),
-                read_bytes: read_bytes.load(Ordering::Relaxed),
-            };
-            if batches.blocking_send(batch).is_err() || is_end {
-                return failure;
-            }
+        let is_wanted = pieces.blocking_send(piece).is_ok();
+        match ended {
+            Some(error) => return Err(error),
+            None if is_wanted => {}
+            None => return Ok(()),
         }
     }
 }
@@ -118,66 +102,17 @@ fn decompressed(mut bytes: impl Read + Send + 'static) -> io::Result<Box<dyn Buf
     })
 }
 
-/// Counts what is read.
+/// Shows how much is read.
 struct Counted {
     bytes: Box<dyn Read + Send>,
-    read_bytes: Arc<AtomicU64>,
+    bar: ProgressBar,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.bytes.read(buffer)?;
-        self.read_bytes.fetch_add(length as u64, Ordering::Relaxed);
+        self.bar.inc(length as u64);
         Ok(length)
-    }
-}
-
-/// Takes a text apart.
-struct Lines<R> {
-    text: R,
-    number: u64,
-    buffer: Vec<u8>,
-}
-
-impl<R: BufRead> Lines<R> {
-    fn new(text: R) -> Self {
-        Self {
-            text,
-            number: 0,
-            buffer: Vec::new(),
-        }
-    }
-
-    /// The next line that is not blank.
-    fn next(&mut self) -> io::Result<Option<Line>> {
-        loop {
-            self.buffer.clear();
-            let limit = LINE_BYTES_MAX as u64 + 1;
-            let length = self
-                .text
-                .by_ref()
-                .take(limit)
-                .read_until(b'\n', &mut self.buffer)?;
-            if length == 0 {
-                return Ok(None);
-            }
-            self.number += 1;
-            if length > LINE_BYTES_MAX && !self.buffer.ends_with(b"\n") {
-                self.text.skip_until(b'\n')?;
-                return Ok(Some(self.too_long()));
-            }
-            let line = self.buffer.trim_ascii();
-            if !line.is_empty() {
-                return Ok(Some(line::parse(self.number, line)));
-            }
-        }
-    }
-
-    fn too_long(&self) -> Line {
-        Line {
-            number: self.number,
-            request: Err(format!("the line is longer than {LINE_BYTES_MAX} bytes")),
-        }
     }
 }
 
@@ -190,12 +125,6 @@ mod tests {
 
     use super::*;
 
-    fn order(reference: &str) -> String {
-        format!(
-            r#"{{"order":"{reference}","customer":"c","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[]}}"#
-        )
-    }
-
     fn gzip(text: &str) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         encoder
@@ -204,80 +133,45 @@ mod tests {
         encoder.finish().expect("a vector takes everything")
     }
 
-    /// The number and the reference of a line, or what is wrong with it.
-    type Read = (u64, Result<String, String>);
-
-    fn read_all(bytes: Vec<u8>) -> (Vec<Read>, io::Result<()>) {
+    /// What is handed over, whether it was broken off, and how reading ended.
+    fn read_all(bytes: Vec<u8>) -> (Vec<u8>, bool, io::Result<()>) {
         let (sender, mut receiver) = mpsc::channel(1_024);
         let source = Source {
             size_bytes: None,
             bytes: Box::new(io::Cursor::new(bytes)),
         };
-        let ended = read(source, &sender);
+        let ended = read(source, &sender, &ProgressBar::hidden());
         drop(sender);
-        let mut lines = Vec::new();
-        while let Some(batch) = receiver.blocking_recv() {
-            let reference = |line: Line| (line.number, line.request.map(|request| request.reference));
-            lines.extend(batch.lines.into_iter().map(reference));
+        let (mut text, mut broke_off) = (Vec::new(), false);
+        while let Some(piece) = receiver.blocking_recv() {
+            match piece {
+                Ok(piece) => text.extend_from_slice(&piece),
+                Err(_) => broke_off = true,
+            }
         }
-        (lines, ended)
-    }
-
-    #[test]
-    fn lines_are_numbered_and_blank_ones_are_passed_over() {
-        let text = format!("{}\r\n\n  \n{}", order("a"), order("b"));
-        let (lines, ended) = read_all(text.into_bytes());
-        assert_eq!(lines, [(1, Ok("a".to_owned())), (4, Ok("b".to_owned()))]);
-        assert!(ended.is_ok());
+        (text, broke_off, ended)
     }
 
     #[test]
     fn gzip_is_recognised_by_its_first_bytes_and_may_have_several_members() {
-        let members = [gzip(&format!("{}\n", order("a"))), gzip(&order("b"))].concat();
-        let (lines, ended) = read_all(members);
-        assert_eq!(lines, [(1, Ok("a".to_owned())), (2, Ok("b".to_owned()))]);
-        assert!(ended.is_ok());
+        let members = [gzip("a\n"), gzip("b")].concat();
+        for bytes in [members, b"a\nb".to_vec()] {
+            let (text, broke_off, ended) = read_all(bytes);
+            assert_eq!((&*text, broke_off), (&b"a\nb"[..], false));
+            assert!(ended.is_ok());
+        }
     }
 
     #[test]
-    fn a_malformed_line_is_one_line() {
-        let text = format!("{}\nnot JSON\n{}\n", order("a"), order("b"));
-        let (lines, _) = read_all(text.into_bytes());
-        assert!(
-            matches!(&lines[..], [(1, Ok(_)), (2, Err(_)), (3, Ok(_))]),
-            "{lines:?}"
-        );
-    }
-
-    #[test]
-    fn a_line_that_is_too_long_is_refused_and_the_next_one_is_read() {
-        let text = format!(
-            "{}\n{}\n{}\n",
-            order("a"),
-            "x".repeat(3 * LINE_BYTES_MAX),
-            order("b")
-        );
-        let (lines, _) = read_all(text.into_bytes());
-        let [(1, Ok(_)), (2, Err(problem)), (3, Ok(_))] = &lines[..] else {
-            panic!("three lines with the second one refused: {lines:?}");
-        };
-        assert!(problem.contains("longer than"), "{problem}");
-    }
-
-    #[test]
-    fn a_file_that_is_cut_off_gives_its_lines_and_then_an_error() {
-        let text: String = (0..1_000)
-            .map(|number| order(&format!("order-{number}")) + "\n")
-            .collect();
-        let mut bytes = gzip(&text);
+    fn a_file_that_is_cut_off_breaks_off_what_receives_it() {
+        let mut bytes = gzip(&"an order\n".repeat(100_000));
         bytes.truncate(bytes.len() - 10);
-        let (lines, ended) = read_all(bytes);
-        assert!(lines.len() > 500, "{}", lines.len());
-        assert!(ended.is_err());
+        let (_, broke_off, ended) = read_all(bytes);
+        assert!(broke_off && ended.is_err());
     }
 
     #[test]
-    fn an_empty_file_has_no_lines() {
-        assert!(matches!(read_all(Vec::new()), (lines, Ok(())) if lines.is_empty()));
+    fn an_empty_file_is_handed_over_as_nothing() {
+        assert!(matches!(read_all(Vec::new()), (text, false, Ok(())) if text.is_empty()));
     }
 }
