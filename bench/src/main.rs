@@ -17,6 +17,7 @@ mod lists;
 mod lives;
 mod load;
 mod long_stream;
+mod one_stream;
 mod publishers;
 mod queries;
 mod races;
@@ -48,7 +49,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, lists, import, snapshot,
+    /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, lists, import, imports, snapshot,
     /// replicas, repeats, stale, long-stream, streams, strangers, hostile, network, takeover, failover, publishers; and with `--long` sustained, races.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -171,6 +172,11 @@ async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<
         imports::measure(options, report)
             .await
             .context("import and rebuild")?;
+    }
+    if options.wants("imports") {
+        one_stream::measure(options, report)
+            .await
+            .context("an import by one stream")?;
     }
     if options.wants("network") {
         black_hole::measure(&servers().await?, report)
