@@ -40,7 +40,7 @@ use daybook_event_store::{
     Appender, AppenderMetrics, AppenderOptions, EventStore, NotAppendable, PostgresLog, SeenEpoch,
 };
 use daybook_service::metrics::{EventMoments, Moment, Registry};
-use daybook_service::problems::{self, DomainRule};
+use daybook_service::problems;
 use daybook_service::start::Start;
 use daybook_service::{database, openapi};
 use sqlx::PgPool;

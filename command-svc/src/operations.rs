@@ -140,7 +140,7 @@ pub(crate) async fn start(
 }
 
 fn routes(operations: Operations) -> Declared {
-    let needs = Needs::scope(Scope::OrdersWrite).or(Scope::StockWrite);
+    let needs = Needs::either(Scope::OrdersWrite, Scope::StockWrite);
     let router = Router::new()
         .route("/v1/imports", post(upload::upload))
         .route("/v1/operations", get(http::list))

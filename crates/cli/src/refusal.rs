@@ -21,7 +21,7 @@ impl From<&Refusal> for Exit {
 #[cfg(test)]
 mod tests {
     use daybook_service::ApiError;
-    use tonic::Status;
+    use tonic::{Code, Status};
     use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;

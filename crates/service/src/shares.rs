@@ -301,6 +301,7 @@ mod tests {
             &Code::RateLimited,
             "there are places for others"
         );
+        let _waiting_of_anne = [ANNE, ANNE].map(|id| shares.stand_in_line(id).expect("half of four"));
 
         let _others = [at_once(&shares, BERT), at_once(&shares, CLEO)];
         let late = shares.place(BERT).await;

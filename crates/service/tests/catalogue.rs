@@ -12,7 +12,7 @@ use tonic::{Code as Grpc, Status};
 use tonic_types::StatusExt as _;
 
 /// code, gRPC, HTTP, retry: as the contract has it.
-const CONTRACT: [(&str, Grpc, u16, Retry); 25] = [
+const CONTRACT: [(&str, Grpc, u16, Retry); 26] = [
     ("MALFORMED_REQUEST", Grpc::InvalidArgument, 400, Retry::No),
     ("VALIDATION_FAILED", Grpc::InvalidArgument, 400, Retry::No),
     ("INVALID_CURSOR", Grpc::InvalidArgument, 400, Retry::No),
@@ -20,6 +20,7 @@ const CONTRACT: [(&str, Grpc, u16, Retry); 25] = [
     ("UNAUTHENTICATED", Grpc::Unauthenticated, 401, Retry::No),
     ("PERMISSION_DENIED", Grpc::PermissionDenied, 403, Retry::No),
     ("RESOURCE_NOT_FOUND", Grpc::NotFound, 404, Retry::No),
+    ("GONE", Grpc::NotFound, 410, Retry::No),
     ("VERSION_CONFLICT", Grpc::Aborted, 409, Retry::AfterReload),
     ("ALREADY_EXISTS", Grpc::AlreadyExists, 409, Retry::No),
     ("IDEMPOTENCY_KEY_REUSED", Grpc::InvalidArgument, 422, Retry::No),

@@ -1,8 +1,6 @@
 //! Appends and reads, each as one call of a function of the schema.
 
-use daybook_event_store::{
-    AppendError, Direction, EventStore, NewCommand, STATEMENTS, append, may_go_on,
-};
+use daybook_event_store::{AppendError, Direction, EventStore, NewCommand, STATEMENTS, append, may_go_on};
 use daybook_tests::database::Database;
 use daybook_tests::log::{self, METADATA};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};

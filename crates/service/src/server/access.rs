@@ -218,15 +218,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             request::set_identity(&identity);
             connection.holder.is(Caller::Tenant(identity.tenant_id()));
             let needs = needs.ok_or_else(|| gate.no_such_route())?;
-            match needs.callers {
-                Callers::With(scope) => identity.require(scope)?,
-                Callers::WithEither(scope, other) => {
-                    identity
-                        .require(scope)
-                        .or_else(|missing| identity.require(other).map_err(|_| missing))?;
-                }
-                Callers::Everybody | Callers::Known => {}
-            }
+            needs.callers.require_of(&identity)?;
             let terms = Terms {
                 tenant_id: identity.tenant_id(),
                 ..Terms::new(needs)

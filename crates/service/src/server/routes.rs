@@ -7,7 +7,8 @@ use anyhow::ensure;
 use axum::Router;
 
 use super::body::MESSAGE_PREFIX_BYTES;
-use crate::identity::Scope;
+use crate::error::ApiError;
+use crate::identity::{Identity, Scope};
 
 /// The largest body of a request where its route says nothing else, and of every request without an identity, in bytes: a
 /// filter and a cursor, the name of a service, or questions of reflection.
@@ -41,6 +42,19 @@ pub(super) enum Callers {
     With(Scope),
     /// Whoever has a key with one of these scopes. The handler asks which of them the request needs.
     WithEither(Scope, Scope),
+}
+
+impl Callers {
+    /// Checks that somebody is one of them.
+    pub(super) fn require_of(self, identity: &Identity) -> Result<(), ApiError> {
+        match self {
+            Self::Everybody | Self::Known => Ok(()),
+            Self::With(scope) => identity.require(scope),
+            Self::WithEither(scope, other) => identity
+                .require(scope)
+                .or_else(|missing| identity.require(other).map_err(|_| missing)),
+        }
+    }
 }
 
 /// What a route needs.
