@@ -325,7 +325,7 @@ async fn a_batch_whose_events_would_leave_a_hole_is_refused_as_a_whole() -> anyh
         let append = format!(
             "SELECT event_store.append(
                  0, ARRAY['{TENANT}'::uuid], '{{}}', '{{}}', '{{1}}', '{{b{stream}}}', '{{order}}', '{{NULL}}', '{{1}}', '{{2}}',
-                 '{{2}}', '{{1}}', ARRAY['\\x0171'::bytea], '{{7}}', ARRAY['{{}}'::json], '{{2}}', '{{0}}', '{{NULL}}',
+                 '{{2}}', '{{}}', '{{}}', '{{1}}', ARRAY['\\x0171'::bytea], '{{7}}', ARRAY['{{}}'::json], '{{2}}', '{{0}}', '{{NULL}}',
                  '{{1, 1}}', '{{{indexes}}}', ARRAY[gen_random_uuid(), gen_random_uuid()], '{{t, t}}', '{{1, 1}}',
                  ARRAY['{{}}'::json, '{{}}'])"
         );
@@ -353,7 +353,7 @@ async fn a_batch_whose_chains_do_not_fit_its_commands_is_refused_as_a_whole() ->
         format!(
             "SELECT event_store.append(
                  0, ARRAY['{TENANT}'::uuid], '{{}}', '{{}}', '{{1, 1}}', '{{{stream}, {stream}-2}}', '{{order, order}}',
-                 '{{NULL, NULL}}', '{{{first}}}', '{{{end}}}', '{{{chain_events}}}', '{{{command_chain}}}',
+                 '{{NULL, NULL}}', '{{{first}}}', '{{{end}}}', '{{{chain_events}}}', '{{}}', '{{}}', '{{{command_chain}}}',
                  ARRAY[convert_to('{stream}', 'UTF8'), convert_to('{stream}-2', 'UTF8')], '{{7, 7}}',
                  ARRAY['{{}}'::json, '{{}}'], '{{1, 0}}', '{{0, 0}}', '{{NULL, NULL}}',
                  '{{1}}', '{{{index}}}', ARRAY[gen_random_uuid()], '{{t}}', '{{1}}', ARRAY['{{}}'::json])"
