@@ -223,7 +223,7 @@ fn http2_builder(limits: &Limits) -> hyper::server::conn::http2::Builder<TokioEx
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams_max)
+        .max_concurrent_streams(limits.connection_streams_max)
         .max_header_list_size(limits.read_bytes_max())
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout)

@@ -11,7 +11,7 @@ use crate::identity::LOOKUPS_WAITING_MAX;
 
 /// How many bytes of one HTTP/2 connection may arrive before anybody reads them. h2 lets half as many bytes of overhead wait in
 /// small frames, 256 for each, and closes the connection after that: this is enough for one in each of
-/// [`Limits::streams_max`] requests.
+/// [`Limits::connection_streams_max`] requests.
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 512 * 1_024;
 
 /// What a connection holds beside its windows and heads: buffers to read and to write, tables of headers.
@@ -88,9 +88,9 @@ pub struct Limits {
     pub tenant_bytes_in_flight_max: usize,
 
     /// How many requests one HTTP/2 connection may have open.
-    #[arg(long, env = "DAYBOOK_STREAMS_MAX", value_name = "COUNT", default_value = "1024",
+    #[arg(long, env = "DAYBOOK_CONNECTION_STREAMS_MAX", value_name = "COUNT", default_value = "1024",
           value_parser = value_parser!(u32).range(1..=1_024))]
-    pub streams_max: u32,
+    pub connection_streams_max: u32,
 
     /// How often an HTTP/2 connection is asked whether it is still there.
     #[arg(long, env = "DAYBOOK_KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "20s", value_parser = time)]
