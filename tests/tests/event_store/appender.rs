@@ -241,7 +241,6 @@ async fn a_group_with_a_known_key_or_a_stream_that_is_there_waits_for_nobody_and
     let log = Log::new().await?;
     let mut commands = openers();
     commands[0] = with_key(command("c", None, 1), "k");
-    let known = commands[0].clone();
     let verdicts = append_with_group(log.database.log().await?, AppenderOptions::default(), commands).await;
     let expected = [
         "appended", "conflict", "conflict", "conflict", "appended", "appended",
@@ -253,10 +252,8 @@ async fn a_group_with_a_known_key_or_a_stream_that_is_there_waits_for_nobody_and
     );
     let mut commands = openers();
     commands[0].stream_id = "z".into();
-    commands[2] = NewCommand {
-        stream_id: "y".into(),
-        ..known
-    };
+    // Another decision than the one that is known: this is no attempt of the same append.
+    commands[2] = with_key(command("y", None, 1), "k");
     commands[4].stream_id = "x".into();
     commands[5].stream_id = "w".into();
     let verdicts = append_with_group(log.database.log().await?, AppenderOptions::default(), commands).await;
