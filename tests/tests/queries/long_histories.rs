@@ -28,10 +28,10 @@ const ASKING: usize = 4;
 const OTHERS_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How many lines the wide order has: as many as an order can have.
-const LINES: usize = 500;
+const LINES: u32 = 500;
 
 /// How many events the wide order has.
-const WIDE_EVENTS: usize = 1_100;
+const WIDE_EVENTS: u32 = 1_100;
 
 /// How many ask for what changed in the wide order.
 const ASKING_WIDE: usize = 12;
@@ -68,8 +68,7 @@ impl Unprojected {
     async fn order(
         &self,
         tenant_id: Uuid,
-        lines: usize,
-        quantity: u32,
+        lines: Vec<NewLine>,
         commands: impl IntoIterator<Item = Command>,
     ) -> anyhow::Result<String> {
         let order_id = OrderId::from_uuid(Uuid::now_v7());
@@ -78,7 +77,7 @@ impl Unprojected {
             reference: None,
             customer_id: CustomerId::parse("ada")?,
             currency: Currency::parse("USD")?,
-            lines: vec![line(quantity)?; lines],
+            lines,
             shipping_address: None,
             expected_total_minor: None,
         };
@@ -102,12 +101,13 @@ impl Unprojected {
     }
 }
 
-fn line(quantity: u32) -> anyhow::Result<NewLine> {
-    Ok(NewLine {
-        sku: Sku::parse("CD")?,
-        quantity,
-        unit_price_minor: 0,
-    })
+/// A line that is like no other one.
+fn line(number: u32) -> NewLine {
+    NewLine {
+        sku: Sku::parse(&format!("CD-{number}")).expect("a valid article"),
+        quantity: number,
+        unit_price_minor: i64::from(number),
+    }
 }
 
 /// A confirmed order, which costs nothing, goes out piece by piece.
@@ -128,11 +128,8 @@ fn shipped(times: u32) -> impl Iterator<Item = Command> {
 /// The first of all lines goes, and another one comes behind the last.
 fn replaced(times: u32) -> impl Iterator<Item = Command> {
     (1..=times).flat_map(|line_number| {
-        let added = line(1).expect("a valid line");
-        [
-            Command::RemoveLine { line_number },
-            Command::AddLine { line: added },
-        ]
+        let line = line(LINES + line_number);
+        [Command::RemoveLine { line_number }, Command::AddLine { line }]
     })
 }
 
@@ -147,9 +144,12 @@ async fn whoever_asks_for_long_histories_keeps_nobody_else_waiting() -> anyhow::
     let services = Unprojected::start().await?;
     let (asking, other) = (services.caller().await?, services.caller().await?);
     let tenant_id = asking.tenant.tenant_id;
-    let id = services
-        .order(tenant_id, 1, SHIPMENTS, shipped(SHIPMENTS))
-        .await?;
+    let free = NewLine {
+        quantity: SHIPMENTS,
+        unit_price_minor: 0,
+        ..line(1)
+    };
+    let id = services.order(tenant_id, vec![free], shipped(SHIPMENTS)).await?;
     let mut answers = JoinSet::new();
     for number in 0..ASKING {
         let (asking, path) = (
@@ -194,9 +194,9 @@ async fn whoever_asks_for_long_histories_keeps_nobody_else_waiting() -> anyhow::
 async fn what_many_events_changed_is_refused_where_it_is_too_much_to_hold() -> anyhow::Result<()> {
     let services = Unprojected::start().await?;
     let asking = services.caller().await?;
-    let times = u32::try_from(WIDE_EVENTS / 2)?;
+    let lines = (1..=LINES).map(line).collect();
     let id = services
-        .order(asking.tenant.tenant_id, LINES, 1, replaced(times))
+        .order(asking.tenant.tenant_id, lines, replaced(WIDE_EVENTS / 2))
         .await?;
     let changes = |page: &str| format!("/v1/orders/{id}/events?diff=true&{page}");
     let before = services.query.memory_kib_max()?;
