@@ -154,7 +154,8 @@ async fn reads_end_in_time_and_go_on_when_the_network_to_postgres_is_back() -> a
     for _ in 0..2 {
         let asked = Instant::now();
         for status in crowd(&caller, &paths).await? {
-            ensure!([503, 504].contains(&status), "{status} through a black hole");
+            // 429: the tenant's share of the places is taken by its reads that are not answered.
+            ensure!([429, 503, 504].contains(&status), "{status} through a black hole");
         }
         let waited = asked.elapsed();
         ensure!(
