@@ -1,7 +1,7 @@
 //! Of two projectors, one is killed or stopped: how long until every projection shows what is recorded after that.
 
 use daybook_tests::load::Load;
-use daybook_tests::replicas::{End, share_as, take_over};
+use daybook_tests::replicas::{End, share_evenly, take_over};
 use daybook_tests::stack::{Backend, Role, Servers};
 
 use crate::report::{Goal, Report};
@@ -23,7 +23,7 @@ pub(crate) async fn measure(servers: Servers, report: &mut Report) -> anyhow::Re
     for (end, name, most) in cases {
         let mut longest: f64 = 0.0;
         for _ in 0..TAKEOVERS {
-            share_as(&backend.superuser, &[2, 2]).await?;
+            share_evenly(&backend.superuser, 2).await?;
             let taken_over = take_over(&backend.superuser, &load, &mut other, end).await?;
             let millis = taken_over.as_secs_f64() * 1_000.0;
             report.note(name, millis, "ms", Goal::AtMost(most));

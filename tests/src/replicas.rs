@@ -42,11 +42,14 @@ pub async fn shares(superuser: &PgPool) -> anyhow::Result<Vec<i64>> {
     Ok(sqlx::query_scalar(shares).fetch_all(superuser).await?)
 }
 
-/// Waits until the replicas hold so many leases each.
+/// Waits until so many replicas live, and each holds its part of the leases.
 ///
 /// # Errors
 /// When that does not happen.
-pub async fn share_as(superuser: &PgPool, expected: &[i64]) -> anyhow::Result<()> {
+pub async fn share_evenly(superuser: &PgPool, replicas: usize) -> anyhow::Result<()> {
+    let expected: Vec<i64> = (0..replicas)
+        .map(|replica| i64::try_from((WORKERS + replica) / replicas))
+        .collect::<Result<_, _>>()?;
     let what = format!("the replicas share the leases as {expected:?}");
     wait::until(&what, async || Ok(shares(superuser).await? == expected)).await
 }

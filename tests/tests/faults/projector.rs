@@ -7,7 +7,7 @@ use daybook_devstack::proxy::Direction;
 use daybook_read_model::checkpoint;
 use daybook_tests::load::Load;
 use daybook_tests::network::Network;
-use daybook_tests::replicas::{End, WORKERS, share_as, take_over, visible_after};
+use daybook_tests::replicas::{End, WORKERS, share_evenly, take_over, visible_after};
 use daybook_tests::stack::{Backend, Role};
 use daybook_tests::{check, log, wait};
 use sqlx::PgPool;
@@ -64,16 +64,15 @@ async fn slowest(superuser: &PgPool) -> anyhow::Result<u64> {
 
 #[tokio::test]
 async fn replicas_share_the_work_evenly_whoever_comes_and_goes() -> anyhow::Result<()> {
-    assert_eq!(WORKERS, 4, "the shares below are of four");
     let backend = Backend::start(1).await?;
     let superuser = &backend.superuser;
     let load = Load::start(&backend.callers()?, 4);
     let mut first = backend.servers.run(Role::Projector, &[]).await?;
-    share_as(superuser, &[4]).await?;
+    share_evenly(superuser, 1).await?;
     let mut second = backend.servers.run(Role::Projector, &[]).await?;
-    share_as(superuser, &[2, 2]).await?;
+    share_evenly(superuser, 2).await?;
     let third = backend.servers.run(Role::Projector, &[]).await?;
-    share_as(superuser, &[1, 1, 2]).await?;
+    share_evenly(superuser, 3).await?;
 
     let before = fences(superuser).await?;
     load.progress(500).await?;
@@ -87,16 +86,16 @@ async fn replicas_share_the_work_evenly_whoever_comes_and_goes() -> anyhow::Resu
         Ok(now.iter().zip(&before).all(|(now, before)| now > before))
     })
     .await?;
-    share_as(superuser, &[1, 1, 2]).await?;
+    share_evenly(superuser, 3).await?;
 
     first.service.kill().await?;
-    share_as(superuser, &[2, 2]).await?;
+    share_evenly(superuser, 2).await?;
     first.service.restart().await?;
-    share_as(superuser, &[1, 1, 2]).await?;
+    share_evenly(superuser, 3).await?;
     second.service.stop().await?;
-    share_as(superuser, &[2, 2]).await?;
+    share_evenly(superuser, 2).await?;
     first.service.stop().await?;
-    share_as(superuser, &[4]).await?;
+    share_evenly(superuser, 1).await?;
     let ledger = load.stop().await;
     check::everything(superuser, &backend.servers.nats.url(), &ledger).await?;
     drop(third);
@@ -109,7 +108,7 @@ async fn another_replica_takes_over_from_one_that_is_killed_or_stopped() -> anyh
     let load = Load::start(&backend.callers()?, 2);
     let mut other = backend.servers.run(Role::Projector, &[]).await?;
     for (end, limit) in [(End::Killed, KILLED_MAX), (End::Stopped, STOPPED_MAX)] {
-        share_as(&backend.superuser, &[2, 2]).await?;
+        share_evenly(&backend.superuser, 2).await?;
         let taken_over = take_over(&backend.superuser, &load, &mut other, end).await?;
         eprintln!("{end:?}: taken over after {taken_over:?}");
         assert!(taken_over < limit, "{end:?}: {taken_over:?}");
@@ -128,7 +127,7 @@ async fn another_replica_takes_over_from_one_whose_machine_is_gone() -> anyhow::
         .servers
         .run(Role::Projector, &network.environment())
         .await?;
-    share_as(&backend.superuser, &[2, 2]).await?;
+    share_evenly(&backend.superuser, 2).await?;
 
     // Nothing says goodbye: no FIN, no reset.
     network.postgres.black_hole(Direction::Both);
@@ -140,7 +139,7 @@ async fn another_replica_takes_over_from_one_whose_machine_is_gone() -> anyhow::
     network.postgres.heal();
     network.nats.heal();
     let healed = Instant::now();
-    share_as(&backend.superuser, &[2, 2]).await?;
+    share_evenly(&backend.superuser, 2).await?;
     let back = visible_after(&backend.superuser, &load, healed).await?;
     eprintln!("back at work after {back:?}");
     assert!(back < BACK_MAX, "{back:?}");
@@ -188,7 +187,7 @@ async fn a_projector_that_was_stopped_for_longer_than_its_leases_writes_nothing_
     let zombie = backend.projector.as_mut().context("there is a projector")?;
     zombie.service.resume();
     // It takes part again, over new sessions.
-    share_as(&backend.superuser, &[2, 2]).await?;
+    share_evenly(&backend.superuser, 2).await?;
     load.progress(200).await?;
     let ledger = load.stop().await;
     check::everything(&backend.superuser, &backend.servers.nats.url(), &ledger).await?;
