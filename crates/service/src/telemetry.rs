@@ -45,7 +45,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const EXPORTED_TARGETS: &str = "daybook";
 
 /// Lines that may wait to be written: a few MiB.
-const LOG_LINES_WAITING_MAX: usize = 8_192;
+const LOG_LINES_WAITING_MAX: usize = 2_048;
 
 /// Counts the lines that were dropped.
 static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
