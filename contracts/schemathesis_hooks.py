@@ -35,3 +35,9 @@ def map_headers(context, headers):
     """Control characters cannot be in a header (RFC 9110, 5.5): the server ends such a connection without an answer."""
     printable = lambda text: "".join(character for character in text if character.isprintable())
     return {name: printable(value) if isinstance(value, str) else value for name, value in (headers or {}).items()}
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(context, value):
+    """The body of an import is text: a JSON value on each line."""
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
