@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
+use daybook_client::Refusal;
 use daybook_proto::orders::v1::{ListOrdersRequest, PlaceOrderRequest};
 use daybook_tests::client::{Answer, Caller};
 use daybook_tests::command::Command as _;
@@ -63,8 +64,15 @@ impl Attempt {
     fn of_call<T>(answer: &Result<T, Status>) -> Self {
         match answer {
             Ok(_) => Self::Answered,
-            Err(status) if status.code() == Code::Unavailable => Self::Unavailable(format!("{status:?}")),
-            Err(status) => Self::Failed(format!("{status:?}")),
+            Err(status) => {
+                let refusal = Refusal::from(status.clone());
+                // What the client's library says where the connection closed under a request is not always UNAVAILABLE.
+                let no_answer = !refusal.is_answer && refusal.is_transient();
+                match no_answer || status.code() == Code::Unavailable {
+                    true => Self::Unavailable(format!("{status:?}")),
+                    false => Self::Failed(format!("{status:?}")),
+                }
+            }
         }
     }
 

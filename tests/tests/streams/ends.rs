@@ -8,7 +8,7 @@ use daybook_tests::orders::new_order_id;
 use daybook_tests::sse::{Source, Stream};
 use daybook_tests::stack::{Role, Stack};
 use daybook_tests::tenant::Tenant;
-use daybook_tests::wait;
+use daybook_tests::{check, wait};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
@@ -53,6 +53,8 @@ async fn two_hundred_open_streams_are_told_that_the_process_stops_and_do_not_hol
     let mut stack = Stack::start().await?;
     let id = new_order_id();
     stack.caller()?.place(&id, "customer-1").await?;
+    // Streams begin with what is new, and that it is not any more.
+    check::caught_up(&stack.superuser).await?;
     let of_order = format!("/v1/orders/{id}/events/stream");
     let paths = [EVENTS, "/v1/orders/stream", &of_order];
     let sources = (0..200).map(|number| {
