@@ -97,18 +97,20 @@ fn changes(
     descriptions: &[String],
     directory: &Path,
 ) -> Result<Vec<Check>> {
-    // As one image, because buf compares module by module, and modules may be added.
-    let image = directory.join("protos.binpb");
+    // Each as one image, because buf compares module by module, and modules may be added.
+    let (image, before) = (directory.join("protos.binpb"), directory.join("baseline.binpb"));
     let mut build = tools.node("buf");
     build.args(["build", "proto", "--output"]).arg(&image);
-    let protos = directory.join("baseline.tar");
-    baseline.archive("proto", &protos)?;
+    let archive = directory.join("baseline.tar");
+    baseline.archive("proto", &archive)?;
+    let mut build_before = tools.node("buf");
+    build_before
+        .arg("build")
+        .arg(format!("{}#subdir=proto", archive.display()))
+        .arg("--output")
+        .arg(&before);
     let mut breaking = tools.node("buf");
-    breaking
-        .arg("breaking")
-        .arg(&image)
-        .arg("--against")
-        .arg(format!("{}#subdir=proto", protos.display()));
+    breaking.arg("breaking").arg(&image).arg("--against").arg(&before);
     let mut openapi = tools.script("openapi-breaking.cjs");
     for (number, description) in descriptions.iter().enumerate() {
         if let Some(before) = baseline.file(description)? {
@@ -119,6 +121,7 @@ fn changes(
     }
     Ok(vec![
         ("protos (buf build)", build),
+        ("protos of the baseline (buf build)", build_before),
         ("changes of protos (buf breaking)", breaking),
         ("changes of descriptions (api-smart-diff)", openapi),
     ])
