@@ -25,17 +25,26 @@ enum Flaw {
     Foreign(u64),
 }
 
-/// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that, and
-/// notes when that was.
+/// What one comparison leaves to the next.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// When the stream's settings were last compared.
+    reconciled_at: Option<Instant>,
+    /// Where to begin the stream that was deleted last and could not be made anew yet: behind this position. What is below
+    /// was right, and nobody misses it.
+    begins_behind: u64,
+}
+
+/// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that.
 pub(super) async fn compare(
     context: &Context,
     machine: &Machine,
-    reconciled_at: &mut Option<Instant>,
+    upkeep: &mut Upkeep,
 ) -> Result<Comparison, Interruption> {
     if !context.bus.is_connected() {
         return Err(Interruption::Disconnected);
     }
-    let comparison = compare_connected(context, machine, reconciled_at).await;
+    let comparison = compare_connected(context, machine, upkeep).await;
     if matches!(comparison, Ok(_) | Err(Interruption::Superseded { .. })) {
         context.seen.note_look();
     }
@@ -45,7 +54,7 @@ pub(super) async fn compare(
 async fn compare_connected(
     context: &Context,
     machine: &Machine,
-    reconciled_at: &mut Option<Instant>,
+    upkeep: &mut Upkeep,
 ) -> Result<Comparison, Interruption> {
     let Context {
         bus,
@@ -65,16 +74,16 @@ async fn compare_connected(
     }
     seen.note(head.id());
     let (head, last) = match found {
-        None => (head, context.create(head, 0).await?),
+        None => (head, context.create(head, upkeep).await?),
         Some(stream) => {
             context.check_epoch(&stream, head)?;
             let (head, flaw) = context.examine(machine, &stream, head).await?;
             match flaw {
                 None => {
-                    context.reconcile(&stream, head, reconciled_at).await?;
+                    context.reconcile(&stream, head, upkeep).await?;
                     (head, stream.last)
                 }
-                Some(flaw) => (head, context.rebuild(&stream, head, &flaw).await?),
+                Some(flaw) => (head, context.rebuild(&stream, head, &flaw, upkeep).await?),
             }
         }
     };
@@ -220,21 +229,28 @@ impl Context {
         &self,
         stream: &StreamState,
         head: LogHead,
-        reconciled_at: &mut Option<Instant>,
+        upkeep: &mut Upkeep,
     ) -> Result<(), Interruption> {
         let (epoch, now) = (head.id(), Instant::now());
-        if stream.epoch == epoch && reconciled_at.is_some_and(|at| now < at + RECONCILE_INTERVAL) {
+        let is_due = |at: Instant| now >= at + RECONCILE_INTERVAL;
+        if stream.epoch == epoch && !upkeep.reconciled_at.is_none_or(is_due) {
             return Ok(());
         }
         let options = self.options.stream_options();
         if stream::reconcile(&self.bus, self.partition, stream, epoch, options).await? {
             self.metrics().reconciled.inc();
         }
-        *reconciled_at = Some(now);
+        upkeep.reconciled_at = Some(now);
         Ok(())
     }
 
-    async fn rebuild(&self, stream: &StreamState, head: LogHead, flaw: &Flaw) -> Result<u64, Interruption> {
+    async fn rebuild(
+        &self,
+        stream: &StreamState,
+        head: LogHead,
+        flaw: &Flaw,
+        upkeep: &mut Upkeep,
+    ) -> Result<u64, Interruption> {
         tracing::warn!(
             partition = self.partition,
             stream.last = stream.last,
@@ -242,27 +258,28 @@ impl Context {
             reason = %flaw,
             "the stream is deleted and filled again from the log",
         );
+        upkeep.begins_behind = match flaw {
+            Flaw::Fork(fork) => *fork,
+            Flaw::Foreign(position) => position - 1,
+            Flaw::Epoch => 0,
+        };
         stream::delete(&self.bus, self.partition, stream).await?;
         self.published.send_replace(0);
         self.metrics().rebuilt.inc();
-        // What is below is in nobody's way: whoever lacks it reads the log.
-        let skipped = match flaw {
-            Flaw::Fork(fork) => *fork,
-            Flaw::Foreign(position) => (position - 1).min(head.position),
-            Flaw::Epoch => 0,
-        };
-        self.create(head, skipped).await
+        self.create(head, upkeep).await
     }
 
-    /// Makes the stream for what comes after the position `skipped`, or for the newest events that it is to hold. Returns its
-    /// last sequence: another replica may have made it meanwhile, and filled it.
-    async fn create(&self, head: LogHead, skipped: u64) -> Result<u64, Interruption> {
+    /// Makes the stream for what comes behind the place where it is to begin, or for the newest events that it is to hold.
+    /// Returns its last sequence: another replica may have made it meanwhile, and filled it.
+    async fn create(&self, head: LogHead, upkeep: &mut Upkeep) -> Result<u64, Interruption> {
         let retained = self.options.retained_events_max.unwrap_or(u64::MAX);
         let published_again = retained.min(self.options.refilled_events_max);
-        let skipped = skipped.max(head.position.saturating_sub(published_again));
+        let oldest = head.position.saturating_sub(published_again);
+        let skipped = upkeep.begins_behind.min(head.position).max(oldest);
         let options = self.options.stream_options();
         stream::create(&self.bus, self.partition, head.id(), skipped + 1, options).await?;
         let made = stream::find(&self.bus, self.partition).await?;
+        upkeep.begins_behind = 0;
         // What is beyond the head that was read before is for the next comparison.
         Ok(made.map_or(skipped, |stream| stream.last.min(head.position)))
     }
