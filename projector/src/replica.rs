@@ -39,7 +39,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(4);
 const HINT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The pause between two looks for a hint, however many hints there are: whoever may publish can send any number.
-const HINTED_LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const HINTED_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The pause before a session that was lost is made again: how soon a database that is back is used.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -314,8 +314,8 @@ mod tests {
         let start = Instant::now();
         let after = |millis| start + Duration::from_millis(millis);
         assert_eq!(look_for_hint_at(start, None), after(20));
-        assert_eq!(look_for_hint_at(after(21), Some(after(20))), after(220));
-        assert_eq!(look_for_hint_at(after(210), Some(after(20))), after(230));
+        assert_eq!(look_for_hint_at(after(21), Some(after(20))), after(120));
+        assert_eq!(look_for_hint_at(after(110), Some(after(20))), after(130));
         assert_eq!(look_for_hint_at(after(1_000), Some(after(20))), after(1_020));
     }
 
