@@ -19,7 +19,6 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
 use daybook_domain::aggregate::Aggregate;
-use daybook_domain::aggregates::Kind;
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{CommandRequest, Unreadable, from_json, from_timestamp};
 use daybook_service::error::{ApiError, IDEMPOTENCY_REPLAYED};
@@ -125,8 +124,7 @@ pub(crate) fn read_key(headers: &HeaderMap) -> Result<String, ApiError> {
 
 /// Where all aggregates of this kind are.
 fn collection<A: Aggregate>() -> String {
-    let kind = Kind::by_category(A::CATEGORY).expect("every aggregate is listed in the domain");
-    format!("/v1/{}", kind.plural)
+    format!("/v1/{}", A::PLURAL)
 }
 
 /// Where a command goes to.

@@ -1,6 +1,5 @@
 //! The OpenAPI description of the commands. What is said about a request and its fields is what the wire contract says.
 
-use daybook_domain::aggregates::Kind;
 use daybook_proto::convert::CommandRequest;
 use daybook_service::Code;
 use daybook_service::identity::Scope;
@@ -64,9 +63,8 @@ pub(crate) struct Operations {
 impl Operations {
     /// Nothing yet.
     pub(super) fn of<A: Served>() -> Self {
-        let kind = Kind::by_category(A::CATEGORY).expect("every aggregate is listed in the domain");
         Self {
-            tag: kind.plural,
+            tag: A::PLURAL,
             scope: A::SCOPE,
             operations: Vec::new(),
             schemas: Vec::new(),

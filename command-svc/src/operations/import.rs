@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_domain::aggregates::Kind;
 use daybook_proto::convert::CommandRequest;
 use daybook_service::error::{ApiError, Retry};
 use daybook_service::identity::Scope;
@@ -65,8 +64,7 @@ pub(crate) trait Import: Send + Sync {
 
 impl<A: Imported> Import for Handler<A> {
     fn kind(&self) -> &'static str {
-        let kind = Kind::by_category(A::CATEGORY).expect("every aggregate is listed in the domain");
-        kind.plural
+        A::PLURAL
     }
 
     fn scope(&self) -> Scope {

@@ -1,4 +1,4 @@
-//! What every aggregate is: a state that decides what a command makes happen, and that events carry on.
+//! The trait of aggregates: a state that decides commands into events, and that events change.
 //!
 //! The state itself implements it. Loading an aggregate is folding its stream over the default:
 //! `history.iter().fold(State::default(), State::evolve)`.
@@ -15,16 +15,19 @@ pub trait Aggregate: Clone + Default + Send + Sync + 'static {
     /// The category of its streams, in `snake_case` ("order"). Its event types begin with it.
     const CATEGORY: &'static str;
 
-    /// What its streams are called by: a TypeID.
+    /// Many of them, in addresses ("orders").
+    const PLURAL: &'static str;
+
+    /// Its id, a TypeID, which names its stream.
     type Id: Display + FromStr<Err: Display> + Send + Sync + 'static;
-    /// What may be asked of it.
+    /// Its commands.
     type Command: Clone + Send + Sync + 'static;
-    /// What happens to it.
+    /// Its events.
     type Event: Event + Send + Sync + 'static;
     /// Why a command is refused.
     type Rejection: Rejection + Send + 'static;
 
-    /// What happens when this is asked in this state.
+    /// Decides a command: the events that it leads to.
     ///
     /// # Errors
     /// The rule that refuses the command.

@@ -10,7 +10,7 @@ use crate::rejection::Rejection as _;
 pub struct Kind {
     /// The category of its streams ("order").
     pub category: &'static str,
-    /// What many of them are called in addresses ("orders").
+    /// Many of them, in addresses ("orders").
     pub plural: &'static str,
     /// Every event type with its current schema version.
     pub schemas: &'static [(&'static str, u32)],
@@ -20,10 +20,10 @@ pub struct Kind {
 }
 
 impl Kind {
-    const fn of<A: Aggregate>(plural: &'static str) -> Self {
+    const fn of<A: Aggregate>() -> Self {
         Self {
             category: A::CATEGORY,
-            plural,
+            plural: A::PLURAL,
             schemas: A::Event::SCHEMAS,
             rules: A::Rejection::RULES,
             check_id: |text| {
@@ -62,12 +62,11 @@ pub fn rules() -> impl Iterator<Item = (&'static str, &'static str)> {
     AGGREGATES.iter().flat_map(|kind| kind.rules).copied()
 }
 
-/// Declares the list: a variant's name for its events, its module, and its plural in addresses. It begins with a `$` for
-/// the macro that it declares.
+/// Declares the list: a variant's name for its events, and its module. It begins with a `$` for the macro that it declares.
 macro_rules! aggregates {
-    ($dollar:tt $($(#[$meta:meta])* $name:ident = $module:ident, $plural:literal;)+) => {
+    ($dollar:tt $($(#[$meta:meta])* $name:ident = $module:ident;)+) => {
         /// Every kind of aggregate.
-        pub const AGGREGATES: &[Kind] = &[$(Kind::of::<crate::$module::State>($plural)),+];
+        pub const AGGREGATES: &[Kind] = &[$(Kind::of::<crate::$module::State>()),+];
 
         /// An event of any aggregate, one variant for each kind. Who handles some kinds must let the others pass.
         #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,9 +126,9 @@ macro_rules! aggregates {
 
 aggregates! { $
     /// Something happened to an order.
-    Order = order, "orders";
+    Order = order;
     /// Something happened to a stock item.
-    Stock = stock, "stock-items";
+    Stock = stock;
 }
 
 #[cfg(test)]

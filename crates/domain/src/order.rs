@@ -44,6 +44,7 @@ pub const QUANTITY_MAX: u32 = 1_000_000;
 
 impl Aggregate for State {
     const CATEGORY: &'static str = "order";
+    const PLURAL: &'static str = "orders";
 
     type Id = OrderId;
     type Command = Command;

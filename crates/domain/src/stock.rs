@@ -102,6 +102,7 @@ pub struct StockItem {
 
 impl Aggregate for State {
     const CATEGORY: &'static str = "stock_item";
+    const PLURAL: &'static str = "stock-items";
 
     type Id = StockItemId;
     type Command = Command;
