@@ -23,7 +23,7 @@ use uuid::Uuid;
 use self::machine::{Answer, Input, Machine};
 use self::source::Consumer;
 use crate::bus::Bus;
-use crate::stream;
+use crate::{finished, stream};
 
 /// How the reader works.
 #[derive(Debug, Clone)]
@@ -235,19 +235,9 @@ pub async fn is_superseded(bus: &Bus, partition: i32, log: EpochId) -> bool {
         Err(error) => {
             if bus.is_connected() {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(partition, error, "cannot read at the epoch of the stream");
+                tracing::warn!(partition, error, "cannot read the epoch of the stream");
             }
             false
         }
     }
-}
-
-/// What a task came to; never without a task. The task stays when this is dropped.
-async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> T {
-    let Some(running) = task else {
-        return std::future::pending().await;
-    };
-    let result = running.await.expect("the task neither panics nor is aborted");
-    *task = None;
-    result
 }

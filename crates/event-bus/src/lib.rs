@@ -26,5 +26,17 @@ pub mod replica;
 pub mod signal;
 mod stream;
 
+use tokio::task::JoinHandle;
+
 pub use bus::{Bus, BusError};
 pub use deployment::{Deployment, InvalidDeployment};
+
+/// Waits for a task, which may be dropped and called again; never ends without a task.
+async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> T {
+    let Some(running) = task else {
+        return std::future::pending().await;
+    };
+    let result = running.await.expect("the task neither panics nor is aborted");
+    *task = None;
+    result
+}

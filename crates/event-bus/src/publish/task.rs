@@ -15,7 +15,7 @@ use super::interruption::Interruption;
 use super::machine::{Action, Machine, Outgoing};
 use super::{PublishError, PublisherMetrics, PublisherOptions};
 use crate::bus::Bus;
-use crate::stream;
+use crate::{finished, stream};
 
 /// What the publisher was made with.
 pub(super) struct Context {
@@ -236,14 +236,4 @@ impl Task {
         self.context.metrics().refilled.inc_by(events.len() as u64);
         self.machine.read(events, head, Instant::now())
     }
-}
-
-/// What a task came to; never without a task. The task stays when this is dropped.
-async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> T {
-    let Some(running) = task else {
-        return std::future::pending().await;
-    };
-    let result = running.await.expect("a read neither panics nor is aborted");
-    *task = None;
-    result
 }
