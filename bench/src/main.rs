@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use daybook_devstack::PostgresOptions;
 use daybook_tests::stack::{Servers, Stack};
 
@@ -49,17 +49,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures Daybook on private servers, and prints a table.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// Only measurements of these groups: raw, append, disk, visible, commands, http, queries, lists, import, imports, snapshot,
-    /// replicas, repeats, stale, long-stream, streams, strangers, hostile, network, takeover, failover, publishers; and with `--long` sustained, races.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
+    /// Only these groups of measurements.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    only: Vec<Group>,
     /// How long each closed or open loop runs, in seconds. Sizes of data and long runs grow and shrink with it.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// How often each measurement is repeated; the median counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Also what takes minutes: a list of 10,000,000 orders, two minutes of full batches, and a million commands on hot orders.
+    /// Also the groups that take minutes: a list of 10,000,000 orders, two minutes of full batches, and a million commands on
+    /// hot orders.
     #[arg(long)]
     long: bool,
     /// Where the figures go as JSON, besides the table.
@@ -71,8 +71,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    fn wants(&self, group: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| only == group)
+    fn wants(&self, group: Group) -> bool {
+        match self.only.as_slice() {
+            [] => self.long || !group.is_long(),
+            only => only.contains(&group),
+        }
     }
 
     fn duration(&self) -> Duration {
@@ -80,164 +83,84 @@ impl Options {
     }
 }
 
+/// A group of measurements, on servers of its own. They are measured in this order: ratios need what comes before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    Raw,
+    Append,
+    Publishers,
+    Disk,
+    Visible,
+    Commands,
+    Http,
+    Queries,
+    Strangers,
+    Hostile,
+    Import,
+    Imports,
+    Network,
+    Takeover,
+    Failover,
+    Snapshot,
+    Replicas,
+    Repeats,
+    Stale,
+    LongStream,
+    Streams,
+    Lists,
+    Sustained,
+    Races,
+}
+
+impl Group {
+    /// Takes minutes, so it is measured only when that is asked for.
+    fn is_long(self) -> bool {
+        matches!(self, Self::Lists | Self::Sustained | Self::Races)
+    }
+
+    async fn measure(self, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+        match self {
+            Self::Raw => raw::measure(options, &servers().await?, report).await,
+            Self::Append => append::measure(options, &servers().await?, report).await,
+            Self::Publishers => publishers::measure(options, &servers().await?, report).await,
+            Self::Disk => disk::measure(options, report).await,
+            Self::Visible => visible::measure(options, &stack().await?, report).await,
+            Self::Commands => commands::measure(options, &stack().await?, report).await,
+            Self::Http => http::measure(options, &stack().await?, report).await,
+            Self::Queries => queries::measure(options, &stack().await?, report).await,
+            Self::Strangers => strangers::measure(options, &stack().await?, report).await,
+            Self::Hostile => hostile::measure(options, &stack().await?, report).await,
+            Self::Import => imports::measure(options, report).await,
+            Self::Imports => one_stream::measure(options, report).await,
+            Self::Network => black_hole::measure(&servers().await?, report).await,
+            Self::Takeover => takeover::measure(servers().await?, report).await,
+            Self::Failover => failover::measure(options, report).await,
+            Self::Snapshot => snapshot::measure(options, report).await,
+            Self::Replicas => replicas::measure(options, report).await,
+            Self::Repeats => repeats::measure(options, report).await,
+            Self::Stale => stale::measure(options, report).await,
+            Self::LongStream => long_stream::measure(options, report).await,
+            Self::Streams => streams::measure(options, &stack().await?, report).await,
+            Self::Lists => lists::measure(options, &servers().await?, report).await,
+            Self::Sustained => sustained::measure(options, report).await,
+            Self::Races => races::measure(options, report).await,
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut report = Report::default();
-    log_alone(&options, &mut report).await?;
-    services(&options, &mut report).await?;
-    whole_system(&options, &mut report).await?;
-    crowds(&options, &mut report).await?;
-    long(&options, &mut report).await?;
+    for group in Group::value_variants() {
+        if options.wants(*group) {
+            let measured = group.measure(&options, &mut report).await;
+            measured.with_context(|| format!("cannot measure {group:?}"))?;
+        }
+    }
     report.print(&mut std::io::stdout().lock())?;
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;
-    }
-    Ok(())
-}
-
-/// The servers underneath, and the log without a service in front of it.
-async fn log_alone(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    if options.wants("raw") || options.wants("append") {
-        let servers = servers().await?;
-        if options.wants("raw") {
-            raw::measure(options, &servers, report)
-                .await
-                .context("raw limits")?;
-        }
-        if options.wants("append") {
-            append::measure(options, &servers, report)
-                .await
-                .context("appends")?;
-        }
-    }
-    if options.wants("publishers") {
-        publishers::measure(options, &servers().await?, report)
-            .await
-            .context("publishers")?;
-    }
-    if options.wants("disk") {
-        disk::measure(options, report).await.context("disk")?;
-    }
-    Ok(())
-}
-
-/// Commands, projections and queries together.
-async fn services(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    if !["commands", "http", "visible", "queries"]
-        .iter()
-        .any(|group| options.wants(group))
-    {
-        return Ok(());
-    }
-    let stack = Stack::on(servers().await?).await?;
-    if options.wants("visible") {
-        visible::measure(options, &stack, report)
-            .await
-            .context("commit to visible")?;
-    }
-    if options.wants("commands") {
-        commands::measure(options, &stack, report)
-            .await
-            .context("commands")?;
-    }
-    if options.wants("http") {
-        http::measure(options, &stack, report)
-            .await
-            .context("commands over HTTP")?;
-    }
-    if options.wants("queries") {
-        queries::measure(options, &stack, report)
-            .await
-            .context("queries")?;
-    }
-    Ok(())
-}
-
-/// The system beside strangers, outages and imports.
-async fn whole_system(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    if options.wants("strangers") {
-        let stack = Stack::on(servers().await?).await?;
-        strangers::measure(options, &stack, report)
-            .await
-            .context("strangers")?;
-    }
-    if options.wants("hostile") {
-        let stack = Stack::on(servers().await?).await?;
-        hostile::measure(options, &stack, report)
-            .await
-            .context("hostile clients")?;
-    }
-    if options.wants("import") {
-        imports::measure(options, report)
-            .await
-            .context("import and rebuild")?;
-    }
-    if options.wants("imports") {
-        one_stream::measure(options, report)
-            .await
-            .context("an import by one stream")?;
-    }
-    if options.wants("network") {
-        black_hole::measure(&servers().await?, report)
-            .await
-            .context("a silent network")?;
-    }
-    if options.wants("takeover") {
-        takeover::measure(servers().await?, report)
-            .await
-            .context("takeover")?;
-    }
-    if options.wants("failover") {
-        failover::measure(options, report).await.context("failover")?;
-    }
-    if options.wants("snapshot") {
-        snapshot::measure(options, report)
-            .await
-            .context("import beside a snapshot")?;
-    }
-    Ok(())
-}
-
-/// Many who want the same thing, and some who want what they should not.
-async fn crowds(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    if options.wants("replicas") {
-        replicas::measure(options, report).await.context("two replicas")?;
-    }
-    if options.wants("repeats") {
-        repeats::measure(options, report).await.context("repeated keys")?;
-    }
-    if options.wants("stale") {
-        stale::measure(options, report).await.context("stale commands")?;
-    }
-    if options.wants("long-stream") {
-        long_stream::measure(options, report)
-            .await
-            .context("a long stream")?;
-    }
-    if options.wants("streams") {
-        let stack = Stack::on(servers().await?).await?;
-        streams::measure(options, &stack, report)
-            .await
-            .context("streams that stay open")?;
-    }
-    Ok(())
-}
-
-/// What takes minutes each.
-async fn long(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    if (options.long || !options.only.is_empty()) && options.wants("lists") {
-        lists::measure(options, &servers().await?, report)
-            .await
-            .context("long lists")?;
-    }
-    if options.long && options.wants("sustained") {
-        sustained::measure(options, report)
-            .await
-            .context("sustained appends")?;
-    }
-    if options.long && options.wants("races") {
-        races::measure(options, report).await.context("races")?;
     }
     Ok(())
 }
@@ -247,4 +170,36 @@ async fn servers() -> anyhow::Result<Servers> {
     let servers = Servers::start_own(PostgresOptions::new).await?;
     raw::fill_segments(&servers.database.superuser().await?).await?;
     Ok(servers)
+}
+
+/// The whole system on such servers.
+async fn stack() -> anyhow::Result<Stack> {
+    Stack::on(servers().await?).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(arguments: &[&str]) -> Result<Vec<Group>, clap::Error> {
+        let options = Options::try_parse_from(["bench"].iter().chain(arguments))?;
+        let groups = Group::value_variants().iter().copied();
+        Ok(groups.filter(|group| options.wants(*group)).collect())
+    }
+
+    #[test]
+    fn a_group_that_takes_minutes_is_measured_when_it_is_asked_for() -> Result<(), clap::Error> {
+        assert!(wanted(&[])?.iter().all(|group| !group.is_long()));
+        assert_eq!(wanted(&["--long"])?, Group::value_variants());
+        assert_eq!(
+            wanted(&["--only", "sustained,long-stream"])?,
+            [Group::LongStream, Group::Sustained]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_group_that_there_is_not_is_refused() {
+        assert!(wanted(&["--only", "apend"]).is_err());
+    }
 }
