@@ -20,8 +20,8 @@ use crate::handler::{Answer, Caller};
 /// a command's request means. Its form counts by itself.
 const CONTRACT_VERSION: u32 = 3;
 
-/// What replicas must agree on, so that none is ever sent what it does not understand. It is a part of every seal: while an
-/// older and a newer program run side by side, they are strangers to each other.
+/// A digest of all that replicas must agree on, so that none is ever sent what it does not understand. It is a part of every
+/// seal: while an older and a newer program run side by side, they ignore each other.
 pub(super) fn contract() -> [u8; 32] {
     Sha256::new()
         .chain_update(CONTRACT_VERSION.to_be_bytes())

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_with_another_contract_is_a_stranger() {
+    fn a_replica_with_another_contract_is_ignored() {
         let newer = Seal::new(Uuid::from_u128(2), &[KEY], &[2; 32]);
         assert_eq!(open(&newer, Kind::Command, &command(), NOW), None);
     }

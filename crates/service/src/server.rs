@@ -127,7 +127,7 @@ pub async fn serve(
         http1: http1_builder(&limits),
         http2: http2_builder(&limits),
         limits,
-        refusals: Arc::new(Budget::of_strangers(metrics.request_bytes_in_flight.clone())),
+        refusals: Arc::new(Budget::anonymous(metrics.request_bytes_in_flight.clone())),
         metrics,
         logs_requests,
         shutdown,

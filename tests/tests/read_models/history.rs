@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 pub(crate) const TENANT: Uuid = Uuid::from_u128(1);
-pub(crate) const STRANGER: Uuid = Uuid::from_u128(2);
+pub(crate) const OTHER_TENANT: Uuid = Uuid::from_u128(2);
 
 pub(crate) fn order_id(number: u32) -> String {
     OrderId::from_uuid(Uuid::from_u128(number.into())).to_string()

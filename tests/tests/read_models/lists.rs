@@ -9,7 +9,7 @@ use daybook_read_model::access_path::Scan;
 use daybook_read_model::order_list::{self, ACCESS_PATHS, Filter, Row, Search};
 
 use super::Database;
-use super::history::{STRANGER, TENANT, history, placed_at};
+use super::history::{OTHER_TENANT, TENANT, history, placed_at};
 
 async fn page_through(database: &Database, filter: &Filter, scan: Scan<Row>, limit: u32) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
@@ -132,7 +132,7 @@ async fn every_list_is_what_meets_its_filters_in_its_order_page_by_page() {
     let mut database = Database::create().await;
     let rows = database.project::<OrderList>(&history(TENANT, 0..3_000)).await;
     database
-        .project::<OrderList>(&history(STRANGER, 20_000..20_100))
+        .project::<OrderList>(&history(OTHER_TENANT, 20_000..20_100))
         .await;
     let mut indexes = BTreeSet::new();
     for filter in filters() {

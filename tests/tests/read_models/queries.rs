@@ -10,7 +10,7 @@ use daybook_read_model::{
 use sqlx::Executor as _;
 
 use super::Database;
-use super::history::{STRANGER, TENANT, history, order_id, registered};
+use super::history::{OTHER_TENANT, TENANT, history, order_id, registered};
 
 #[tokio::test]
 async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
@@ -31,9 +31,9 @@ async fn a_tenant_sees_its_own_rows_and_without_a_tenant_there_are_none() {
     let ids: Vec<_> = (0..10).map(order_id).collect();
 
     for (tenant, expected) in [
-        (STRANGER, [0, 0, 0, 0, 0]),
+        (OTHER_TENANT, [0, 0, 0, 0, 0]),
         (TENANT, [10, 10, 1, 1, 14]),
-        (STRANGER, [0, 0, 0, 0, 0]),
+        (OTHER_TENANT, [0, 0, 0, 0, 0]),
     ] {
         let listed = order_list::list(&database.query, tenant, &filter, newest, None, 100).await;
         let found = order_details::find_many(&database.query, tenant, &ids).await;

@@ -7,7 +7,7 @@ use daybook_read_model::{
 };
 use sqlx::Executor as _;
 
-use super::history::{STRANGER, TENANT, confirmed, history, placed};
+use super::history::{OTHER_TENANT, TENANT, confirmed, history, placed};
 use super::{Database, fold_all, loaded, refs};
 
 async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
@@ -20,7 +20,7 @@ async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
 }
 
 async fn inserted_is_stored<M: ReadModel>(database: &mut Database) {
-    let rows = fold_all::<M>(&history(STRANGER, 20..40));
+    let rows = fold_all::<M>(&history(OTHER_TENANT, 20..40));
     M::insert(&mut database.projector, Generation::FIRST, &refs(&rows), None)
         .await
         .expect("the rows are new");

@@ -3,7 +3,7 @@
 //! While one look-up is with Postgres the next ones wait together and go as one statement. So a flood of invented keys
 //! costs one connection and a few index probes each, a real key that is used for the first time in the middle of it waits
 //! for a round trip or two, and nothing else in the process waits at all. Keys that were found before have a queue and a
-//! connection of their own, which no stranger can fill: while they are in use they are refreshed in the background, and
+//! connection of their own, which no anonymous caller can fill: while they are in use they are refreshed in the background, and
 //! after a pause their first request waits there. What an error of Postgres leaves unanswered stays as it was.
 
 use std::collections::HashMap;
@@ -432,8 +432,8 @@ mod tests {
             .map(|number| lookups.unknown_keys.wait_for(&format!("{number:08}")))
             .collect();
         assert!(crowd.iter().all(Result::is_ok));
-        let stranger = lookups.find("zz999999").now_or_never();
-        assert!(matches!(stranger, Some(Err(_))), "the queue is full");
+        let invented = lookups.find("zz999999").now_or_never();
+        assert!(matches!(invented, Some(Err(_))), "the queue is full");
         let found_before = lookups.find("ab345678").now_or_never();
         assert!(found_before.is_none(), "it waits, and is not turned away");
         assert!(lookups.refreshes.take_batch().contains_key("ab345678"));

@@ -28,7 +28,7 @@ use crate::request;
 const QUOTA: &str = "requests without a key on one connection";
 
 /// How many requests without an identity one connection may have open.
-const STRANGERS_PER_CONNECTION: usize = 16;
+const ANONYMOUS_PER_CONNECTION: usize = 16;
 
 /// How many probes one connection may have open besides: a watch of its health, and a question.
 pub(super) const PROBES_PER_CONNECTION: usize = 2;
@@ -40,7 +40,7 @@ pub(super) const REFUSALS_PER_CONNECTION: usize = 2;
 #[derive(Debug)]
 pub(super) struct Connection {
     holder: Arc<Holder>,
-    strangers: Arc<Semaphore>,
+    anonymous: Arc<Semaphore>,
     probes: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
 }
@@ -49,7 +49,7 @@ impl Connection {
     pub(super) fn new(holder: Arc<Holder>) -> Arc<Self> {
         Arc::new(Self {
             holder,
-            strangers: Arc::new(Semaphore::new(STRANGERS_PER_CONNECTION)),
+            anonymous: Arc::new(Semaphore::new(ANONYMOUS_PER_CONNECTION)),
             probes: Arc::new(Semaphore::new(PROBES_PER_CONNECTION)),
             refusals: Arc::new(Semaphore::new(REFUSALS_PER_CONNECTION)),
         })
@@ -57,7 +57,7 @@ impl Connection {
 
     /// A place for a request without an identity, until its answer has been taken.
     fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.strangers)
+        Arc::clone(&self.anonymous)
             .try_acquire_owned()
             .map_err(|_| ApiError::rate_limited(QUOTA, RETRY_AFTER_DEFAULT))
     }
@@ -91,9 +91,9 @@ struct Gate {
     needs: Arc<HashMap<Arc<str>, Needs>>,
     budget: Arc<Budget>,
     /// Of requests without an identity where others need one.
-    strangers: Arc<Budget>,
+    anonymous: Arc<Budget>,
     /// Of those that may go on for ever, so that they leave room for the others.
-    strangers_streams: Arc<Budget>,
+    anonymous_streams: Arc<Budget>,
     /// Of probes, on either listener.
     probes: Arc<Budget>,
     transport: Transport,
@@ -103,7 +103,7 @@ struct Gate {
 pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) -> (Declared, Declared) {
     let gauge = &metrics.request_bytes_in_flight;
     let budget = Arc::new(Budget::new(limits, gauge.clone()));
-    let [strangers, strangers_streams] = [(); 2].map(|()| Arc::new(Budget::of_strangers(gauge.clone())));
+    let [anonymous, anonymous_streams] = [(); 2].map(|()| Arc::new(Budget::anonymous(gauge.clone())));
     let probes = Arc::new(Budget::of_probes(gauge.clone()));
     let guarded = |declared: Declared, transport| {
         let gate = Gate {
@@ -112,8 +112,8 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
             access: routes.access.clone(),
             needs: Arc::clone(&declared.needs),
             budget: Arc::clone(&budget),
-            strangers: Arc::clone(&strangers),
-            strangers_streams: Arc::clone(&strangers_streams),
+            anonymous: Arc::clone(&anonymous),
+            anonymous_streams: Arc::clone(&anonymous_streams),
             probes: Arc::clone(&probes),
             transport,
         };
@@ -201,8 +201,8 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
                 ..Terms::new(needs)
             };
             match needs.is_stream {
-                true => (&gate.strangers_streams, terms),
-                false => (&gate.strangers, terms),
+                true => (&gate.anonymous_streams, terms),
+                false => (&gate.anonymous, terms),
             }
         }
         (Access::Identified(authenticator), _) => {
@@ -212,7 +212,7 @@ async fn admitted(gate: &Gate, request: &mut Request) -> Result<Admission, ApiEr
             };
             let identity = identity.inspect_err(|error| {
                 if matches!(error.code(), Code::Unauthenticated) {
-                    connection.holder.is(Caller::Stranger);
+                    connection.holder.is(Caller::Anonymous);
                 }
             })?;
             request::set_identity(&identity);

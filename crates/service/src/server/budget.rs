@@ -31,7 +31,7 @@ use crate::shares::half_of_the_rest;
 const QUOTA: &str = "request bytes in flight";
 
 /// Bytes that requests without an identity may hold together.
-pub(super) const STRANGERS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
+pub(super) const ANONYMOUS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
 /// What a request costs beside its head and its body: a task, a stream, and what a handler notes about it.
 pub(super) const REQUEST_BYTES: usize = 4 * 1_024;
@@ -94,12 +94,12 @@ impl Budget {
         }
     }
 
-    /// What those who name no key share among themselves, on the routes that need none: little, and nothing for a length that
-    /// they only declare. So they take nothing from those who do.
-    pub(super) fn of_strangers(gauge: Gauge) -> Self {
+    /// Of anonymous callers, on the routes that need no key: little, and nothing for a length that is only declared. So they
+    /// take nothing from those who have a key.
+    pub(super) fn anonymous(gauge: Gauge) -> Self {
         Self {
-            bytes_max: STRANGERS_BYTES_MAX,
-            tenant_bytes_max: STRANGERS_BYTES_MAX,
+            bytes_max: ANONYMOUS_BYTES_MAX,
+            tenant_bytes_max: ANONYMOUS_BYTES_MAX,
             declared_bytes_max: 0,
             held: Mutex::default(),
             gauge,
@@ -111,7 +111,7 @@ impl Budget {
         Self {
             bytes_max: usize::MAX,
             tenant_bytes_max: usize::MAX,
-            ..Self::of_strangers(gauge)
+            ..Self::anonymous(gauge)
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Command, FromArgMatches as _, value_parser};
 
 use super::access::{PROBES_PER_CONNECTION, REFUSALS_PER_CONNECTION};
-use super::budget::{REQUEST_BYTES, STRANGERS_BYTES_MAX};
+use super::budget::{ANONYMOUS_BYTES_MAX, REQUEST_BYTES};
 use super::routes::PROBE_BODY_BYTES_MAX;
 use crate::identity::LOOKUPS_WAITING_MAX;
 
@@ -145,7 +145,7 @@ impl Limits {
         let connection = CONNECTION_WINDOW_BYTES + self.read_bytes_max() + CONNECTION_BUFFER_BYTES;
         let connections = u64::from(self.connections_max) * u64::from(connection);
         let lookups = 4 * LOOKUPS_WAITING_MAX as u64 * u64::from(self.header_bytes_max);
-        let budgets = self.bytes_in_flight_max + 3 * STRANGERS_BYTES_MAX;
+        let budgets = self.bytes_in_flight_max + 3 * ANONYMOUS_BYTES_MAX;
         let probe = REQUEST_BYTES + PROBE_BODY_BYTES_MAX + self.header_bytes_max as usize;
         let of_each = PROBES_PER_CONNECTION * probe + REFUSALS_PER_CONNECTION * REQUEST_BYTES;
         connections + lookups + budgets as u64 + u64::from(self.connections_max) * of_each as u64

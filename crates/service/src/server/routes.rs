@@ -86,7 +86,7 @@ impl Needs {
         }
     }
 
-    /// Nothing, and little at all: it says how the process is, and is answered whatever else strangers do.
+    /// Nothing, and little at all: it says how the process is, and is answered whatever else anonymous callers do.
     #[must_use]
     pub const fn probe() -> Self {
         Self {

@@ -1,9 +1,9 @@
 //! The connections that may be open.
 //!
 //! When all places are taken, the connection is closed that has been open for the longest time without showing a valid key:
-//! strangers, however many and however silent, keep nobody else out. Nor does a tenant: where strangers are few, the oldest
-//! goes of the tenant that has the most, if it has more than half of what the others leave. So newcomers, who are strangers
-//! until their first request, have the time to send it.
+//! anonymous callers, however many and however silent, keep nobody else out. Nor does a tenant: where anonymous connections
+//! are few, the oldest goes of the tenant that has the most, if it has more than half of what the others leave. So newcomers,
+//! who are anonymous until their first request, have the time to send it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -39,7 +39,7 @@ struct Taken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Caller {
     /// It has shown no valid key.
-    Stranger,
+    Anonymous,
     /// The deployment's operators, who belong to no tenant, count as one.
     Tenant(Option<Uuid>),
     /// Nobody is asked for a key, and no connection is closed for another.
@@ -96,12 +96,12 @@ impl Seats {
         let (number, ending) = (taken.next_number, Ending::default());
         taken.next_number += 1;
         taken.count += 1;
-        taken.insert(Caller::Stranger, number, ending.clone());
+        taken.insert(Caller::Anonymous, number, ending.clone());
         self.gauge.inc();
         let holder = Holder {
             seats: Arc::clone(self),
             number,
-            caller: Mutex::new(Caller::Stranger),
+            caller: Mutex::new(Caller::Anonymous),
         };
         Seat {
             holder: Arc::new(holder),
@@ -136,13 +136,13 @@ impl Taken {
 
     /// Whose connection is closed for another one.
     fn who_gives_way(&self, max: usize) -> Option<Caller> {
-        let strangers = self.by_caller.get(&Caller::Stranger).map_or(0, BTreeMap::len);
-        if strangers < max.div_ceil(NEWCOMERS)
+        let anonymous = self.by_caller.get(&Caller::Anonymous).map_or(0, BTreeMap::len);
+        if anonymous < max.div_ceil(NEWCOMERS)
             && let Some(tenant) = self.tenant_that_has_too_many(max)
         {
             return Some(tenant);
         }
-        (strangers > 0).then_some(Caller::Stranger)
+        (anonymous > 0).then_some(Caller::Anonymous)
     }
 
     /// The one that has the most, if it has more than half of what the others leave.
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn strangers_take_few_places_from_a_tenant_that_has_too_many_and_none_from_others() {
+    async fn anonymous_callers_take_few_places_from_a_tenant_that_has_too_many_and_none_from_others() {
         let seats = Seats::new(16, Gauge::default());
         let tenants = (1..=8).map(|number| Caller::Tenant(Some(Uuid::from_u128(number))));
         for caller in tenants.chain([GREEDY; 8]) {
@@ -246,7 +246,7 @@ mod tests {
         for _ in 0..32 {
             open(&seats).await;
         }
-        assert_eq!(count(&seats, Caller::Stranger), 2);
+        assert_eq!(count(&seats, Caller::Anonymous), 2);
         assert_eq!(count(&seats, GREEDY), 6);
     }
 }

@@ -1,4 +1,4 @@
-//! Who is let in, and with how much: strangers, and the budget of bodies.
+//! Who is let in, and with how much: anonymous callers, and the budget of bodies.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -102,7 +102,7 @@ async fn without_a_key_only_public_routes_answer() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_refused_however_large_or_endless_the_body() {
+async fn an_anonymous_caller_is_refused_however_large_or_endless_the_body() {
     let server = Server::start_closed().await;
     let transports = [
         (http::Version::HTTP_11, "application/json"),
@@ -226,7 +226,7 @@ async fn streams_without_a_key_are_bounded_in_all_and_leave_room_for_questions()
 }
 
 #[tokio::test]
-async fn probes_are_answered_while_strangers_fill_all_that_is_theirs() {
+async fn probes_are_answered_while_anonymous_callers_fill_all_that_is_theirs() {
     let server = Server::start_closed().await;
     let mut open = Vec::new();
     for _ in 0..70 {
@@ -258,12 +258,12 @@ async fn on_the_private_listener_probes_are_answered_when_there_is_room_for_noth
 #[tokio::test]
 async fn refusals_that_nobody_takes_are_bounded_and_others_have_no_body_then() {
     let server = Server::start_closed().await;
-    let stranger = (Method::GET, "/v1/orders/7", "text/plain");
-    let mut untaken = ask(&server, stranger.clone(), 1_000).await;
-    untaken.extend(ask(&server, stranger.clone(), 200).await);
+    let anonymous = (Method::GET, "/v1/orders/7", "text/plain");
+    let mut untaken = ask(&server, anonymous.clone(), 1_000).await;
+    untaken.extend(ask(&server, anonymous.clone(), 200).await);
     assert!(held(&server) <= 4 * KIB * KIB + 64 * KIB, "{}", held(&server));
     // Beyond its few, a connection finds no room any more.
-    let refused = ask(&server, stranger, 5).await;
+    let refused = ask(&server, anonymous, 5).await;
     assert!(
         refused
             .iter()
@@ -278,9 +278,9 @@ async fn refusals_that_nobody_takes_are_bounded_and_others_have_no_body_then() {
 #[tokio::test]
 async fn a_connection_that_takes_no_refusals_leaves_the_others_theirs() {
     let server = Server::start_closed().await;
-    let stranger = (Method::GET, "/v1/orders/7", "text/plain");
-    let mut untaken = ask(&server, stranger.clone(), 1_000).await;
-    untaken.extend(ask(&server, stranger, 100).await);
+    let anonymous = (Method::GET, "/v1/orders/7", "text/plain");
+    let mut untaken = ask(&server, anonymous.clone(), 1_000).await;
+    untaken.extend(ask(&server, anonymous, 100).await);
     let refused = server.get("/v1/orders/7").await;
     problem(&refused, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED");
     drop(untaken);
