@@ -36,8 +36,8 @@ const OPEN: &str = "
 const CLAIM: &str = "SELECT c.generation, c.number FROM read_model.claim($1, $2, $3, $4) AS c";
 
 const STATE: &str = "
-    SELECT c.position, c.log_generation, c.failed_at IS NOT NULL AS failed,
-           read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log, h.epoch AS log_epoch,
+    SELECT c.position, h.epoch, c.log_generation AS generation, c.failed_at IS NOT NULL AS failed,
+           read_model.is_in_log(c.partition, c.position, c.event_id) AS is_in_log,
            c.log_generation = h.generation AS is_newest
     FROM read_model.checkpoint AS c
     CROSS JOIN LATERAL event_store.head(c.partition) AS h
@@ -128,23 +128,13 @@ pub struct Lease {
     pub fence: i64,
     /// Everything up to here is applied.
     pub position: u64,
-    /// The number of the epoch of the log that it was acquired in.
-    pub log_epoch: i32,
-    /// The generation of the log that the position belongs to.
-    pub log_generation: Uuid,
+    /// The epoch of the log that it was acquired in, and that the position belongs to.
+    pub epoch: EpochId,
     /// Whether the projection is marked as failed.
     pub failed: bool,
 }
 
 impl Lease {
-    /// The epoch of the log that it was acquired in.
-    pub fn epoch(&self) -> EpochId {
-        EpochId {
-            number: self.log_epoch,
-            generation: self.log_generation,
-        }
-    }
-
     /// The step from where the checkpoint stands to `position`, over events that were read from the log.
     pub fn advance_to(&self, position: u64) -> Advance {
         let Key {
@@ -157,7 +147,7 @@ impl Lease {
             tables,
             partition,
             fence: self.fence,
-            log_generation: self.log_generation,
+            log_generation: self.epoch.generation,
             from: self.position,
             to: position,
             event_ids: None,
@@ -171,8 +161,8 @@ pub(crate) async fn announce(bus: &Bus, lease: &Lease) {
     let applied = Applied {
         projection: lease.key.projection.to_owned(),
         partition: lease.key.partition,
-        log_epoch: lease.log_epoch,
-        log_generation: lease.log_generation,
+        log_epoch: lease.epoch.number,
+        log_generation: lease.epoch.generation,
         position: lease.position,
     };
     signal::announce(bus, &applied).await;
@@ -241,8 +231,8 @@ async fn claim(
     };
     // A statement of its own: it sees what the last owner committed while the new number was waited for, and from then on
     // the last owner commits nothing.
-    let standing = on(STATE, key).fetch_optional(connection).await?;
-    standing.map_or(Ok(Claim::Refused), |row| claimed(key, owner, fence, &row))
+    let state = on(STATE, key).fetch_optional(connection).await?;
+    state.map_or(Ok(Claim::Refused), |row| claimed(key, owner, fence, &row))
 }
 
 fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx::Error> {
@@ -251,8 +241,7 @@ fn claimed(key: Key, owner: Uuid, fence: i64, row: &PgRow) -> Result<Claim, sqlx
         owner,
         fence,
         position: row.try_get::<i64, _>("position")?.cast_unsigned(),
-        log_epoch: row.try_get("log_epoch")?,
-        log_generation: row.try_get("log_generation")?,
+        epoch: EpochId::from_row(row)?,
         failed: row.try_get("failed")?,
     };
     Ok(match (row.try_get("is_in_log")?, row.try_get("is_newest")?) {

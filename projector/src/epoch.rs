@@ -25,7 +25,7 @@ pub(crate) async fn watch(
         let Ok(head) = context.store.head(partition).await else {
             continue;
         };
-        if consume::is_superseded(&context.bus, partition, head.id()).await {
+        if consume::is_superseded(&context.bus, partition, head.epoch).await {
             tracing::warn!(partition, "the log was superseded; all sessions are made anew");
             context.reconnect();
         }

@@ -85,7 +85,7 @@ fn read_ahead<M: ReadModel>(store: EventStore, memory: Memory, runner: &Runner<M
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let lease = runner.lease();
     let (partition, log_generation, mut position) =
-        (lease.key.partition, lease.log_generation, lease.position);
+        (lease.key.partition, lease.epoch.generation, lease.position);
     tokio::spawn(async move {
         loop {
             let (head, recorded) = match read_chunk(&store, memory, partition, position).await {
@@ -127,7 +127,7 @@ pub(crate) async fn fill_up_to<M: ReadModel>(
 ) -> Result<(), FillError> {
     while runner.lease().position < position {
         let lease = runner.lease();
-        let log_generation: Uuid = lease.log_generation;
+        let log_generation: Uuid = lease.epoch.generation;
         let recorded = store
             .read_log(lease.key.partition, lease.position, CHUNK_EVENTS)
             .await?;

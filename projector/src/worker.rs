@@ -293,7 +293,7 @@ impl<M: ReadModel> Worker<M> {
         let Some(delivery) = self.next_delivery(lease).await? else {
             return self.check_lease(runner, Step::CaughtUp).await;
         };
-        if !delivery.is_of(lease.log_generation) {
+        if !delivery.is_of(lease.epoch.generation) {
             // Either of the two is of an earlier epoch. The log is right, and the advance tells whether the lease is.
             self.reads_log = true;
             self.runner = Some(runner);
@@ -476,7 +476,7 @@ impl<M: ReadModel> Worker<M> {
             )
             .await?;
         // What was read belongs to the lease's log, or the advance fails: it looks at the log's generation itself.
-        let batch = Batch::decode(lease.log_generation, &recorded, Source::Log, Instant::now());
+        let batch = Batch::decode(lease.epoch.generation, &recorded, Source::Log, Instant::now());
         Ok(batch.map(|batch| Delivery {
             batches: vec![Arc::new(batch)],
         }))
@@ -524,7 +524,7 @@ impl<M: ReadModel> Worker<M> {
     /// place: with nothing to apply, nothing else would show it.
     async fn check_server(&self, lease: &Lease) -> Result<(), StepError> {
         let head = self.context.store.head(self.partition).await;
-        if head.is_ok_and(|head| head.id() > lease.epoch()) {
+        if head.is_ok_and(|head| head.epoch > lease.epoch) {
             self.context.reconnect();
             return Err(StepError::OtherLog);
         }

@@ -317,7 +317,7 @@ impl Watcher {
             let head = self.store.head(partition).await?;
             let known = self.marks.borrow().epoch(partition);
             let lineage = match known {
-                Some(known) if known == head.id() => None,
+                Some(known) if known == head.epoch => None,
                 _ => Some(self.store.lineage(partition).await?),
             };
             heads.push((partition, head, lineage));

@@ -111,7 +111,7 @@ impl<L: Log> Answers<L> {
             self.metrics.replays.inc_by(known.len() as u64);
             let backoff = Backoff::new(self.retry_for);
             let (log, metrics) = (Arc::clone(&self.log), self.metrics.clone());
-            let (partition, epoch) = (self.partition, judgement.id());
+            let (partition, epoch) = (self.partition, judgement.epoch);
             tokio::spawn(async move {
                 answer_known(&*log, partition, epoch, known, backoff, &metrics).await;
             });
@@ -123,7 +123,7 @@ impl<L: Log> Answers<L> {
         if !events.is_empty() {
             // When the publisher is behind it reads these from the log.
             let _ = committed.try_send(Committed {
-                generation: judgement.generation,
+                generation: judgement.epoch.generation,
                 events,
                 at,
             });
@@ -154,7 +154,7 @@ impl Place<'_> {
                 _ => next_position,
             },
             event_count: u32::try_from(event_count).expect("a batch is bounded far below"),
-            epoch: self.judgement.id(),
+            epoch: self.judgement.epoch,
             recorded_at: self.judgement.recorded_at,
             rejection: decision.rejection.clone(),
         }

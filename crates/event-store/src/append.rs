@@ -10,7 +10,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo};
 use sqlx::query::Query;
-use sqlx::{Encode, PgConnection, Postgres, Row as _, Type};
+use sqlx::{Encode, FromRow as _, PgConnection, Postgres, Row as _, Type};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -81,10 +81,8 @@ impl From<sqlx::Error> for AppendError {
 /// What the log says of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
-    /// The number of the epoch that it was recorded in.
-    pub epoch: i32,
-    /// Its generation.
-    pub generation: Uuid,
+    /// The epoch that it was recorded in.
+    pub epoch: EpochId,
     /// When it was committed, by the database's clock.
     pub recorded_at: OffsetDateTime,
     /// One for each chain, in the order of the batch.
@@ -94,15 +92,6 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// The epoch that it was recorded in.
-    #[must_use]
-    pub fn id(&self) -> EpochId {
-        EpochId {
-            number: self.epoch,
-            generation: self.generation,
-        }
-    }
-
     /// Whether all of a batch is written.
     #[must_use]
     pub fn stands_whole(&self, commands: &[NewCommand]) -> bool {
@@ -389,8 +378,7 @@ fn judgement(row: &PgRow) -> Result<Judgement, sqlx::Error> {
         first_position: first_positions[chain].cast_unsigned(),
     });
     Ok(Judgement {
-        epoch: row.try_get("epoch")?,
-        generation: row.try_get("generation")?,
+        epoch: EpochId::from_row(row)?,
         recorded_at: row.try_get("recorded_at")?,
         chains: chains.collect(),
         known: known.unwrap_or_default().into_iter().map(index).collect(),

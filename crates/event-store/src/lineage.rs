@@ -86,9 +86,10 @@ impl Lineage {
 
 /// An epoch by its number and generation. The later one is the greater: where two were opened under one number, the
 /// generations decide, for everybody alike.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, FromRow)]
 pub struct EpochId {
     /// Its number.
+    #[sqlx(rename = "epoch")]
     pub number: i32,
     /// Its generation.
     pub generation: Uuid,
@@ -145,21 +146,11 @@ impl SeenEpoch {
 /// An epoch that a session has found to be the newest.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct Attached {
-    /// Its number.
-    pub epoch: i32,
-    /// Its generation.
-    pub generation: Uuid,
+    /// The epoch.
+    #[sqlx(flatten)]
+    pub id: EpochId,
     /// Why it was opened just now; `None` when it was open before.
     pub opened: Option<String>,
-}
-
-impl Attached {
-    pub(crate) fn id(&self) -> EpochId {
-        EpochId {
-            number: self.epoch,
-            generation: self.generation,
-        }
-    }
 }
 
 /// What a caller remembers of a generation of the log.
@@ -244,7 +235,7 @@ pub(crate) async fn attach(
     if let Some(reason) = &attached.opened {
         tracing::warn!(
             partition,
-            epoch = attached.epoch,
+            epoch = attached.id.number,
             reason,
             "the log goes on in a new epoch"
         );

@@ -130,7 +130,7 @@ impl PostgresLog {
             &sessions.witnesses,
             self.seen.latest().number,
         );
-        let epoch = within(LOOKUP_TIMEOUT, attaching).await?.id();
+        let epoch = within(LOOKUP_TIMEOUT, attaching).await?.id;
         self.seen.note(epoch);
         Ok(Session {
             connection,
@@ -203,7 +203,7 @@ impl Log for PostgresLog {
                 sessions.unanswered = None;
                 match judged {
                     // Somebody has opened the next epoch since the session attached.
-                    Ok(judgement) if judgement.generation != session.epoch.generation => return answer,
+                    Ok(judgement) if judgement.epoch.generation != session.epoch.generation => return answer,
                     Ok(judgement) => sessions.witnesses.note(commands, judgement),
                     Err(_) => {}
                 }

@@ -6,7 +6,7 @@ use daybook_postgres::{LOOKUP_TIMEOUT, bounded, reconnect};
 use futures::TryStreamExt as _;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{PgConnection, PgPool, Postgres, Row as _};
+use sqlx::{FromRow as _, PgConnection, PgPool, Postgres, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -44,27 +44,14 @@ pub enum Direction {
 /// Where a partition of the log stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogHead {
-    /// The number of the newest epoch.
-    pub epoch: i32,
-    /// Its generation: another one after every fork of the log's history.
-    pub generation: Uuid,
+    /// The newest epoch: another one after every fork of the log's history.
+    pub epoch: EpochId,
     /// The position of the newest event, 0 when there is none.
     pub position: u64,
     /// When the newest event was recorded; `None` when there is none.
     pub recorded_at: Option<OffsetDateTime>,
     /// Whether a standby was asked, which may be behind.
     pub is_standby: bool,
-}
-
-impl LogHead {
-    /// The newest epoch.
-    #[must_use]
-    pub fn id(&self) -> EpochId {
-        EpochId {
-            number: self.epoch,
-            generation: self.generation,
-        }
-    }
 }
 
 pub(crate) const READ_STREAM: &str = "
@@ -345,7 +332,7 @@ impl EventStore {
     /// # Errors
     /// [`NotAppendable::Superseded`] when one was.
     pub async fn check_epoch(&self, partition: i32, seen: &SeenEpoch) -> Result<(), NotAppendable> {
-        let (own, seen) = (self.head(partition).await?.id(), seen.latest());
+        let (own, seen) = (self.head(partition).await?.epoch, seen.latest());
         if own < seen {
             reconnect();
             return Err(NotAppendable::Superseded {
@@ -388,10 +375,7 @@ async fn read_tail(
         .fetch_all(connection)
         .await?;
     let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    let epoch = EpochId {
-        number: first.try_get("epoch")?,
-        generation: first.try_get("generation")?,
-    };
+    let epoch = EpochId::from_row(first)?;
     let up_to = first.try_get::<i64, _>("up_to")?.cast_unsigned();
     let has_event = first.try_get::<Option<i64>, _>("position")?.is_some();
     let events = match has_event {
@@ -407,8 +391,7 @@ async fn read_tail(
 async fn head(connection: &mut PgConnection, partition: i32) -> Result<LogHead, sqlx::Error> {
     let row = sqlx::query(HEAD).bind(partition).fetch_one(connection).await?;
     Ok(LogHead {
-        epoch: row.try_get("epoch")?,
-        generation: row.try_get("generation")?,
+        epoch: EpochId::from_row(&row)?,
         position: row.try_get::<i64, _>("head")?.cast_unsigned(),
         recorded_at: row.try_get("recorded_at")?,
         is_standby: row.try_get("is_standby")?,

@@ -76,7 +76,7 @@ struct Heads {
 impl Heads {
     fn new(head: LogHead, lineage: Lineage, first: Observation) -> Self {
         Self {
-            epoch: head.id(),
+            epoch: head.epoch,
             is_standby: head.is_standby,
             lineage,
             observations: VecDeque::from([first]),
@@ -149,7 +149,7 @@ impl Marks {
             position: head.position,
         };
         match self.heads.get_mut(&partition) {
-            Some(heads) if heads.epoch == head.id() && heads.newest().position <= head.position => {
+            Some(heads) if heads.epoch == head.epoch && heads.newest().position <= head.position => {
                 heads.note(seen);
                 heads.is_standby = head.is_standby;
             }
@@ -313,8 +313,10 @@ mod tests {
             from_position: 1,
         };
         let head = LogHead {
-            epoch: epoch.number,
-            generation,
+            epoch: EpochId {
+                number: epoch.number,
+                generation,
+            },
             position,
             recorded_at: None,
             is_standby: false,
@@ -403,8 +405,10 @@ mod tests {
                     from_position,
                 });
             let head = LogHead {
-                epoch: 2,
-                generation: RESTORED,
+                epoch: EpochId {
+                    number: 2,
+                    generation: RESTORED,
+                },
                 position: fork,
                 recorded_at: None,
                 is_standby: false,
@@ -448,8 +452,10 @@ mod tests {
         assert_eq!(reached(&marks, 9), Reached::Never);
         assert_eq!(marks.reached(None, &token(1, LOG, 9), shown_at), Reached::Never);
         let standby = LogHead {
-            epoch: 1,
-            generation: LOG,
+            epoch: EpochId {
+                number: 1,
+                generation: LOG,
+            },
             position: 8,
             recorded_at: None,
             is_standby: true,
@@ -472,8 +478,10 @@ mod tests {
             from_position,
         });
         let head = LogHead {
-            epoch: 2,
-            generation: RESTORED,
+            epoch: EpochId {
+                number: 2,
+                generation: RESTORED,
+            },
             position: 9,
             recorded_at: None,
             is_standby: false,
@@ -523,8 +531,10 @@ mod tests {
             from_position,
         });
         let head = LogHead {
-            epoch: 2,
-            generation: RESTORED,
+            epoch: EpochId {
+                number: 2,
+                generation: RESTORED,
+            },
             position: 7,
             recorded_at: None,
             is_standby: false,

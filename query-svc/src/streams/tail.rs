@@ -148,11 +148,11 @@ impl Tail {
     /// Where readers join from now on: at the head of the log, or where the read model stands.
     async fn begin(&mut self) -> Result<(), TailError> {
         let head = self.reading.store.head(self.partition).await?;
-        let lineage = self.lineage_with(head.id()).await?;
+        let lineage = self.lineage_with(head.epoch).await?;
         let position = head.position.min(self.readable());
         self.lineage = Arc::new(lineage);
         self.at.send_replace(Place {
-            epoch: head.id(),
+            epoch: head.epoch,
             position,
         });
         Ok(())

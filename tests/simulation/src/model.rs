@@ -99,8 +99,7 @@ impl Model {
             });
         }
         Judgement {
-            epoch: self.epoch.number,
-            generation: self.epoch.generation,
+            epoch: self.epoch,
             recorded_at,
             chains: judged,
             known,

@@ -134,7 +134,7 @@ impl Stack {
         let events = log::events_after(&self.pool, after).await?;
         ensure!(events.len() == count, "someone else appends as well");
         Ok(Committed {
-            generation: judgement.generation,
+            generation: judgement.epoch.generation,
             events,
             at: Instant::now(),
         })

@@ -227,7 +227,7 @@ async fn the_stream_goes_on_in_the_next_epoch_of_the_log() -> anyhow::Result<()>
     stack.stream_equals_log(&publishing).await?;
 
     let info = stack.raw_stream().await?.cached_info().clone();
-    let generation = stack.store.head(PARTITION).await?.generation.to_string();
+    let generation = stack.store.head(PARTITION).await?.epoch.generation.to_string();
     assert_eq!((info.created, info.state.first_sequence), (made, 1));
     assert_eq!(info.config.metadata.get("daybook-generation"), Some(&generation));
     assert_eq!(publishing.handle.metrics().rebuilt.get(), 0);
@@ -275,7 +275,7 @@ async fn a_log_that_was_set_back_is_found_by_the_stream_that_is_ahead_of_it() ->
     stack.stream_equals_log(&publishing).await?;
 
     let lineage = stack.store.lineage(PARTITION).await?;
-    assert_eq!(lineage.valid_up_to(before.generation), Some(60));
+    assert_eq!(lineage.valid_up_to(before.epoch.generation), Some(60));
     let info = stack.raw_stream().await?.cached_info().clone();
     assert_eq!((info.state.first_sequence, info.state.messages), (61, 30));
     publishing.stop().await
@@ -303,7 +303,7 @@ async fn messages_that_were_deleted_do_not_move_the_fork() -> anyhow::Result<()>
     })
     .await?;
     let lineage = stack.store.lineage(PARTITION).await?;
-    assert_eq!(lineage.valid_up_to(before.generation), Some(90));
+    assert_eq!(lineage.valid_up_to(before.epoch.generation), Some(90));
     publishing.stop().await
 }
 
@@ -350,7 +350,7 @@ async fn a_log_goes_on_after_it_was_set_back(events: usize, finder: Finder) -> a
     .await?;
     stack.stream_equals_log(&publishing).await?;
     let lineage = stack.store.lineage(PARTITION).await?;
-    assert_eq!(lineage.valid_up_to(before.generation), Some(60));
+    assert_eq!(lineage.valid_up_to(before.epoch.generation), Some(60));
     let state = stack.raw_stream().await?.cached_info().state.clone();
     assert_eq!((state.first_sequence, state.messages), (61, events as u64));
     publishing.stop().await
@@ -397,7 +397,7 @@ async fn foreign_messages_beyond_the_log_cost_nothing_that_is_recorded() -> anyh
         publishing.tell(committed);
         stack.stream_equals_log(&publishing).await?;
         let lineage = stack.store.lineage(PARTITION).await?;
-        assert!(lineage.has(before.generation, 15), "{lineage:?}");
+        assert!(lineage.has(before.epoch.generation, 15), "{lineage:?}");
         let state = stack.raw_stream().await?.cached_info().state.clone();
         assert_eq!(
             state.first_sequence, first,
@@ -457,7 +457,7 @@ async fn whoever_publishes_for_a_log_that_was_superseded_leaves_the_stream_alone
     stack.fork(0).await?;
     let of_new = stack.publisher().await?;
     stack.stream_equals_log(&of_new).await?;
-    let epoch = stack.store.head(PARTITION).await?.id();
+    let epoch = stack.store.head(PARTITION).await?.epoch;
 
     stack.exchange(&mut other);
     publishing.tell(stack.commit(10).await?);

@@ -143,7 +143,7 @@ async fn a_stream_that_is_not_ours_is_left_alone_and_reported() -> anyhow::Resul
     for owner in [None, Some("other")] {
         let stack = Stack::start().await?;
         let jetstream = stack.jetstream().await?;
-        let generation = stack.store.head(PARTITION).await?.generation;
+        let generation = stack.store.head(PARTITION).await?.epoch.generation;
         let metadata = owner.map(|owner| {
             [
                 ("daybook-deployment".to_owned(), owner.to_owned()),

@@ -92,7 +92,7 @@ async fn the_command_service_alone_may_publish_an_event() -> anyhow::Result<()> 
         stream_id: "ord_forged".to_owned(),
         ..newest
     };
-    let generation = stack.store.head(PARTITION).await?.generation;
+    let generation = stack.store.head(PARTITION).await?.epoch.generation;
     let message = message::encode(&plausible, generation, &Deployment::default());
 
     for user in [NatsUser::Projector, NatsUser::Query, NatsUser::Command] {
@@ -161,7 +161,7 @@ async fn the_projector_sees_that_the_stream_carries_a_later_epoch_than_its_log()
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     publishing.published(3).await?;
-    let before = stack.store.head(PARTITION).await?.id();
+    let before = stack.store.head(PARTITION).await?.epoch;
     let projector = stack.bus(NatsUser::Projector).await?;
     assert!(!consume::is_superseded(&projector, PARTITION, before).await);
     stack.fork(3).await?;
@@ -180,7 +180,7 @@ async fn an_answer_of_jetstream_that_is_aimed_at_the_stream_disturbs_nobody() ->
     let publishing = stack.publisher().await?;
     publishing.tell(stack.commit(3).await?);
     publishing.published(3).await?;
-    let generation = stack.store.head(PARTITION).await?.generation;
+    let generation = stack.store.head(PARTITION).await?.epoch.generation;
     let projector = SignedIn::start(&stack, NatsUser::Projector).await?;
     let request = "$JS.API.CONSUMER.CREATE.daybook_EVENTS_0";
     let reply = format!("daybook.events.0.{generation}.forged");

@@ -70,8 +70,8 @@ async fn a_copy_of_the_database_goes_on_in_an_epoch_of_its_own() -> anyhow::Resu
         "{opened:?}"
     );
     let after = head(&log).await?;
-    assert_eq!(after.epoch, before.epoch + 1);
-    assert_ne!(after.generation, before.generation);
+    assert_eq!(after.epoch.number, before.epoch.number + 1);
+    assert_ne!(after.epoch.generation, before.epoch.generation);
     // And whoever comes next finds all as it should be.
     assert_eq!(attach(&log).await?, None);
     Ok(())
@@ -102,10 +102,10 @@ async fn an_append_on_another_timeline_writes_nothing_and_the_appender_opens_the
 
     ensure!(is_appended(&appender.append(command("c", None, 1)).await?));
     let after = head(&log).await?;
-    assert_eq!((after.epoch, after.position), (before.epoch + 1, 2));
+    assert_eq!((after.epoch.number, after.position), (before.epoch.number + 1, 2));
     let store = EventStore::new(log.database.pool("daybook_publisher").await?);
     let lineage = store.lineage(0).await?;
-    assert_eq!(lineage.valid_up_to(before.generation), Some(1));
+    assert_eq!(lineage.valid_up_to(before.epoch.generation), Some(1));
     Ok(())
 }
 
@@ -161,10 +161,14 @@ async fn an_appender_that_remembers_more_than_the_log_has_opens_the_next_epoch_a
         end_sessions(&log).await?;
         ensure!(is_appended(&appender.append(command("next", None, 1)).await?));
         let after = head(&log).await?;
-        assert_eq!(after.epoch, before.epoch + 1, "one epoch, whoever finds the fork");
+        assert_eq!(
+            after.epoch.number,
+            before.epoch.number + 1,
+            "one epoch, whoever finds the fork"
+        );
         let store = EventStore::new(log.database.pool("daybook_publisher").await?);
         let lineage = store.lineage(0).await?;
-        assert_eq!(lineage.valid_up_to(before.generation), Some(4));
+        assert_eq!(lineage.valid_up_to(before.epoch.generation), Some(4));
     }
     Ok(())
 }
@@ -193,7 +197,7 @@ async fn many_who_find_the_same_fork_open_one_epoch() -> anyhow::Result<()> {
     for verdict in futures::future::join_all(appends).await {
         ensure!(is_appended(&verdict?));
     }
-    assert_eq!(head(&log).await?.epoch, before.epoch + 1);
+    assert_eq!(head(&log).await?.epoch.number, before.epoch.number + 1);
     Ok(())
 }
 
@@ -214,7 +218,7 @@ async fn an_appender_whose_log_was_superseded_writes_nothing() -> anyhow::Result
     let (appender, appending) = Appender::new(postgres, 0, options, None);
     tokio::spawn(appending);
     ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
-    let mut later = head(&log).await?.id();
+    let mut later = head(&log).await?.epoch;
     later.number += 1;
     seen.note(later);
     let refused = appender.append(command("b", None, 1)).await;
@@ -247,24 +251,24 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
         .execute(&superuser)
         .await?;
     ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
-    assert_eq!(seen.latest(), head(&log).await?.id());
+    assert_eq!(seen.latest(), head(&log).await?.epoch);
 
     // What the old primary has: nothing of the promotion, and nothing that came after it.
     set_back(&log, 0).await?;
     sqlx::query("DELETE FROM event_store.epoch WHERE number > $1")
-        .bind(before.epoch)
+        .bind(before.epoch.number)
         .execute(&superuser)
         .await?;
     sqlx::query("UPDATE event_store.log SET epoch = $1, generation = $2")
-        .bind(before.epoch)
-        .bind(before.generation)
+        .bind(before.epoch.number)
+        .bind(before.epoch.generation)
         .execute(&superuser)
         .await?;
     end_sessions(&log).await?;
     let refused = appender.append(command("b", None, 1)).await;
     ensure!(refused.is_err(), "{refused:?}");
     let after = head(&log).await?;
-    assert_eq!((after.id(), after.position), (before.id(), 0));
+    assert_eq!((after.epoch, after.position), (before.epoch, 0));
 
     // Where it was the administrator who put old data back, the next epoch is above all that were seen.
     let above = seen.latest().number;
@@ -273,7 +277,7 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
         .execute(&superuser)
         .await?;
     ensure!(is_appended(&appender.append(command("c", None, 1)).await?));
-    assert_eq!(head(&log).await?.epoch, above + 1);
+    assert_eq!(head(&log).await?.epoch.number, above + 1);
     Ok(())
 }
 
@@ -295,7 +299,7 @@ async fn what_was_recorded_in_an_epoch_that_others_opened_is_missed_in_it() -> a
     set_back(&log, 6).await?;
     end_sessions(&log).await?;
     ensure!(is_appended(&appender.append(command("next", None, 1)).await?));
-    assert_eq!(head(&log).await?.epoch, before.epoch + 1);
+    assert_eq!(head(&log).await?.epoch.number, before.epoch.number + 1);
     Ok(())
 }
 
@@ -319,13 +323,13 @@ async fn the_first_append_of_a_process_waits_for_the_publishers_first_look() -> 
     });
     // What the publisher does when it finds the stream ahead.
     let store = EventStore::new(log.database.pool("daybook_command").await?);
-    let witness = Witnesses::of_stream(before.generation, (7, Uuid::now_v7()), None);
+    let witness = Witnesses::of_stream(before.epoch.generation, (7, Uuid::now_v7()), None);
     store.attach(0, witness, 0).await?;
     assert_eq!(head(&log).await?.position, 0);
     seen.note_look();
     ensure!(is_appended(&append.await??));
     let lineage = store.lineage(0).await?;
-    assert_eq!(lineage.valid_up_to(before.generation), Some(0));
+    assert_eq!(lineage.valid_up_to(before.epoch.generation), Some(0));
     Ok(())
 }
 

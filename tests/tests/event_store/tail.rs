@@ -52,7 +52,7 @@ async fn whoever_follows_some_tenants_sees_their_events_alone_and_how_far_was_lo
     ] {
         let page = store.read_tail(behind(0), tenants).await?;
         assert_eq!((positions(&page), page.up_to), (wanted, 6));
-        assert_eq!(page.epoch, store.head(PARTITION).await?.id());
+        assert_eq!(page.epoch, store.head(PARTITION).await?.epoch);
         for event in &page.events {
             let position = usize::try_from(event.position)?;
             assert_eq!(event, &everything[position - 1], "byte for byte");

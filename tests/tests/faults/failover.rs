@@ -64,7 +64,7 @@ async fn a_standby_that_is_promoted_without_loss_goes_on_and_nothing_is_rebuilt(
     ledger.absorb(&orders);
 
     let after = head(&superuser).await?;
-    ensure!(after.epoch == before.epoch + 1, "epoch {}", after.epoch);
+    ensure!(after.epoch.number == before.epoch.number + 1, "{after:?}");
     nothing_is_rebuilt(&superuser).await?;
     check::everything(&superuser, &pair.backend.servers.nats.url(), &ledger).await
 }
@@ -124,7 +124,7 @@ async fn what_a_promotion_loses_is_shown_to_nobody_and_only_that_is_done_again()
 
     let lineage = EventStore::new(superuser.clone()).lineage(log::PARTITION).await?;
     ensure!(
-        lineage.valid_up_to(before.generation) == Some(fork),
+        lineage.valid_up_to(before.epoch.generation) == Some(fork),
         "{lineage:?}, the fork is behind {fork}"
     );
     nothing_is_rebuilt(&superuser).await?;
@@ -319,12 +319,14 @@ async fn data_are_put_back(how: PutBack) -> anyhow::Result<()> {
     ledger.absorb(&load.stop().await);
 
     let after = head(&backend.superuser).await?;
-    ensure!(after.epoch > before.epoch, "epoch {}", after.epoch);
+    ensure!(after.epoch > before.epoch, "{after:?}");
     let lineage = EventStore::new(backend.superuser.clone())
         .lineage(log::PARTITION)
         .await?;
     // Each process remembers its own batches only, and somebody may have gone on: the fork is never put above where it is.
-    let last = lineage.valid_up_to(before.generation).context("it is known")?;
+    let last = lineage
+        .valid_up_to(before.epoch.generation)
+        .context("it is known")?;
     ensure!(
         last == before.position || (how == PutBack::Files && last < before.position),
         "{lineage:?}, the fork is behind {}",

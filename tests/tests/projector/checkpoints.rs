@@ -166,7 +166,7 @@ async fn a_lease_is_lost_when_its_log_is_another_one_or_ends_before_the_checkpoi
     assert!(!held.expect("an answer"), "another log");
     let same = format!(
         "UPDATE event_store.log SET generation = '{}'",
-        lease.log_generation
+        lease.epoch.generation
     );
     setup.execute(&same).await;
     let held = checkpoint::is_held(&mut connection, &lease).await;

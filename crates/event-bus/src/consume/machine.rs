@@ -280,12 +280,13 @@ impl Machine {
     fn on_answer(&mut self, answer: Answer, now: Instant) -> Result<(), ReaderError> {
         self.active_at = now;
         answer.check(self.generation)?;
-        let is_newest = |lineage: &Lineage| lineage.valid_up_to(answer.head.generation) == Some(u64::MAX);
+        let is_newest =
+            |lineage: &Lineage| lineage.valid_up_to(answer.head.epoch.generation) == Some(u64::MAX);
         if !answer.lineage.as_ref().is_none_or(is_newest) {
             // The next epoch was opened between the two: they are read once more.
             return Ok(());
         }
-        self.generation = Some(answer.head.generation);
+        self.generation = Some(answer.head.epoch.generation);
         if let Some(lineage) = answer.lineage {
             self.lineage = lineage;
             self.state = State::Following;
@@ -358,7 +359,7 @@ impl Machine {
 impl Answer {
     /// Whether it is the log that is expected, and shows all that its head promises.
     fn check(&self, expected: Option<Uuid>) -> Result<(), ReaderError> {
-        let (found, head) = (self.head.generation, self.head.position);
+        let (found, head) = (self.head.epoch.generation, self.head.position);
         let expected = expected.unwrap_or(found);
         if expected != found {
             return Err(ReaderError::GenerationChanged {

@@ -69,10 +69,10 @@ async fn compare_connected(
     if head.is_standby {
         return Err(Interruption::Standby);
     }
-    if head.id() < seen.latest() {
-        return Err(Interruption::superseded(head.id(), seen.latest()));
+    if head.epoch < seen.latest() {
+        return Err(Interruption::superseded(head.epoch, seen.latest()));
     }
-    seen.note(head.id());
+    seen.note(head.epoch);
     let (head, last) = match found {
         None => (head, context.create(head, upkeep).await?),
         Some(stream) => {
@@ -89,7 +89,7 @@ async fn compare_connected(
     };
     Ok(Comparison {
         head: head.position,
-        generation: head.generation,
+        generation: head.epoch.generation,
         last,
     })
 }
@@ -98,7 +98,7 @@ impl Context {
     /// Compares the epochs of stream and log. Whoever meets a later one than its own log's leaves the stream alone, and the
     /// appender stops.
     fn check_epoch(&self, stream: &StreamState, head: LogHead) -> Result<(), Interruption> {
-        let (epoch, own) = (stream.epoch, head.id());
+        let (epoch, own) = (stream.epoch, head.epoch);
         if epoch <= own {
             return Ok(());
         }
@@ -155,7 +155,7 @@ impl Context {
         stream: &StreamState,
         head: LogHead,
     ) -> Result<Option<u64>, Interruption> {
-        if let Some(event) = machine.suspect(head.generation, stream.last)
+        if let Some(event) = machine.suspect(head.epoch.generation, stream.last)
             && !self.is_faithful(event).await?
         {
             return Ok(Some(event.position));
@@ -207,7 +207,7 @@ impl Context {
 
     /// Whether the stream carries the log's epoch, or can go on with it.
     async fn flaw_of_epoch(&self, stream: &StreamState, head: LogHead) -> Result<Option<Flaw>, Interruption> {
-        if stream.epoch == head.id() {
+        if stream.epoch == head.epoch {
             return Ok(None);
         }
         let lineage = self.store.lineage(self.partition).await?;
@@ -231,7 +231,7 @@ impl Context {
         head: LogHead,
         upkeep: &mut Upkeep,
     ) -> Result<(), Interruption> {
-        let (epoch, now) = (head.id(), Instant::now());
+        let (epoch, now) = (head.epoch, Instant::now());
         let is_due = |at: Instant| now >= at + RECONCILE_INTERVAL;
         if stream.epoch == epoch && !upkeep.reconciled_at.is_none_or(is_due) {
             return Ok(());
@@ -277,7 +277,7 @@ impl Context {
         let oldest = head.position.saturating_sub(published_again);
         let skipped = upkeep.begins_behind.min(head.position).max(oldest);
         let options = self.options.stream_options();
-        stream::create(&self.bus, self.partition, head.id(), skipped + 1, options).await?;
+        stream::create(&self.bus, self.partition, head.epoch, skipped + 1, options).await?;
         let made = stream::find(&self.bus, self.partition).await?;
         upkeep.begins_behind = 0;
         // What is beyond the head that was read before is for the next comparison.

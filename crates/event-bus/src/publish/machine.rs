@@ -352,7 +352,7 @@ impl Machine {
         let State::Filling { up_to, .. } = self.state else {
             return Ok(());
         };
-        if head.generation != self.generation {
+        if head.epoch.generation != self.generation {
             return Err(Interruption::Epoch);
         }
         if events.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use daybook_event_store::Epoch;
+use daybook_event_store::{Epoch, EpochId};
 
 use super::*;
 use crate::message::tests::sample;
@@ -130,8 +130,10 @@ impl Given {
         Answer {
             read,
             head: LogHead {
-                epoch: 1,
-                generation: LOG,
+                epoch: EpochId {
+                    number: 1,
+                    generation: LOG,
+                },
                 position: self.head,
                 recorded_at: None,
                 is_standby: false,

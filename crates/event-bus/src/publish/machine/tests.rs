@@ -1,6 +1,6 @@
 //! The machine alone, and several of them on a model of the stream.
 
-use daybook_event_store::{Committed, LogHead, RecordedEvent};
+use daybook_event_store::{Committed, EpochId, LogHead, RecordedEvent};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,8 +31,10 @@ fn committed(generation: Uuid, positions: std::ops::RangeInclusive<u64>) -> Comm
 
 fn head(position: u64) -> LogHead {
     LogHead {
-        epoch: 1,
-        generation: LOG,
+        epoch: EpochId {
+            number: 1,
+            generation: LOG,
+        },
         position,
         recorded_at: None,
         is_standby: false,
@@ -397,7 +399,10 @@ fn what_was_read_while_the_epoch_changed_is_not_published() -> Result<(), Interr
     let read = machine.read(
         vec![event(1)],
         LogHead {
-            generation,
+            epoch: EpochId {
+                number: 2,
+                generation,
+            },
             ..head(1)
         },
         now,
@@ -514,7 +519,10 @@ impl Model {
 
     fn head(&self) -> LogHead {
         LogHead {
-            generation: self.generation,
+            epoch: EpochId {
+                number: 1,
+                generation: self.generation,
+            },
             ..head(self.log.len() as u64)
         }
     }
