@@ -21,7 +21,7 @@ use crate::mailbox::{MailboxMetrics, Mailboxes};
 use crate::operations::{Import, Imported, Importers};
 use crate::partitions::Partitions;
 
-/// What is served: over HTTP, and over gRPC.
+/// The routes: over HTTP, and over gRPC.
 type Transports = (Declared, GrpcServices);
 
 /// The commands of every aggregate.
@@ -57,7 +57,7 @@ pub(crate) fn rules() -> Vec<DomainRule> {
         .collect()
 }
 
-/// What the service of every aggregate is made of.
+/// Shared by the handlers of all aggregates.
 pub(crate) struct Core {
     /// The time from a request to the commit of its events.
     pub(crate) received_to_committed: Histogram,
@@ -67,7 +67,7 @@ pub(crate) struct Core {
     pub(crate) sealing: KeyRing,
     /// The homes of contended aggregates.
     pub(crate) homes: Arc<Homes>,
-    /// What the addresses of aggregates begin with.
+    /// Base URL of `Location`.
     public_url: Arc<str>,
     handlers: Mutex<Vec<Arc<dyn HandleForwarded>>>,
     importers: Mutex<Vec<Arc<dyn Import>>>,
@@ -123,7 +123,7 @@ impl Core {
             .push(importer);
     }
 
-    /// What takes the lines of imports, for every aggregate.
+    /// The importers of all aggregates.
     pub(crate) fn importers(&self) -> Importers {
         let importers = self.importers.lock().unwrap_or_else(PoisonError::into_inner);
         importers.iter().map(Arc::clone).collect()

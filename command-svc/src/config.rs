@@ -18,7 +18,7 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// What the streams and subjects of this deployment begin with, so that several can share one NATS account: a lower-case
+    /// The prefix of this deployment's streams and subjects, so that several can share one NATS account: a lower-case
     /// letter and up to 31 more letters and digits. All services of a deployment need the same.
     #[arg(long, env = "DAYBOOK_DEPLOYMENT", value_name = "NAME", default_value_t)]
     pub deployment: Deployment,
@@ -85,7 +85,7 @@ pub struct Config {
     )]
     pub replica_keys: Vec<SecretKey>,
 
-    /// What the consistency tokens of receipts are sealed with.
+    /// Keys that seal the consistency tokens of receipts.
     #[command(flatten)]
     pub sealing: SealingConfig,
 
@@ -105,7 +105,7 @@ pub struct Config {
 pub struct PublicUrl(String);
 
 impl PublicUrl {
-    /// What the path is put behind: it has no slash at its end.
+    /// The URL to put a path behind: it has no slash at its end.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! What an idempotency key is bound to: a keyed hash of the command's content.
+//! The keyed hash of a command's content, to which its idempotency key is bound.
 //!
 //! A plain hash would be an oracle: whoever reads the table of keys could try names and addresses until one fits. The hash
 //! is over the command's name and its Protocol Buffers encoding without the key, which every version of this program

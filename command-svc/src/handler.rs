@@ -47,16 +47,14 @@ const CONTENDED_MAX: Duration = Duration::from_secs(10);
 /// Who sent a command, and when it came in.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// Who.
     pub(crate) principal: Arc<Principal>,
-    /// When.
     pub(crate) received_at: OffsetDateTime,
 }
 
 /// A command that is ready for its mailbox.
 pub(crate) type Command<A> = Envelope<<A as Aggregate>::Command>;
 
-/// What the caller of an accepted command is told.
+/// The reply to an accepted command.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// What was recorded.

@@ -58,7 +58,7 @@ const STILL_ACCEPTED_FOR: Duration = Duration::from_millis(250);
 /// The pause before the bus is asked again to subscribe.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What a replica does for others, and they for it.
+/// Counters of commands that this replica handles for others, and they for it.
 #[derive(Debug, Default)]
 pub(crate) struct HomeMetrics {
     /// Commands that a home has answered.

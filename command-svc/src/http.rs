@@ -50,7 +50,7 @@ pub(crate) struct Routes<A: Served> {
     operations: Operations,
 }
 
-/// What answers the commands of an aggregate.
+/// The handler of an aggregate's commands.
 struct Endpoint<A: Aggregate> {
     handler: Arc<Handler<A>>,
     public_url: Arc<str>,
@@ -111,7 +111,7 @@ impl<A: Served + 'static> Routes<A> {
         Declared::new(router, self.paths.into_iter().map(|path| (path, needs)))
     }
 
-    /// What is said about them.
+    /// Their descriptions.
     pub(crate) fn into_operations(self) -> Operations {
         self.operations
     }

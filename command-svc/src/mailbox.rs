@@ -117,7 +117,7 @@ pub enum HandleError {
     Unanswered(#[from] Unanswered),
 }
 
-/// What the mailboxes do.
+/// Counters of mailboxes.
 #[derive(Debug, Default)]
 pub struct MailboxMetrics {
     /// Commands that had to be decided again.

@@ -1,4 +1,4 @@
-//! What every command request goes through before it is decided: validation and metadata.
+//! Validation and metadata of every command request, before it is decided.
 
 use daybook_event_store::Metadata;
 use daybook_proto::common::v1::CommandContext;

@@ -19,7 +19,7 @@ pub struct Decoded {
     pub digest: Option<Digest>,
     /// Its category; `None` for one that this program does not know.
     pub category: Option<&'static str>,
-    /// What was decoded.
+    /// The decoded event.
     pub event: Event,
 }
 
@@ -90,7 +90,7 @@ impl Batch {
     }
 }
 
-/// What the metadata of an event say about its own history.
+/// An event's own history, from its metadata.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Origin {
@@ -101,7 +101,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// What cannot be read is absent.
+    /// Values that cannot be read are absent.
     pub(crate) fn of(event: &Event) -> Self {
         serde_json::from_str(&event.metadata).unwrap_or_default()
     }

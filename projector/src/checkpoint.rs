@@ -168,7 +168,7 @@ pub(crate) async fn announce(bus: &Bus, lease: &Lease) {
     signal::announce(bus, &applied).await;
 }
 
-/// What came of an attempt to get a lease.
+/// The result of an attempt to get a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
     /// It is ours.

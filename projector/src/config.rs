@@ -12,7 +12,7 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonConfig,
 
-    /// What the streams and subjects of this deployment begin with, so that several can share one NATS account: a lower-case
+    /// The prefix of this deployment's streams and subjects, so that several can share one NATS account: a lower-case
     /// letter and up to 31 more letters and digits. All services of a deployment need the same.
     #[arg(long, env = "DAYBOOK_DEPLOYMENT", value_name = "NAME", default_value_t)]
     pub deployment: Deployment,

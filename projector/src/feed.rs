@@ -73,7 +73,7 @@ struct Window {
     next_worker: u64,
 }
 
-/// What the feed has for a worker.
+/// The feed's answer to a worker.
 #[derive(Debug)]
 pub enum Taken {
     /// Events after its position, in order.
@@ -336,7 +336,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// What there is after `position`, which the worker has reached: whole batches, up to about `events_max` events.
+    /// Takes the batches after `position`, which the worker has reached: whole ones, up to about `events_max` events.
     pub fn take(&mut self, position: u64, events_max: usize) -> Taken {
         self.changes.mark_unchanged();
         let mut window = self.shared.window();

@@ -19,12 +19,12 @@ use crate::batch::Decoded;
 pub struct Poison {
     /// Its position.
     pub position: u64,
-    /// What is wrong with it.
+    /// Why it cannot be applied.
     #[source]
     pub reason: Reason,
 }
 
-/// What is wrong with an event.
+/// Why an event cannot be applied.
 #[derive(Debug, Error)]
 pub enum Reason {
     /// It cannot be read.
@@ -67,7 +67,7 @@ impl<R> Touched<R> {
     }
 }
 
-/// What a batch changes in the table. Rows come in the order of their keys, which is that of the table's index.
+/// A batch's changes of the table. Rows come in the order of their keys, which is that of the table's index.
 #[derive(Debug)]
 pub(crate) struct Changes<'a, M: ReadModel> {
     /// Rows of keys that have none in the table.
@@ -166,7 +166,7 @@ impl<M: ReadModel> Rows<M> {
         Ok(())
     }
 
-    /// What has to be stored.
+    /// The changes to store.
     pub(crate) fn changes(&self) -> Changes<'_, M> {
         let mut touched: Vec<_> = self
             .touched

@@ -1,4 +1,5 @@
-//! What the projector measures: where each projection stands, what it applies, and how long events take to get there.
+//! The projector's metrics: each projection's position, the events that it applies, and the time that events take to
+//! get there.
 
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,7 @@ impl Metrics {
         }
     }
 
-    /// What one worker on the live tables counts.
+    /// Metrics of one worker on the live tables.
     pub(crate) fn of_worker(&self, projection: &str, partition: i32) -> WorkerMetrics {
         let labels = labels(projection, partition);
         WorkerMetrics {
@@ -122,7 +123,7 @@ impl Metrics {
         }
     }
 
-    /// What a rebuild counts.
+    /// Counter of a rebuild.
     pub(crate) fn of_rebuild(&self, projection: &str, partition: i32) -> Counter {
         self.rebuilt.get_or_create_owned(&labels(projection, partition))
     }
@@ -196,7 +197,7 @@ fn labels(projection: &str, partition: i32) -> Labels {
     }
 }
 
-/// What one worker on the live tables counts.
+/// Metrics of one worker on the live tables.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerMetrics {
     applied: Counter,

@@ -49,9 +49,9 @@ pub enum RebuildError {
     /// The database did not answer.
     #[error("cannot {doing}")]
     Database {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// What the database said.
+        /// The database's error.
         source: sqlx::Error,
     },
     /// The tables could not be filled.
@@ -69,7 +69,7 @@ async fn answered<T>(
     answer.map_err(|source| RebuildError::Database { doing, source })
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// A rebuild was taken as far as it goes: live, failed, or told to stop.

@@ -14,7 +14,7 @@ use crate::checkpoint::Lease;
 /// The constraint that allows one running rebuild of a projection.
 const ONE_RUNNING: &str = "rebuild_running_key";
 
-/// What `INTO STRICT` raises when there is no such row.
+/// SQLSTATE that `INTO STRICT` raises when there is no such row.
 const NO_DATA_FOUND: &str = "P0002";
 
 const INTRODUCE: &str = "SELECT read_model.introduce($1)";
@@ -116,10 +116,10 @@ pub struct Progress {
     pub ended_at: Option<OffsetDateTime>,
     /// Why it failed.
     pub error: Option<String>,
-    /// What is applied, summed over partitions.
+    /// Events applied, summed over partitions.
     #[sqlx(try_from = "i64")]
     pub position: u64,
-    /// What there is to apply, summed over partitions.
+    /// Events to apply, summed over partitions.
     #[sqlx(try_from = "i64")]
     pub head: u64,
     /// How long it has run or did run.
@@ -158,7 +158,7 @@ fn start_error(error: sqlx::Error) -> StartError {
     }
 }
 
-/// What came of beginning anew with tables that hold what the log has not.
+/// The result of beginning anew with tables that hold what the log has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
     /// A rebuild was started, which fills this generation.

@@ -81,7 +81,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("leave", LEAVE),
 ];
 
-/// What this replica is to work on.
+/// The work assigned to this replica.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Duties {
     /// This replica, as the owner of leases.
@@ -231,7 +231,7 @@ pub async fn join(session: &mut PgConnection, id: Uuid, partitions: &[i32]) -> R
     joining.execute(session).await.map(drop)
 }
 
-/// What a replica is to work on, as it is now. An error when it is not among the replicas any more.
+/// The work assigned to a replica now. An error when it is not among the replicas any more.
 pub async fn look(session: &mut PgConnection, own: Uuid) -> Result<Duties, sqlx::Error> {
     let rows: Vec<MemberRow> = sqlx::query_as(MEMBERS).fetch_all(&mut *session).await?;
     if rows.iter().any(|member| !member.lives) {

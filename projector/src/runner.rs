@@ -31,9 +31,9 @@ pub enum ApplyError {
     /// The events do not continue at the checkpoint.
     #[error("the events begin at position {actual} where {expected} is next, or have a hole")]
     Hole {
-        /// What is next.
+        /// The next position.
         expected: u64,
-        /// What came.
+        /// The position that came.
         actual: u64,
     },
     /// The database did not do it. A commit may have been done all the same; the checkpoint tells.

@@ -36,8 +36,8 @@ pub(crate) struct Work {
     pub(crate) owner: Option<Uuid>,
 }
 
-/// What a replica is to work on: what it holds and keeps, and what is free and falls to it. `members` and `work` are in
-/// an order that all replicas see.
+/// The work of a replica: the part that it holds and keeps, and the free part that falls to it. `members` and `work`
+/// are in an order that all replicas see.
 pub(crate) fn share<'w>(own: Uuid, members: &[Member], work: &'w [Work]) -> Vec<&'w Work> {
     let mut loads = vec![0_usize; members.len()];
     let mut holders: Vec<Option<usize>> = work

@@ -54,7 +54,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often an event is tried before its projection is failed.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// What rebuilds that nobody asked for say about who did.
+/// The requester recorded for rebuilds that nobody asked for.
 const OURSELVES: &str = "projector";
 
 /// How many events are applied at a time: half as many after a step that took too long, so that a batch that is too much for
@@ -80,9 +80,9 @@ pub enum StepError {
     /// The database did not answer.
     #[error("cannot {doing}")]
     Database {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// What the database said.
+        /// The database's error.
         source: sqlx::Error,
     },
     /// The log could not be read.
@@ -105,7 +105,7 @@ impl StepError {
     }
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Something; there may be more to do.
@@ -118,7 +118,7 @@ pub enum Step {
     Stuck,
 }
 
-/// What workers and rebuilds of one process share. Cheap to clone.
+/// Shared by the workers and rebuilds of one process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context {
     /// Makes connections.
@@ -129,9 +129,9 @@ pub struct Context {
     pub bus: Bus,
     /// How much memory what takes.
     pub memory: Memory,
-    /// What is measured.
+    /// Metrics.
     pub metrics: Metrics,
-    /// What this process is to work on.
+    /// The work assigned to this replica.
     pub duties: watch::Receiver<Duties>,
     /// When the sessions were last to be made anew.
     pub reconnected_at: watch::Sender<Option<Instant>>,
@@ -326,7 +326,7 @@ impl<M: ReadModel> Worker<M> {
         self.runner.as_ref().map(|runner| runner.lease().position)
     }
 
-    /// What this replica is known by, as long as its session lasts.
+    /// The id of this replica, as long as its session lasts.
     fn session(&self) -> Uuid {
         self.context.duties.borrow().owner
     }

@@ -36,7 +36,7 @@ impl Fields {
         self.0.contains(&name)
     }
 
-    /// What of an object is wanted. Members that the object does not have stay absent.
+    /// Keeps the selected members of an object. Members that it does not have stay absent.
     pub fn select(&self, object: Value) -> Value {
         let Value::Object(mut members) = object else {
             return object;

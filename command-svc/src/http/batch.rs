@@ -21,7 +21,7 @@ use crate::mailbox::Together;
 /// What a batch says besides its items.
 #[derive(Debug, ToSchema)]
 pub struct BatchBody {
-    /// What becomes of the batch when an item is refused: `ATOMIC`, nothing of it is done; `PARTIAL`, all others are done.
+    /// How a refused item affects the batch: `ATOMIC`, nothing of it is done; `PARTIAL`, all others are done.
     #[schema(example = "ATOMIC")]
     pub mode: String,
 }
@@ -89,7 +89,7 @@ where
     response(answer)
 }
 
-/// What a mode means; `None` where none is given.
+/// The meaning of a mode; `None` where none is given.
 fn together(mode: &str) -> Result<Option<Together>, ApiError> {
     if mode.is_empty() {
         return Ok(None);

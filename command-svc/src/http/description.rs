@@ -52,7 +52,7 @@ pub fn description() -> String {
     text(api)
 }
 
-/// What is said about the commands of an aggregate.
+/// The descriptions of an aggregate's commands.
 pub(crate) struct Operations {
     tag: &'static str,
     scope: Scope,
@@ -145,7 +145,7 @@ fn in_camel_case(name: &str) -> String {
     first.to_ascii_lowercase() + rest
 }
 
-/// What is said about a command.
+/// The summary of a command.
 fn summary_of<R: ToSchema>() -> String {
     described(&R::schema()).unwrap_or_default()
 }
@@ -157,7 +157,7 @@ fn described(schema: &RefOr<Schema>) -> Option<String> {
     }
 }
 
-/// What is said about idempotency keys.
+/// The parameter of idempotency keys.
 pub(crate) fn key_parameter() -> Parameter {
     header("Idempotency-Key", Required::True)
         .description(Some(

@@ -1,4 +1,4 @@
-//! What a command's headers and address say: its key, its aggregate, and the version that it is for.
+//! A command's headers and address: its key, its aggregate, and the version that it is for.
 
 use daybook_proto::convert::{CommandRequest, Violations};
 use daybook_service::error::ApiError;
@@ -124,7 +124,7 @@ fn key(headers: &HeaderMap, violations: &mut Violations) -> Option<String> {
     }
 }
 
-/// What is inside of quotes, the first of which has gone already.
+/// The text inside of quotes, the first of which has gone already.
 fn unquoted(quoted: &str) -> Option<String> {
     let mut text = String::with_capacity(quoted.len());
     let mut characters = quoted.chars();

@@ -133,7 +133,7 @@ impl<A> Default for Bases<A> {
 }
 
 impl<A: Aggregate> Bases<A> {
-    /// Of a state that was just loaded.
+    /// After a load.
     pub(super) fn loaded(cached: &Cached<A>) -> Self {
         Self {
             confirmed: (cached.version() >= BASE_EVERY_EVENTS).then(|| cached.base()),

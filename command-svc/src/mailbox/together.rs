@@ -26,7 +26,7 @@ use crate::partitions::Partition;
 /// How often a batch is decided before its caller is told that others keep writing.
 const ATTEMPTS_MAX: u32 = 8;
 
-/// What becomes of a batch in which a command is refused.
+/// How a refused command affects the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Together {
     /// Nothing of it is done.

@@ -232,7 +232,7 @@ impl Params {
     }
 }
 
-/// What cursors of a list are bound to.
+/// Cursor scope: tenant and list.
 fn bound_to(principal: &Principal, list: &str) -> Vec<u8> {
     [principal.tenant_id.as_bytes(), list.as_bytes()].concat()
 }

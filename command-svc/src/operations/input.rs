@@ -36,7 +36,7 @@ pub(super) struct Whole {
 #[derive(Debug)]
 pub(super) struct Chunks {
     hash: Sha256,
-    /// Of the line that is not yet at its end.
+    /// Bytes of the unfinished line.
     line_bytes: usize,
     /// Lines that are complete.
     lines: u64,

@@ -302,7 +302,7 @@ async fn read(store: &Store, tenant_id: uuid::Uuid, operation: uuid::Uuid, numbe
 
 /// Counts what is done, chunk by chunk.
 struct Tally {
-    /// Of the chunks that are done, with all before them.
+    /// Progress up to the first unfinished chunk.
     progress: Progress,
     /// Errors of those that are not recorded yet.
     errors: Vec<Failed>,

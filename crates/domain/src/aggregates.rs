@@ -95,7 +95,7 @@ macro_rules! aggregates {
                 }
             }
 
-            /// What happened: the dotted, past-tense name under which the event is stored.
+            /// The dotted, past-tense name under which the event is stored ("order.placed").
             pub fn event_type(&self) -> &'static str {
                 match self {
                     $(Self::$name(event) => event.event_type(),)+

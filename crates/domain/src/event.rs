@@ -13,7 +13,7 @@ pub trait Event: Sized {
     /// Every event type with its current schema version.
     const SCHEMAS: &'static [(&'static str, u32)];
 
-    /// What happened: the dotted, past-tense name under which the event is stored.
+    /// The dotted, past-tense name under which the event is stored ("order.placed").
     fn event_type(&self) -> &'static str;
 
     /// The version of the payload that [`Event::encode`] writes.
@@ -55,7 +55,7 @@ pub enum DecodeError {
         event_type: &'static str,
         /// The version as stored.
         schema_version: u32,
-        /// What does not fit, and where.
+        /// The member that does not fit, and where it is.
         #[source]
         source: serde_json::Error,
     },

@@ -53,7 +53,7 @@ text!(
     Carrier, "carrier", Line, Bytes(CARRIER_BYTES_MAX)
 );
 text!(
-    /// What the carrier calls a shipment.
+    /// The carrier's number of a shipment.
     TrackingNumber, "tracking number", Line, Bytes(TRACKING_NUMBER_BYTES_MAX)
 );
 text!(

@@ -71,7 +71,7 @@ impl Aggregate for State {
     }
 }
 
-/// What may be asked of an order.
+/// The commands of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Place a new order.
@@ -84,16 +84,16 @@ pub enum Command {
         customer_id: CustomerId,
         /// The currency of all the order's amounts.
         currency: Currency,
-        /// What is bought: 1 to [`LINES_MAX`] lines.
+        /// The lines to order: 1 to [`LINES_MAX`].
         lines: Vec<NewLine>,
         /// Where it goes, if anywhere.
         shipping_address: Option<Address>,
-        /// What the lines must add up to, when the caller says so.
+        /// The total that the caller expects, if it says one.
         expected_total_minor: Option<i64>,
     },
     /// Add a line; it gets the next line number.
     AddLine {
-        /// What is bought in addition.
+        /// The new line.
         line: NewLine,
     },
     /// Remove a line, unless it is the last one.
@@ -124,18 +124,18 @@ pub enum Command {
     RecordPayment {
         /// The payment.
         payment_id: PaymentId,
-        /// What was paid.
+        /// The amount of the payment.
         amount: Money,
     },
     /// Ship all or some of the order.
     Ship {
         /// The shipment, new to this order.
         shipment_id: ShipmentId,
-        /// What is shipped, each line once; none means all that is left.
+        /// The articles shipped, each line once; none means all that are left.
         lines: Vec<LineQuantity>,
         /// Who carries it.
         carrier: Option<Carrier>,
-        /// What the carrier calls it.
+        /// The carrier's number.
         tracking_number: Option<TrackingNumber>,
     },
     /// Record that a shipment arrived.
@@ -152,7 +152,7 @@ pub enum Command {
     RequestReturn {
         /// The return, new to this order.
         return_id: ReturnId,
-        /// What comes back, each line once, at least one.
+        /// The articles that come back, each line once, at least one.
         lines: Vec<LineQuantity>,
         /// Why, in the customer's words.
         reason: Option<Reason>,
@@ -166,7 +166,7 @@ pub enum Command {
     Refund {
         /// The refund.
         refund_id: RefundId,
-        /// What was given back.
+        /// The amount given back.
         amount: Money,
     },
 }

@@ -1,5 +1,5 @@
-//! What the rejections of every aggregate have in common: one declaration gives the enum, its codes and its
-//! details, so that none of the three can forget a variant or a value.
+//! The declaration of an aggregate's rejections: it gives the enum, its codes and its details, so that none of the
+//! three can forget a variant or a value.
 
 use std::fmt::Display;
 

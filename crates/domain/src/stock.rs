@@ -36,7 +36,7 @@ pub const ON_HAND_MAX: u64 = 1_000_000_000_000;
 /// The most orders that an item is reserved for at one time.
 pub const RESERVATIONS_MAX: usize = 100_000;
 
-/// What may be asked of a stock item.
+/// The commands of a stock item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Register an article, of which there is nothing yet.
@@ -242,7 +242,7 @@ impl StockItem {
         .into())
     }
 
-    /// What is taken of an order's reservation, all of it unless a quantity is given, and what is left of it.
+    /// The quantity taken of an order's reservation, which is all of it unless one is given, and the quantity left.
     fn take(&self, order_id: OrderId, quantity: Option<u32>) -> Result<(u32, u32), Rejection> {
         let Some(&reserved) = self.reservations.get(&order_id) else {
             return Err(Rejection::ReservationNotFound { order_id });

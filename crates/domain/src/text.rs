@@ -14,13 +14,13 @@ use serde::de::{self, Deserializer, Visitor};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {problem}")]
 pub struct InvalidText {
-    /// What the string was meant to be, in words ("payment id").
+    /// The kind of text, in words ("payment id").
     pub kind: &'static str,
-    /// What is wrong with it.
+    /// The rule that it breaks.
     pub problem: TextProblem,
 }
 
-/// What is wrong with a text.
+/// A rule that a text breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextProblem {
     /// There is nothing in it.
@@ -31,7 +31,7 @@ pub enum TextProblem {
     TooLong {
         /// The most that is allowed.
         max: usize,
-        /// What is counted: "characters" or "bytes".
+        /// The unit of the count: "characters" or "bytes".
         unit: &'static str,
     },
     /// It has a character that its kind does not allow.

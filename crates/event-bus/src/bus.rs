@@ -45,7 +45,7 @@ pub enum BusError {
     /// The client refused to subscribe.
     #[error("cannot subscribe to {subject}")]
     Subscribe {
-        /// What was to be subscribed to.
+        /// The subject.
         subject: String,
         /// Why not.
         #[source]
@@ -54,7 +54,7 @@ pub enum BusError {
     /// The client took no command in time: its queue is full of what it cannot send.
     #[error("cannot subscribe to {subject}: the client takes no commands")]
     Stuck {
-        /// What was to be subscribed to.
+        /// The subject.
         subject: String,
     },
 }
@@ -226,7 +226,7 @@ fn report(event: &Event) {
     }
 }
 
-/// What the client says of a server that refuses user and password: it gives the words alone.
+/// The client's words for a server that refuses user and password; it gives nothing else.
 fn refusal() -> String {
     ConnectErrorKind::AuthorizationViolation.to_string()
 }

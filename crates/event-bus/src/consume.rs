@@ -49,7 +49,7 @@ pub struct ReaderOptions {
     pub ready_bytes: usize,
     /// Events that are read from the log at once.
     pub read_events_max: u32,
-    /// What it counts.
+    /// Its counters.
     pub metrics: ReaderMetrics,
 }
 
@@ -124,7 +124,7 @@ pub enum ReaderError {
     },
 }
 
-/// What readers do. Those with clones of it are counted together.
+/// Counters of readers; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct ReaderMetrics {
     /// Events that were read from Postgres.
@@ -173,7 +173,7 @@ impl Reader {
         }
     }
 
-    /// What it has done so far.
+    /// Its counters.
     pub fn metrics(&self) -> &ReaderMetrics {
         self.machine.metrics()
     }

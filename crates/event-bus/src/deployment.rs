@@ -9,8 +9,8 @@ use thiserror::Error;
 /// The longest name, in characters.
 const LENGTH_MAX: usize = 32;
 
-/// What every stream and every subject of a deployment begins with. It is made of what both may hold, and of nothing that
-/// separates the parts of either.
+/// The name of a deployment, with which its streams and subjects begin. It has only characters that both may hold, and
+/// none that separates their parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deployment(Arc<str>);
 

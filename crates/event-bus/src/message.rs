@@ -43,7 +43,7 @@ const BODY_IN_LOG: &str = "in-log";
 /// Before the partition's number in `ce-source`.
 const SOURCE_PREFIX: &str = "/daybook/log/";
 
-/// What is handed to NATS.
+/// A message for NATS.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// `<deployment>.events.<partition>.<generation>.<tenant>.<category>.<event type>`.
@@ -106,7 +106,7 @@ pub fn encode_as_reference(event: &RecordedEvent, generation: Uuid, deployment: 
     }
 }
 
-/// What says which event it is, and where it belongs.
+/// The headers that identify the event and its place in the log.
 fn identity(event: &RecordedEvent, generation: Uuid) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let before = event.position.saturating_sub(1);
@@ -127,8 +127,7 @@ fn subject(event: &RecordedEvent, generation: Uuid, deployment: &Deployment) -> 
     subject
 }
 
-/// What the subjects of a partition's events begin with. The generation is in it, so that the stream does not take what is
-/// published for another one.
+/// The filter of a partition's subjects. The generation is in it, so that the stream takes no message of another one.
 pub(crate) fn subjects(partition: i32, generation: Uuid, deployment: &Deployment) -> String {
     format!("{deployment}.events.{partition}.{generation}")
 }
@@ -251,12 +250,13 @@ fn trace_parent(metadata: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Trace<'_>>(metadata).ok()?.traceparent
 }
 
-/// What the CloudEvents bindings have percent-encoded in the value of an attribute.
+/// The characters that the CloudEvents bindings percent-encode in the value of an attribute.
 fn not_plain(c: char) -> bool {
     !c.is_ascii_graphic() || c == '%' || c == '"'
 }
 
-/// What a header cannot hold, and the escape itself. JSON keeps its quotes and spaces, so it stays readable.
+/// The characters that a header cannot hold, and the escape itself. JSON keeps its quotes and spaces, so it stays
+/// readable.
 fn not_header_text(c: char) -> bool {
     c.is_ascii_control() || c == '%'
 }

@@ -55,7 +55,7 @@ pub struct PublisherOptions {
     /// How many events are published again into a stream that has to be made anew, the newest: what is committed meanwhile waits
     /// behind them. Older ones are read from the log.
     pub refilled_events_max: u64,
-    /// What it counts.
+    /// Its counters.
     pub metrics: PublisherMetrics,
     /// Takes the seconds from `RecordedEvent::recorded_at` to the acknowledgement of each event that this process committed
     /// and published, zero if the clocks disagree.
@@ -88,7 +88,7 @@ impl PublisherOptions {
     }
 }
 
-/// What publishers do. Those with clones of it are counted together.
+/// Counters of publishers; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct PublisherMetrics {
     /// Messages that the stream acknowledged.
@@ -159,7 +159,7 @@ impl PublisherMetrics {
     }
 }
 
-/// What the rest of the process sees of a publisher.
+/// A publisher's progress and counters, for the rest of the process.
 #[derive(Debug, Clone)]
 pub struct PublisherHandle {
     metrics: PublisherMetrics,
@@ -167,7 +167,7 @@ pub struct PublisherHandle {
 }
 
 impl PublisherHandle {
-    /// What it has done so far.
+    /// Its counters.
     pub fn metrics(&self) -> &PublisherMetrics {
         &self.metrics
     }

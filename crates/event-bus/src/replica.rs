@@ -36,7 +36,7 @@ pub enum RequestError {
 /// A command that another replica sent here.
 #[derive(Debug)]
 pub struct Incoming {
-    /// What it sent.
+    /// The message.
     pub payload: Bytes,
     reply: async_nats::Subject,
     client: async_nats::Client,

@@ -94,7 +94,7 @@ pub(crate) struct StreamOptions {
     pub(crate) retained_events_max: Option<u64>,
 }
 
-/// What a stream of this deployment holds, and for what it was made.
+/// The content of a stream of this deployment, and the epoch that it was made for.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamState {
     /// The sequence of the oldest message.
@@ -327,7 +327,7 @@ fn with_settings(base: Config, bus: &Bus, partition: i32, epoch: EpochId, option
     }
 }
 
-/// What has other values in a stream than it should have, as JetStream names it; empty when nothing has.
+/// The settings of a stream that differ from the wanted ones, as JetStream names them; empty when none does.
 fn differences(found: &Config, wanted: &Config) -> String {
     let json = |config| serde_json::to_value(config).expect("settings are always JSON");
     let (found, wanted): (Value, Value) = (json(found), json(wanted));

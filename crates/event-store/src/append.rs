@@ -78,7 +78,7 @@ impl From<sqlx::Error> for AppendError {
     }
 }
 
-/// What the log says of a batch.
+/// The log's judgement on a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
     /// The epoch that it was recorded in.
@@ -100,7 +100,7 @@ impl Judgement {
     }
 }
 
-/// What the log says of a chain.
+/// The log's judgement on a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JudgedChain {
     /// The chain's commands before this index of the batch are written.
@@ -226,7 +226,7 @@ fn bind<'q>(
         .bind(event_column(commands, |event| JsonText(&event.payload)))
 }
 
-/// What a batch has of one tenant.
+/// One tenant's part of a batch.
 struct OfTenant<'a> {
     commands: usize,
     last_key: StoredKey<'a>,

@@ -36,12 +36,12 @@ pub struct AppenderOptions {
     pub commands_max: usize,
     /// Bytes of the requests that these commands came in, shared out alike.
     pub bytes_max: usize,
-    /// What one batch may hold.
+    /// Limits of one batch.
     pub batch: BatchLimits,
     /// For how long a batch is sent again, and receipts are read again, when the database does not answer. After that the
     /// commands are [`Unanswered::Unknown`].
     pub retry_for: Duration,
-    /// What it counts.
+    /// Its counters.
     pub metrics: AppenderMetrics,
 }
 
@@ -87,7 +87,7 @@ pub struct Committed {
     pub at: std::time::Instant,
 }
 
-/// What appenders do. Those with clones of it are counted together.
+/// Counters of appenders; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct AppenderMetrics {
     /// Batches that were judged.
@@ -146,12 +146,12 @@ impl AppenderMetrics {
     }
 }
 
-/// Told what becomes of a command; dropped when the appender stops first. It must not block.
+/// Receives the verdict on a command; dropped if the appender stops first. It must not block.
 pub trait Answer: Send {
     /// The command's key is known: nothing was written for it now. Its receipt is read next, which may take a while.
     fn key_is_known(&mut self) {}
 
-    /// What became of it.
+    /// The verdict on it, or why there is none.
     fn answer(self: Box<Self>, verdict: Result<Verdict, Unanswered>);
 }
 
@@ -195,7 +195,7 @@ impl Shared {
     }
 }
 
-/// What is under way.
+/// The commands under way.
 #[derive(Default)]
 struct Admitted {
     all: Load,
@@ -299,7 +299,7 @@ impl Appender {
         self.shared.partition
     }
 
-    /// What it has done so far.
+    /// Its counters.
     #[must_use]
     pub fn metrics(&self) -> &AppenderMetrics {
         &self.shared.options.metrics

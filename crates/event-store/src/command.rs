@@ -24,11 +24,11 @@ pub struct NewCommand {
     /// Commands of one group are recorded all together or not at all. Each has a stream of its own, and they are side by side
     /// in their batch. `None` for one that stands by itself.
     pub group: Option<Uuid>,
-    /// What is to be recorded, if anything.
+    /// The decision to record, or the question whether its key is known.
     pub intent: Intent,
 }
 
-/// What is to be done for a command.
+/// The purpose of a command in a batch.
 #[derive(Debug, Clone)]
 pub enum Intent {
     /// Record what it was decided to lead to.
@@ -37,7 +37,7 @@ pub enum Intent {
     Ask,
 }
 
-/// What a command leads to, and the state that this was decided on.
+/// The events of a command, and the state that it was decided on.
 #[derive(Debug, Clone)]
 pub struct Decision {
     /// The newest event in that state; `None` for a stream without events.
@@ -63,7 +63,7 @@ impl Decision {
 pub struct NewEvent {
     /// The event's own id, drawn at random for each decision.
     pub event_id: Uuid,
-    /// What happened ("order.placed").
+    /// The event's type ("order.placed").
     pub event_type: &'static str,
     /// The version of the payload's schema.
     pub schema_version: u32,
@@ -71,7 +71,7 @@ pub struct NewEvent {
     pub payload: String,
 }
 
-/// What a command did; the same key and content always gives an equal one.
+/// The result of a command; the same key and content always gives an equal one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     /// The stream that the command was for.
@@ -115,7 +115,7 @@ pub struct Newest {
     pub position: u64,
 }
 
-/// What became of a command.
+/// The log's answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Its events are committed.

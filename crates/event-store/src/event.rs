@@ -25,7 +25,7 @@ pub struct RecordedEvent {
     pub stream_version: u64,
     /// The event's own id.
     pub event_id: Uuid,
-    /// What happened ("order.placed").
+    /// The event's type ("order.placed").
     pub event_type: String,
     /// The version of the payload's schema.
     pub schema_version: u32,

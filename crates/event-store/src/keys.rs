@@ -40,7 +40,7 @@ impl FromRow<'_, sqlx::postgres::PgRow> for KeyTable {
     }
 }
 
-/// What became of a call that might have had the tables take turns.
+/// The result of a call that has the tables take turns when it is time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "event_store.key_turn", rename_all = "snake_case")]
 pub enum KeyTurn {

@@ -33,9 +33,9 @@ pub(crate) const EPOCHS: &str = "
 pub struct Epoch {
     /// Greater than those of all epochs that were known when it was opened.
     pub number: i32,
-    /// What names it for good.
+    /// Its permanent name.
     pub generation: Uuid,
-    /// What earlier epochs recorded before this position is a part of it.
+    /// Its first position. The events of earlier epochs before that belong to it, too.
     #[sqlx(try_from = "i64")]
     pub from_position: u64,
 }
@@ -153,7 +153,7 @@ pub struct Attached {
     pub opened: Option<String>,
 }
 
-/// What a caller remembers of a generation of the log.
+/// Events of a generation of the log that a caller remembers.
 #[derive(Debug, Clone, Default)]
 pub struct Witnesses {
     generation: Uuid,
@@ -162,8 +162,8 @@ pub struct Witnesses {
 }
 
 impl Witnesses {
-    /// What a stream holds: an event with its position that was recorded in a generation, behind one that is in the log where
-    /// there is such.
+    /// Of a stream: an event with its position that was recorded in a generation, and one before it that the log has,
+    /// where there is one.
     #[must_use]
     pub fn of_stream(generation: Uuid, event: (u64, Uuid), known: Option<(u64, Uuid)>) -> Self {
         Self {
@@ -201,7 +201,7 @@ impl Witnesses {
         }
     }
 
-    /// What was recorded in another generation has been answered for when this one's epoch was opened.
+    /// Forgets the events of another generation: they were checked when this one's epoch was opened.
     pub(crate) fn begin(&mut self, generation: Uuid) {
         if self.generation != generation {
             *self = Self {

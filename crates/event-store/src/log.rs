@@ -29,7 +29,7 @@ pub trait Log: Send + Sync + 'static {
         commands: &[NewCommand],
     ) -> impl Future<Output = Result<Judgement, AppendError>> + Send;
 
-    /// What is remembered under these tenants' keys, by their index. `epoch` is the newest one.
+    /// The commands remembered under these tenants' keys, by the keys' index. `epoch` is the newest one.
     fn remembered(
         &self,
         partition: i32,
@@ -38,14 +38,14 @@ pub trait Log: Send + Sync + 'static {
     ) -> impl Future<Output = Result<HashMap<usize, Remembered>, AppendError>> + Send;
 }
 
-/// What is remembered of a command under its key.
+/// A command as it is remembered under its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
     /// 64 bits of a keyed hash of the command's content.
     pub fingerprint: i64,
     /// The id of its first event; `None` when it has none.
     pub event_id: Option<Uuid>,
-    /// What was answered.
+    /// The answer to it.
     pub receipt: Receipt,
 }
 
@@ -78,7 +78,7 @@ struct Sessions {
     /// One that has not answered. It is ended before the next one appends: an attempt that was given up must not be
     /// committed after something was answered on the strength of another.
     unanswered: Option<SessionId>,
-    /// What was recorded through the sessions up to now.
+    /// Events recorded through the sessions up to now.
     witnesses: Witnesses,
 }
 

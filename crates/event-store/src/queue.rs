@@ -1,4 +1,4 @@
-//! What waits to be appended: bounded, fair between tenants, and made into batches.
+//! The queue of commands to append: fair between tenants, and divided into batches.
 //!
 //! A batch takes from each tenant in turn. No key comes twice into a batch, and no stream has a second chain in it; what
 //! would break that stays for the next one, and keeps its place. A chain that does not fit is cut at its tail, which is
@@ -15,7 +15,7 @@ use crate::append::events;
 use crate::appender::Answer;
 use crate::command::{Intent, NewCommand};
 
-/// What a batch may hold at most.
+/// Limits of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
     /// Commands.
@@ -97,12 +97,12 @@ impl Queue {
     }
 }
 
-/// What a batch has taken of the commands of one tenant that wait.
+/// The result of taking one tenant's waiting commands into a batch.
 enum Taken {
     All,
     /// As many as there may be in this turn, or as there is room for.
     Share,
-    /// What is left, as far as it was looked at, cannot be in one batch with what was taken.
+    /// The rest, as far as it was looked at, cannot be in one batch with what was taken.
     Blocked,
     /// The first one does not fit in, and there is none of this tenant in the batch.
     Nothing,

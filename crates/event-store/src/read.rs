@@ -120,7 +120,7 @@ pub struct TailRange {
     pub bytes_max: u32,
 }
 
-/// What was recorded in a range.
+/// The events of a range.
 #[derive(Debug, Clone)]
 pub struct TailPage {
     /// The log's epoch as this was read.

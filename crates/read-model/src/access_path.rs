@@ -42,11 +42,11 @@ pub struct Ordered<R: 'static> {
     pub column: &'static str,
     /// Whether the column rises where what the contract names falls.
     pub is_mirrored: bool,
-    /// What a row has in the column, as Postgres reads it.
+    /// A row's value of the column, as Postgres reads it.
     pub value: fn(&R) -> String,
 }
 
-/// What a list is sorted by, as callers write it: `-placed_at,total_minor`.
+/// The sort of a list, as callers write it: `-placed_at,total_minor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sort(Vec<SortKey>);
 
@@ -74,7 +74,7 @@ impl Sort {
     }
 }
 
-/// What can be sorted by at all, alone or together.
+/// The names that lists can be sorted by, alone or together.
 pub fn sort_names<R>(paths: &[AccessPath<R>]) -> Vec<&'static str> {
     let mut names = Vec::new();
     for by in paths.iter().flat_map(|path| path.order) {
@@ -182,7 +182,8 @@ impl<R> AccessPath<R> {
 }
 
 impl<R> fmt::Display for AccessPath<R> {
-    /// What can be asked of it: `total_minor,placed_at or -total_minor,-placed_at with currency (and with status)`.
+    /// The sorts and filters that it serves: `total_minor,placed_at or -total_minor,-placed_at with currency (and with
+    /// status)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The last column only makes the order unique, where it is not the only one.
         let shown = (self.order.len() - 1).max(1);
@@ -253,7 +254,7 @@ impl<R> Scan<R> {
     }
 }
 
-/// What a scan is bounded by.
+/// The bounds of a scan.
 #[derive(Debug, Default)]
 pub(crate) struct Bounds<'a> {
     /// The values of [`AccessPath::equal`].
@@ -262,7 +263,7 @@ pub(crate) struct Bounds<'a> {
     pub(crate) each: Vec<&'a str>,
     /// The least value of the first column of the order.
     pub(crate) from: Option<String>,
-    /// What that column has to be less than.
+    /// Upper bound of that column, exclusive.
     pub(crate) before: Option<String>,
 }
 

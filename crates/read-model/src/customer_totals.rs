@@ -35,7 +35,7 @@ pub struct Key {
     pub currency: Currency,
 }
 
-/// What a customer has bought, in one currency.
+/// A customer's totals in one currency.
 ///
 /// Single amounts fit 64 bits, but sums of them need not, and no caller may bring the projection to a halt with two
 /// orders of the highest amount: sums are kept as [`Sum`] and shown as `i64`.
@@ -263,8 +263,8 @@ const LOAD: &str = "
     ) AS t
 ";
 
-/// What the rows to be inserted replace. The newest row of a key is found by a probe of the key and deleted
-/// by its place, because in any other plan a hot key's dead rows are gone through as well.
+/// Deletes the rows that those to be inserted replace. The newest row of a key is found by a probe of the key and
+/// deleted by its place, because in any other plan a hot key's dead rows are gone through as well.
 const REPLACE: &str = "
     WITH replaced AS (
         DELETE FROM read_model.customer_totals_g{generation} AS t
@@ -351,7 +351,7 @@ impl ReadModel for CustomerTotals {
     }
 }
 
-/// What one event adds to a customer's totals.
+/// One event's addition to a customer's totals.
 struct Difference<'a> {
     customer_id: &'a CustomerId,
     currency: Currency,
@@ -364,7 +364,7 @@ struct Difference<'a> {
 }
 
 impl<'a> Difference<'a> {
-    /// What an event adds; nothing when it changes no total.
+    /// The addition of an event; `None` when it changes no total.
     fn in_event(event: &'a Event) -> Option<Self> {
         let Ok(Body::Order(body)) = &event.body else {
             return None;

@@ -24,7 +24,7 @@ pub struct Event {
     pub stream_version: u64,
     /// The event's own id.
     pub event_id: Uuid,
-    /// What happened, as it was recorded ("order.placed").
+    /// The event's type, as it was recorded ("order.placed").
     pub event_type: String,
     /// When it was committed.
     pub recorded_at: OffsetDateTime,
@@ -33,8 +33,7 @@ pub struct Event {
     pub occurred_at: OffsetDateTime,
     /// The metadata, undecoded: the JSON text of [`daybook_event_store::Metadata`].
     pub metadata: Arc<str>,
-    /// What happened, or why this program cannot tell. Only read models that take every event meet one that it cannot
-    /// decode.
+    /// The decoded event, or why this program cannot decode it. Only read models that take every event meet such a one.
     pub body: Result<AnyEvent, Arc<DecodeError>>,
 }
 

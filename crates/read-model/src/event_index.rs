@@ -36,11 +36,11 @@ pub struct Row {
     pub recorded_at: OffsetDateTime,
     /// The aggregate's id.
     pub stream_id: String,
-    /// What happened ("order.placed").
+    /// The event's type ("order.placed").
     pub event_type: String,
     /// Who asked, as the caller said.
     pub actor: Option<String>,
-    /// What ties together all that one request caused.
+    /// Shared by all events that one request caused.
     pub correlation_id: Option<String>,
 }
 
@@ -316,7 +316,7 @@ impl ReadModel for EventIndex {
     }
 }
 
-/// What the metadata say of an event that it is found by.
+/// The metadata that an event is found by.
 #[derive(Default, Deserialize)]
 struct Attribution {
     actor: Option<String>,
@@ -324,7 +324,7 @@ struct Attribution {
 }
 
 impl Attribution {
-    /// What cannot be read is absent.
+    /// Values that cannot be read are absent.
     fn of(event: &Event) -> Self {
         serde_json::from_str(&event.metadata).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What holds for every read model and every history: a batch delivered twice changes nothing, rebuilt equals live, and
+//! The laws of every read model, over any history: a batch delivered twice changes nothing, rebuilt equals live, and
 //! the rows agree with what the rules know.
 
 use std::collections::BTreeMap;
@@ -30,8 +30,8 @@ fn rebuilt<M: ReadModel>(events: &[Event], batch_sizes: &[usize]) -> Table<M> {
     table
 }
 
-/// What the projector does: loads what the batch touches unless an event opens it, folds, and stores what is newer than
-/// what is there.
+/// Applies a batch as the projector does: loads the touched rows unless an event opens them, folds, and stores rows
+/// that are newer than the stored ones.
 fn apply<M: ReadModel>(table: &mut Table<M>, batch: &[Event]) {
     let mut rows: BTreeMap<M::Key, Option<M::Row>> = BTreeMap::new();
     for event in batch {
@@ -193,7 +193,7 @@ fn log() -> impl Strategy<Value = Log> {
     })
 }
 
-/// What would come next in a life without surprises; without it few orders would get far.
+/// The next command in a life without surprises; without it few orders would get far.
 fn likely(number: u8, state: &State) -> Command {
     let Some(order) = state.order() else {
         return place(number);

@@ -1,4 +1,4 @@
-//! What a read model is: a pure fold over rows, and where its rows are kept.
+//! The trait of read models: a pure fold over rows, and the statements that keep them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,7 +25,7 @@ pub trait ReadModel: Send + Sync + 'static {
     /// such an event can be decoded.
     const CATEGORIES: Categories;
 
-    /// What a row is found by.
+    /// The key of a row.
     type Key: Key;
 
     /// A row, its key and position included.
@@ -45,14 +45,14 @@ pub trait ReadModel: Send + Sync + 'static {
     /// Where there is nothing, rows are updated.
     const REPLACE: &'static str = "";
 
-    /// What makes it overwrite rows that are there: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
+    /// The clause by which it overwrites existing rows: `ON CONFLICT … DO UPDATE … WHERE position < excluded.position`.
     const OVERWRITE: &'static str;
 
     /// Whether a row can change after the event that opens it. Where none can, none is kept in memory for the next batch.
     const ROWS_CHANGE: bool = true;
 
-    /// What a row says of one aggregate, as the contract shows it: JSON. Nothing where rows are not about one aggregate each,
-    /// or say only a part.
+    /// A row as the JSON document of its aggregate, as the contract shows it. `None` where rows are not about one
+    /// aggregate each, or hold only a part of it.
     const DOCUMENT: Option<fn(&Self::Row) -> String> = None;
 
     /// Every other statement of its file, by name.
@@ -205,7 +205,7 @@ pub enum FoldError {
     /// Only some events begin an aggregate: placing an order, say.
     #[error("no aggregate begins with {event_type}")]
     NotBegun {
-        /// What came instead.
+        /// The type of the event that came instead.
         event_type: &'static str,
     },
     /// An event of the stream is missing, or one came twice under two positions.
@@ -219,7 +219,7 @@ pub enum FoldError {
     /// The event is about a part that the row does not have.
     #[error("there is no {part} {id}")]
     Unknown {
-        /// What is missing ("line").
+        /// The missing part ("line").
         part: &'static str,
         /// Which.
         id: String,
@@ -241,7 +241,7 @@ pub(crate) fn check_next_version(before: u64, event: &Event) -> Result<(), FoldE
     })
 }
 
-/// What a row is found by.
+/// The key of a row.
 pub trait Key: Clone + fmt::Debug + Eq + Ord + Hash + Send + Sync + Sized {
     /// The columns of the keys, as the parameters of [`ReadModel::LOAD`].
     fn bind<'q>(query: RowsQuery<'q>, keys: &'q [Self]) -> RowsQuery<'q>;

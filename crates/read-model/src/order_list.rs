@@ -71,8 +71,8 @@ pub struct Filter {
     pub search: Option<Search>,
 }
 
-/// What a search compares: only what is not personal, which in an order is all but its address. Ids and references stay
-/// readable, so nobody should put a name into a reference.
+/// The searched column: never a personal one, which in an order is its address. Ids and references stay readable, so
+/// nobody should put a name into a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Search {
     /// The beginning of an order's TypeID.
@@ -82,7 +82,7 @@ pub enum Search {
 }
 
 impl Search {
-    /// What begins like an order's TypeID is one, everything else a reference.
+    /// A text that begins like an order's TypeID is an id, any other a reference.
     pub fn parse(text: &str) -> Self {
         if text.starts_with("ord_") {
             Self::OrderId(text.to_owned())

@@ -140,7 +140,7 @@ const LOAD: &str = "
     ) AS s
 ";
 
-/// What the rows to be inserted replace, found as in `customer_totals`.
+/// Deletes the rows that those to be inserted replace, as in `customer_totals`.
 const REPLACE: &str = "
     WITH replaced AS (
         DELETE FROM read_model.stock_levels_g{generation} AS t
@@ -243,7 +243,7 @@ impl ReadModel for StockLevels {
     }
 }
 
-/// What is on hand and what is reserved after an event, where the event says so.
+/// The quantities on hand and reserved after an event, where the event has them.
 fn levels(body: &StockEvent) -> (Option<u64>, Option<u64>) {
     match body {
         StockEvent::Registered(_) => (None, None),

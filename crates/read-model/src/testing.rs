@@ -140,7 +140,7 @@ impl Log {
         Ok(())
     }
 
-    /// What the rules know of an order.
+    /// The state of an order.
     pub(crate) fn state(&self, number: u8) -> State {
         self.orders
             .get(&number)

@@ -94,7 +94,7 @@ pub struct CommonConfig {
           value_parser = value_parser!(u32).range(1..))]
     pub admin_connections_max: u32,
 
-    /// What callers may use up.
+    /// Limits on callers.
     #[command(flatten)]
     pub limits: Limits,
 }
@@ -133,7 +133,7 @@ impl CommonConfig {
 /// Logs and traces.
 #[derive(Args, Clone, Debug)]
 pub struct TelemetryConfig {
-    /// What is logged: a level, or levels by module ("info,daybook_projector=debug").
+    /// Log filter: a level, or levels by module ("info,daybook_projector=debug").
     #[arg(long, env = "DAYBOOK_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 

@@ -46,7 +46,7 @@ pub enum DatabaseError {
     Version {
         /// The schema.
         schema: &'static str,
-        /// What the database said.
+        /// The database's error.
         source: sqlx::Error,
     },
     /// The schema has another version than this binary was built for.

@@ -1,4 +1,4 @@
-//! What is still there and will end: headers that say so (`Deprecation`, RFC 9745; `Sunset`, RFC 8594; `Link` to what takes its
+//! Deprecated operations: headers that say so (`Deprecation`, RFC 9745; `Sunset`, RFC 8594; `Link` to what takes its
 //! place), and [`GONE`](crate::Code::Gone) after that.
 
 use axum::response::{IntoResponse as _, Response};

@@ -190,7 +190,7 @@ fn described_schema(name: &str, schema: &Value) -> Markup {
     }
 }
 
-/// What kind of value a schema describes, in a few words.
+/// The kind of value that a schema describes, in a few words.
 fn kind(schema: &Value) -> Markup {
     let any_of = ["anyOf", "oneOf", "allOf"]
         .into_iter()
@@ -239,7 +239,7 @@ fn markdown(value: &Value) -> Markup {
     PreEscaped(html)
 }
 
-/// What a reference leads to, or the value itself.
+/// The target of a reference, or the value itself.
 fn resolved<'a>(api: &'a Value, value: &'a Value) -> &'a Value {
     let pointer = value["$ref"].as_str().and_then(|it| it.strip_prefix('#'));
     pointer.and_then(|pointer| api.pointer(pointer)).unwrap_or(value)

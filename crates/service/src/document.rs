@@ -23,7 +23,7 @@ pub struct Document {
     gzip: Representation,
 }
 
-/// What is sent of a document, and under which headers.
+/// A document in one encoding, with its headers.
 #[derive(Clone, Debug)]
 struct Representation {
     headers: HeaderMap,

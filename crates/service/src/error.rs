@@ -36,7 +36,7 @@ pub type Source = Box<dyn StdError + Send + Sync>;
 #[derive(Clone)]
 pub struct ApiError(Box<Fields>);
 
-/// What an [`ApiError`] is made of.
+/// The fields of an [`ApiError`].
 #[derive(Clone)]
 struct Fields {
     code: Code,
@@ -66,7 +66,7 @@ pub struct FieldViolation {
 /// The thing that a request was about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// What it is: `order`.
+    /// Its kind: `order`.
     pub kind: Cow<'static, str>,
     /// Which one, as the caller named it.
     pub id: String,

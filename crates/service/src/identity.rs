@@ -44,7 +44,7 @@ pub struct Principal {
     pub key_prefix: String,
     /// The name that the key was given when it was made.
     pub name: String,
-    /// What it may do.
+    /// Its scopes.
     pub scopes: ScopeSet,
 }
 
@@ -63,7 +63,7 @@ pub struct Operator {
     pub key_prefix: String,
     /// The name that the key was given when it was made.
     pub name: String,
-    /// What it may do.
+    /// Its scopes.
     pub scopes: ScopeSet,
 }
 

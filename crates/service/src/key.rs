@@ -19,7 +19,7 @@ pub struct SecretKey([u8; KEY_BYTES]);
 pub struct InvalidKey;
 
 impl SecretKey {
-    /// What a development stack uses. Everybody knows it, so production refuses it.
+    /// The key of development stacks. Everybody knows it, so production refuses it.
     pub const DEVELOPMENT: Self = Self(*b"daybook development: not secret!");
 
     /// A key of these bytes.

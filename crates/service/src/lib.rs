@@ -1,4 +1,4 @@
-//! What every Daybook binary does alike: configuration, telemetry, identity, errors, health, serving and stopping.
+//! The common parts of every Daybook binary: configuration, telemetry, identity, errors, health, serving and stopping.
 //!
 //! A service supplies its gRPC and HTTP routers and its background tasks; everything around them lives here, so that
 //! the three services answer, measure, refuse and stop in one way. Nothing here knows the domain.

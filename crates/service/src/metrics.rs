@@ -61,7 +61,7 @@ impl Registry {
     }
 }
 
-/// What was not logged, because nobody read the log.
+/// Log lines that were dropped because nobody read the log.
 #[derive(Debug)]
 pub(crate) struct DroppedLines;
 
@@ -197,7 +197,7 @@ pub(crate) fn standard_method(method: &http::Method) -> Option<http::Method> {
     METHODS.iter().find(|known| *known == method).cloned()
 }
 
-/// What was called, from a closed set: an RPC that exists, or a standard method on a route that exists.
+/// The operation that was called, from a closed set: an RPC that exists, or a standard method on a route that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     /// `/daybook.orders.v1.OrderService/PlaceOrder`.
@@ -243,7 +243,7 @@ struct OutcomeLabels {
     code: u16,
 }
 
-/// What the server did: requests by method and code, their latency, and how many are open. Cheap to clone.
+/// The server's metrics: requests by method and code, their latency, and how many are open. Cheap to clone.
 ///
 /// A stream counts when its first headers go out, as `OK`.
 #[derive(Clone, Debug)]

@@ -1,5 +1,5 @@
-//! What the OpenAPI descriptions of all services have in common: problems and the statuses that they come with, the credential,
-//! the headers of every answer, and what a description says about who may call.
+//! The common parts of all services' OpenAPI descriptions: problems and the statuses that they come with, the
+//! credential, the headers of every answer, and what a description says about who may call.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub const API_KEY: &str = "api_key";
 /// Where a description has the values of an enumeration that may grow: what `enum` has would be all that there can ever be.
 const EXTENSIBLE_ENUM: &str = "x-extensible-enum";
 
-/// What a request may be refused with, whatever it is for: the server says it, or the credential.
+/// The codes that any request may be refused with, by the server or for its credential.
 pub const COMMON: [Code; 14] = [
     Code::MalformedRequest,
     Code::ValidationFailed,
@@ -275,7 +275,7 @@ fn share_responses(api: &mut OpenApi) {
     api.components.get_or_insert_default().responses.extend(shared);
 }
 
-/// What a status is called, as the name of a component: `NotFound`.
+/// The name of a status, for a component: `NotFound`.
 fn reason(status: &str) -> String {
     let status = StatusCode::from_bytes(status.as_bytes()).ok();
     let reason = status.and_then(|status| status.canonical_reason());

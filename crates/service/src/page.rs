@@ -14,7 +14,7 @@ use crate::document::Document;
 /// How all pages look, by day and by night.
 const STYLE: &str = include_str!("page.css");
 
-/// What a browser lets a page do: nothing but to look like this. Its style is known by its hash.
+/// The policy for browsers: a page may apply its own style, which is known by its hash, and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let hash = BASE64_STANDARD.encode(Sha256::digest(STYLE));
     let policy = format!(

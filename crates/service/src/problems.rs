@@ -22,7 +22,7 @@ use crate::server::{Declared, Needs};
 pub struct DomainRule {
     /// The rule's code: `ORDER_ALREADY_SHIPPED`.
     pub code: &'static str,
-    /// What it means, in a sentence or two.
+    /// Its meaning, in a sentence or two.
     pub explanation: &'static str,
 }
 
@@ -59,7 +59,7 @@ struct Explanation {
     text: &'static str,
 }
 
-/// What is said about each code, by its slug: for programs, and for people.
+/// The explanation of each code, by its slug: for programs, and for people.
 type Explained = HashMap<String, (Document, Document)>;
 
 fn catalogue(rules: &[DomainRule]) -> Vec<Explanation> {

@@ -1,4 +1,4 @@
-//! What `main` does in every binary: runtime, telemetry, signals, listeners, work, exit code.
+//! The `main` of every binary: runtime, telemetry, signals, listeners, work, exit code.
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What is known about the request that is being answered, without passing it through every function.
+//! The context of the request that is being answered, without passing it through every function.
 //!
 //! The server sets it around each handler ([`Context::scope`]). It follows the handler's own task only: what a handler
 //! spawns, or a stream's body, takes what it needs with it.
@@ -77,7 +77,7 @@ fn is_valid(id: &[u8]) -> bool {
     (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(is_plain)
 }
 
-/// What is known about one request.
+/// The context of one request.
 #[derive(Debug)]
 pub struct Context {
     id: RequestId,
@@ -140,7 +140,7 @@ pub fn hold() -> Hold {
     Hold { _claim: claim() }
 }
 
-/// What the current request holds, once it has been let in.
+/// The bytes that the current request holds, once it has been let in.
 pub(crate) fn claim() -> Option<Arc<Claim>> {
     let claim = CURRENT.try_with(|current| current.claim.get().cloned());
     claim.ok().flatten()

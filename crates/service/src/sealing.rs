@@ -61,7 +61,7 @@ impl SealingConfig {
     }
 }
 
-/// What a sealed text is for. None is good for anything else.
+/// The purpose of a sealed text, which is good for no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Purpose {
@@ -165,7 +165,7 @@ impl Key {
         URL_SAFE_NO_PAD.encode([&[VERSION][..], &self.id, &nonce, &sealed].concat())
     }
 
-    /// What the tag covers beside the content.
+    /// The data that the tag covers beside the content.
     fn associated(&self, purpose: Purpose, bound_to: &[u8]) -> Vec<u8> {
         [&[VERSION][..], &self.id, &[purpose as u8], bound_to].concat()
     }

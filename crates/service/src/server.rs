@@ -68,7 +68,7 @@ const STREAM_WINDOW_BYTES: u32 = 32 * 1_024;
 /// How many bytes of one answer may wait for an HTTP/2 connection. The rest waits in the answer's body.
 const STREAM_SEND_BYTES: usize = 32 * 1_024;
 
-/// What is served, and to whom.
+/// The routes to serve, and who may call them.
 #[derive(Debug)]
 pub struct Routes {
     /// Everything but gRPC.
@@ -81,7 +81,7 @@ pub struct Routes {
     pub cors: Cors,
 }
 
-/// What all connections share.
+/// Shared by all connections.
 struct Shared {
     http: Router,
     grpc: Declared,

@@ -17,7 +17,7 @@ use crate::error::{ApiError, RETRY_AFTER_DEFAULT};
 /// How many there may be, and how long is waited.
 #[derive(Clone, Copy, Debug)]
 pub struct SharesOptions {
-    /// What is shared, as refusals name it.
+    /// The name of the share, in refusals.
     pub quota: &'static str,
     /// How many places there are.
     pub places: usize,

@@ -77,7 +77,7 @@ impl Start {
         })
     }
 
-    /// Who finds the identities behind credentials.
+    /// The authenticator.
     #[must_use]
     pub fn authenticator(&self) -> Authenticator {
         self.authenticator.clone()

@@ -113,7 +113,8 @@ fn parameters(address: &Uri) -> impl Iterator<Item = (String, String)> {
     pairs.map(|Query(pairs)| pairs).unwrap_or_default().into_iter()
 }
 
-/// What a ticket is bound to. Names and values are written with their lengths, so that none can pass for another.
+/// The digest of the address that a ticket is bound to. Names and values are written with their lengths, so that none
+/// can pass for another.
 fn fingerprint(address: &Uri) -> [u8; 32] {
     let stays = |(name, _): &(String, String)| name != TICKET && name != LAST_EVENT_ID;
     let mut hash = Sha256::new();

@@ -282,7 +282,7 @@ async fn a_problem_is_an_instance_of_its_own_whatever_its_request_is_called() {
     }
 }
 
-/// What the details of a status say. The values of an `ErrorInfo` come in any order, so of the bytes only which ones they are.
+/// The details of a status. The values of an `ErrorInfo` come in any order, so of the bytes only which ones they are.
 fn comparable(status: &Status) -> (String, BTreeMap<String, String>, Vec<u8>) {
     let info = status.get_details_error_info().expect("an ErrorInfo");
     let mut bytes = status.details().to_vec();

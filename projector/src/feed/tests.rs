@@ -1,4 +1,4 @@
-//! What a worker gets from the window, and when the window moves.
+//! The batches that a worker gets from the window, and when the window moves.
 
 use super::*;
 use crate::batch::Decoded;

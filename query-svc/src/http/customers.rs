@@ -15,7 +15,7 @@ use super::schema::{CUSTOMER_FIELDS, CustomerTotals, Envelope};
 use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer};
 use crate::reads::Reads;
 
-/// What a list of customers takes.
+/// Query parameters of the customer list.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ListCustomersParams {

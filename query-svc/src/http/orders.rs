@@ -20,7 +20,7 @@ use super::schema::{ORDER_FIELDS, ORDER_SUMMARY_FIELDS, OrderSummary};
 use super::{Caller, ConditionalHeaders, FreshnessHeaders, FreshnessQuery, answer, examples};
 use crate::reads::Reads;
 
-/// What a list of orders takes.
+/// Query parameters of the order list.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ListOrdersParams {

@@ -32,7 +32,7 @@ pub fn example() -> Value {
     })
 }
 
-/// What a list of stock items takes.
+/// Query parameters of the list of stock items.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ListStockItemsParams {

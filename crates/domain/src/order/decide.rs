@@ -136,7 +136,7 @@ fn cancel(order: &Order, reason: Reason) -> Result<Event, Rejection> {
     .into())
 }
 
-/// What a confirmation settles is open only until then.
+/// An order can be edited until it is confirmed.
 fn check_editable(order: &Order) -> Result<(), Rejection> {
     match order.status {
         Status::Placed => Ok(()),

@@ -1,4 +1,4 @@
-//! What happens to orders, as it is stored.
+//! The events of orders, as they are stored.
 //!
 //! An event carries what its readers need: a read model that folds only these events keeps status, lines and
 //! amounts without knowing a rule, and everything that changes what a customer has bought, paid or got back
@@ -18,7 +18,7 @@ use crate::ids::{
 use crate::money::Currency;
 
 events! {
-    /// What happened to an order.
+    /// An event of an order.
     pub enum Event upcast by upcast {
         /// A customer placed the order.
         Placed = "order.placed", 2;
@@ -88,12 +88,12 @@ pub struct Placed {
     pub reference: Option<Reference>,
     /// The currency of all the order's amounts.
     pub currency: Currency,
-    /// What is bought, at least one line, numbered from 1.
+    /// The lines, at least one, numbered from 1.
     pub lines: Vec<Line>,
     /// Where it goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shipping_address: Option<Address>,
-    /// What the order costs.
+    /// The order's total.
     pub total_minor: i64,
     /// How many articles it has, over all lines.
     pub item_count: u64,
@@ -108,9 +108,9 @@ pub struct LineAdded {
     pub line: Line,
     /// The order's currency.
     pub currency: Currency,
-    /// What the order costs now.
+    /// The order's total after the event.
     pub total_minor: i64,
-    /// What it costs more than before.
+    /// The change of the total.
     pub total_change_minor: i64,
     /// How many articles it has now.
     pub item_count: u64,
@@ -127,9 +127,9 @@ pub struct LineRemoved {
     pub line: Line,
     /// The order's currency.
     pub currency: Currency,
-    /// What the order costs now.
+    /// The order's total after the event.
     pub total_minor: i64,
-    /// What it costs more than before; here, nothing or less.
+    /// The change of the total: zero or negative.
     pub total_change_minor: i64,
     /// How many articles it has now.
     pub item_count: u64,
@@ -152,9 +152,9 @@ pub struct QuantityChanged {
     pub previous_quantity: u32,
     /// The order's currency.
     pub currency: Currency,
-    /// What the order costs now.
+    /// The order's total after the event.
     pub total_minor: i64,
-    /// What it costs more than before; negative when it costs less.
+    /// The change of the total, positive or negative.
     pub total_change_minor: i64,
     /// How many articles it has now.
     pub item_count: u64,
@@ -176,7 +176,7 @@ pub struct Confirmed {
     pub customer_id: CustomerId,
     /// The order's currency.
     pub currency: Currency,
-    /// What the order costs.
+    /// The order's total.
     pub total_minor: i64,
     /// How many articles it has.
     pub item_count: u64,
@@ -191,11 +191,11 @@ pub struct Rejected {
     pub reason: Reason,
     /// The order's currency.
     pub currency: Currency,
-    /// What the order would have cost.
+    /// The order's total before it was closed.
     pub total_minor: i64,
     /// How many articles it had.
     pub item_count: u64,
-    /// What was paid and can be refunded now.
+    /// The amount paid, which can be refunded now.
     pub paid_minor: i64,
 }
 
@@ -208,9 +208,9 @@ pub struct PaymentRecorded {
     pub payment_id: PaymentId,
     /// The order's currency.
     pub currency: Currency,
-    /// What was paid with this payment.
+    /// The amount of this payment.
     pub amount_minor: i64,
-    /// What is paid now, over all payments.
+    /// The sum of all payments up to now.
     pub paid_minor: i64,
 }
 
@@ -219,12 +219,12 @@ pub struct PaymentRecorded {
 pub struct Shipped {
     /// The shipment.
     pub shipment_id: ShipmentId,
-    /// What it holds, each line once.
+    /// The articles in it, each line once.
     pub lines: Vec<LineQuantity>,
     /// Who carries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carrier: Option<Carrier>,
-    /// What the carrier calls it.
+    /// The carrier's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking_number: Option<TrackingNumber>,
     /// Whether the order is shipped now, or partially shipped.
@@ -236,7 +236,7 @@ pub struct Shipped {
 pub struct DeliveryRecorded {
     /// The shipment.
     pub shipment_id: ShipmentId,
-    /// What it held.
+    /// The articles in it.
     pub lines: Vec<LineQuantity>,
     /// Delivered when nothing of the order is still to come, else what it was before.
     pub status: Status,
@@ -251,11 +251,11 @@ pub struct Cancelled {
     pub reason: Reason,
     /// The order's currency.
     pub currency: Currency,
-    /// What the order would have cost.
+    /// The order's total before it was closed.
     pub total_minor: i64,
     /// How many articles it had.
     pub item_count: u64,
-    /// What was paid and can be refunded now.
+    /// The amount paid, which can be refunded now.
     pub paid_minor: i64,
 }
 
@@ -264,7 +264,7 @@ pub struct Cancelled {
 pub struct ReturnRequested {
     /// The return.
     pub return_id: ReturnId,
-    /// What comes back, each line once.
+    /// The articles that come back, each line once.
     pub lines: Vec<LineQuantity>,
     /// Why, in the customer's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -276,13 +276,13 @@ pub struct ReturnRequested {
 pub struct ReturnReceived {
     /// The return.
     pub return_id: ReturnId,
-    /// What came back.
+    /// The articles that came back.
     pub lines: Vec<LineQuantity>,
     /// The order's currency.
     pub currency: Currency,
-    /// What these goods cost.
+    /// The price of these articles.
     pub value_minor: i64,
-    /// What all goods that came back so far cost.
+    /// The price of all articles that came back so far.
     pub returned_minor: i64,
 }
 
@@ -295,9 +295,9 @@ pub struct Refunded {
     pub refund_id: RefundId,
     /// The order's currency.
     pub currency: Currency,
-    /// What was refunded with this refund.
+    /// The amount of this refund.
     pub amount_minor: i64,
-    /// What is refunded now, over all refunds.
+    /// The sum of all refunds up to now.
     pub refunded_minor: i64,
 }
 

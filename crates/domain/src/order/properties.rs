@@ -1,4 +1,4 @@
-//! What holds for every sequence of commands, and for every sequence of events.
+//! Properties of every sequence of commands, and of every sequence of events.
 
 mod strategies;
 

@@ -37,9 +37,9 @@ rejections! {
         /// Only an order that is paid in full is shipped.
         #[error("the order is not paid: {paid_minor} of {total_minor} minor units of {currency} came in")]
         OrderNotPaid = "ORDER_NOT_PAID" {
-            /// What was paid.
+            /// The amount paid.
             paid_minor: i64,
-            /// What the order costs.
+            /// The order's total.
             total_minor: i64,
             /// The order's currency.
             currency: Currency,
@@ -59,13 +59,13 @@ rejections! {
         /// A quantity is between 1 and 1,000,000.
         #[error("a quantity must be 1 to {QUANTITY_MAX}, not {quantity}")]
         QuantityOutOfRange = "QUANTITY_OUT_OF_RANGE" {
-            /// What was asked for.
+            /// The quantity asked for.
             quantity: u32,
         },
         /// A price may be nothing, but not less.
         #[error("a unit price must not be negative: {unit_price_minor}")]
         NegativePrice = "NEGATIVE_PRICE" {
-            /// What was given.
+            /// The value given.
             unit_price_minor: i64,
         },
         /// Amounts are held in 64 bits and never wrap.
@@ -74,9 +74,9 @@ rejections! {
         /// The lines do not add up to what the caller shows to the customer.
         #[error("the lines add up to {actual_minor}, not to {expected_minor} minor units of {currency}")]
         OrderTotalMismatch = "ORDER_TOTAL_MISMATCH" {
-            /// What the caller expects.
+            /// The total that the caller expects.
             expected_minor: i64,
-            /// What the lines add up to.
+            /// The sum of the lines.
             actual_minor: i64,
             /// The order's currency.
             currency: Currency,
@@ -102,9 +102,9 @@ rejections! {
         /// The total cannot fall below what was already paid.
         #[error("the total would be {total_minor}, but {paid_minor} minor units of {currency} are paid")]
         TotalBelowPaid = "TOTAL_BELOW_PAID" {
-            /// What the order would cost.
+            /// The total that the order would have.
             total_minor: i64,
-            /// What was paid.
+            /// The amount paid.
             paid_minor: i64,
             /// The order's currency.
             currency: Currency,
@@ -120,7 +120,7 @@ rejections! {
         /// A payment or refund is more than nothing.
         #[error("the amount must be more than nothing, not {amount_minor}")]
         AmountNotPositive = "AMOUNT_NOT_POSITIVE" {
-            /// What was given.
+            /// The value given.
             amount_minor: i64,
         },
         /// A payment is recorded once.
@@ -137,9 +137,9 @@ rejections! {
         PaymentExceedsTotal = "PAYMENT_EXCEEDS_TOTAL" {
             /// The payment.
             amount_minor: i64,
-            /// What was paid before.
+            /// The amount paid before.
             paid_minor: i64,
-            /// What the order costs.
+            /// The order's total.
             total_minor: i64,
             /// The order's currency.
             currency: Currency,
@@ -155,9 +155,9 @@ rejections! {
         ShipmentExceedsOrder = "SHIPMENT_EXCEEDS_ORDER" {
             /// The line.
             line_number: u32,
-            /// What was to be shipped.
+            /// The quantity to be shipped.
             quantity: u32,
-            /// What is not shipped yet.
+            /// The quantity not shipped yet.
             left: u32,
         },
         /// Everything has been shipped.
@@ -189,9 +189,9 @@ rejections! {
         ReturnExceedsDelivered = "RETURN_EXCEEDS_DELIVERED" {
             /// The line.
             line_number: u32,
-            /// What was to be returned.
+            /// The quantity to be returned.
             quantity: u32,
-            /// What was delivered and not asked to be returned yet.
+            /// The quantity delivered and in no return yet.
             returnable: u32,
         },
         /// Only what was requested can be received.
@@ -218,7 +218,7 @@ rejections! {
         RefundExceedsRefundable = "REFUND_EXCEEDS_REFUNDABLE" {
             /// The refund.
             amount_minor: i64,
-            /// What can still be refunded.
+            /// The amount that can still be refunded.
             refundable_minor: i64,
             /// The order's currency.
             currency: Currency,

@@ -1,4 +1,4 @@
-//! What the rules need to know about an order, folded from its events.
+//! The state of an order that the rules need, folded from its events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -95,13 +95,13 @@ pub struct Order {
     pub status: Status,
     /// Who buys.
     pub customer_id: CustomerId,
-    /// What its lines cost.
+    /// The price of its lines.
     pub total: Money,
-    /// What has been paid.
+    /// The amount paid.
     pub paid: Money,
-    /// What the goods cost that came back.
+    /// The price of the articles that came back.
     pub returned: Money,
-    /// What has been refunded.
+    /// The amount refunded.
     pub refunded: Money,
     /// How many articles it has, over all lines.
     pub item_count: u64,
@@ -111,9 +111,9 @@ pub struct Order {
     pub last_line_number: u32,
     /// The payments that were recorded.
     pub payments: BTreeSet<PaymentId>,
-    /// What has been shipped.
+    /// Its shipments.
     pub shipments: BTreeMap<ShipmentId, Shipment>,
-    /// What comes or came back.
+    /// Its returns.
     pub returns: BTreeMap<ReturnId, Return>,
     /// The refunds that were recorded.
     pub refunds: BTreeSet<RefundId>,
@@ -143,7 +143,7 @@ pub struct OrderLine {
 /// A shipment of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shipment {
-    /// What it holds.
+    /// The articles in it.
     pub lines: Vec<LineQuantity>,
     /// How far it has got.
     pub progress: Progress,
@@ -152,7 +152,7 @@ pub struct Shipment {
 /// A return of delivered goods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Return {
-    /// What comes back.
+    /// The articles that come back.
     pub lines: Vec<LineQuantity>,
     /// How far it has got.
     pub progress: Progress,
@@ -364,7 +364,7 @@ impl OrderLine {
         }
     }
 
-    /// What so many of it cost.
+    /// The price of a quantity of it.
     pub(super) fn price_of(&self, quantity: u32, currency: Currency) -> Result<Money, MoneyError> {
         Money::new(self.unit_price_minor, currency).checked_mul(quantity)
     }

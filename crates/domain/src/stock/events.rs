@@ -1,4 +1,4 @@
-//! What happens to stock items, as it is stored.
+//! The events of stock items, as they are stored.
 //!
 //! An event says what moved, and what holds after it: a read model keeps the levels without adding anything up.
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::ids::{OrderId, Reason, Reference, Sku, StockItemId};
 
 events! {
-    /// What happened to a stock item.
+    /// An event of a stock item.
     pub enum Event upcast by upcast {
         /// An article was registered.
         Registered = "stock_item.registered", 1;
@@ -20,7 +20,7 @@ events! {
         Released = "stock_item.released", 1;
         /// Articles that were kept back for an order went out.
         Dispatched = "stock_item.dispatched", 1;
-        /// What is on hand was corrected.
+        /// The quantity on hand was corrected.
         Adjusted = "stock_item.adjusted", 1;
     }
 }
@@ -98,7 +98,7 @@ pub struct Dispatched {
     pub reserved: u64,
 }
 
-/// What is on hand was corrected.
+/// The quantity on hand was corrected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adjusted {
     /// How many more, or less, there are.

@@ -48,7 +48,7 @@ enum Subscription {
     },
 }
 
-/// What has come.
+/// An input: a message, or an answer of the log.
 #[derive(Debug)]
 pub(super) enum Input {
     /// A message of the stream.
@@ -57,7 +57,7 @@ pub(super) enum Input {
         /// The event in it and the generation that it names; `None` when it is not a whole event.
         carried: Option<(RecordedEvent, Uuid)>,
     },
-    /// What a read of the log gave.
+    /// The answer to a read of the log.
     Answer(Answer),
     /// The stream is subscribed to.
     Subscribed,
@@ -76,7 +76,7 @@ pub(super) struct LogRead {
     pub(super) wants_lineage: bool,
 }
 
-/// What the log has.
+/// The log's answer to a read.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) read: LogRead,
@@ -87,10 +87,10 @@ pub(super) struct Answer {
     pub(super) events: Vec<RecordedEvent>,
 }
 
-/// What is to be done now.
+/// The work that is wanted now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// LogRead at the log.
+    /// Read the log.
     pub(super) read: Option<LogRead>,
     /// Subscribe to the stream, from a sequence on.
     pub(super) subscribe_from: Option<u64>,
@@ -138,7 +138,7 @@ impl Machine {
         &self.options.metrics
     }
 
-    /// What is to be started now. A read of the log that is under way `is_reading`; another one waits for its answer.
+    /// The work to be started now. A read of the log that is under way `is_reading`; another one waits for its answer.
     pub(super) fn wanted(&mut self, now: Instant, is_connected: bool, is_reading: bool) -> Wanted {
         let read_at = (!is_reading).then(|| self.read_at(now));
         let subscribe_at = match self.subscription {

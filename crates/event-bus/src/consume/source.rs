@@ -75,7 +75,7 @@ impl Consumer {
         }
     }
 
-    /// What has come already.
+    /// The messages that have come already.
     pub(super) fn at_hand(&mut self, listens_beyond: Option<u64>) -> Option<Input> {
         self.next(listens_beyond).now_or_never()
     }

@@ -18,7 +18,7 @@ use crate::message::{self, Message};
 /// JetStream's code for a message that expects another last sequence.
 const WRONG_LAST_SEQUENCE: u64 = 10_071;
 
-/// What came back for a message of the current attempt.
+/// The answer to a message of the current attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// Everything up to here is in the stream.
@@ -29,7 +29,7 @@ pub(super) enum Answer {
     Rejected {
         /// JetStream's error code, 0 when nothing answers for the subject.
         code: u64,
-        /// What it says.
+        /// The server's words.
         description: String,
     },
 }

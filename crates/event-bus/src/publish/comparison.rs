@@ -111,7 +111,7 @@ impl Context {
         Err(Interruption::superseded(own, epoch))
     }
 
-    /// What is wrong with the stream, and where the log stands after that.
+    /// The stream's fault, if any, and the log's head after the check.
     ///
     /// Where the stream has an event that the log has not, and should have, the log was set back, however far it has come
     /// since: it goes on in the next epoch. Or an event was invented, which only who may publish can do. The stream does not

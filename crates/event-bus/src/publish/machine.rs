@@ -1,4 +1,4 @@
-//! What the publisher does next: its states and the transitions between them, without NATS, Postgres or a clock.
+//! The publisher's states and the transitions between them, without NATS, Postgres or a clock.
 //!
 //! What this process commits is sent from memory as long as it continues what the stream has. Where it does not, another
 //! replica has committed what comes before it and should be publishing that: the stream is polled until it gets there. If
@@ -42,17 +42,17 @@ pub(super) struct Outgoing {
     pub(super) is_fresh: bool,
 }
 
-/// What the publisher is doing.
+/// The publisher's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// The log's head and the stream's last sequence are to be compared.
     Comparing,
-    /// What is committed here is sent as it comes; if nothing is, they are compared again at this time.
+    /// New commits of this process are sent as they come; if there are none, stream and log are compared at this time.
     Flowing { compare_at: Instant },
     /// Another replica committed what comes next and should publish it; this one polls the stream.
     Waiting(Wait),
-    /// What is missing is read from the log and sent, at least up to here; the next read begins after `read_after`, `None` while
-    /// one is under way.
+    /// Missing events are read from the log and sent, at least up to here; the next read begins after `read_after`,
+    /// `None` while one is under way.
     Filling { read_after: Option<u64>, up_to: u64 },
     /// Publishing was interrupted; the answers to what is in flight are waited for.
     Settling,
@@ -73,7 +73,7 @@ struct Wait {
     pause: Duration,
 }
 
-/// What is to be done next.
+/// The next thing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// Compare the log's head with the stream's last sequence.
@@ -225,7 +225,7 @@ impl Machine {
         is_ready && self.end == End::No
     }
 
-    /// What is to be done next, when everything was sent that [`Self::next_to_send`] gave.
+    /// The next thing to do, when everything was sent that [`Self::next_to_send`] gave.
     pub(super) fn next(&mut self, now: Instant) -> Action {
         let has_room = self.queue.len() < self.options.read_events && self.bytes < MEMORY_BYTES_MAX;
         match self.state {
@@ -640,7 +640,7 @@ impl Machine {
         self.bytes -= bytes_of(&forgotten);
     }
 
-    /// What was queued is read from the log again.
+    /// Empties the queue; its events are read from the log again.
     fn forget_queue(&mut self) {
         let forgotten = std::mem::take(&mut self.queue);
         self.bytes -= bytes_of(&forgotten);

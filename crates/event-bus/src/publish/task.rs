@@ -17,7 +17,7 @@ use super::{PublishError, PublisherMetrics, PublisherOptions};
 use crate::bus::Bus;
 use crate::{finished, stream};
 
-/// What the publisher was made with.
+/// The publisher's connections and options.
 pub(super) struct Context {
     pub(super) bus: Bus,
     pub(super) store: EventStore,

@@ -45,7 +45,7 @@ pub struct Entry {
     pub http: StatusCode,
     /// Whether to send it again.
     pub retry: Retry,
-    /// What it means and what to do, for people.
+    /// Its meaning and what to do, for people.
     pub explanation: &'static str,
 }
 

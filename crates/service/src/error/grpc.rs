@@ -114,7 +114,7 @@ fn add_violation_codes(details: &mut ErrorDetails, error: &ApiError) {
     details.set_bad_request(fields);
 }
 
-/// What failed: a precondition of the domain, or a quota.
+/// Adds the failed precondition of the domain, or the quota.
 fn add_failure(details: &mut ErrorDetails, error: &ApiError) {
     let subject = text(error.resource().map_or("", |resource| &resource.id));
     let message = cut(error.message(), MESSAGE_BYTES_MAX);

@@ -26,7 +26,7 @@ pub struct NewApiKey {
     pub plain: String,
     /// The public prefix, unique among keys.
     pub prefix: String,
-    /// What the database holds of it.
+    /// Its hash, which is all that the database holds.
     pub sha256: KeyHash,
 }
 

@@ -164,7 +164,7 @@ impl Queue {
     }
 }
 
-/// What is known of keys, and what is being looked up.
+/// The known keys, and the look-ups under way.
 #[derive(Debug)]
 pub(super) struct Lookups {
     ages: KeyAges,

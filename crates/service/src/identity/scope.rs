@@ -1,4 +1,4 @@
-//! What a credential may do: the scopes, and which of them the keys have that a tenant begins with.
+//! The scopes, and those of a tenant's first keys.
 
 use std::fmt;
 
@@ -81,7 +81,7 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// What such a key may do.
+    /// The scopes of such a key.
     #[must_use]
     pub fn scopes(self) -> Vec<Scope> {
         Scope::ALL

@@ -36,7 +36,7 @@ pub(super) const PROBES_PER_CONNECTION: usize = 2;
 /// How many refusals that it does not take one connection may keep whatever others do; for more it needs room where all do.
 pub(super) const REFUSALS_PER_CONNECTION: usize = 2;
 
-/// What the requests of one connection share, in the extensions of each.
+/// Shared by the requests of one connection, in the extensions of each.
 #[derive(Debug)]
 pub(super) struct Connection {
     holder: Arc<Holder>,
@@ -82,7 +82,7 @@ pub enum Access {
     Identified(Authenticator),
 }
 
-/// What the requests of one transport go through.
+/// The checks before the requests of one transport.
 #[derive(Clone, Debug)]
 struct Gate {
     header_bytes_max: usize,
@@ -126,7 +126,7 @@ pub(super) fn guard(routes: Routes, limits: &Limits, metrics: &ServerMetrics) ->
 }
 
 impl Gate {
-    /// What the request's route needs, if it is declared.
+    /// The needs of the request's route, if it declares any.
     fn needs(&self, request: &Request) -> Option<Needs> {
         let route = match self.transport {
             Transport::Http => request.extensions().get::<MatchedPath>()?.as_str(),

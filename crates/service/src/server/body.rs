@@ -23,7 +23,7 @@ use super::routes::Needs;
 use crate::error::ApiError;
 use crate::metrics::Transport;
 
-/// What is in front of each gRPC message: a flag, and four bytes of length.
+/// Bytes before each gRPC message: a flag, and four bytes of length.
 pub(super) const MESSAGE_PREFIX_BYTES: usize = 5;
 
 /// How much of the body of a request that is answered without it is let arrive, and for how long.

@@ -33,16 +33,16 @@ const QUOTA: &str = "request bytes in flight";
 /// Bytes that requests without an identity may hold together.
 pub(super) const ANONYMOUS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
-/// What a request costs beside its head and its body: a task, a stream, and what a handler notes about it.
+/// Bytes of a request beside its head and its body: a task, a stream, and what a handler notes about it.
 pub(super) const REQUEST_BYTES: usize = 4 * 1_024;
 
-/// What a request holds whose body is taken in parts, however long it is: what has arrived and is not yet stored.
+/// Bytes of a request whose body is taken in parts, however long it is: those that have arrived and are not yet stored.
 pub const UPLOAD_BYTES: usize = 1_024 * 1_024;
 
-/// What each header costs beside its name and value (as RFC 9113, 6.5.2 counts).
+/// Bytes of each header beside its name and value (as RFC 9113, 6.5.2 counts).
 const HEADER_BYTES: usize = 32;
 
-/// What all requests of the process share.
+/// The bytes that all requests of the process share.
 #[derive(Debug)]
 pub(super) struct Budget {
     bytes_max: usize,
@@ -69,7 +69,7 @@ pub(super) struct Terms {
     /// Whose share it is.
     pub(super) tenant_id: Option<Uuid>,
     pub(super) needs: Needs,
-    /// What it keeps until its answer has been taken.
+    /// Kept until its answer has been taken.
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
@@ -259,7 +259,7 @@ pub(super) fn target_bytes(request: &Request) -> usize {
 pub(crate) struct Claim {
     budget: Arc<Budget>,
     tenant_id: Option<Uuid>,
-    /// What it costs with an empty body.
+    /// Bytes with an empty body.
     fixed: usize,
     held: Mutex<usize>,
     /// Whether its handler waits for more of the request's body.

@@ -24,7 +24,7 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
 const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::POST];
 
-/// What a page may send: credentials, conditions, freshness, retries, traces, and what gRPC-Web needs.
+/// Headers that a page may send: credentials, conditions, freshness, retries, traces, and what gRPC-Web needs.
 const REQUEST_HEADERS: [HeaderName; 14] = [
     AUTHORIZATION,
     CONTENT_TYPE,
@@ -42,7 +42,7 @@ const REQUEST_HEADERS: [HeaderName; 14] = [
     HeaderName::from_static("x-user-agent"),
 ];
 
-/// What a page may see of an answer, beside what browsers show of any.
+/// Headers of an answer that a page may see, beside those that browsers show of any.
 const ANSWER_HEADERS: [HeaderName; 17] = [
     ALLOW,
     ETAG,

@@ -17,7 +17,7 @@ const CONTENT_TYPES: [&str; 4] = [
     "application/grpc-web-text+proto",
 ];
 
-/// What the content types of messages in base64 begin with.
+/// Prefix of the content types of messages in base64.
 const IN_BASE64: &[u8] = b"application/grpc-web-text";
 
 /// In the extensions of a request whose body comes in base64: it is smaller than it declares.

@@ -1,4 +1,4 @@
-//! What a caller may use up, as settings. The comments on the fields are their manual.
+//! Limits on callers, as settings. The comments on the fields are their manual.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::identity::LOOKUPS_WAITING_MAX;
 /// [`Limits::connection_streams_max`] requests.
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 512 * 1_024;
 
-/// What a connection holds beside its windows and heads: buffers to read and to write, tables of headers.
+/// Bytes of a connection beside its windows and heads: buffers to read and to write, tables of headers.
 const CONNECTION_BUFFER_BYTES: u32 = 64 * 1_024;
 
-/// What a caller may use up.
+/// Limits on callers.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits for callers")]
 pub struct Limits {

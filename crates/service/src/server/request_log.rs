@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::metrics::{Transport, standard_method};
 use crate::request::{self, RequestId};
 
-/// What the lines are called in `DAYBOOK_LOG`: `info,daybook::requests=off` leaves them out.
+/// The target of the lines in `DAYBOOK_LOG`: `info,daybook::requests=off` leaves them out.
 const TARGET: &str = "daybook::requests";
 
 /// The line of one request, written when it is dropped.

@@ -1,4 +1,4 @@
-//! What each route needs of its callers. It is said where the route is made, and judged before a byte of the body is read.
+//! The needs of each route: declared where the route is made, and checked before a byte of the body is read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl Callers {
     }
 }
 
-/// What a route needs.
+/// The needs of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     pub(super) callers: Callers,

@@ -7,8 +7,8 @@
 //! A socket that is closed while there are unread bytes in it resets the connection, and the caller, who is still sending a
 //! body that was refused, may never see the answer. So the end of a connection lingers for a moment.
 //!
-//! What the caller speaks is found out here and not by hyper-util's `server-auto`, which waits for a silent caller without
-//! end and tells nobody what it found, while only a head of HTTP/1 has a timer.
+//! The protocol is found out here and not by hyper-util's `server-auto`, which waits for a silent caller without end
+//! and tells nobody what it found, while only a head of HTTP/1 has a timer.
 
 use std::io;
 use std::pin::Pin;
@@ -31,7 +31,7 @@ const LINGER_MAX: Duration = Duration::from_secs(1);
 /// How many bytes are thrown away at a time then.
 const LINGER_BUFFER_BYTES: usize = 16 * 1_024;
 
-/// What the caller speaks.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
@@ -124,7 +124,7 @@ impl Head {
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
-    /// What was read of it before.
+    /// Bytes that were read before.
     opening: Bytes,
     /// For HTTP/1 only: HTTP/2 has its pings.
     head: Option<Head>,

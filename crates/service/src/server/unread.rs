@@ -103,7 +103,7 @@ impl Drop for Piece {
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     body: Body,
-    /// What is left of the frame that came last.
+    /// The rest of the frame that came last.
     frame: Bytes,
     claim: Option<Arc<Claim>>,
     unread: Arc<Unread>,

@@ -1,4 +1,4 @@
-//! What web pages of other origins see of answers.
+//! Answers as web pages of other origins see them.
 
 use axum::body::Bytes;
 use daybook_service::server::{Access, Cors, Limits, Origin};

@@ -37,7 +37,7 @@ where
     client.request(request).await.expect("an answer")
 }
 
-/// What was refused, with which status and limit, over either transport.
+/// A refusal's code, status and limit, over either transport.
 async fn refusal(response: Response<Incoming>) -> (String, u16, String) {
     if let Some(status) = Status::from_header_map(response.headers()) {
         let info = status.get_details_error_info().expect("an ErrorInfo");
@@ -53,7 +53,7 @@ async fn refusal(response: Response<Incoming>) -> (String, u16, String) {
     (code, status, limit.unwrap_or_default())
 }
 
-/// What is refused with which status over HTTP, and over gRPC.
+/// Asserts that a request is refused with this status over HTTP, and over gRPC.
 async fn is_refused(
     sent: impl AsyncFn(Version, &str) -> Response<Incoming>,
     code: &str,

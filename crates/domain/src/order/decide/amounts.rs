@@ -68,8 +68,8 @@ fn check_amount(amount: Money) -> Result<(), Rejection> {
     }
 }
 
-/// What the customer is still owed: all that was paid when the order is closed, else what the returned goods
-/// cost.
+/// The amount still owed to the customer: all that was paid when the order is closed, else the price of the returned
+/// goods.
 fn refundable(order: &Order) -> Result<Money, Rejection> {
     let owed = match order.status {
         Status::Rejected | Status::Cancelled => order.paid.minor,

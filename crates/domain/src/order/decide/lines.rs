@@ -111,7 +111,7 @@ pub(super) fn check_quantity(quantity: u32) -> Result<(), Rejection> {
     }
 }
 
-/// What an order comes to after a change of its lines.
+/// The totals of an order after a change of its lines.
 struct Totals {
     total_minor: i64,
     total_change_minor: i64,
@@ -120,7 +120,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// What was paid stays covered: a change of lines is no way to a refund.
+    /// The total never falls below the amount paid: a change of lines is no way to a refund.
     fn of(order: &Order, change: Money, item_count_change: i64) -> Result<Self, Rejection> {
         let total = order.total.checked_add(change)?;
         let paid = order.paid;

@@ -104,7 +104,7 @@ pub(super) fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// What is asked of an order that has arrived, or anything else.
+/// Commands to an order that has arrived, or any other.
 fn aftermath() -> impl Strategy<Value = Command> {
     let part = |(line_number, quantity)| LineQuantity {
         line_number,

@@ -1,4 +1,4 @@
-//! What callers are told, and that it can be remembered.
+//! Rejections as callers see them, and that they can be remembered.
 
 use super::*;
 use crate::rejection::Rejection as _;

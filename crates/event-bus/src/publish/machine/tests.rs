@@ -12,7 +12,7 @@ fn event(position: u64) -> RecordedEvent {
     event_of(LOG, position)
 }
 
-/// What an epoch recorded at a position: no other has an event with its id.
+/// An epoch's event at a position: no other epoch has one with its id.
 fn event_of(generation: Uuid, position: u64) -> RecordedEvent {
     RecordedEvent {
         position,
@@ -502,7 +502,7 @@ struct Model {
     /// The id of each message.
     stream: Vec<Uuid>,
     stream_generation: Uuid,
-    /// What the two have in common, when the log goes on in another epoch.
+    /// The length of their common part, when the log goes on in another epoch.
     fork: usize,
 }
 
@@ -619,7 +619,7 @@ impl Replica {
         }
     }
 
-    /// What the task does in one step, with whichever input the choice falls on.
+    /// One step of the task, with whichever input the choice falls on.
     fn step(&mut self, model: &mut Model, choice: usize, now: Instant) {
         if let Err(interruption) = self.try_step(model, choice, now) {
             self.read = None;
@@ -682,7 +682,7 @@ impl Replica {
     }
 }
 
-/// What happens next to a system of several replicas.
+/// The next thing to happen to a system of several replicas.
 #[derive(Debug, Clone)]
 enum Happens {
     Commits { by: usize, events: u64 },

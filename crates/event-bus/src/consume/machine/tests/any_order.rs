@@ -11,7 +11,7 @@ const EVENTS_MAX: u64 = 80;
 /// More than any run of the inputs below takes to get to the end, and far less than a livelock.
 const STEPS_MAX: usize = 2_000;
 
-/// What the stream holds at a sequence.
+/// The stream's content at a sequence.
 #[derive(Debug, Clone, Copy)]
 enum Held {
     Event,
@@ -23,7 +23,7 @@ enum Held {
     OtherPosition,
 }
 
-/// What happens next, as far as it can.
+/// The next thing to happen, if it can.
 #[derive(Debug, Clone, Copy)]
 enum Happens {
     Message,
