@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use utoipa::ToSchema;
 
 pub use code::{Code, Entry, Retry};
 
@@ -52,23 +53,26 @@ struct Fields {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// A field that is wrong, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A field that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[schema(as = Violation)]
 pub struct FieldViolation {
-    /// An RFC 6901 JSON pointer to the field (`/lines/0/sku`); a query parameter or header by its name alone.
+    /// A parameter or header by its name, a part of the path or of the body as a JSON pointer.
     pub pointer: String,
-    /// What is wrong, for programs: `REQUIRED`, `OUT_OF_RANGE`, …
+    /// What is wrong, for programs.
     pub code: &'static str,
     /// What is wrong, for people.
     pub message: String,
 }
 
-/// The thing that a request was about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a request was about.
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[schema(as = ProblemResource)]
 pub struct Resource {
-    /// Its kind: `order`.
+    /// What it is.
+    #[schema(rename = "type")]
     pub kind: Cow<'static, str>,
-    /// Which one, as the caller named it.
+    /// Which one.
     pub id: String,
 }
 

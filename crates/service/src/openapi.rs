@@ -16,7 +16,7 @@ use utoipa::{PartialSchema as _, ToSchema};
 
 use crate::docs::docs;
 use crate::document::Document;
-use crate::error::Code;
+use crate::error::{Code, FieldViolation, Resource};
 use crate::identity::Scope;
 use crate::server::{Declared, Needs};
 
@@ -67,36 +67,16 @@ pub struct Problem {
     pub request_id: Option<String>,
     /// The fields that are wrong, at most 100 of them.
     #[schema(nullable = false)]
-    pub errors: Option<Vec<Violation>>,
+    pub errors: Option<Vec<FieldViolation>>,
     /// How many more fields are wrong.
     #[schema(nullable = false)]
     pub more_violations: Option<u64>,
     /// What the request was about.
     #[schema(nullable = false)]
-    pub resource: Option<ProblemResource>,
+    pub resource: Option<Resource>,
     /// How long to wait before the next attempt, in milliseconds.
     #[schema(nullable = false)]
     pub retry_after_ms: Option<u64>,
-}
-
-/// A field that is wrong.
-#[derive(Debug, ToSchema)]
-pub struct Violation {
-    /// A parameter or header by its name, a part of the path or of the body as a JSON pointer.
-    pub pointer: String,
-    /// What is wrong, for programs.
-    pub code: String,
-    /// What is wrong, for people.
-    pub message: String,
-}
-
-/// What a request was about.
-#[derive(Debug, ToSchema)]
-pub struct ProblemResource {
-    /// What it is.
-    pub r#type: String,
-    /// Which one.
-    pub id: String,
 }
 
 /// A refusal.
