@@ -56,7 +56,7 @@ SELECT read_model.introduce('customer_totals');
 -- those may be dead. One plan for all calls, as in read_model.find_orders.
 CREATE FUNCTION read_model.find_customer_totals(p_tenant uuid, p_customer text)
 RETURNS SETOF read_model.customer_totals
--- As many as a customer has currencies, and as a page has customers: the usual guess of 1,000 each looks like a million rows.
+-- As many as a customer has currencies, and as a page has customers: the default estimate of 1,000 each looks like a million rows.
 LANGUAGE plpgsql STABLE SECURITY INVOKER ROWS 2 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
