@@ -116,7 +116,12 @@ async fn replica(
         Ok(())
     });
     let store = EventStore::new(servers.database.pool("daybook_publisher").await?);
-    let bus = Bus::connect(&servers.nats.url_of(NatsUser::Command), &Deployment::default()).await?;
+    let bus = Bus::connect(
+        &servers.nats.url_of(NatsUser::Command),
+        &Deployment::default(),
+        "bench",
+    )
+    .await?;
     let (seen, options) = (SeenEpoch::default(), PublisherOptions::default());
     let attaching = EventStore::new(servers.database.pool("daybook_command").await?);
     let (publisher, publishing) = Publisher::new(bus, store, attaching, PARTITION, to_publish, seen, options);

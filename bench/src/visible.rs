@@ -32,7 +32,7 @@ const CONNECTIONS: usize = 4;
 type Signals = HashMap<String, Vec<(u64, OffsetDateTime)>>;
 
 pub(crate) async fn measure(options: &Options, stack: &Stack, report: &mut Report) -> anyhow::Result<()> {
-    let bus = Bus::connect(&stack.servers.nats.url(), &Deployment::default()).await?;
+    let bus = Bus::connect(&stack.servers.nats.url(), &Deployment::default(), "bench").await?;
     let callers: Vec<Caller> = (0..CONNECTIONS)
         .map(|_| stack.caller())
         .collect::<Result<_, _>>()?;

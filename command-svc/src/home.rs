@@ -395,7 +395,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_stops_ends_once_it_has_handled_what_was_forwarded_to_it() {
-        let bus = Bus::connect("nats://127.0.0.1:1", &Deployment::default()).await;
+        let bus = Bus::connect("nats://127.0.0.1:1", &Deployment::default(), "test").await;
         let bus = bus.expect("an address");
         let homes = Arc::new(Homes::new(bus, &[KEY], HomeMetrics::default()));
         let stop = CancellationToken::new();

@@ -93,12 +93,12 @@ pub async fn run(
 
     let moments = EventMoments::new(&start.registry);
     let (nats, deployment) = (config.common.nats_url.expose(), &config.deployment);
-    let bus = Bus::connect_as(nats, deployment, "daybook-command-svc").await?;
+    let bus = Bus::connect(nats, deployment, "daybook-command-svc").await?;
     let (partitions, seen) = start_partitions(&config, &bus, &mut start, &moments).await?;
     // NATS is not watched: commands do not need it.
     start.watch_postgres(move |pool| check_append(EventStore::new(pool), seen.clone()));
     // A connection of its own: behind a full queue of events, commands would be too late.
-    let replicas = Bus::connect_as(nats, deployment, "daybook-command-svc-replicas").await?;
+    let replicas = Bus::connect(nats, deployment, "daybook-command-svc-replicas").await?;
     let homes = Homes::new(replicas, &replica_keys, HomeMetrics::new(&start.registry));
     let core = Core::new(
         partitions,

@@ -105,7 +105,7 @@ pub async fn run(
     let context = Context {
         store,
         connector: connector.clone(),
-        bus: Bus::connect_as(nats, &config.deployment, "daybook-projector").await?,
+        bus: Bus::connect(nats, &config.deployment, "daybook-projector").await?,
         memory: Memory::divide(config.memory_bytes(), partitions.len(), projections::ALL.len()),
         metrics: Metrics::new(&start.registry),
         duties: assigned,

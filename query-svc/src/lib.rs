@@ -67,7 +67,7 @@ pub async fn run(
     let shared = connections::connect_with_timeout(database_url, name, size, STATEMENT_TIMEOUT).await?;
     let shared = SharedReads::new(shared);
     let nats = config.common.nats_url.expose();
-    let bus = Bus::connect_as(nats, &config.deployment, SERVICE_NAME).await?;
+    let bus = Bus::connect(nats, &config.deployment, SERVICE_NAME).await?;
     let marks = connections::connect(database_url, "daybook-freshness", 1).await?;
     let (freshness, watcher) = freshness::watch(marks).await?;
     // NATS is not watched: without its signals freshness is polled, and everything is answered as before.

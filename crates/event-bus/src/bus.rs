@@ -69,20 +69,12 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects under the name of the running program. Returns at once: the connection is made in the background, and
+    /// Connects under a name that the server's operators see. Returns at once: the connection is made in the background, and
     /// made again whenever it breaks.
     ///
     /// # Errors
     /// [`BusError::Address`] when `url` is not one.
-    pub async fn connect(url: &str, deployment: &Deployment) -> Result<Self, BusError> {
-        Self::connect_as(url, deployment, &program_name()).await
-    }
-
-    /// As [`Self::connect`], under a name that the server's operators see.
-    ///
-    /// # Errors
-    /// [`BusError::Address`] when `url` is not one.
-    pub async fn connect_as(url: &str, deployment: &Deployment, name: &str) -> Result<Self, BusError> {
+    pub async fn connect(url: &str, deployment: &Deployment, name: &str) -> Result<Self, BusError> {
         let (count, connections) = watch::channel(0);
         let count = Arc::new(count);
         let (servers, options) = servers(url)?;
@@ -186,15 +178,6 @@ fn without_credentials(server: ServerAddr) -> io::Result<ServerAddr> {
         return Err(io::Error::other("the address has no host"));
     }
     ServerAddr::from_url(url)
-}
-
-fn program_name() -> String {
-    let program = std::env::current_exe().ok();
-    let name = program.as_deref().and_then(|path| path.file_name());
-    name.map_or_else(
-        || "daybook".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    )
 }
 
 fn reconnect_pause(attempt: usize) -> Duration {

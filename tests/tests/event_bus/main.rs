@@ -243,7 +243,7 @@ impl Stack {
 
 /// A bus that has its connection.
 async fn connected(url: &str, deployment: &Deployment) -> anyhow::Result<Bus> {
-    let bus = Bus::connect(url, deployment).await?;
+    let bus = Bus::connect(url, deployment, "test").await?;
     wait::until("a connection to NATS", async || Ok(bus.is_connected())).await?;
     Ok(bus)
 }

@@ -95,7 +95,7 @@ impl Setup {
         Context {
             store: EventStore::new(connector.pool(4)),
             connector,
-            bus: Bus::connect(NO_NATS, &Deployment::default())
+            bus: Bus::connect(NO_NATS, &Deployment::default(), "test")
                 .await
                 .expect("it connects in the background"),
             memory: Memory::divide(512 << 20, 1, 1),

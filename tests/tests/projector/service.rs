@@ -137,7 +137,7 @@ async fn requests_that_are_not_valid_are_refused_with_a_typed_error() -> anyhow:
 #[tokio::test(flavor = "multi_thread")]
 async fn events_come_over_the_bus_and_what_is_applied_is_announced() -> anyhow::Result<()> {
     let servers = Servers::start().await?;
-    let bus = Bus::connect(&servers.nats.url(), &Deployment::default()).await?;
+    let bus = Bus::connect(&servers.nats.url(), &Deployment::default(), "test").await?;
     let (_committed, to_publish) = mpsc::channel(1);
     let options = PublisherOptions {
         compare_interval: Duration::from_millis(20),
