@@ -8,7 +8,7 @@
 //! | `batch` | many commands in one request, all or nothing or each by itself |
 //! | `request` | what every command request goes through before it is decided |
 //! | `home` | forwards commands for contended aggregates to the one replica that decides them |
-//! | [`operations`] | imports: what takes longer than a request, and how it stands |
+//! | `operations` | imports: what takes longer than a request, and how it stands |
 //! | [`mailbox`] | decides the commands of one aggregate one after another, on a state in memory that the append judges |
 //! | [`partitions`] | the partitions of the log that this process appends to |
 //!
@@ -23,7 +23,7 @@ mod handler;
 mod home;
 pub mod http;
 pub mod mailbox;
-pub mod operations;
+mod operations;
 mod orders;
 pub mod partitions;
 mod request;
@@ -49,6 +49,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, PublicUrl};
+pub use operations::STATEMENTS;
 
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
@@ -57,7 +58,7 @@ use crate::mailbox::{ReadStream, load_shares};
 use crate::partitions::{Partition, Partitions};
 
 /// The largest command, in bytes. An order with every line that it may have takes a tenth of it.
-pub const COMMAND_BYTES_MAX: usize = 512 * 1_024;
+pub(crate) const COMMAND_BYTES_MAX: usize = 512 * 1_024;
 
 /// Committed batches that may wait for the publisher before it has to read them from the log.
 const COMMITTED_BATCHES_MAX: usize = 32;

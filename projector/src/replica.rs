@@ -28,7 +28,7 @@ use crate::projections;
 use crate::sharing::{Member, Work, share};
 
 /// How often a replica looks at the others, which is also its sign of life.
-pub const LOOK_INTERVAL: Duration = Duration::from_millis(400);
+const LOOK_INTERVAL: Duration = Duration::from_millis(400);
 
 /// How long a replica may be silent: how soon another one takes over from one that was stopped or whose machine vanished. (One
 /// that was killed is gone at once.) Long enough for a machine that is so busy that it misses a few looks: to lose all leases

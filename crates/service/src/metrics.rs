@@ -23,7 +23,7 @@ use prometheus_client::registry::{self, Metric};
 use crate::telemetry;
 
 /// The upper bounds of the buckets of every latency, in seconds: 0.1 ms to 10 s, finest where the goals are.
-pub const LATENCY_BUCKETS_SECONDS: [f64; 25] = [
+const LATENCY_BUCKETS_SECONDS: [f64; 25] = [
     0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75, 0.001, 0.001_5, 0.002, 0.003, 0.004, 0.005, 0.007_5, 0.01,
     0.012, 0.015, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
@@ -87,8 +87,7 @@ impl fmt::Debug for Registry {
 }
 
 /// A histogram with the buckets of [`LATENCY_BUCKETS_SECONDS`].
-#[must_use]
-pub fn latency_histogram() -> Histogram {
+fn latency_histogram() -> Histogram {
     Histogram::new(LATENCY_BUCKETS_SECONDS)
 }
 

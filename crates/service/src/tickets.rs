@@ -22,7 +22,7 @@ use crate::sealing::{KeyRing, Purpose};
 pub const TICKET_LIFETIME: Duration = Duration::from_mins(1);
 
 /// The parameter that carries a ticket.
-pub const TICKET: &str = "ticket";
+const TICKET: &str = "ticket";
 
 /// The parameter that carries the position to resume behind, for those who cannot set headers.
 pub const LAST_EVENT_ID: &str = "last_event_id";

@@ -368,7 +368,7 @@ async fn what_is_no_import_is_refused_before_it_arrives() -> anyhow::Result<()> 
 #[tokio::test]
 async fn every_statement_of_operations_is_valid_against_the_schema() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?;
-    for (name, statement) in daybook_command_svc::operations::STATEMENTS {
+    for (name, statement) in daybook_command_svc::STATEMENTS {
         let prepare = format!("PREPARE \"{name}\" AS {statement}");
         let prepared = sqlx::raw_sql(AssertSqlSafe(prepare))
             .execute(&backend.superuser)

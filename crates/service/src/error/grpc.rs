@@ -17,7 +17,7 @@ use super::{ApiError, Code, FieldViolation, IDEMPOTENCY_REPLAYED, cut};
 use crate::request::RequestId;
 
 /// The `domain` of every `ErrorInfo`.
-pub const ERROR_DOMAIN: &str = "daybook";
+const ERROR_DOMAIN: &str = "daybook";
 
 /// How many violations an answer lists at most, and how many bytes they have: trailers are headers, and clients limit those to
 /// 8 KiB or so. HTTP's bodies hold [more](super::problem::VIOLATIONS_MAX).
