@@ -28,8 +28,8 @@ use crate::operations;
 #[openapi(
     info(
         title = "Daybook commands",
-        description = "Changes orders and stock items. Each command has an `Idempotency-Key`, under which it may be sent again: \
-                       it is done once, and answered as the first time. A key is the same over gRPC, where it is called \
+        description = "Each command has an `Idempotency-Key`, under which it may be sent again: it is done once, and answered \
+                       as the first time. A key is the same over gRPC, where it is called \
                        `request_id`. Members that are not known are ignored; members may be added. What was changed can be \
                        read from the query service.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
