@@ -258,12 +258,20 @@ impl Stack {
     /// # Errors
     /// When the addresses cannot be used.
     pub fn caller(&self) -> anyhow::Result<Caller> {
-        Caller::new(
-            &self.command.url(),
-            &self.query.url(),
-            &self.projector.url(),
-            self.tenant.clone(),
-        )
+        self.caller_of(self.tenant.clone())
+    }
+
+    /// A caller of another tenant, which is made for it.
+    ///
+    /// # Errors
+    /// When the addresses or the database cannot be used.
+    pub async fn other_caller(&self) -> anyhow::Result<Caller> {
+        self.caller_of(Tenant::create(&self.superuser).await?)
+    }
+
+    fn caller_of(&self, tenant: Tenant) -> anyhow::Result<Caller> {
+        let (command, query, projector) = (&self.command, &self.query, &self.projector);
+        Caller::new(&command.url(), &query.url(), &projector.url(), tenant)
     }
 }
 

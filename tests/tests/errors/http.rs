@@ -8,7 +8,6 @@ use daybook_service::identity::Scope;
 use daybook_tests::client::{Answer, Caller};
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::stack::Stack;
-use daybook_tests::tenant::Tenant;
 use daybook_tests::{log, stock};
 use http::Method;
 
@@ -218,12 +217,7 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
         let path = path(route, &order_id);
         assert_eq!(owner.get_after(token, &path).await?.status, 200, "{path}");
     }
-    let stranger = Caller::new(
-        &stack.command.url(),
-        &stack.query.url(),
-        &stack.projector.url(),
-        Tenant::create(&stack.superuser).await?,
-    )?;
+    let other_tenant = stack.other_caller().await?;
     let missing_id = new_order_id();
     for route in [
         "/v1/orders/{id}",
@@ -236,8 +230,8 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
         let ask = async |id: &str| {
             let headers = [("x-request-id", "the-same")];
             let path = route.replace("{id}", id);
-            stranger
-                .get_as(&stranger.tenant.auditor_key, &path, &headers)
+            other_tenant
+                .get_as(&other_tenant.tenant.auditor_key, &path, &headers)
                 .await
         };
         let (foreign, missing) = (ask(&order_id).await?, ask(&missing_id).await?);
@@ -247,16 +241,18 @@ async fn another_tenants_resource_is_answered_like_one_that_does_not_exist() -> 
         let names = |answer: &Answer| answer.headers.keys().cloned().collect::<HashSet<_>>();
         assert_eq!(names(&foreign), names(&missing), "{route}");
     }
-    let item = stranger.get(&path("/v1/stock-items/{stock_item_id}", "")).await?;
+    let item = other_tenant
+        .get(&path("/v1/stock-items/{stock_item_id}", ""))
+        .await?;
     problem(&item, 404, "RESOURCE_NOT_FOUND")?;
-    let items = stranger.get("/v1/stock-items").await?;
+    let items = other_tenant.get("/v1/stock-items").await?;
     assert_eq!(items.json()["data"], serde_json::json!([]));
-    let totals = stranger.get("/v1/customers/customer-1/totals").await?;
+    let totals = other_tenant.get("/v1/customers/customer-1/totals").await?;
     problem(&totals, 404, "RESOURCE_NOT_FOUND")?;
-    let correlation = stranger.get("/v1/correlations/checkout-77").await?;
+    let correlation = other_tenant.get("/v1/correlations/checkout-77").await?;
     problem(&correlation, 404, "RESOURCE_NOT_FOUND")?;
     for list in ["/v1/orders", "/v1/events"] {
-        let list = stranger.get(list).await?;
+        let list = other_tenant.get(list).await?;
         assert_eq!(list.json()["data"], serde_json::json!([]));
     }
     Ok(())

@@ -4,7 +4,6 @@ use anyhow::{Context as _, ensure};
 use daybook_tests::client::Caller;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::{Role, Stack};
-use daybook_tests::tenant::Tenant;
 use daybook_tests::{metrics, wait};
 use sqlx::{AssertSqlSafe, Executor as _, PgPool, Postgres, Transaction};
 use tokio::task::JoinSet;
@@ -20,12 +19,6 @@ async fn stack() -> anyhow::Result<Stack> {
         .run(Role::Query, &[("DAYBOOK_DATABASE_CONNECTIONS", CONNECTIONS)])
         .await?;
     Ok(stack)
-}
-
-async fn caller_of_another_tenant(stack: &Stack) -> anyhow::Result<Caller> {
-    let tenant = Tenant::create(&stack.superuser).await?;
-    let (command, query, projector) = (&stack.command, &stack.query, &stack.projector);
-    Caller::new(&command.url(), &query.url(), &projector.url(), tenant)
 }
 
 /// Makes lists of stock items wait, until the transaction is dropped.
@@ -64,7 +57,7 @@ async fn reads_wait(superuser: &PgPool, count: i64) -> anyhow::Result<()> {
 #[tokio::test]
 async fn the_slow_reads_of_one_tenant_leave_connections_for_the_others() -> anyhow::Result<()> {
     let stack = stack().await?;
-    let (slow, other) = (stack.caller()?, caller_of_another_tenant(&stack).await?);
+    let (slow, other) = (stack.caller()?, stack.other_caller().await?);
     let order_id = new_order_id();
     let receipt = other.place(&order_id, "ada").await?;
     let path = format!("/v1/orders/{order_id}");
@@ -94,7 +87,7 @@ async fn with_every_shared_connection_taken_single_orders_are_read_fresh_and_rea
     let _holder = hold_lists(&stack.superuser).await?;
     let mut asking = JoinSet::new();
     for _ in 0..3 {
-        keep_listing(&mut asking, &caller_of_another_tenant(&stack).await?);
+        keep_listing(&mut asking, &stack.other_caller().await?);
     }
     reads_wait(&stack.superuser, 4).await?;
 

@@ -8,7 +8,6 @@ use daybook_tests::client::Caller;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::refusal::code;
 use daybook_tests::stack::Stack;
-use daybook_tests::tenant::Tenant;
 use daybook_tests::{check, command, log, stock, wait};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -20,13 +19,6 @@ use crate::lists::{all, not_served};
 
 /// How many events a page has: several pages, the last one not full.
 const PAGE: u32 = 5;
-
-/// A caller of another tenant.
-async fn stranger(stack: &Stack) -> anyhow::Result<Caller> {
-    let tenant = Tenant::create(&stack.superuser).await?;
-    let (command, query, projector) = (&stack.command, &stack.query, &stack.projector);
-    Caller::new(&command.url(), &query.url(), &projector.url(), tenant)
-}
 
 /// A command that records one event of any type and category, as another program may.
 fn recorded(
@@ -193,7 +185,8 @@ async fn every_filter_gives_the_tenants_events_as_they_were_recorded_in_either_d
 -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
-    stranger(&stack)
+    stack
+        .other_caller()
         .await?
         .place(&new_order_id(), "customer-1")
         .await?;
@@ -391,9 +384,9 @@ async fn a_cursor_is_good_for_its_tenant_its_filters_and_its_log_alone() -> anyh
     let stack = Stack::start().await?;
     let caller = stack.caller()?;
     some_events(&stack, &caller).await?;
-    let stranger = stranger(&stack).await?;
-    assert_eq!(feed(&stranger, "").await?, Vec::<Value>::new());
-    let nothing = stranger.get("/v1/correlations/checkout-1").await?;
+    let other_tenant = stack.other_caller().await?;
+    assert_eq!(feed(&other_tenant, "").await?, Vec::<Value>::new());
+    let nothing = other_tenant.get("/v1/correlations/checkout-1").await?;
     assert_eq!(
         (nothing.status, &nothing.json()["code"]),
         (404, &json!("RESOURCE_NOT_FOUND"))
@@ -402,7 +395,7 @@ async fn a_cursor_is_good_for_its_tenant_its_filters_and_its_log_alone() -> anyh
     let first = caller.get("/v1/events?limit=2").await?.json();
     let cursor = first["pagination"]["next_cursor"].as_str().context("a cursor")?;
     for (caller, list) in [
-        (&stranger, "/v1/events?limit=2"),
+        (&other_tenant, "/v1/events?limit=2"),
         (&caller, "/v1/events?limit=2&sort=-position"),
         (&caller, "/v1/events?limit=2&event_type=order.placed"),
         (&caller, "/v1/events?limit=2&recorded_after=2020-01-01T00:00:00Z"),

@@ -11,7 +11,6 @@ use daybook_tests::command;
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::refusal::code;
 use daybook_tests::stack::Stack;
-use daybook_tests::tenant::Tenant;
 use prost_types::FieldMask;
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
@@ -465,13 +464,8 @@ async fn a_cursor_is_good_for_its_own_list_and_tenant_only() -> anyhow::Result<(
         .await?;
     assert_eq!(good.status, 200);
 
-    let stranger = Caller::new(
-        &stack.command.url(),
-        &stack.query.url(),
-        &stack.projector.url(),
-        Tenant::create(&stack.superuser).await?,
-    )?;
-    refused(&stranger.get(&format!("{list}&cursor={cursor}")).await?);
+    let other_tenant = stack.other_caller().await?;
+    refused(&other_tenant.get(&format!("{list}&cursor={cursor}")).await?);
     for other in [
         "/v1/orders?limit=7".to_owned(),
         "/v1/orders?customer_id=customer-2".to_owned(),

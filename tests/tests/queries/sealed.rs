@@ -13,7 +13,6 @@ use daybook_tests::client::{Answer, Caller, channel, credential};
 use daybook_tests::orders::{new_order_id, place};
 use daybook_tests::refusal::violations;
 use daybook_tests::stack::{Role, Stack};
-use daybook_tests::tenant::Tenant;
 use daybook_tests::{check, command, log, sealing, stock};
 
 /// An order with two events, another order, and two stock items, so that every list has a second page of one; and all
@@ -181,13 +180,8 @@ async fn another_tenants_tokens_and_cursors_are_answered_like_garbage() -> anyho
     let stack = Stack::start().await?;
     let owner = stack.caller()?;
     let (order_id, texts) = sealed_texts(&stack, &owner).await?;
-    let stranger = Caller::new(
-        &stack.command.url(),
-        &stack.query.url(),
-        &stack.projector.url(),
-        Tenant::create(&stack.superuser).await?,
-    )?;
-    let key = stranger.tenant.auditor_key.as_str();
+    let other_tenant = stack.other_caller().await?;
+    let key = other_tenant.tenant.auditor_key.as_str();
     let ask = async |path: &str, token: &str| {
         let headers = [("daybook-consistency", token), ("x-request-id", "the-same")];
         let headers = if token.is_empty() {
@@ -195,7 +189,7 @@ async fn another_tenants_tokens_and_cursors_are_answered_like_garbage() -> anyho
         } else {
             &headers[..]
         };
-        let answer = stranger.get_as(key, path, headers).await?;
+        let answer = other_tenant.get_as(key, path, headers).await?;
         anyhow::Ok((answer.status, answer.body))
     };
     let garbage = ask("/v1/orders", "garbage").await?;

@@ -10,19 +10,13 @@ use daybook_tests::orders::new_order_id;
 use daybook_tests::refusal::code;
 use daybook_tests::sse::Source;
 use daybook_tests::stack::Stack;
-use daybook_tests::tenant::Tenant;
 use daybook_tests::{log, metrics, stock, wait};
 
 use super::{event_ids, text};
 
 /// Another tenant of the same system.
 async fn stranger(stack: &Stack) -> anyhow::Result<Caller> {
-    Caller::new(
-        &stack.command.url(),
-        &stack.query.url(),
-        &stack.projector.url(),
-        Tenant::create(&stack.superuser).await?,
-    )
+    stack.other_caller().await
 }
 
 #[tokio::test]
