@@ -210,12 +210,20 @@ impl Database {
     /// # Errors
     /// When the server does not let the role in.
     pub async fn log(&self) -> anyhow::Result<PostgresLog> {
+        self.log_with(SeenEpoch::default()).await
+    }
+
+    /// The log, for an appender of a process that notes the epochs that it meets in `seen`.
+    ///
+    /// # Errors
+    /// When the server does not let the role in.
+    pub async fn log_with(&self, seen: SeenEpoch) -> anyhow::Result<PostgresLog> {
         let role = "daybook_command";
         Ok(PostgresLog::new(
             self.url(role).parse()?,
             0,
             self.pool(role).await?,
-            SeenEpoch::default(),
+            seen,
         ))
     }
 

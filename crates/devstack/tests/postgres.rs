@@ -221,9 +221,8 @@ async fn a_failing_start_says_what_postgres_said() {
     assert!(error.to_string().contains("no_such_library"), "{error}");
 }
 
-#[tokio::test]
-async fn a_role_signs_in_with_the_password_that_its_address_holds() {
-    let cluster = test_cluster().await.expect("a server");
+/// A role of its own that can log in, without a password.
+async fn new_role(cluster: &Cluster) -> String {
     let role = format!("role_{:08x}", rand::random::<u32>());
     let mut connection = cluster.connect("postgres").await.expect("the server answers");
     let statement = sqlx::AssertSqlSafe(format!("CREATE ROLE {role} LOGIN"));
@@ -231,6 +230,13 @@ async fn a_role_signs_in_with_the_password_that_its_address_holds() {
         .execute(&mut connection)
         .await
         .expect("a superuser may");
+    role
+}
+
+#[tokio::test]
+async fn a_role_signs_in_with_the_password_that_its_address_holds() {
+    let cluster = test_cluster().await.expect("a server");
+    let role = new_role(&cluster).await;
 
     let url = cluster.url(&role, "postgres");
     assert!(
@@ -244,13 +250,7 @@ async fn a_role_signs_in_with_the_password_that_its_address_holds() {
 #[tokio::test]
 async fn many_may_give_a_role_its_password_at_once() {
     let cluster = test_cluster().await.expect("a server");
-    let role = format!("role_{:08x}", rand::random::<u32>());
-    let mut connection = cluster.connect("postgres").await.expect("the server answers");
-    let statement = sqlx::AssertSqlSafe(format!("CREATE ROLE {role} LOGIN"));
-    sqlx::raw_sql(statement)
-        .execute(&mut connection)
-        .await
-        .expect("a superuser may");
+    let role = new_role(&cluster).await;
     let roles = [role.as_str()];
     let enable = async || {
         for _ in 0..50 {

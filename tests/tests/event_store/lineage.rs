@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use daybook_event_store::{
-    Appender, AppenderOptions, EventStore, PostgresLog, SeenEpoch, Verdict, Witnesses, append,
-};
+use daybook_event_store::{Appender, AppenderOptions, EventStore, SeenEpoch, Verdict, Witnesses, append};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
@@ -50,6 +48,18 @@ async fn end_sessions(log: &Log) -> anyhow::Result<()> {
     .execute(&superuser)
     .await?;
     Ok(())
+}
+
+/// An appender of a process that notes the epochs that it meets in `seen`.
+async fn appender_with(log: &Log, seen: &SeenEpoch) -> anyhow::Result<Appender> {
+    let options = AppenderOptions {
+        retry_for: Duration::from_millis(500),
+        ..AppenderOptions::default()
+    };
+    let postgres = log.database.log_with(seen.clone()).await?;
+    let (appender, appending) = Appender::new(postgres, 0, options, None);
+    tokio::spawn(appending);
+    Ok(appender)
 }
 
 fn is_appended(verdict: &Verdict) -> bool {
@@ -205,18 +215,7 @@ async fn many_who_find_the_same_fork_open_one_epoch() -> anyhow::Result<()> {
 async fn an_appender_whose_log_was_superseded_writes_nothing() -> anyhow::Result<()> {
     let log = Log::new().await?;
     let seen = SeenEpoch::default();
-    let options = AppenderOptions {
-        retry_for: Duration::from_millis(500),
-        ..AppenderOptions::default()
-    };
-    let postgres = PostgresLog::new(
-        log.database.url("daybook_command").parse()?,
-        0,
-        log.database.pool("daybook_command").await?,
-        seen.clone(),
-    );
-    let (appender, appending) = Appender::new(postgres, 0, options, None);
-    tokio::spawn(appending);
+    let appender = appender_with(&log, &seen).await?;
     ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
     let mut later = head(&log).await?.epoch;
     later.number += 1;
@@ -233,18 +232,7 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
 {
     let log = Log::new().await?;
     let seen = SeenEpoch::default();
-    let options = AppenderOptions {
-        retry_for: Duration::from_millis(500),
-        ..AppenderOptions::default()
-    };
-    let postgres = PostgresLog::new(
-        log.database.url("daybook_command").parse()?,
-        0,
-        log.database.pool("daybook_command").await?,
-        seen.clone(),
-    );
-    let (appender, appending) = Appender::new(postgres, 0, options, None);
-    tokio::spawn(appending);
+    let appender = appender_with(&log, &seen).await?;
     let before = head(&log).await?;
     let superuser = log.database.superuser().await?;
     sqlx::query("SELECT event_store.fork(0, 0, 'a promotion')")
@@ -309,14 +297,7 @@ async fn the_first_append_of_a_process_waits_for_the_publishers_first_look() -> 
     let log = Log::new().await?;
     let before = head(&log).await?;
     let seen = SeenEpoch::with_publisher();
-    let postgres = PostgresLog::new(
-        log.database.url("daybook_command").parse()?,
-        0,
-        log.database.pool("daybook_command").await?,
-        seen.clone(),
-    );
-    let (appender, appending) = Appender::new(postgres, 0, AppenderOptions::default(), None);
-    tokio::spawn(appending);
+    let appender = appender_with(&log, &seen).await?;
     let append = tokio::spawn({
         let appender = appender.clone();
         async move { appender.append(command("a", None, 1)).await }
