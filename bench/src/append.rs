@@ -107,7 +107,7 @@ async fn run(
     let (tenant_id, events) = (Uuid::now_v7(), shape.events_each);
     servers.database.add_tenants(&[tenant_id]).await?;
     let append = move |appender: Arc<Appender>| async move {
-        let verdict = appender.append(command(tenant_id, events)).await?;
+        let verdict = log::append_one(&appender, command(tenant_id, events)).await?;
         anyhow::ensure!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
         Ok(appender)
     };

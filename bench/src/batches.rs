@@ -1,7 +1,7 @@
 //! Full batches straight through the append function, on one connection: the log without the appender in front of it.
 
 use daybook_event_store::{NewCommand, append};
-use daybook_tests::log::PARTITION;
+use daybook_tests::log::{PARTITION, is_written_whole};
 use daybook_tests::orders::new_key;
 use daybook_tests::stack::Servers;
 use sqlx::{Connection as _, PgConnection};
@@ -61,7 +61,7 @@ impl Batches {
     /// Appends a batch of which every command has to be recorded.
     pub(crate) async fn append(&mut self, commands: &[NewCommand]) -> anyhow::Result<()> {
         let judgement = append(&mut self.connection, PARTITION, commands).await?;
-        anyhow::ensure!(judgement.stands_whole(commands), "{judgement:?}");
+        anyhow::ensure!(is_written_whole(commands, &judgement), "{judgement:?}");
         Ok(())
     }
 }

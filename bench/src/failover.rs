@@ -6,6 +6,7 @@ use daybook_devstack::proxy::Direction;
 use daybook_event_store::{Appender, AppenderOptions, NewCommand, Verdict};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
+use daybook_tests::log::append_one;
 use daybook_tests::stack::Servers;
 use daybook_tests::standby::{EVERYTHING, Pair};
 use daybook_tests::{check, wait};
@@ -168,7 +169,7 @@ async fn append(pair: &Pair, events: usize) -> anyhow::Result<()> {
             ..command(tenant_id, EVENTS_EACH)
         };
         let appender = appender.clone();
-        under_way.spawn(async move { appender.append(command).await });
+        under_way.spawn(async move { append_one(&appender, command).await });
         while under_way.len() >= IN_FLIGHT {
             let verdict = under_way.join_next().await.context("one is under way")??;
             ensure!(matches!(verdict?, Verdict::Appended(_)));

@@ -28,7 +28,7 @@ pub(crate) async fn append(stack: &Stack) -> anyhow::Result<()> {
     let mut under_way = JoinSet::new();
     for number in 0..ORDERS {
         let (appender, command) = (appender.clone(), command(stack.tenant.tenant_id, number)?);
-        under_way.spawn(async move { appender.append(command).await });
+        under_way.spawn(async move { log::append_one(&appender, command).await });
         while under_way.len() >= IN_FLIGHT {
             accepted(under_way.join_next().await)?;
         }
@@ -41,7 +41,7 @@ pub(crate) async fn append(stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-type Joined = Result<Result<Verdict, daybook_event_store::AppendCommandError>, tokio::task::JoinError>;
+type Joined = Result<anyhow::Result<Verdict>, tokio::task::JoinError>;
 
 fn accepted(verdict: Option<Joined>) -> anyhow::Result<()> {
     let verdict = verdict.transpose()?.transpose()?;

@@ -6,7 +6,7 @@ use daybook_devstack::NatsUser;
 use daybook_event_bus::publish::{PublishError, Publisher, PublisherHandle, PublisherOptions};
 use daybook_event_bus::{Bus, Deployment};
 use daybook_event_store::{Appender, AppenderOptions, EventStore, SeenEpoch, Verdict};
-use daybook_tests::log::PARTITION;
+use daybook_tests::log::{PARTITION, append_one};
 use daybook_tests::stack::Servers;
 use daybook_tests::wait;
 use tokio::sync::mpsc;
@@ -83,7 +83,7 @@ async fn published(options: &Options, servers: &Servers, replicas: usize) -> any
             .context("the log was not published before")??;
     }
     let append = move |appender: Appender| async move {
-        let verdict = appender.append(command(tenant_id, 1)).await?;
+        let verdict = append_one(&appender, command(tenant_id, 1)).await?;
         anyhow::ensure!(matches!(verdict, Verdict::Appended(_)), "{verdict:?}");
         Ok(appender)
     };

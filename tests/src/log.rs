@@ -1,8 +1,12 @@
 //! The log as it is in Postgres, read by whoever may, and what is appended where no service does.
 
 use daybook_domain::event::Event;
-use daybook_event_store::{Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent};
+use daybook_event_store::{
+    Appender, Decision, EventStore, Intent, Judgement, NewCommand, NewEvent, RecordedEvent, Unanswered,
+    Verdict, chains,
+};
 use sqlx::PgPool;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 /// The partition that every test's tenants live in.
@@ -53,6 +57,24 @@ pub async fn stream(superuser: &PgPool, stream_id: &str) -> anyhow::Result<Vec<R
     let mut events = events(superuser).await?;
     events.retain(|event| event.stream_id == stream_id);
     Ok(events)
+}
+
+/// Appends a command, and waits for the verdict on it.
+///
+/// # Errors
+/// When it is not admitted, or there is no verdict.
+pub async fn append_one(appender: &Appender, command: NewCommand) -> anyhow::Result<Verdict> {
+    let _permit = appender.admit(command.tenant_id, 0)?;
+    let (answer, verdict) = oneshot::channel();
+    appender.submit(command, Box::new(|verdict| drop(answer.send(verdict))));
+    Ok(verdict.await.unwrap_or(Err(Unanswered::Stopped))?)
+}
+
+/// Whether all of a batch is written.
+#[must_use]
+pub fn is_written_whole(commands: &[NewCommand], judgement: &Judgement) -> bool {
+    let ends = chains(commands).into_iter().map(|chain| chain.end);
+    judgement.known.is_empty() && judgement.chains.iter().map(|chain| chain.written_end).eq(ends)
 }
 
 /// Metadata of the usual size: those of every [`command`].

@@ -91,15 +91,6 @@ pub struct Judgement {
     pub known: Vec<usize>,
 }
 
-impl Judgement {
-    /// Whether all of a batch is written.
-    #[must_use]
-    pub fn stands_whole(&self, commands: &[NewCommand]) -> bool {
-        let ends = chains(commands).into_iter().map(|chain| chain.end);
-        self.known.is_empty() && self.chains.iter().map(|chain| chain.written_end).eq(ends)
-    }
-}
-
 /// The log's judgement on a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JudgedChain {

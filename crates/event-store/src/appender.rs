@@ -17,7 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -363,29 +363,6 @@ impl Appender {
         drop(queue);
         self.shared.arrived.notify_one();
     }
-
-    /// Admits and submits a command, and waits for what became of it.
-    ///
-    /// # Errors
-    /// See [`AppendCommandError`].
-    pub async fn append(&self, command: NewCommand) -> Result<Verdict, AppendCommandError> {
-        let _permit = self.admit(command.tenant_id, 0)?;
-        let (answer, verdict) = oneshot::channel();
-        // Whoever no longer waits for the answer finds it under the key.
-        self.submit(command, Box::new(|verdict| drop(answer.send(verdict))));
-        Ok(verdict.await.unwrap_or(Err(Unanswered::Stopped))?)
-    }
-}
-
-/// Why [`Appender::append`] has no verdict.
-#[derive(Debug, Error)]
-pub enum AppendCommandError {
-    /// It was not admitted; nothing was written.
-    #[error(transparent)]
-    NotAdmitted(#[from] NotAdmitted),
-    /// There is no verdict.
-    #[error(transparent)]
-    Unanswered(#[from] Unanswered),
 }
 
 /// First backoff before a batch is sent again; it doubles up to [`RETRY_BACKOFF_MAX`].

@@ -23,9 +23,7 @@ mod stored_key;
 pub use daybook_postgres::reconnect;
 
 pub use append::{AppendError, JudgedChain, Judgement, append, chains, groups};
-pub use appender::{
-    Answer, AppendCommandError, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered,
-};
+pub use appender::{Answer, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered};
 pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
 pub use digest::{Digest, digest_of_all};
 pub use event::{Metadata, RecordedEvent};

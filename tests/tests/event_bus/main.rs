@@ -128,7 +128,7 @@ impl Stack {
         let mut connection = self.pool.acquire().await?;
         let judgement = append(&mut connection, PARTITION, &batch).await?;
         ensure!(
-            judgement.stands_whole(&batch),
+            log::is_written_whole(&batch, &judgement),
             "the append was not accepted: {judgement:?}"
         );
         let events = log::events_after(&self.pool, after).await?;

@@ -9,6 +9,7 @@ use daybook_event_store::{
     Unanswered, Verdict,
 };
 use daybook_tests::database::Database;
+use daybook_tests::log::append_one;
 use daybook_tests::wait;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -27,7 +28,7 @@ async fn a_batch_that_was_committed_and_is_sent_again_is_recognised_by_its_event
     assert_eq!(log.append(&batch).await?, ["known"; 3]);
     let appender = log.appender(AppenderOptions::default()).await?;
     for (again, versions) in batch.into_iter().zip([2, 3, 1]) {
-        let Verdict::Appended(receipt) = appender.append(again).await? else {
+        let Verdict::Appended(receipt) = append_one(&appender, again).await? else {
             panic!("it is this very decision that was recorded")
         };
         assert_eq!(receipt.stream_version, versions);
@@ -56,7 +57,10 @@ async fn of_64_writers_who_race_on_20_streams_through_two_appenders_one_wins_eac
                 let decided_on = newest.get(&stream).copied().flatten();
                 let command = command(&stream, decided_on, 1);
                 let leads_to = leads_to(&command);
-                match appender.append(command).await.expect("the database answers") {
+                match append_one(&appender, command)
+                    .await
+                    .expect("the database answers")
+                {
                     Verdict::Appended(receipt) => {
                         newest.insert(stream, leads_to);
                         won.push((
@@ -437,8 +441,8 @@ async fn committed_events_are_handed_on_as_the_log_holds_them() -> anyhow::Resul
     let (appender, appending) = Appender::new(log.database.log().await?, 0, options, Some(committed));
     tokio::spawn(appending);
     let appender = Arc::new(appender);
-    appender.append(command("a", None, 2)).await?;
-    appender.append(command("b", None, 1)).await?;
+    append_one(&appender, command("a", None, 2)).await?;
+    append_one(&appender, command("b", None, 1)).await?;
     let mut events = Vec::new();
     while events.len() < 3 {
         events.extend(handed_on.recv().await.expect("the appender runs").events);
@@ -479,7 +483,7 @@ async fn before_a_batch_is_sent_again_the_session_that_had_it_is_ended() -> anyh
     let appender = log.appender(AppenderOptions::default()).await?;
     let answer = tokio::spawn({
         let appender = appender.clone();
-        async move { appender.append(command("a", None, 1)).await }
+        async move { append_one(&appender, command("a", None, 1)).await }
     });
     let (first, _) = wait::value("a session has the batch", async || {
         Ok(appending(&superuser).await?.pop())
@@ -514,7 +518,7 @@ async fn a_batch_that_does_not_get_the_lock_in_time_is_sent_again_through_the_sa
     let appender = log.appender(AppenderOptions::default()).await?;
     let answer = tokio::spawn({
         let appender = appender.clone();
-        async move { appender.append(command("a", None, 1)).await }
+        async move { append_one(&appender, command("a", None, 1)).await }
     });
     let first = wait::value("the batch waits for the lock", async || {
         Ok(appending(&superuser).await?.pop())
@@ -554,7 +558,7 @@ async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_
     let (appender, appending) = Appender::new(database.log().await?, 0, AppenderOptions::default(), None);
     tokio::spawn(appending);
     assert!(matches!(
-        appender.append(command("a", None, 1)).await?,
+        append_one(&appender, command("a", None, 1)).await?,
         Verdict::Appended(_)
     ));
     set_standby("nobody").await?;
@@ -573,7 +577,7 @@ async fn a_batch_that_waits_for_the_standby_is_not_shown_before_the_standby_has_
     commits.abort();
     let waiting = tokio::spawn({
         let appender = appender.clone();
-        async move { appender.append(command("b", None, 1)).await }
+        async move { append_one(&appender, command("b", None, 1)).await }
     });
     wait::until("it could not be sent again three times", async || {
         anyhow::ensure!(events().await? == 1, "it is shown");
@@ -597,7 +601,7 @@ async fn appends_succeed_whatever_isolation_a_database_has_as_its_default() -> a
         .await?;
     let appender = log.appender(AppenderOptions::default()).await?;
     assert!(matches!(
-        appender.append(command("a", None, 1)).await?,
+        append_one(&appender, command("a", None, 1)).await?,
         Verdict::Appended(_)
     ));
     // Where nobody pins it the function refuses: it would judge by a snapshot from before it had the lock.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use daybook_event_store::keys::{self, KeyTurn};
 use daybook_event_store::{AppenderOptions, Verdict};
+use daybook_tests::log::append_one;
 use daybook_tests::wait;
 use sqlx::{AssertSqlSafe, Connection as _};
 use tokio::task::JoinSet;
@@ -19,28 +20,31 @@ async fn the_same_key_gives_the_first_receipt_and_with_other_content_it_is_refus
     let log = Log::new().await?;
     let appender = log.appender(AppenderOptions::default()).await?;
     let first = with_key(command("a", None, 2), "k");
-    let Verdict::Appended(receipt) = appender.append(first.clone()).await? else {
+    let Verdict::Appended(receipt) = append_one(&appender, first.clone()).await? else {
         panic!("it is new")
     };
-    let again = appender.append(with_key(command("b", None, 1), "k")).await?;
+    let again = append_one(&appender, with_key(command("b", None, 1), "k")).await?;
     assert_eq!(
         again,
         Verdict::Replayed(receipt.clone()),
         "the receipt is that of the first command"
     );
     assert_eq!(
-        appender.append(question("b", "k")).await?,
+        append_one(&appender, question("b", "k")).await?,
         Verdict::Replayed(receipt)
     );
     let mut other = with_key(after(&first, 1), "k");
     other.fingerprints = vec![8];
-    assert_eq!(appender.append(other.clone()).await?, Verdict::KeyReused);
+    assert_eq!(append_one(&appender, other.clone()).await?, Verdict::KeyReused);
     // Under a new fingerprint key, what was remembered under the one before is still found.
     other.fingerprints.push(7);
-    assert!(matches!(appender.append(other).await?, Verdict::Replayed(_)));
+    assert!(matches!(
+        append_one(&appender, other).await?,
+        Verdict::Replayed(_)
+    ));
     let mut elsewhere = with_key(command("a", None, 2), "k");
     elsewhere.tenant_id = Uuid::from_u128(2);
-    let elsewhere = appender.append(elsewhere).await?;
+    let elsewhere = append_one(&appender, elsewhere).await?;
     assert!(
         matches!(elsewhere, Verdict::Appended(_)),
         "keys belong to a tenant: {elsewhere:?}"
@@ -53,19 +57,19 @@ async fn a_refusal_by_the_domain_is_remembered_with_the_position_that_it_was_dec
 {
     let log = Log::new().await?;
     let appender = log.appender(AppenderOptions::default()).await?;
-    appender.append(command("first", None, 3)).await?;
+    append_one(&appender, command("first", None, 3)).await?;
     let placed = command("a", None, 2);
-    appender.append(placed.clone()).await?;
+    append_one(&appender, placed.clone()).await?;
     let mut refusal = after(&placed, 0);
     decision_mut(&mut refusal).rejection = Some(r#"{"code":  "NO"}"#.to_owned());
-    let Verdict::Appended(receipt) = appender.append(refusal.clone()).await? else {
+    let Verdict::Appended(receipt) = append_one(&appender, refusal.clone()).await? else {
         panic!("it is new")
     };
-    appender.append(after(&placed, 1)).await?;
+    append_one(&appender, after(&placed, 1)).await?;
     assert_eq!(receipt.rejection.as_deref(), Some(r#"{"code":  "NO"}"#));
     assert_eq!((receipt.event_count, receipt.stream_version), (0, 2));
     assert_eq!(receipt.last_position(), Some(5));
-    assert_eq!(appender.append(refusal).await?, Verdict::Replayed(receipt));
+    assert_eq!(append_one(&appender, refusal).await?, Verdict::Replayed(receipt));
     Ok(())
 }
 
@@ -81,7 +85,7 @@ async fn a_hundred_sends_of_one_command_at_once_append_it_once() -> anyhow::Resu
         let appender = appenders[send % 2].clone();
         // Each sender made an id of its own for the new stream: only the first one's counts.
         let command = with_key(command(&format!("stream-{send}"), None, 1), "the key");
-        sends.spawn(async move { appender.append(command).await });
+        sends.spawn(async move { append_one(&appender, command).await });
     }
     let mut receipts = HashSet::new();
     while let Some(send) = sends.join_next().await {
@@ -209,7 +213,7 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
     let log = Log::new().await?;
     let appender = log.appender(AppenderOptions::default()).await?;
     let command = with_key(command("one", None, 1), "key");
-    let Verdict::Appended(first) = appender.append(command.clone()).await? else {
+    let Verdict::Appended(first) = append_one(&appender, command.clone()).await? else {
         panic!("it is new");
     };
     let superuser = log.database.superuser().await?;
@@ -220,7 +224,7 @@ async fn a_receipt_that_could_not_be_read_is_read_again() -> anyhow::Result<()> 
         let (appender, mut again) = (appender.clone(), command);
         // Another decision, so that it is the key that is known.
         decision_mut(&mut again).events[0].event_id = Uuid::from_u128(7);
-        async move { appender.append(again).await }
+        async move { append_one(&appender, again).await }
     });
     wait::until("the receipt could not be read", async || {
         let retries = appender.metrics().receipt_retries.get();
@@ -255,7 +259,7 @@ async fn tables_take_turns_under_load_and_no_key_since_the_turn_before_is_lost()
                 while !stop.is_cancelled() {
                     let command = command(&format!("{writer}-{}", Uuid::now_v7()), None, 1);
                     keys.push((Instant::now(), Arc::clone(&command.key)));
-                    appender.append(command).await?;
+                    append_one(&appender, command).await?;
                 }
                 anyhow::Ok(keys)
             });

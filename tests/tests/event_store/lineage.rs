@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use daybook_event_store::{Appender, AppenderOptions, EventStore, SeenEpoch, Verdict, Witnesses, append};
+use daybook_tests::log::append_one;
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
@@ -92,7 +93,7 @@ async fn an_append_on_another_timeline_writes_nothing_and_the_appender_opens_the
 -> anyhow::Result<()> {
     let mut log = Log::new().await?;
     let appender = log.appender(AppenderOptions::default()).await?;
-    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    ensure!(is_appended(&append_one(&appender, command("a", None, 1)).await?));
     let before = head(&log).await?;
 
     // What a session finds that has lived through a promotion.
@@ -110,7 +111,7 @@ async fn an_append_on_another_timeline_writes_nothing_and_the_appender_opens_the
     );
     assert_eq!(head(&log).await?.position, 1);
 
-    ensure!(is_appended(&appender.append(command("c", None, 1)).await?));
+    ensure!(is_appended(&append_one(&appender, command("c", None, 1)).await?));
     let after = head(&log).await?;
     assert_eq!((after.epoch.number, after.position), (before.epoch.number + 1, 2));
     let store = EventStore::new(log.database.pool("daybook_publisher").await?);
@@ -127,7 +128,7 @@ async fn a_receipt_is_the_same_after_the_log_has_gone_on_in_other_epochs() -> an
     let mut commands = Vec::new();
     for name in ["a", "b", "c"] {
         let sent = with_key(command(name, None, 2), name);
-        let Verdict::Appended(receipt) = appender.append(sent).await? else {
+        let Verdict::Appended(receipt) = append_one(&appender, sent).await? else {
             panic!("it is new")
         };
         commands.push((name, receipt));
@@ -141,7 +142,7 @@ async fn a_receipt_is_the_same_after_the_log_has_gone_on_in_other_epochs() -> an
         "{epochs:?}"
     );
     for (name, receipt) in commands {
-        let again = appender.append(with_key(command(name, None, 2), name)).await?;
+        let again = append_one(&appender, with_key(command(name, None, 2), name)).await?;
         assert_eq!(again, Verdict::Replayed(receipt));
     }
     Ok(())
@@ -154,7 +155,7 @@ async fn an_appender_that_remembers_more_than_the_log_has_opens_the_next_epoch_a
         let log = Log::new().await?;
         let appender = log.appender(AppenderOptions::default()).await?;
         for number in 0..10 {
-            let verdict = appender.append(command(&format!("{number}"), None, 1)).await?;
+            let verdict = append_one(&appender, command(&format!("{number}"), None, 1)).await?;
             ensure!(is_appended(&verdict));
         }
         let before = head(&log).await?;
@@ -163,13 +164,13 @@ async fn an_appender_that_remembers_more_than_the_log_has_opens_the_next_epoch_a
             // Somebody who remembers nothing has gone on since.
             let another = log.appender(AppenderOptions::default()).await?;
             for number in 0..10 {
-                another
-                    .append(command(&format!("another-{number}"), None, 1))
-                    .await?;
+                append_one(&another, command(&format!("another-{number}"), None, 1)).await?;
             }
         }
         end_sessions(&log).await?;
-        ensure!(is_appended(&appender.append(command("next", None, 1)).await?));
+        ensure!(is_appended(
+            &append_one(&appender, command("next", None, 1)).await?
+        ));
         let after = head(&log).await?;
         assert_eq!(
             after.epoch.number,
@@ -190,9 +191,7 @@ async fn many_who_find_the_same_fork_open_one_epoch() -> anyhow::Result<()> {
     for number in 0..8 {
         let appender = log.appender(AppenderOptions::default()).await?;
         ensure!(is_appended(
-            &appender
-                .append(command(&format!("before-{number}"), None, 1))
-                .await?
+            &append_one(&appender, command(&format!("before-{number}"), None, 1)).await?
         ));
         appenders.push(appender);
     }
@@ -200,9 +199,7 @@ async fn many_who_find_the_same_fork_open_one_epoch() -> anyhow::Result<()> {
     set_back(&log, 0).await?;
     end_sessions(&log).await?;
     let appends = appenders.iter().enumerate().map(|(number, appender)| async move {
-        appender
-            .append(command(&format!("after-{number}"), None, 1))
-            .await
+        append_one(&appender, command(&format!("after-{number}"), None, 1)).await
     });
     for verdict in futures::future::join_all(appends).await {
         ensure!(is_appended(&verdict?));
@@ -216,11 +213,11 @@ async fn an_appender_whose_log_was_superseded_writes_nothing() -> anyhow::Result
     let log = Log::new().await?;
     let seen = SeenEpoch::default();
     let appender = appender_with(&log, &seen).await?;
-    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    ensure!(is_appended(&append_one(&appender, command("a", None, 1)).await?));
     let mut later = head(&log).await?.epoch;
     later.number += 1;
     seen.note(later);
-    let refused = appender.append(command("b", None, 1)).await;
+    let refused = append_one(&appender, command("b", None, 1)).await;
     ensure!(refused.is_err(), "{refused:?}");
     assert_eq!(head(&log).await?.position, 1);
     Ok(())
@@ -238,7 +235,7 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
     sqlx::query("SELECT event_store.fork(0, 0, 'a promotion')")
         .execute(&superuser)
         .await?;
-    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    ensure!(is_appended(&append_one(&appender, command("a", None, 1)).await?));
     assert_eq!(seen.latest(), head(&log).await?.epoch);
 
     // What the old primary has: nothing of the promotion, and nothing that came after it.
@@ -253,7 +250,7 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
         .execute(&superuser)
         .await?;
     end_sessions(&log).await?;
-    let refused = appender.append(command("b", None, 1)).await;
+    let refused = append_one(&appender, command("b", None, 1)).await;
     ensure!(refused.is_err(), "{refused:?}");
     let after = head(&log).await?;
     assert_eq!((after.epoch, after.position), (before.epoch, 0));
@@ -264,7 +261,7 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
         .bind(above)
         .execute(&superuser)
         .await?;
-    ensure!(is_appended(&appender.append(command("c", None, 1)).await?));
+    ensure!(is_appended(&append_one(&appender, command("c", None, 1)).await?));
     assert_eq!(head(&log).await?.epoch.number, above + 1);
     Ok(())
 }
@@ -274,19 +271,21 @@ async fn whoever_has_worked_in_a_later_epoch_opens_none_in_a_log_that_was_left_b
 async fn what_was_recorded_in_an_epoch_that_others_opened_is_missed_in_it() -> anyhow::Result<()> {
     let log = Log::new().await?;
     let appender = log.appender(AppenderOptions::default()).await?;
-    ensure!(is_appended(&appender.append(command("a", None, 1)).await?));
+    ensure!(is_appended(&append_one(&appender, command("a", None, 1)).await?));
     let superuser = log.database.superuser().await?;
     sqlx::query("SELECT event_store.fork(0, 0, 'by somebody else')")
         .execute(&superuser)
         .await?;
     for number in 0..10 {
-        let verdict = appender.append(command(&format!("{number}"), None, 1)).await?;
+        let verdict = append_one(&appender, command(&format!("{number}"), None, 1)).await?;
         ensure!(is_appended(&verdict));
     }
     let before = head(&log).await?;
     set_back(&log, 6).await?;
     end_sessions(&log).await?;
-    ensure!(is_appended(&appender.append(command("next", None, 1)).await?));
+    ensure!(is_appended(
+        &append_one(&appender, command("next", None, 1)).await?
+    ));
     assert_eq!(head(&log).await?.epoch.number, before.epoch.number + 1);
     Ok(())
 }
@@ -300,7 +299,7 @@ async fn the_first_append_of_a_process_waits_for_the_publishers_first_look() -> 
     let appender = appender_with(&log, &seen).await?;
     let append = tokio::spawn({
         let appender = appender.clone();
-        async move { appender.append(command("a", None, 1)).await }
+        async move { append_one(&appender, command("a", None, 1)).await }
     });
     // What the publisher does when it finds the stream ahead.
     let store = EventStore::new(log.database.pool("daybook_command").await?);

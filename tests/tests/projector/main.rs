@@ -166,7 +166,7 @@ impl Setup {
         let judgement = daybook_event_store::append(&mut connection, 0, &commands)
             .await
             .expect("an answer");
-        assert!(judgement.stands_whole(&commands), "{judgement:?}");
+        assert!(log::is_written_whole(&commands, &judgement), "{judgement:?}");
     }
 
     /// The live rows are what a fold of the whole log gives.

@@ -50,7 +50,7 @@ async fn append(stack: &Stack, commands: &[NewCommand]) -> anyhow::Result<()> {
     let mut connection = pool.acquire().await?;
     for commands in commands.chunks(500) {
         let judgement = daybook_event_store::append(&mut connection, 0, commands).await?;
-        ensure!(judgement.stands_whole(commands), "{judgement:?}");
+        ensure!(log::is_written_whole(commands, &judgement), "{judgement:?}");
     }
     Ok(())
 }
