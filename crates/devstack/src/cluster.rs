@@ -16,7 +16,7 @@ pub struct Cluster {
     authority: String,
     superuser: String,
     password: String,
-    /// What follows the database in an address: empty, or `?sslmode=…`.
+    /// The part of an address behind the database: empty, or `?sslmode=…`.
     parameters: String,
     role_secret: String,
 }

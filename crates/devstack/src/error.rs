@@ -1,4 +1,4 @@
-//! What can go wrong with a server, said so that the reader knows what to do.
+//! The errors of servers, worded so that the reader knows what to do.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub enum DevstackError {
         tool: &'static str,
         /// The oldest version that does.
         wanted: &'static str,
-        /// What was found instead: empty, or ` (only 2.9.10 at /usr/bin/nats-server)`.
+        /// The program found instead: empty, or ` (only 2.9.10 at /usr/bin/nats-server)`.
         found: String,
         /// The environment variable that points to a copy of one's own.
         variable: &'static str,
@@ -24,7 +24,7 @@ pub enum DevstackError {
     WrongTool {
         /// The environment variable.
         variable: &'static str,
-        /// What it says.
+        /// Its value.
         path: PathBuf,
         /// The program, as its users call it.
         tool: &'static str,
@@ -34,9 +34,9 @@ pub enum DevstackError {
     /// An installation was tried and failed.
     #[error("could not install {tool}: {reason}")]
     Install {
-        /// What was being installed.
+        /// The tool to install.
         tool: &'static str,
-        /// What stopped it.
+        /// The cause.
         reason: String,
     },
     /// Somebody else listens where the server should.
@@ -110,26 +110,26 @@ pub enum DevstackError {
     Program {
         /// The program.
         program: String,
-        /// What it said last.
+        /// Its last words.
         reason: String,
     },
     /// A file could not be read or written.
     #[error("could not {action} {}", path.display())]
     File {
-        /// What was being done, as an infinitive.
+        /// The action that failed, as an infinitive.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// A statement for administration was refused.
     #[error("could not {action}")]
     Sql {
-        /// What was being done, as an infinitive.
+        /// The action that failed, as an infinitive.
         action: String,
-        /// What Postgres said.
+        /// The database's error.
         #[source]
         source: Box<sqlx::Error>,
     },
@@ -138,7 +138,7 @@ pub enum DevstackError {
         "not the address of a Postgres superuser (postgres://user:password@host:port/database): {reason}"
     )]
     Address {
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
 }

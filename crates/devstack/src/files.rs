@@ -113,7 +113,7 @@ pub(crate) fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// What a log says after `offset`, at most its last 64 KiB. A log that cannot be read says nothing.
+/// The text of a log after `offset`, at most its last 64 KiB. Empty for a log that cannot be read.
 pub(crate) fn read_from(path: &Path, offset: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = fs::File::open(path)?;

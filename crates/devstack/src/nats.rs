@@ -19,7 +19,7 @@ use crate::process::{Lifetime, Program};
 use crate::server::{Kind, Server};
 use crate::site::Site;
 
-/// What it is called in messages.
+/// Its name in messages.
 const NAME: &str = "NATS";
 
 /// How long the server may take to answer a connection with its greeting.
@@ -31,7 +31,7 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Who may sign in, and what each may do.
 const USERS: &str = include_str!("../../../deploy/nats/users.conf");
 
-/// What the users' passwords are derived from, within the server's directory.
+/// The file of the secret that the users' passwords are derived from, within the server's directory.
 const SECRET: &str = "password-secret";
 
 /// A user of the server, as `USERS` has it.
@@ -89,7 +89,7 @@ impl NatsOptions {
 /// A private nats-server.
 pub type Nats = Server<NatsServer>;
 
-/// What only a nats-server can do.
+/// The part of a server that only a nats-server has.
 #[derive(Debug)]
 pub struct NatsServer {
     options: NatsOptions,

@@ -23,7 +23,7 @@ use crate::site::Site;
 /// The name of the superuser.
 pub(crate) const SUPERUSER: &str = "postgres";
 
-/// What it is called in messages.
+/// Its name in messages.
 const NAME: &str = "Postgres";
 
 /// How long it may take to let its superuser in once it listens; another process on its port may never answer.
@@ -83,7 +83,7 @@ impl PostgresOptions {
 /// A private Postgres. Databases, roles and addresses are those of its [`Cluster`], to which it dereferences.
 pub type Postgres = Server<PostgresServer>;
 
-/// What only a Postgres can do.
+/// The part of a server that only a Postgres has.
 #[derive(Debug)]
 pub struct PostgresServer {
     options: PostgresOptions,

@@ -1,4 +1,4 @@
-//! What is wrong with a request, field by field.
+//! Violations of a request, field by field.
 
 use std::fmt::Display;
 use std::str::FromStr;
