@@ -15,7 +15,8 @@ pub struct Decoded {
     pub position: u64,
     /// Its id.
     pub event_id: Uuid,
-    /// Of what came over the bus: it counts only when the log holds the same. `None` of what was read from the log.
+    /// Digest of events that came over the bus, which count only when the log holds the same. `None` for events read
+    /// from the log.
     pub digest: Option<Digest>,
     /// Its category; `None` for one that this program does not know.
     pub category: Option<&'static str>,

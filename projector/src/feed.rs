@@ -48,7 +48,7 @@ struct Shared {
     window: Mutex<Window>,
     /// Counts the changes of the window.
     changed: watch::Sender<u64>,
-    /// Told when a worker has moved on.
+    /// Notified when a worker has moved on.
     moved: Notify,
     /// Up to here the stream was found to hold what the log does not: these positions are read from the log.
     distrusted: watch::Sender<u64>,

@@ -23,15 +23,15 @@ pub(crate) const CHUNKS_OF_REBUILD: usize = 4;
 /// The share of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Of a partition's window of events, in bytes.
+    /// Bytes of a partition's window of events.
     pub window_bytes: usize,
-    /// Of messages that NATS sends ahead of a partition's reader, in bytes. Up to half as much again is under way.
+    /// Bytes of messages that NATS sends ahead of a partition's reader. Up to half as much again is under way.
     pub prefetch_bytes: usize,
-    /// Of events that a partition's reader has ready, in bytes; as much again is being read.
+    /// Bytes of events that a partition's reader has ready; as much again is being read.
     pub ready_bytes: usize,
-    /// Of what a worker reads alone, in bytes.
+    /// Bytes of events that a worker reads alone.
     pub read_bytes: usize,
-    /// Of a chunk of a rebuild, in bytes.
+    /// Bytes of a chunk of a rebuild.
     pub chunk_bytes: usize,
     /// Rows that a worker keeps.
     pub rows_kept: usize,

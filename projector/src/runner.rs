@@ -65,7 +65,7 @@ impl<M: ReadModel> Runner<M> {
         }
     }
 
-    /// Where the checkpoint stands.
+    /// The lease, with the checkpoint's position.
     pub fn lease(&self) -> &Lease {
         &self.lease
     }

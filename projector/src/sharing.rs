@@ -32,7 +32,7 @@ pub(crate) struct Work {
     pub(crate) projection: String,
     /// The partition of the log.
     pub(crate) partition: i32,
-    /// Who holds or last held the lease.
+    /// The replica that holds or last held the lease.
     pub(crate) owner: Option<Uuid>,
 }
 

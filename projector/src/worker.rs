@@ -321,7 +321,7 @@ impl<M: ReadModel> Worker<M> {
         }
     }
 
-    /// Where the worker stands, while it holds the lease.
+    /// The worker's position, while it holds the lease.
     pub fn position(&self) -> Option<u64> {
         self.runner.as_ref().map(|runner| runner.lease().position)
     }

@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for Country {
     }
 }
 
-/// Where an order goes.
+/// The shipping address of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct Address {
@@ -104,7 +104,7 @@ impl Address {
         })
     }
 
-    /// Who receives it.
+    /// The recipient's name.
     pub fn name(&self) -> &AddressText {
         &self.name
     }

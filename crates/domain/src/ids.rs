@@ -49,7 +49,7 @@ text!(
     Reference, "reference", Line, Bytes(REFERENCE_BYTES_MAX)
 );
 text!(
-    /// Who carries a shipment.
+    /// The carrier of a shipment.
     Carrier, "carrier", Line, Bytes(CARRIER_BYTES_MAX)
 );
 text!(

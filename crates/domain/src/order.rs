@@ -80,13 +80,13 @@ pub enum Command {
         order_id: OrderId,
         /// The caller's own reference.
         reference: Option<Reference>,
-        /// Who buys.
+        /// The customer.
         customer_id: CustomerId,
         /// The currency of all the order's amounts.
         currency: Currency,
         /// The lines to order: 1 to [`LINES_MAX`].
         lines: Vec<NewLine>,
-        /// Where it goes, if anywhere.
+        /// The shipping address, if there is one.
         shipping_address: Option<Address>,
         /// The total that the caller expects, if it says one.
         expected_total_minor: Option<i64>,
@@ -110,7 +110,7 @@ pub enum Command {
     },
     /// Send the order somewhere else.
     ChangeShippingAddress {
-        /// Where it goes from now on.
+        /// The new shipping address.
         shipping_address: Address,
     },
     /// Confirm the order, which fixes its lines.
@@ -133,7 +133,7 @@ pub enum Command {
         shipment_id: ShipmentId,
         /// The articles shipped, each line once; none means all that are left.
         lines: Vec<LineQuantity>,
-        /// Who carries it.
+        /// The carrier.
         carrier: Option<Carrier>,
         /// The carrier's number.
         tracking_number: Option<TrackingNumber>,

@@ -70,7 +70,7 @@ impl Default for ReaderOptions {
     }
 }
 
-/// Where a batch came from.
+/// The source of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The stream, or a part of it did: whether the log holds the same is to be seen.
@@ -86,7 +86,7 @@ pub struct Batch {
     pub generation: Uuid,
     /// The events; the first follows the last of the batch before.
     pub events: Vec<RecordedEvent>,
-    /// Where they came from.
+    /// Their source.
     pub source: Source,
     /// When they were handed out.
     pub delivered_at: Instant,
@@ -111,7 +111,7 @@ pub enum ReaderError {
     /// The reader is ahead of the log although the generation is the same: the log was cut off, or the start is wrong.
     #[error("position {position} is beyond the log's head {head}")]
     AheadOfLog {
-        /// Where the reader stands.
+        /// The reader's position.
         position: u64,
         /// The position of the log's newest event.
         head: u64,

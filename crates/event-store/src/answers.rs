@@ -131,7 +131,7 @@ impl<L: Log> Answers<L> {
     }
 }
 
-/// Where a command of a chain that stands is in the log.
+/// The place in the log of a command whose chain was written.
 struct Place<'a> {
     partition: i32,
     judgement: &'a Judgement,

@@ -113,8 +113,8 @@ pub(crate) const APPEND: &str = "
 /// tenant's, than to look up each key and each stream.
 const MANY_COMMANDS: usize = 8;
 
-/// Where the chains of a batch are: runs of commands on one stream that write, and each question and each command of a group
-/// by itself.
+/// The chains of a batch, as ranges of its commands: runs of writes on one stream, and each question and each command
+/// of a group by itself.
 #[must_use]
 pub fn chains(commands: &[NewCommand]) -> Vec<Range<usize>> {
     let mut chains: Vec<Range<usize>> = Vec::with_capacity(commands.len());
@@ -227,7 +227,7 @@ struct OfTenant<'a> {
 /// The columns that name the tenants of a batch, those with many commands first.
 struct Tenants<'a> {
     ids: Vec<Uuid>,
-    /// Of the tenants with many commands.
+    /// The last keys of the tenants with many commands.
     last_keys: Vec<StoredKey<'a>>,
     last_streams: Vec<&'a str>,
     /// Which place each tenant has, from 1.

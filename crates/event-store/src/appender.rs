@@ -503,8 +503,8 @@ impl Backoff {
     }
 }
 
-/// Where a batch that cannot be stored is divided: between its chains, or in the middle of its only one; `None` where it is one
-/// command or one group.
+/// The index at which a batch that cannot be stored is divided: between its chains, or in the middle of its only one;
+/// `None` where it is one command or one group.
 fn divide(commands: &[NewCommand]) -> Option<usize> {
     let chains = chains(commands);
     if chains.len() == 1 {

@@ -84,7 +84,7 @@ pub struct Metadata {
     /// The credential that was used.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub principal: String,
-    /// Who asked, as the caller said.
+    /// The actor that the caller named.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub actor: Option<String>,

@@ -21,7 +21,7 @@ pub struct KeyTable {
     pub keys: Option<u64>,
     /// Bytes on disk, indexes included.
     pub bytes: u64,
-    /// Of the retention time, how much has passed since the tables rotated.
+    /// The part of the retention time that has passed since the tables rotated.
     pub counted: Duration,
     /// When they did.
     pub turned_at: OffsetDateTime,

@@ -105,8 +105,8 @@ pub struct SeenEpoch {
 }
 
 impl SeenEpoch {
-    /// Of a process with a publisher. A stream that is ahead of the log is all that tells a process that remembers nothing
-    /// of data that were put back: its first append waits until the publisher has looked, or for a moment.
+    /// For a process with a publisher. A stream that is ahead of the log is all that tells a process that remembers
+    /// nothing of data that were put back: its first append waits until the publisher has looked, or for a moment.
     #[must_use]
     pub fn with_publisher() -> Self {
         Self {

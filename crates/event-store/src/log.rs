@@ -19,8 +19,7 @@ use crate::command::{NewCommand, Receipt};
 use crate::lineage::{EpochId, SeenEpoch, Witnesses, attach};
 use crate::stored_key::StoredKey;
 
-/// Where an appender sends its batches. Postgres is one; the other is the model of the log that the simulation checks
-/// the write side against.
+/// A log to append to: Postgres, or the model of it that the simulation checks the write side against.
 pub trait Log: Send + Sync + 'static {
     /// Appends a batch, and answers within a bounded time.
     fn append(

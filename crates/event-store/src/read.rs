@@ -41,7 +41,7 @@ pub enum Direction {
     Backward,
 }
 
-/// Where a partition of the log stands.
+/// The head of a partition of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogHead {
     /// The newest epoch: another one after every fork of the log's history.
@@ -272,7 +272,7 @@ impl EventStore {
             .map_err(ReadError::while_doing("read the partitions of the log"))
     }
 
-    /// Where a partition stands.
+    /// The head of a partition.
     pub async fn head(&self, partition: i32) -> Result<LogHead, ReadError> {
         let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
             Box::pin(head(connection, partition))

@@ -248,7 +248,7 @@ impl<R> Scan<R> {
         Sort(keys.collect())
     }
 
-    /// Where a row stands in the list; the next page comes after its last row's place.
+    /// The place of a row in the list; the next page begins after the last row's.
     pub fn keyset(self, row: &R) -> Keyset {
         Keyset(self.path.order.iter().map(|by| (by.value)(row)).collect())
     }

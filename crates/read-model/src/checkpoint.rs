@@ -47,9 +47,9 @@ pub struct Advance {
     pub fence: i64,
     /// The generation of the log that the positions belong to.
     pub log_generation: Uuid,
-    /// Where the checkpoint has to be.
+    /// The position that the checkpoint must have before.
     pub from: u64,
-    /// Where it is afterwards.
+    /// The position that it has afterwards.
     pub to: u64,
     /// The ids of the events in between, to be compared with the log's: enough for events that were read from a log.
     pub event_ids: Option<Vec<Uuid>>,

@@ -83,7 +83,7 @@ pub struct Customer {
 /// Which customers are listed: those that meet every condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Who ordered in this currency, with the totals in that currency alone.
+    /// Only customers who ordered in this currency, with the totals in it alone.
     pub currency: Option<Currency>,
     /// Whose id begins like this. It is the customers' system's own id, and no personal data: its alphabet has neither names
     /// nor addresses.
@@ -161,8 +161,8 @@ const FIND: &str = "
     ORDER BY t.customer_id, t.currency
 ";
 
-/// Those of the customers that the tenant has, by id. A sum beyond 64 bits is shown as the highest (or lowest) number that
-/// they hold.
+/// Finds customers of the tenant by id; others are left out. A sum beyond 64 bits is shown as the highest (or lowest)
+/// number that they hold.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find(

@@ -23,7 +23,7 @@ use crate::{Categories, Event, FoldError, Key, ReadModel, RowsQuery, row};
 #[derive(Debug)]
 pub enum EventIndex {}
 
-/// Where an event is, and what it is found by.
+/// An event's position, and the values that it is found by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// Whose event it is.
@@ -38,7 +38,7 @@ pub struct Row {
     pub stream_id: String,
     /// The event's type ("order.placed").
     pub event_type: String,
-    /// Who asked, as the caller said.
+    /// The actor that the caller named.
     pub actor: Option<String>,
     /// Shared by all events that one request caused.
     pub correlation_id: Option<String>,
@@ -64,9 +64,9 @@ impl Key for EventKey {
 /// Which events are listed: those that meet every condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this type.
+    /// Only events of this type.
     pub event_type: Option<String>,
-    /// Of this aggregate.
+    /// Only events of this aggregate.
     pub stream_id: Option<String>,
     /// Asked for by this actor.
     pub actor: Option<String>,

@@ -152,10 +152,10 @@ pub trait ReadModel: Send + Sync + 'static {
 /// Whose events a read model folds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Categories {
-    /// Those of every category, known to this program or not. Such a model looks at what every event has, and not at bodies:
-    /// an event that this program cannot decode is no other to it.
+    /// Events of every category, known to this program or not. Such a model looks at no bodies, so that an event that
+    /// cannot be decoded is like any other.
     Every,
-    /// Those of the categories of these names. One of their events that cannot be decoded is poison.
+    /// Events of these categories. One of their events that cannot be decoded is poison.
     Named(&'static [&'static str]),
 }
 

@@ -43,7 +43,7 @@ const FIND: &str = "
     SELECT tenant_id, position, document::text AS document FROM read_model.find_orders($1, $2)
 ";
 
-/// Those of the orders that the tenant has, by id.
+/// Finds orders of the tenant by id; others are left out.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find_many(

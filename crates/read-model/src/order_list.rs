@@ -59,7 +59,7 @@ pub struct Row {
 pub struct Filter {
     /// Any of these; none means every status.
     pub statuses: Vec<Status>,
-    /// Of this customer.
+    /// Only orders of this customer.
     pub customer_id: Option<CustomerId>,
     /// In this currency.
     pub currency: Option<Currency>,
@@ -313,7 +313,7 @@ const FIND: &str = "
     FROM read_model.find_listed_orders($1, $2)
 ";
 
-/// Those of the orders that the tenant has, in no particular order.
+/// Finds orders of the tenant, in no particular order; others are left out.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find(

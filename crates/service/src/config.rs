@@ -17,7 +17,7 @@ pub const EXIT_USAGE: i32 = 64;
 /// No time that is a setting is longer than this.
 const TIME_MAX: Duration = Duration::from_hours(24);
 
-/// Where the process runs, which decides how strict it is.
+/// The environment of the process, which decides how strict it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Environment {
     /// On a developer's machine: logs for people, gRPC reflection on.

@@ -13,7 +13,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, StatusCode};
 use sha2::{Digest as _, Sha256};
 
-/// Whoever keeps it asks before using it, and is told with a head alone that it is still the same.
+/// A cache asks before it uses its copy, and gets a head alone when that is still the same.
 const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// A document that does not change, as it is and compressed.

@@ -23,7 +23,7 @@ use crate::server::{Declared, Needs};
 /// The name of the credential in descriptions.
 pub const API_KEY: &str = "api_key";
 
-/// Where a description has the values of an enumeration that may grow: what `enum` has would be all that there can ever be.
+/// The member with the values of an enumeration that may grow; `enum` would mean that there can be no others.
 const EXTENSIBLE_ENUM: &str = "x-extensible-enum";
 
 /// The codes that any request may be refused with, by the server or for its credential.

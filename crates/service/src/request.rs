@@ -192,7 +192,7 @@ pub(crate) fn set_identity(identity: &Identity) {
     let _ = CURRENT.try_with(|current| current.identity.set(identity.clone()));
 }
 
-/// Who sent the current request, if that is known.
+/// The identity of the current request's caller, if it is known.
 pub(crate) fn identity() -> Option<Identity> {
     CURRENT
         .try_with(|current| current.identity.get().cloned())

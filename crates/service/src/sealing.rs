@@ -67,7 +67,7 @@ impl SealingConfig {
 pub enum Purpose {
     /// A position that a read has to include.
     ConsistencyToken = 1,
-    /// Where the next page of a list begins.
+    /// The start of a list's next page.
     Cursor = 2,
     /// How far a stream has come.
     StreamPosition = 3,

@@ -75,7 +75,7 @@ pub struct Routes {
     pub http: Declared,
     /// The RPCs.
     pub grpc: Declared,
-    /// Who may call.
+    /// The callers that are let in.
     pub access: Access,
     /// From which web pages.
     pub cors: Cors,
@@ -90,7 +90,7 @@ struct Shared {
     metrics: ServerMetrics,
     /// Whether each request has its line in the log.
     logs_requests: bool,
-    /// Of answers to requests that were not let in.
+    /// Budget of answers to requests that were not let in.
     refusals: Arc<Budget>,
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<TokioExecutor>,

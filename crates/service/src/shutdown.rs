@@ -136,9 +136,9 @@ pub struct Supervisor {
     shutdown: CancellationToken,
     finish: CancellationToken,
     tasks: Tasks,
-    /// Those that finish when the tasks have stopped.
+    /// Tasks that finish when the others have stopped.
     last: Tasks,
-    /// Those that go on until all others have stopped.
+    /// Tasks that go on until all others have stopped.
     companions: Tasks,
     stop_timeout: Duration,
 }

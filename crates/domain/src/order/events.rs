@@ -52,7 +52,7 @@ events! {
 }
 
 impl Event {
-    /// Where the order stands after this event, when the event says so.
+    /// The order's status after this event, if the event changes it.
     pub fn status(&self) -> Option<Status> {
         match self {
             Self::Placed(_) => Some(Status::Placed),
@@ -81,7 +81,7 @@ impl Event {
 pub struct Placed {
     /// The order.
     pub order_id: OrderId,
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The caller's own reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,7 +90,7 @@ pub struct Placed {
     pub currency: Currency,
     /// The lines, at least one, numbered from 1.
     pub lines: Vec<Line>,
-    /// Where it goes.
+    /// The shipping address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shipping_address: Option<Address>,
     /// The order's total.
@@ -102,7 +102,7 @@ pub struct Placed {
 /// A line was added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineAdded {
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The new line.
     pub line: Line,
@@ -121,7 +121,7 @@ pub struct LineAdded {
 /// A line was removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineRemoved {
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The line as it was.
     pub line: Line,
@@ -140,7 +140,7 @@ pub struct LineRemoved {
 /// The quantity of a line was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuantityChanged {
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The line.
     pub line_number: u32,
@@ -165,14 +165,14 @@ pub struct QuantityChanged {
 /// The order goes somewhere else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShippingAddressChanged {
-    /// Where it goes now.
+    /// The new shipping address.
     pub shipping_address: Address,
 }
 
 /// The seller confirmed the order; its lines are fixed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmed {
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The order's currency.
     pub currency: Currency,
@@ -185,7 +185,7 @@ pub struct Confirmed {
 /// The seller refused the order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
-    /// Who wanted to buy.
+    /// The customer.
     pub customer_id: CustomerId,
     /// Why, for the customer.
     pub reason: Reason,
@@ -202,7 +202,7 @@ pub struct Rejected {
 /// A payment was received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PaymentRecorded {
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The payment.
     pub payment_id: PaymentId,
@@ -221,7 +221,7 @@ pub struct Shipped {
     pub shipment_id: ShipmentId,
     /// The articles in it, each line once.
     pub lines: Vec<LineQuantity>,
-    /// Who carries it.
+    /// The carrier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carrier: Option<Carrier>,
     /// The carrier's number.
@@ -245,7 +245,7 @@ pub struct DeliveryRecorded {
 /// The order was called off before anything was shipped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
-    /// Who wanted to buy.
+    /// The customer.
     pub customer_id: CustomerId,
     /// Why, for the customer.
     pub reason: Reason,
@@ -289,7 +289,7 @@ pub struct ReturnReceived {
 /// Money was given back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refunded {
-    /// Who gets it.
+    /// The customer, who gets it.
     pub customer_id: CustomerId,
     /// The refund.
     pub refund_id: RefundId,

@@ -13,7 +13,7 @@ rejections! {
         /// An order can be placed once.
         #[error("the order was already placed; it is {status} now")]
         OrderAlreadyExists = "ORDER_ALREADY_EXISTS" {
-            /// Where the order stands.
+            /// The order's status.
             status: Status,
         },
         /// Cancelled and rejected orders do not change any more, except that their payments are refunded.
@@ -28,7 +28,7 @@ rejections! {
         /// Some of the order has been shipped, which cannot be taken back.
         #[error("the order is {status}: some of it was already shipped")]
         OrderAlreadyShipped = "ORDER_ALREADY_SHIPPED" {
-            /// Where the order stands.
+            /// The order's status.
             status: Status,
         },
         /// Only a confirmed order is shipped.

@@ -14,7 +14,7 @@ use crate::aggregate::tree_bytes;
 use crate::ids::{CustomerId, PaymentId, RefundId, ReturnId, ShipmentId, Sku};
 use crate::money::{Currency, Money, MoneyError};
 
-/// Where an order stands.
+/// The status of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -91,9 +91,9 @@ impl State {
 /// kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
-    /// Who buys.
+    /// The customer.
     pub customer_id: CustomerId,
     /// The price of its lines.
     pub total: Money,

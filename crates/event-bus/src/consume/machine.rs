@@ -15,7 +15,7 @@ use super::{Batch, ReaderError, ReaderMetrics, ReaderOptions, Source};
 /// The pause before another attempt to subscribe to the stream.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where the next event is expected from.
+/// The reader's state: where the next event is expected from.
 #[derive(Debug)]
 enum State {
     /// From nowhere: the log's generation is not known yet, so nothing in the stream can be believed.

@@ -1,4 +1,4 @@
-//! Where a reader's events come from: a consumer on the stream, and reads of the log.
+//! The sources of a reader's events: a consumer on the stream, and reads of the log.
 
 use std::time::Duration;
 

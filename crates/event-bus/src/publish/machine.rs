@@ -88,7 +88,7 @@ pub(super) enum Action {
     Stop,
 }
 
-/// Where log and stream stand.
+/// The heads of log and stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Comparison {
     /// The log's newest event.
@@ -110,7 +110,7 @@ pub(super) struct Machine {
     queue: VecDeque<Outgoing>,
     /// Sent and not known to be stored, in the order of their positions.
     in_flight: VecDeque<Outgoing>,
-    /// Of the queue and of what is in flight.
+    /// Bytes in the queue and in flight.
     bytes: usize,
     /// How many messages of this attempt have no answer yet.
     unanswered: usize,

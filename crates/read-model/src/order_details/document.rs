@@ -24,7 +24,7 @@ pub(super) const FIND: &str = "
     SELECT order_id, version, position, document::text AS document FROM read_model.find_orders($1, $2)
 ";
 
-/// Those of the orders that the tenant has, in no particular order, as documents.
+/// Finds orders of the tenant as documents, in no particular order; others are left out.
 ///
 /// One round trip; row-level security holds it to the tenant.
 pub async fn find_documents(

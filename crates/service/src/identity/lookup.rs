@@ -109,7 +109,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Those who wait for a prefix, which keeps its place where it is there already.
+    /// The waiters for a prefix, which keeps its place in the queue.
     fn for_prefix(&mut self, prefix: &str) -> &mut Vec<oneshot::Sender<Answer>> {
         if !self.prefixes.contains_key(prefix) {
             self.prefixes.insert(prefix.to_owned(), Vec::new());
@@ -363,7 +363,7 @@ async fn query(connection: &mut PgConnection, prefixes: Vec<String>) -> Result<V
     .await
 }
 
-/// Whatever keeps the database from answering in time is an outage here: the caller's key may be perfectly good.
+/// Any error of the database is an outage here: the caller's key may be perfectly good.
 fn database_error(error: sqlx::Error) -> ApiError {
     if database::is_outage(&error) {
         ApiError::dependency_unavailable("database", error)

@@ -67,7 +67,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Who uses a key. A new area's scopes to read and to write go to the keys of those who need them.
+/// The users of a key. A new area's scopes to read and to write go to the keys of those who need them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
     /// Internal services: they read and write every area.

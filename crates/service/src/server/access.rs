@@ -1,4 +1,4 @@
-//! Who is let in, and with how much: what every request goes through between its route and its handler.
+//! The checks of every request between its route and its handler: who is let in, and with how much.
 //!
 //! Both transports go through this one layer. It asks the headers alone, before a byte of the body is read: who calls, whether
 //! the route's scope is among theirs, and whether the body is as small as the route says. A route that declares nothing is
@@ -73,7 +73,7 @@ impl Connection {
     }
 }
 
-/// Who may call.
+/// The callers that are let in.
 #[derive(Clone, Debug)]
 pub enum Access {
     /// Anybody, everything: for the private listener, which callers never reach.
@@ -90,11 +90,11 @@ struct Gate {
     access: Access,
     needs: Arc<HashMap<Arc<str>, Needs>>,
     budget: Arc<Budget>,
-    /// Of requests without an identity where others need one.
+    /// Budget of requests without an identity where others need one.
     anonymous: Arc<Budget>,
-    /// Of those that may go on for ever, so that they leave room for the others.
+    /// Budget of those that may go on for ever, so that they leave room for the others.
     anonymous_streams: Arc<Budget>,
-    /// Of probes, on either listener.
+    /// Budget of probes, on either listener.
     probes: Arc<Budget>,
     transport: Transport,
 }

@@ -56,8 +56,8 @@ pub(super) struct Budget {
 
 #[derive(Debug, Default)]
 struct Held {
-    /// Of all tenants together, each with its share at the most: answers may take a tenant over it, and what is over it must
-    /// not keep others out.
+    /// Bytes of all tenants together, each with its share at the most: answers may take a tenant over it, and what is
+    /// over it must not keep others out.
     within_shares: usize,
     /// The deployment's operators, who belong to no tenant, have one share together.
     by_tenant: HashMap<Option<Uuid>, usize>,
@@ -94,8 +94,8 @@ impl Budget {
         }
     }
 
-    /// Of anonymous callers, on the routes that need no key: little, and nothing for a length that is only declared. So they
-    /// take nothing from those who have a key.
+    /// The budget of anonymous callers, on the routes that need no key: little, and nothing for a length that is only
+    /// declared. So they take nothing from those who have a key.
     pub(super) fn anonymous(gauge: Gauge) -> Self {
         Self {
             bytes_max: ANONYMOUS_BYTES_MAX,
@@ -106,7 +106,7 @@ impl Budget {
         }
     }
 
-    /// Of probes, of which each connection has a few at a time: nobody else's requests fill it.
+    /// The budget of probes, of which each connection has a few at a time: nobody else's requests fill it.
     pub(super) fn of_probes(gauge: Gauge) -> Self {
         Self {
             bytes_max: usize::MAX,

@@ -38,7 +38,7 @@ pub(super) fn is_call(request: &Request<Body>) -> bool {
     is_known && request.method() == Method::POST
 }
 
-/// Whoever does not say in which form to be answered is answered in that of the call.
+/// A call that asks for no form of the answer is answered in its own.
 fn accept_what_was_sent(request: &mut Request<Body>) {
     let headers = request.headers_mut();
     let is_said = headers

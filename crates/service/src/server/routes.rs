@@ -31,16 +31,16 @@ pub const ANONYMOUS: [&str; 9] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// Who may call a route.
+/// The callers of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Callers {
     /// Everybody, with or without a key.
     Everybody,
-    /// Whoever has a key. What the key has to be good for depends on the request, and the handler asks for it.
+    /// Callers with a key. The scope depends on the request; the handler asks for it.
     Known,
-    /// Whoever has a key with this scope.
+    /// Callers with this scope.
     With(Scope),
-    /// Whoever has a key with one of these scopes. The handler asks which of them the request needs.
+    /// Callers with one of these scopes. The handler asks which of them the request needs.
     WithEither(Scope, Scope),
 }
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::shares::half_of_the_rest;
 
-/// Of so many places one is for newcomers, whatever a tenant has.
+/// One in so many places is for newcomers, whatever a tenant has.
 const NEWCOMERS: usize = 8;
 
 /// A place for each connection.
@@ -31,11 +31,11 @@ pub(super) struct Seats {
 struct Taken {
     count: usize,
     next_number: u64,
-    /// Those that may be closed for others, the oldest of each caller first.
+    /// Connections that may be closed for others, the oldest of each caller first.
     by_caller: HashMap<Caller, BTreeMap<u64, Ending>>,
 }
 
-/// Who calls over a connection, by the key that came last.
+/// The caller of a connection, by the key that came last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Caller {
     /// It has shown no valid key.
@@ -59,7 +59,7 @@ pub(super) struct Seat {
     ending: Ending,
 }
 
-/// Who has a place.
+/// The holder of a place.
 #[derive(Debug)]
 pub(super) struct Holder {
     seats: Arc<Seats>,

@@ -157,7 +157,7 @@ impl HttpBody for AnswerBody {
         self.frame.is_empty() && self.body.is_end_stream()
     }
 
-    /// Of what the body has left: hyper asks before the first frame.
+    /// The size of the rest of the body: hyper asks before the first frame.
     fn size_hint(&self) -> SizeHint {
         HttpBody::size_hint(&self.body)
     }
