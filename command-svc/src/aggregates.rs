@@ -13,6 +13,7 @@ use daybook_service::server::Declared;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::batch::{BATCH_REFUSED, BATCH_REFUSED_EXPLANATION};
+use crate::config::{Config, PublicUrl};
 use crate::fingerprint::Fingerprints;
 use crate::handler::{Commands, Handler};
 use crate::home::{HandleForwarded, Homes};
@@ -73,6 +74,7 @@ pub(crate) struct Core {
     importers: Mutex<Vec<Arc<dyn Import>>>,
     partitions: Partitions,
     mailbox_metrics: Arc<MailboxMetrics>,
+    state_cache_bytes: usize,
 }
 
 impl Core {
@@ -82,7 +84,7 @@ impl Core {
         fingerprints: Fingerprints,
         sealing: KeyRing,
         homes: Arc<Homes>,
-        public_url: &str,
+        config: &Config,
         registry: &Registry,
         moments: &EventMoments,
     ) -> Self {
@@ -91,11 +93,12 @@ impl Core {
             fingerprints,
             sealing,
             homes,
-            public_url: public_url.into(),
+            public_url: config.public_url.as_ref().map_or("", PublicUrl::as_str).into(),
             handlers: Mutex::default(),
             importers: Mutex::default(),
             partitions,
             mailbox_metrics: Arc::new(MailboxMetrics::new(registry)),
+            state_cache_bytes: config.state_cache_bytes(),
         }
     }
 
@@ -131,6 +134,7 @@ impl Core {
 
     /// The mailboxes of an aggregate.
     pub(crate) fn mailboxes<A: Aggregate>(&self) -> Mailboxes<A> {
-        Mailboxes::new(self.partitions.clone(), Arc::clone(&self.mailbox_metrics))
+        let (partitions, metrics) = (self.partitions.clone(), Arc::clone(&self.mailbox_metrics));
+        Mailboxes::new(partitions, self.state_cache_bytes, metrics)
     }
 }

@@ -56,6 +56,16 @@ pub struct Config {
     )]
     pub database_connections: u32,
 
+    /// About how much memory the states of aggregates may take that are kept for the next command, in MiB, for each kind of
+    /// aggregate. What is not kept is loaded from the log again.
+    #[arg(
+        long,
+        env = "DAYBOOK_STATE_CACHE_MIB",
+        value_name = "MIB",
+        default_value_t = 128
+    )]
+    pub state_cache_mib: u32,
+
     /// Where callers reach the query service: the addresses of what commands have made (`Location`) begin with it. Without it
     /// they are relative to this service's own, which is right where one address leads to both.
     #[arg(long, env = "DAYBOOK_PUBLIC_URL", value_name = "URL")]
@@ -132,6 +142,11 @@ impl FromStr for PublicUrl {
 const NOT_A_URL: &str = "must be a URL like https://api.example.com/daybook";
 
 impl Config {
+    /// The bound of each cache of states, in bytes.
+    pub(crate) fn state_cache_bytes(&self) -> usize {
+        self.state_cache_mib as usize * 1_024 * 1_024
+    }
+
     /// Whether the keys are there that it needs.
     ///
     /// # Errors

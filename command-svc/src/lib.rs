@@ -106,7 +106,7 @@ pub async fn run(
         fingerprints,
         sealing,
         Arc::new(homes),
-        config.public_url.as_ref().map_or("", PublicUrl::as_str),
+        &config,
         &start.registry,
         &moments,
     );

@@ -38,9 +38,6 @@ use self::slot::{ATTEMPTS_MAX, Mailbox, Pending};
 pub use self::together::{OfBatch, Together};
 use crate::partitions::{Partition, Partitions};
 
-/// How many bytes of aggregates are kept in memory.
-const CACHE_BYTES_MAX: usize = 256 << 20;
-
 /// A command and what is recorded with it.
 #[derive(Debug, Clone)]
 pub struct Envelope<C> {
@@ -176,12 +173,12 @@ impl<A: Aggregate> fmt::Debug for Mailboxes<A> {
 }
 
 impl<A: Aggregate> Mailboxes<A> {
-    /// Loads from and appends to `partitions`, and counts in `metrics`.
+    /// Loads from and appends to `partitions`, keeps about `cache_bytes_max` of states in memory, and counts in `metrics`.
     #[must_use]
-    pub fn new(partitions: Partitions, metrics: Arc<MailboxMetrics>) -> Self {
+    pub fn new(partitions: Partitions, cache_bytes_max: usize, metrics: Arc<MailboxMetrics>) -> Self {
         Self {
             partitions,
-            cache: Arc::new(Cache::new(CACHE_BYTES_MAX, Arc::clone(&metrics))),
+            cache: Arc::new(Cache::new(cache_bytes_max, Arc::clone(&metrics))),
             contended: Arc::default(),
             metrics,
         }

@@ -69,7 +69,11 @@ impl History {
         };
         // Only commands that are decided alone come together.
         let is_alone = self.random.random_ratio(2, 3);
-        let length = if is_alone { 1 } else { self.random.random_range(2..5) };
+        let length = if is_alone {
+            1
+        } else {
+            self.random.random_range(2..5)
+        };
         for _ in 0..length {
             let events = (0..self.random.random_range(0..3)).map(|_| NewEvent {
                 event_id: Uuid::from_u128(self.random.random()),

@@ -26,8 +26,8 @@ pub(super) const ATTEMPTS_MAX: u32 = 64;
 /// that repeats old keys has everybody's commands behind it decided again.
 const ASK_FIRST_FOR: Duration = Duration::from_secs(1);
 
-/// What a mailbox takes in memory besides its aggregate.
-const MAILBOX_BYTES: usize = 512;
+/// What the cache's map and the heap's own records take for a mailbox, in bytes.
+const ENTRY_BYTES: usize = 256;
 
 /// A command and the caller that waits for its outcome.
 pub(super) struct Pending<A: Aggregate> {
@@ -429,7 +429,8 @@ impl<A: Aggregate> Mailbox<A> {
             State::Loading => return,
         };
         slot.shrink();
-        let bytes = state_bytes.map(|state| MAILBOX_BYTES + self.stream.1.len() + state + slot.bases.bytes());
+        let bytes = state_bytes
+            .map(|state| size_of::<Self>() + ENTRY_BYTES + self.stream.1.len() + state + slot.bases.bytes());
         if let Some(cache) = self.cache.upgrade() {
             cache.report(&self.stream, bytes);
         }

@@ -79,7 +79,7 @@ impl Failing {
             appender,
         };
         let partitions: Partitions = [partition].into_iter().collect();
-        Mailboxes::new(partitions, Arc::new(MailboxMetrics::default()))
+        Mailboxes::new(partitions, usize::MAX, Arc::new(MailboxMetrics::default()))
     }
 }
 

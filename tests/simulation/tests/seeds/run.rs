@@ -205,7 +205,7 @@ fn process(world: &World, appending: &mut JoinSet<()>) -> Mailboxes<order::State
         appender,
     };
     let partitions: Partitions = [partition].into_iter().collect();
-    Mailboxes::new(partitions, Arc::new(MailboxMetrics::default()))
+    Mailboxes::new(partitions, usize::MAX, Arc::new(MailboxMetrics::default()))
 }
 
 impl Callers {
