@@ -20,6 +20,7 @@ use serde_json::Value;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::described;
 use crate::orders::{new_key, place};
 use crate::tenant::Tenant;
 
@@ -227,7 +228,7 @@ impl Caller {
     ) -> anyhow::Result<Answer> {
         let uri = format!("{}{path}", self.query_url);
         let mut request = http::Request::builder()
-            .method(method)
+            .method(method.clone())
             .uri(uri)
             .body(Empty::new())?;
         if !key.is_empty() {
@@ -241,11 +242,13 @@ impl Caller {
         let response = self.http.request(request).await?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        Ok(Answer {
+        let answer = Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             body,
-        })
+        };
+        described::check(&method, path, &answer)?;
+        Ok(answer)
     }
 
     /// Reads over HTTP as an auditor, who may read everything.

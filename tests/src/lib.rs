@@ -31,6 +31,7 @@ pub mod cli;
 pub mod client;
 pub mod command;
 pub mod database;
+pub mod described;
 pub mod hostile;
 pub mod ledger;
 pub mod load;

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 use crate::client::Answer;
+use crate::described;
 
 /// Who sends requests to one service.
 #[derive(Debug, Clone)]
@@ -74,7 +75,7 @@ impl Rest {
         body: impl Into<Bytes>,
     ) -> anyhow::Result<Answer> {
         let request = Request::builder()
-            .method(method)
+            .method(method.clone())
             .uri(format!("{}{path}", self.url))
             .header(CONTENT_TYPE, "application/json");
         let mut request = request.body(Full::from(body.into()))?;
@@ -88,10 +89,12 @@ impl Rest {
         }
         let response = self.client.request(request).await.context("there is no answer")?;
         let (parts, body) = response.into_parts();
-        Ok(Answer {
+        let answer = Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             body: body.collect().await?.to_bytes(),
-        })
+        };
+        described::check(&method, path, &answer)?;
+        Ok(answer)
     }
 }
