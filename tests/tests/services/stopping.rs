@@ -1,6 +1,5 @@
 //! How a service stops: not ready at once, accepting for a while, and gone in time, whatever its callers do.
 
-use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -10,10 +9,9 @@ use daybook_tests::client::channel;
 use daybook_tests::rest::Rest;
 use daybook_tests::stack::{Role, Running, Servers};
 use daybook_tests::{metrics, raw, wait};
-use futures::stream::{self, StreamExt as _};
 use http::Method;
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -104,11 +102,11 @@ async fn open_streams(service: &Running) -> anyhow::Result<(Vec<Incoming>, JoinS
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         connections.spawn(async move { drop(connection.await) });
         for _ in 0..STREAMS_PER_CONNECTION {
-            let message = Ok::<_, Infallible>(Frame::data(Bytes::from_static(EMPTY_MESSAGE)));
-            let body = stream::iter([message]).chain(stream::pending());
+            // A watch begins when its request has ended.
+            let body = Full::new(Bytes::from_static(EMPTY_MESSAGE));
             let request = http::Request::post(format!("{}{WATCH}", service.url()))
                 .header("content-type", "application/grpc")
-                .body(StreamBody::new(body))?;
+                .body(body)?;
             let mut answer = sender.send_request(request).await?.into_body();
             answer
                 .frame()
