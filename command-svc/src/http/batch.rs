@@ -21,12 +21,13 @@ use crate::mailbox::Together;
 /// What a batch says besides its items.
 #[derive(Debug, ToSchema)]
 pub struct BatchBody {
-    /// What becomes of the batch when an item is refused: `ATOMIC`, nothing of it is done; `PARTIAL`, all others are done.
+    /// How a refused item affects the batch: `ATOMIC`, nothing of it is done; `PARTIAL`, all others are done.
     #[schema(example = "ATOMIC")]
     pub mode: String,
 }
 
-/// What became of a batch, as it is answered. The same `Idempotency-Key` and content gives the same answer, byte for byte.
+/// What became of a batch, as it is answered. The same `Idempotency-Key` and content gives the same answer, byte for byte, once
+/// something of it is recorded, a refusal by a rule included; another batch under that key is then refused.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BatchAnswer {
     /// The outcome.

@@ -116,7 +116,7 @@ include!(concat!(env!("OUT_DIR"), "/objects.rs"));
 #[derive(Debug, Default, Deserialize)]
 #[serde(remote = "Self")]
 pub struct JsonBatch {
-    /// What becomes of it when an item is refused (`ATOMIC`, `PARTIAL`), as it came.
+    /// How a refused item affects it (`ATOMIC`, `PARTIAL`), as it came.
     #[serde(default)]
     pub mode: String,
     /// The items as they came.
