@@ -7,7 +7,7 @@
 //!
 //! let key = Credential::new("dbk_dev_…", std::time::Duration::from_secs(10))?;
 //! let commands = Commands::new(Connection::open("http://127.0.0.1:7101")?.with(key.clone()));
-//! let queries = Queries::new(Connection::open("http://127.0.0.1:7103")?.with(key));
+//! let queries = Queries::new(Connection::open("http://127.0.0.1:7102")?.with(key));
 //! let receipt = commands
 //!     .send(PlaceOrderRequest {
 //!         customer_id: "ada".to_owned(),
