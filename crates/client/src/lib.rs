@@ -33,7 +33,7 @@ mod queries;
 mod refusal;
 mod retry;
 
-pub use self::command::{Addressed, Command, new_key};
+pub use self::command::{Command, new_key};
 pub use self::commands::{Commands, Sent};
 pub use self::connection::{Authorized, Connection, Credential, read_json};
 pub use self::queries::Queries;
