@@ -23,7 +23,8 @@
 //!
 //! - A command without an idempotency key gets one, a UUIDv7, before it is sent for the first time. Each further attempt is the
 //!   same request under the same key, so a command whose answer was lost is not done twice.
-//! - What may succeed later is sent again ([`Retry`]), no sooner than the service asks for, until its time is up.
+//! - What may succeed later is sent again, no sooner than the service asks for, for half a minute. A command of which it is not
+//!   known then whether it is recorded is a [`Failure::Unknown`], with its key.
 //! - A read that is given a receipt waits for what the command wrote, or says that it is not there yet.
 
 mod command;
@@ -38,7 +39,7 @@ pub use self::commands::{Commands, Sent};
 pub use self::connection::{Authorized, Connection, Credential, read_json};
 pub use self::queries::Queries;
 pub use self::refusal::Refusal;
-pub use self::retry::Retry;
+pub use self::retry::Attempts;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +66,25 @@ pub enum Failure {
     /// There is no connection.
     #[error("the service cannot be reached")]
     Unreachable(#[source] tonic::transport::Error),
-    /// The service refused, or the connection broke.
+    /// The service refused a read, or the connection broke.
     #[error("{0}")]
     Refused(Box<Refusal>),
+    /// A command was refused, and changed nothing.
+    #[error("{refusal}")]
+    CommandRefused {
+        /// The command's idempotency key.
+        key: String,
+        /// Why.
+        refusal: Box<Refusal>,
+    },
+    /// A command may be recorded, or may be yet. The same command under its key finds out.
+    #[error("the command with the key {key} may be recorded: {last}")]
+    Unknown {
+        /// The command's idempotency key.
+        key: String,
+        /// What its last attempt met.
+        last: Box<Refusal>,
+    },
     /// The answer is not what the contract says.
     #[error("the answer to {path} is not as expected")]
     Answer {
