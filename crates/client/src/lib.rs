@@ -25,6 +25,7 @@
 //!   same request under the same key, so a command whose answer was lost is not done twice.
 //! - What may succeed later is sent again, no sooner than the service asks for, for half a minute. A command of which it is not
 //!   known then whether it is recorded is a [`Failure::Unknown`], with its key.
+//! - No attempt takes all that time, and a connection whose other end is gone is given up within seconds.
 //! - A read that is given a receipt waits for what the command wrote, or says that it is not there yet.
 
 mod command;

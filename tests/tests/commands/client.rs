@@ -114,3 +114,23 @@ fn server_of(url: &str) -> anyhow::Result<SocketAddr> {
     let address = url.strip_prefix("http://").context("it is http")?;
     Ok(address.parse()?)
 }
+
+#[tokio::test]
+async fn a_command_outlives_a_connection_that_falls_silent() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let (proxy, url) = Proxy::in_front_of(&stack.command.url()).await?;
+    let commands = Commands::new(Connection::open(&url)?.with(credential(&stack.tenant.service_key)?));
+    commands.send(place(&new_order_id(), "ada")).await?;
+
+    proxy.black_hole(Direction::Both);
+    let order_id = new_order_id();
+    let command = place(&order_id, "ada");
+    let sending = tokio::spawn(async move { commands.send_and_tell(command).await });
+    wait::until("the command is lost", async || Ok(proxy.swallowed() > 0)).await?;
+    // What is there stays silent; whoever connects anew reaches a service.
+    proxy.heal();
+    let sent = sending.await??;
+    ensure!(!sent.is_replay, "the first attempt was lost");
+    ensure!(events_of(&stack, &order_id).await? == 1, "it was done twice");
+    Ok(())
+}
