@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use daybook_domain::rejection::Rejection as _;
 use daybook_event_store::{NotAdmitted, Unanswered};
-use daybook_service::error::ApiError;
 use daybook_service::error::problem::RESERVED_MEMBERS;
+use daybook_service::error::{ApiError, DATABASE};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -77,7 +77,7 @@ pub(crate) fn api_error(error: HandleError, kind: &'static str, id: &str) -> Api
         HandleError::Panicked(_) => ApiError::internal(error),
         HandleError::Load(error) => match &*error {
             LoadError::Decode { .. } | LoadError::Panicked => ApiError::internal(error),
-            LoadError::Read(_) | LoadError::Unstable => ApiError::dependency_unavailable("postgres", error),
+            LoadError::Read(_) | LoadError::Unstable => ApiError::dependency_unavailable(DATABASE, error),
         },
         HandleError::Unanswered(error) => unanswered(error),
     }
@@ -86,7 +86,7 @@ pub(crate) fn api_error(error: HandleError, kind: &'static str, id: &str) -> Api
 fn unanswered(error: Unanswered) -> ApiError {
     match error {
         Unanswered::Refused(error) => ApiError::internal(error),
-        Unanswered::Unknown(error) => ApiError::dependency_unavailable("postgres", error),
+        Unanswered::Unknown(error) => ApiError::dependency_unavailable(DATABASE, error),
         Unanswered::Stopped => ApiError::dependency_unavailable("appender", error),
     }
 }

@@ -557,7 +557,7 @@ async fn a_database_that_is_away_is_the_same_on_both_transports() -> anyhow::Res
         both.caller.send(command::confirm(&id)).await,
         &answer,
     )?;
-    assert_eq!(refused.values["dependency"], "postgres");
+    assert_eq!(refused.values["dependency"], "database");
     Ok(())
 }
 
