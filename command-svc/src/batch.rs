@@ -2,16 +2,17 @@
 //!
 //! The whole batch has one idempotency key. Each item is a command under a key of its own, which follows from the batch's and
 //! keeps its order: of a UUID the first 64 bits stay as they are, with the time in them, and behind them come the item's number
-//! and a hash. Each is bound to the content of the whole batch, so the key of a batch means one batch only.
+//! and a hash. Each is bound to the content of the whole batch, and so is the batch's own.
 //!
-//! What is recorded is recorded in one transaction, and the answer is made of it alone: a batch that is sent again is answered
-//! with the same bytes.
+//! What is recorded is recorded in one transaction, the batch's own key with it, and the answer is made of it alone: a batch that
+//! is sent again is answered with the same bytes, and another one under its key is refused.
 
 use std::sync::Arc;
 
+use daybook_domain::aggregate::Aggregate;
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{CommandRequest, Violations};
-use daybook_service::error::{ApiError, FieldViolation};
+use daybook_service::error::ApiError;
 use daybook_service::identity::principal_with;
 use daybook_service::request::deadline;
 use http::Extensions;
@@ -21,7 +22,7 @@ use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use crate::handler::{Answer, Caller, Command, Handler, Served, api_error, envelope};
-use crate::mailbox::{OfBatch, Together};
+use crate::mailbox::{Identity, Item, NewBatch, OfBatch, Together};
 use crate::request::{check_key, validation_error};
 
 /// The most items in a batch.
@@ -161,9 +162,6 @@ fn uuid_of_item(batch: Uuid, index: usize) -> Uuid {
 
 impl<A: Served> Handler<A> {
     /// Handles a batch of either transport; the extensions of its request say who calls.
-    ///
-    /// # Errors
-    /// What is wrong with the batch as a whole, or why nothing of it was done or is known.
     pub(crate) async fn handle_batch<R>(
         &self,
         batch: Batch<R>,
@@ -177,14 +175,10 @@ impl<A: Served> Handler<A> {
             received_at: OffsetDateTime::now_utc(),
         };
         let together = batch.checked()?;
-        let mut items = Items::read(self, batch, together, &caller);
-        if items.are_refused(together) {
-            return Ok(items.refused());
-        }
-        let envelopes = items.take_commands();
+        let (items, batch) = Items::read(self, batch, together, &caller);
         let mailboxes = self.mailboxes().clone();
         // In a task of its own: a caller that goes away cuts nothing in the middle.
-        let handling = tokio::spawn(async move { mailboxes.handle_together(envelopes, together).await });
+        let handling = tokio::spawn(async move { mailboxes.handle_together(batch).await });
         let handled = match deadline() {
             Some(deadline) => timeout_at(deadline, handling)
                 .await
@@ -193,54 +187,68 @@ impl<A: Served> Handler<A> {
         };
         let outcomes = handled.map_err(ApiError::internal)?;
         let outcomes = outcomes.map_err(|error| api_error(error, A::CATEGORY, ""))?;
-        Ok(items.answered(self, outcomes))
+        Ok(items.answered(self, together, outcomes))
     }
 }
 
-/// The items of a batch, as far as they have been handled.
-struct Items<A: Served> {
-    /// One for each: the stream of a command, or why there is none.
+/// The items of a batch: the stream of each command, or why there is none.
+struct Items {
     of_each: Vec<Result<Arc<str>, ApiError>>,
-    commands: Vec<Command<A>>,
     tenant_id: Uuid,
 }
 
-impl<A: Served> Items<A> {
-    /// Checks each item as the single command is checked.
-    fn read<R>(handler: &Handler<A>, batch: Batch<R>, together: Together, caller: &Caller) -> Self
+impl Items {
+    /// Checks each item as the single command is checked, and gives what is to be recorded together.
+    fn read<R>(
+        handler: &Handler<R::Aggregate>,
+        batch: Batch<R>,
+        together: Together,
+        caller: &Caller,
+    ) -> (Self, NewBatch<<R::Aggregate as Aggregate>::Command>)
     where
-        R: CommandRequest<Aggregate = A>,
+        R: CommandRequest<Aggregate: Served>,
     {
         let digest = batch.digest(together);
+        let identity = |key: &str, content: &[u8]| Identity {
+            key: key.into(),
+            fingerprints: handler.fingerprints().of(R::NAME, content),
+        };
+        let (partition, tenant_id) = (caller.principal.tenant_partition, caller.principal.tenant_id);
         let mut items = Self {
             of_each: Vec::with_capacity(batch.items.len()),
-            commands: Vec::with_capacity(batch.items.len()),
-            tenant_id: caller.principal.tenant_id,
+            tenant_id,
+        };
+        let mut to_record = NewBatch {
+            partition,
+            tenant_id,
+            identity: identity(&batch.key, &digest),
+            together,
+            items: Vec::with_capacity(batch.items.len()),
         };
         for (index, item) in batch.items.into_iter().enumerate() {
-            let command = item.map_err(|unreadable| unreadable.error).and_then(|request| {
-                let content = [&digest[..], &(index as u64).to_be_bytes()].concat();
-                let fingerprints = handler.fingerprints().of(R::NAME, &content);
-                items.check(request, &item_key(&batch.key, index), fingerprints, caller)
-            });
-            items.of_each.push(command.map(|command| {
-                let stream_id = Arc::clone(&command.stream_id);
-                items.commands.push(command);
-                stream_id
-            }));
+            let content = [&digest[..], &(index as u64).to_be_bytes()].concat();
+            let identity = identity(&item_key(&batch.key, index), &content);
+            let command = item
+                .map_err(|unreadable| unreadable.error)
+                .and_then(|request| items.check(request, &identity, caller));
+            let (of_item, to_record_of_item) = match command {
+                Ok(command) => (Ok(Arc::clone(&command.stream_id)), Item::Valid(command)),
+                Err(error) => (Err(error), Item::Invalid(identity)),
+            };
+            items.of_each.push(of_item);
+            to_record.items.push(to_record_of_item);
         }
-        items
+        (items, to_record)
     }
 
     fn check<R>(
         &self,
         request: R,
-        key: &str,
-        fingerprints: Vec<i64>,
+        identity: &Identity,
         caller: &Caller,
-    ) -> Result<Command<A>, ApiError>
+    ) -> Result<Command<R::Aggregate>, ApiError>
     where
-        R: CommandRequest<Aggregate = A>,
+        R: CommandRequest<Aggregate: Served>,
     {
         let mut violations = Violations::default();
         if !request.request_id().is_empty() {
@@ -251,8 +259,15 @@ impl<A: Served> Items<A> {
             let message = "what a batch begins has no events yet, so only 0 can be expected";
             violations.add("/expected_version", "OUT_OF_RANGE", message);
         }
-        let request_bytes = request.encoded_len();
-        let command = envelope(request, key, fingerprints, request_bytes, caller, violations)?;
+        let (fingerprints, request_bytes) = (identity.fingerprints.clone(), request.encoded_len());
+        let command = envelope(
+            request,
+            &identity.key,
+            fingerprints,
+            request_bytes,
+            caller,
+            violations,
+        )?;
         let earlier = self
             .of_each
             .iter()
@@ -260,53 +275,42 @@ impl<A: Served> Items<A> {
         match earlier {
             None => Ok(command),
             Some(earlier) => {
-                let message = format!("it is the same {} as that of item {earlier}", A::CATEGORY);
-                Err(ApiError::validation(vec![FieldViolation::new(
-                    "",
-                    "DUPLICATE",
-                    message,
-                )]))
+                let kind = R::Aggregate::CATEGORY;
+                let message = format!("it is the same {kind} as that of item {earlier}");
+                Err(ApiError::invalid_field("", "DUPLICATE", message))
             }
         }
     }
 
-    /// Whether nothing can be done.
-    fn are_refused(&self, together: Together) -> bool {
-        let is_refused = self.commands.len() < self.of_each.len();
-        self.commands.is_empty() || is_refused && together == Together::AllOrNothing
-    }
-
-    fn refused(self) -> BatchAnswer {
-        let results = self.of_each.into_iter().map(|item| item.map(|_| None));
-        BatchAnswer {
-            results: with_not_done(results.collect()),
-            is_replay: false,
-        }
-    }
-
-    fn take_commands(&mut self) -> Vec<Command<A>> {
-        std::mem::take(&mut self.commands)
-    }
-
-    /// The answer, given what became of the commands.
-    fn answered(self, handler: &Handler<A>, outcomes: Vec<OfBatch>) -> BatchAnswer {
+    /// The answer, given what became of each item.
+    fn answered<A: Served>(
+        self,
+        handler: &Handler<A>,
+        together: Together,
+        outcomes: Vec<OfBatch>,
+    ) -> BatchAnswer {
         let replays = outcomes.iter().filter_map(|outcome| match outcome {
             OfBatch::Recorded(outcome) => Some(outcome.is_replay),
             OfBatch::Refused(_) | OfBatch::NotDone => None,
         });
         let replays: Vec<bool> = replays.collect();
         let is_replay = !replays.is_empty() && replays.into_iter().all(|is_replay| is_replay);
-        let mut outcomes = outcomes.into_iter();
-        let results = self.of_each.into_iter().map(|item| {
-            let stream = (self.tenant_id, item?);
-            match outcomes.next() {
-                Some(OfBatch::Recorded(outcome)) => {
-                    let Answer { receipt, .. } = handler.answer(Ok(outcome), &stream)?;
-                    Ok(Some(receipt))
-                }
-                Some(OfBatch::Refused(error)) => Err(api_error(error, A::CATEGORY, &stream.1)),
-                Some(OfBatch::NotDone) | None => Ok(None),
+        let items = self.of_each.into_iter().zip(outcomes);
+        let results = items.map(|(item, outcome)| match (item, outcome) {
+            (_, OfBatch::Recorded(outcome)) => {
+                let stream = (self.tenant_id, Arc::clone(&outcome.receipt.stream_id));
+                let Answer { receipt, .. } = handler.answer(Ok(outcome), &stream)?;
+                Ok(Some(receipt))
             }
+            (Err(error), _) => Err(error),
+            (Ok(id), OfBatch::Refused(error)) => Err(api_error(error, A::CATEGORY, &id)),
+            (Ok(_), OfBatch::NotDone) => match together {
+                Together::AllOrNothing => Ok(None),
+                Together::EachByItself => {
+                    let message = "it was not valid when the batch first came; send it under a new key";
+                    Err(ApiError::invalid_field("", "REFUSED_BEFORE", message))
+                }
+            },
         });
         BatchAnswer {
             results: with_not_done(results.collect()),

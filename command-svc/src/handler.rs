@@ -1,17 +1,18 @@
 //! The path of every command, whichever aggregate it is for and whichever transport it came over: request, envelope, mailbox,
-//! receipt. A command for a contended aggregate is handled at its home.
+//! receipt. A command for a contended aggregate is handled at its home. Batches have a path of their own (`batch.rs`).
+
+mod methods;
+mod refusal;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_domain::aggregate::Aggregate;
-use daybook_domain::rejection::Rejection as _;
 use daybook_event_store::{NotAdmitted, Receipt, Unanswered};
 use daybook_proto::common::v1 as common;
 use daybook_proto::convert::{CommandRequest, Violations, to_timestamp};
 use daybook_service::consistency::ConsistencyToken;
-use daybook_service::error::problem::RESERVED_MEMBERS;
 use daybook_service::error::{ApiError, Code, IDEMPOTENCY_REPLAYED};
 use daybook_service::grpc::GrpcServices;
 use daybook_service::identity::{Principal, Scope, principal_with};
@@ -19,23 +20,21 @@ use daybook_service::request::deadline;
 use daybook_service::sealing::KeyRing;
 use http::Extensions;
 use prometheus_client::metrics::histogram::Histogram;
-use serde::Deserialize;
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use tokio::time::timeout_at;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+pub(crate) use self::methods::command_methods;
+pub(crate) use self::refusal::api_error;
+use self::refusal::refused;
 use crate::aggregates::Core;
 use crate::fingerprint::Fingerprints;
 use crate::home::{Forwarded, HandleForwarded, Homes, Request as ForwardedRequest};
 use crate::http::Routes;
-use crate::mailbox::{Envelope, HandleError, LoadError, Mailboxes, Outcome, Stream};
+use crate::mailbox::{Envelope, HandleError, Mailboxes, Outcome, Stream};
 use crate::request::{check_key, metadata, validation_error};
-
-/// When a tenant that has all its commands under way may try again: some of them are answered by then.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How often a command is decided here before its aggregate's home is asked, if that is elsewhere.
 const ATTEMPTS_BEFORE_FORWARDING: u32 = 3;
@@ -370,82 +369,6 @@ fn accepted(receipt: &Receipt, sealing: &KeyRing, tenant_id: Uuid) -> common::Re
     }
 }
 
-/// A rule's refusal, as it was remembered: the same key is always refused in the same words.
-fn refused<A: Served>(rejection: &str, id: &str) -> ApiError {
-    let Ok(rejection) = serde_json::from_str::<A::Rejection>(rejection) else {
-        return refused_elsewhere(rejection, A::CATEGORY, id);
-    };
-    let error = if rejection.is_already_there() {
-        ApiError::already_exists(A::CATEGORY, id)
-    } else {
-        ApiError::domain_rule(rejection.code(), rejection.to_string()).with_resource(A::CATEGORY, id)
-    };
-    let details = rejection.details().into_iter();
-    details.fold(error, |error, (name, value)| {
-        let (name, value) = A::detail(name, value);
-        error.with_detail(name, value)
-    })
-}
-
-/// A refusal that this program does not know: while replicas are replaced, one of another version may have remembered it.
-fn refused_elsewhere(rejection: &str, kind: &'static str, id: &str) -> ApiError {
-    #[derive(Deserialize)]
-    struct Remembered {
-        code: String,
-        #[serde(flatten)]
-        values: Map<String, Value>,
-    }
-
-    let remembered: Remembered = match serde_json::from_str(rejection) {
-        Ok(remembered) => remembered,
-        Err(error) => return ApiError::internal(error),
-    };
-    let error = ApiError::domain_rule(remembered.code, "a rule refused the command when it first came");
-    let values = remembered.values.into_iter();
-    values.fold(error.with_resource(kind, id), |error, (name, value)| {
-        // Some names are the answer's own.
-        let name = match RESERVED_MEMBERS.contains(&name.as_str()) {
-            true => format!("{kind}_{name}"),
-            false => name,
-        };
-        error.with_detail(name, value)
-    })
-}
-
-pub(crate) fn api_error(error: HandleError, kind: &'static str, id: &str) -> ApiError {
-    match error {
-        HandleError::VersionConflict { expected, actual } => {
-            ApiError::version_conflict(expected, actual).with_resource(kind, id)
-        }
-        HandleError::KeyReused => ApiError::idempotency_key_reused(),
-        HandleError::NotFound => ApiError::not_found(kind, id),
-        HandleError::NoPartition => {
-            ApiError::overloaded("this replica does not serve the tenant's partition yet")
-        }
-        HandleError::NotAdmitted(NotAdmitted::Full) => {
-            ApiError::overloaded("too many commands are under way")
-        }
-        HandleError::NotAdmitted(NotAdmitted::TenantShareFull) => {
-            ApiError::rate_limited("commands under way", RETRY_AFTER)
-        }
-        HandleError::Contended => ApiError::overloaded("other replicas keep writing to it"),
-        HandleError::Panicked(_) => ApiError::internal(error),
-        HandleError::Load(error) => match &*error {
-            LoadError::Decode { .. } | LoadError::Panicked => ApiError::internal(error),
-            LoadError::Read(_) | LoadError::Unstable => ApiError::dependency_unavailable("postgres", error),
-        },
-        HandleError::Unanswered(error) => unanswered(error),
-    }
-}
-
-fn unanswered(error: Unanswered) -> ApiError {
-    match error {
-        Unanswered::Refused(error) => ApiError::internal(error),
-        Unanswered::Unknown(error) => ApiError::dependency_unavailable("postgres", error),
-        Unanswered::Stopped => ApiError::dependency_unavailable("appender", error),
-    }
-}
-
 /// An answer, marked where it is that to an earlier send.
 pub(crate) fn marked<T>(mut answer: Response<T>, is_replay: bool) -> Response<T> {
     if is_replay {
@@ -455,85 +378,10 @@ pub(crate) fn marked<T>(mut answer: Response<T>, is_replay: bool) -> Response<T>
     answer
 }
 
-/// Implements a gRPC service whose methods all do the same, each with another request, and the routes of the same requests over
-/// HTTP; for callers and for other replicas. The first one takes a batch of requests that begin an aggregate.
-macro_rules! command_methods {
-    (
-        $service:ident by $server:ident for $aggregate:ty:
-        batch of $item:ident by $batch_method:ident($batch_request:ident) -> $batch_response:ident;
-        $($method:ident($request:ident) -> $response:ident;)+
-    ) => {
-        impl $crate::handler::Commands for $aggregate {
-            fn add_service(
-                services: daybook_service::grpc::GrpcServices,
-                handler: std::sync::Arc<$crate::handler::Handler<Self>>,
-            ) -> daybook_service::grpc::GrpcServices {
-                let service = $server::from_arc(handler)
-                    .max_decoding_message_size($crate::COMMAND_BYTES_MAX)
-                    .max_encoding_message_size($crate::COMMAND_BYTES_MAX);
-                let scope = <Self as $crate::handler::Served>::SCOPE;
-                let needs = daybook_service::server::Needs::scope(scope);
-                services.with(service, needs.with_message($crate::COMMAND_BYTES_MAX))
-            }
-
-            fn routes() -> $crate::http::Routes<Self> {
-                let routes = $crate::http::Routes::default()$(.with::<wire::$request>())+;
-                routes.with_batch::<wire::$item>(stringify!($batch_request))
-            }
-        }
-
-        #[tonic::async_trait]
-        impl $service for $crate::handler::Handler<$aggregate> {
-            $(
-                async fn $method(
-                    &self,
-                    request: tonic::Request<wire::$request>,
-                ) -> Result<tonic::Response<wire::$response>, tonic::Status> {
-                    let answer = self.answer_call(request).await?;
-                    Ok(answer.map(|receipt| wire::$response { receipt: Some(receipt) }))
-                }
-            )+
-
-            async fn $batch_method(
-                &self,
-                request: tonic::Request<wire::$batch_request>,
-            ) -> Result<tonic::Response<wire::$batch_response>, tonic::Status> {
-                let (_, extensions, request) = request.into_parts();
-                let mode = request.mode();
-                let batch = $crate::batch::Batch::new(request.request_id, mode, request.items);
-                let answer = self.handle_batch(batch, &extensions).await?;
-                let (is_replay, summary) = (answer.is_replay, Some(answer.summary()));
-                let results = answer.into_results();
-                let response = wire::$batch_response { results, summary };
-                Ok($crate::handler::marked(tonic::Response::new(response), is_replay))
-            }
-        }
-
-        #[tonic::async_trait]
-        impl $crate::home::HandleForwarded for $crate::handler::Handler<$aggregate> {
-            async fn handle_forwarded(
-                &self,
-                request: $crate::home::Request<'_>,
-                caller: &$crate::handler::Caller,
-                from: uuid::Uuid,
-            ) -> Option<$crate::home::Forwarded> {
-                let $crate::home::Request { name, key, content } = request;
-                match name {
-                    $(<wire::$request as daybook_proto::convert::CommandRequest>::NAME => {
-                        Some(self.handle_for::<wire::$request>(key, content, caller, from).await)
-                    })+
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-pub(crate) use command_methods;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mailbox::LoadError;
 
     #[test]
     fn a_fault_of_the_home_is_not_reported_to_the_caller() {

@@ -11,7 +11,6 @@ mod exchanges;
 mod message;
 mod peers;
 mod seal;
-mod shares;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +22,7 @@ use daybook_service::error::ApiError;
 use daybook_service::key::SecretKey;
 use daybook_service::metrics::Registry;
 use daybook_service::request::{Context, X_REQUEST_ID, deadline};
+use daybook_service::shares::{Shares, SharesOptions};
 use daybook_service::telemetry::{self, TRACEPARENT};
 use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -38,7 +38,6 @@ use self::exchanges::{Exchanges, Noted};
 use self::message::{Announcement, ForwardedAnswer, ForwardedCommand};
 use self::peers::{PATIENCE, Peers, Waiter};
 use self::seal::{Kind, Opened, Seal};
-use self::shares::Shares;
 use crate::handler::{Answer, Caller};
 use crate::mailbox::Stream;
 
@@ -155,7 +154,12 @@ impl Homes {
             bus,
             seal: Seal::new(own, keys, &message::contract()),
             peers: Mutex::new(Peers::new(own)),
-            forwarding: Shares::new(FORWARDED_MAX),
+            forwarding: Shares::new(SharesOptions {
+                quota: "commands forwarded",
+                places: FORWARDED_MAX,
+                waiting_max: 0,
+                wait_max: Duration::ZERO,
+            }),
             handling: Arc::new(Semaphore::new(HANDLED_MAX)),
             exchanges: Mutex::default(),
             metrics,
@@ -186,7 +190,7 @@ impl Homes {
     }
 
     async fn ask(&self, home: Uuid, request: Request<'_>, caller: &Caller) -> Forwarded {
-        let Some(_place) = self.forwarding.take(caller.principal.tenant_id) else {
+        let Ok(_place) = self.forwarding.place(caller.principal.tenant_id).await else {
             return Forwarded::NotHandled;
         };
         let Some(waiter) = Waiter::new(&self.peers, home, Instant::now()) else {

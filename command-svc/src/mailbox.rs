@@ -35,7 +35,7 @@ pub(crate) use self::cache::Stream;
 pub use self::contended::Contended;
 pub use self::load::{LoadError, ReadStream, load_shares};
 use self::slot::{ATTEMPTS_MAX, Mailbox, Pending};
-pub use self::together::{OfBatch, Together};
+pub use self::together::{Identity, Item, NewBatch, OfBatch, Together};
 use crate::partitions::{Partition, Partitions};
 
 /// A command and what is recorded with it.

@@ -69,7 +69,7 @@ CREATE TABLE event_store.command (
     key_table     smallint NOT NULL,
     key           bytea    NOT NULL,
     -- The receipt of a command without events, which has no event to read it from: a refusal by the domain that is
-    -- remembered like a success, or a command that changed nothing.
+    -- remembered like a success, a command that changed nothing, or the key of a whole batch.
     outcome       json,
     PRIMARY KEY (partition, tenant_number, key, key_table)
 ) PARTITION BY LIST (key_table);

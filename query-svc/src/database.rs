@@ -15,6 +15,7 @@ use std::time::Duration;
 use daybook_event_store::{EventStore, ReadError};
 use daybook_postgres::{ACQUIRE_TIMEOUT, bounded};
 use daybook_service::database::is_outage;
+use daybook_service::error::DATABASE;
 use daybook_service::shares::{Shares, SharesOptions};
 use daybook_service::{ApiError, request};
 use futures::future::BoxFuture;
@@ -50,7 +51,7 @@ impl From<ReadFailure> for ApiError {
     fn from(failure: ReadFailure) -> Self {
         match sqlx_error(failure.0.as_ref()) {
             Some(error) if has_code(error, QUERY_CANCELED) => Self::deadline_exceeded().with_source(failure),
-            Some(error) if is_outage(error) => Self::dependency_unavailable("database", failure),
+            Some(error) if is_outage(error) => Self::dependency_unavailable(DATABASE, failure),
             _ => Self::internal(failure),
         }
     }

@@ -1,6 +1,6 @@
 //! Commands on orders, as tests send them.
 
-pub use daybook_client::{Addressed, Command};
+pub use daybook_client::Command;
 use daybook_proto::common::v1::Money;
 use daybook_proto::orders::v1::{
     AddOrderLineRequest, Address, CancelOrderRequest, ChangeLineQuantityRequest,

@@ -1,12 +1,16 @@
 //! `daybook import`: real orders through the public API, exactly, and once however often it is run.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use daybook_devstack::Proxy;
+use daybook_devstack::proxy::Direction;
 use daybook_tests::cli::{Said, daybook};
 use daybook_tests::stack::Backend;
-use daybook_tests::{check, log};
+use daybook_tests::{check, log, wait};
 use sqlx::PgPool;
+use tokio::time::timeout;
 
 /// What is counted of orders, in the log and in each read model.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -45,9 +49,12 @@ const IN_CUSTOMER_TOTALS: &str = "
 ";
 
 async fn import(backend: &Backend, file: &Path) -> anyhow::Result<Said> {
-    let url = backend.commands[0].url();
+    import_through(&backend.commands[0].url(), backend, file).await
+}
+
+async fn import_through(url: &str, backend: &Backend, file: &Path) -> anyhow::Result<Said> {
     let settings = [
-        ("DAYBOOK_COMMAND_URL", url.as_str()),
+        ("DAYBOOK_COMMAND_URL", url),
         ("DAYBOOK_API_KEY", backend.tenant.service_key.as_str()),
     ];
     let file = file.to_str().context("the path is text")?;
@@ -147,5 +154,42 @@ async fn a_bad_line_refuses_itself_and_nothing_else() -> anyhow::Result<()> {
     let second = import(&backend, &file).await?;
     assert_eq!(second.json()?["succeeded"], good);
     assert_eq!(log::head(&backend.superuser).await?, head);
+    Ok(())
+}
+
+/// The service is gone, and nobody says so: what was sent is not answered, nor is the connection closed.
+#[tokio::test]
+async fn an_import_whose_connection_falls_silent_is_handed_over_again_under_its_key() -> anyhow::Result<()> {
+    const ORDERS: usize = 20_000;
+    let backend = Backend::start(1).await?;
+    let line = |number| {
+        format!(
+            r#"{{"order":"o{number}","customer":"ada","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{{"sku":"CD","quantity":1,"unit_price_minor":1}}]}}"#
+        )
+    };
+    let lines: Vec<String> = (0..ORDERS).map(line).collect();
+    let file = backend.servers.directory().join("orders.ndjson");
+    std::fs::write(&file, lines.join("\n"))?;
+
+    let (proxy, url) = Proxy::in_front_of(&backend.commands[0].url()).await?;
+    proxy.delay(Duration::from_millis(20));
+    let silence = async {
+        wait::until("the file is on its way", async || {
+            let arriving = "SELECT EXISTS (SELECT FROM event_store.operation)";
+            Ok(sqlx::query_scalar(arriving).fetch_one(&backend.superuser).await?)
+        })
+        .await?;
+        proxy.black_hole(Direction::ToClient);
+        wait::until("something is lost", async || Ok(proxy.swallowed() > 0)).await?;
+        proxy.heal();
+        anyhow::Ok(())
+    };
+    let imported = timeout(wait::DEADLINE, import_through(&url, &backend, &file));
+    let (imported, silenced) = tokio::join!(imported, silence);
+    silenced?;
+    let said = imported.context("it waits for ever")??;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(said.json()?["succeeded"], ORDERS);
+    assert_eq!(log::head(&backend.superuser).await?, ORDERS as u64);
     Ok(())
 }

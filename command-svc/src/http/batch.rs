@@ -26,7 +26,8 @@ pub struct BatchBody {
     pub mode: String,
 }
 
-/// What became of a batch, as it is answered. The same `Idempotency-Key` and content gives the same answer, byte for byte.
+/// What became of a batch, as it is answered. The same `Idempotency-Key` and content gives the same answer, byte for byte, once
+/// something of it is recorded, a refusal by a rule included; another batch under that key is then refused.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BatchAnswer {
     /// The outcome.

@@ -99,22 +99,20 @@ pub(crate) struct Upload<'a> {
 
 /// Hands a body over, piece by piece, for as long as that takes.
 pub(crate) async fn upload<T: DeserializeOwned>(
-    settings: &Settings,
-    service: Service,
-    role: Role,
+    connection: &Connection,
+    credential: &Credential,
     upload: Upload<'_>,
     pieces: mpsc::Receiver<io::Result<Bytes>>,
 ) -> Result<T, Failure> {
-    let authorization = credential(settings, role)?.authorization();
     let frames = ReceiverStream::new(pieces).map_ok(Frame::data);
     let request = http::Request::post(upload.path)
-        .header(AUTHORIZATION, authorization)
+        .header(AUTHORIZATION, credential.authorization())
         .header(CONTENT_TYPE, upload.media_type)
         .header("idempotency-key", upload.key)
         .body(Body::new(StreamBody::new(frames)));
     let path = upload.path;
     let request = request.map_err(|error| Failure::Usage(format!("{path} is not an address: {error}")))?;
-    let response = open(settings, service).await?.channel().oneshot(request).await;
+    let response = connection.channel().oneshot(request).await;
     let response = response.map_err(|error| Status::from_error(error.into()))?;
     Ok(daybook_client::read_json(path, response).await?)
 }

@@ -83,9 +83,9 @@ impl From<daybook_client::Failure> for Failure {
     fn from(failure: daybook_client::Failure) -> Self {
         use daybook_client::Failure as Client;
         match failure {
-            Client::Refused(refusal) => Self::Refused(refusal),
+            Client::Refused(refusal) | Client::CommandRefused { refusal, .. } => Self::Refused(refusal),
             Client::Key | Client::Address { .. } | Client::Path { .. } => Self::Usage(failure.to_string()),
-            Client::Unreachable(_) | Client::Answer { .. } => Self::Client(failure),
+            Client::Unreachable(_) | Client::Answer { .. } | Client::Unknown { .. } => Self::Client(failure),
         }
     }
 }

@@ -7,17 +7,21 @@
 mod reader;
 
 use std::io::{self, IsTerminal as _};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use daybook_client::{Attempts, Connection, Credential};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tonic::Status;
 use uuid::Uuid;
 
 use self::reader::Source;
-use crate::client::{self, Service, Upload};
+use crate::client::{self, Authorized, Service, Upload};
 use crate::failure::Failure;
 use crate::output::{Format, count, per_second, print, print_json};
 use crate::settings::{Role, Settings};
@@ -30,6 +34,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long the service may be away while an import is watched, or a file is handed over: the import survives its restart.
 const ABSENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the service may take to answer once the whole file is on its way.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// How many errors the summary shows.
 const ERRORS_SHOWN: usize = 10;
@@ -90,14 +97,17 @@ struct Refused {
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
     let bar = progress_bar();
-    let started = hand_over(settings, arguments, &bar).await?;
+    let connection = client::open(settings, Service::Command).await?;
+    let credential = client::credential(settings, Role::Service)?;
+    let started = hand_over(&connection, &credential, arguments, &bar).await?;
     bar.println(format!(
         "{} goes on by itself from here, also when this ends",
         started.operation_id
     ));
-    let operation = watch(settings, started, &bar).await?;
+    let connection = connection.with(credential);
+    let operation = watch(&connection, started, &bar).await?;
     bar.finish_and_clear();
-    let errors = errors(settings, &operation).await?;
+    let errors = errors(connection, &operation).await?;
     show(&operation, &errors, began.elapsed(), arguments.output)?;
     match (operation.state.as_str(), operation.progress.failed) {
         ("SUCCEEDED", 0) => Ok(()),
@@ -108,62 +118,73 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
 
 /// Hands the file over, again and again while that may help: under one key it is one import.
 async fn hand_over(
-    settings: &Settings,
+    connection: &Connection,
+    credential: &Credential,
     arguments: &Arguments,
     bar: &ProgressBar,
 ) -> Result<Operation, Failure> {
     let key = Uuid::now_v7().to_string();
-    let began = Instant::now();
+    let mut attempts = Attempts::new(ABSENCE_MAX);
     loop {
-        match hand_over_once(settings, arguments, &key, bar).await {
-            Err(Failure::Refused(refusal))
-                if refusal.is_transient() && arguments.file != "-" && began.elapsed() < ABSENCE_MAX =>
-            {
-                tokio::time::sleep(refusal.retry_after.unwrap_or(POLL_INTERVAL)).await;
-            }
+        let refusal = match hand_over_once(connection, credential, arguments, &key, bar).await {
+            Err(Failure::Refused(refusal)) if arguments.file != "-" => refusal,
             handed_over => return handed_over,
+        };
+        match attempts.pause_after(&refusal) {
+            Some(pause) => sleep(pause).await,
+            None => return Err(Failure::Refused(refusal)),
         }
     }
 }
 
 async fn hand_over_once(
-    settings: &Settings,
+    connection: &Connection,
+    credential: &Credential,
     arguments: &Arguments,
     key: &str,
     bar: &ProgressBar,
 ) -> Result<Operation, Failure> {
     let source = Source::open(&arguments.file)?;
+    bar.set_position(0);
     bar.set_length(source.size_bytes().unwrap_or_default());
     bar.set_message("handing the file over");
     let (pieces, body) = mpsc::channel(PIECES_AHEAD_MAX);
     let reading_bar = bar.clone();
-    let reading = tokio::task::spawn_blocking(move || reader::read(source, &pieces, &reading_bar));
+    let mut reading = tokio::task::spawn_blocking(move || reader::read(source, &pieces, &reading_bar));
     let upload = Upload {
         path: &format!("/v1/imports?kind={}", arguments.kind),
         media_type: "application/x-ndjson",
         key,
     };
-    let answered =
-        client::upload::<Answer<Operation>>(settings, Service::Command, Role::Service, upload, body).await;
-    let read = reading.await.expect("the reader does not panic");
+    let mut uploading = pin!(client::upload::<Answer<Operation>>(
+        connection, credential, upload, body
+    ));
+    let (read, answered) = tokio::select! {
+        answered = &mut uploading => (reading.await, answered),
+        read = &mut reading => {
+            let answered = timeout(ANSWER_MAX, uploading).await;
+            let too_late = || Status::deadline_exceeded("the service has the file and does not answer");
+            (read, answered.unwrap_or_else(|_elapsed| Err(too_late().into())))
+        }
+    };
     // A file that cannot be read breaks the request off: that is the cause, and not what was said about it.
-    read.map_err(|source| Failure::Input {
-        name: reader::display_name(&arguments.file),
-        source,
-    })?;
+    read.expect("the reader does not panic")
+        .map_err(|source| Failure::Input {
+            name: reader::display_name(&arguments.file),
+            source,
+        })?;
     Ok(answered?.data)
 }
 
 /// Watches an operation to its end.
-async fn watch(settings: &Settings, started: Operation, bar: &ProgressBar) -> Result<Operation, Failure> {
-    let connection = client::connect(settings, Service::Command, Role::Service).await?;
+async fn watch(connection: &Authorized, started: Operation, bar: &ProgressBar) -> Result<Operation, Failure> {
     let path = format!("/v1/operations/{}", started.operation_id);
     let began = Instant::now();
     let mut last_seen = Instant::now();
     let mut operation = started;
     while operation.ended_at.is_none() {
         draw(bar, &operation, began.elapsed());
-        tokio::time::sleep(POLL_INTERVAL).await;
+        sleep(POLL_INTERVAL).await;
         match client::get::<Answer<Operation>>(connection.clone(), &path).await {
             Ok(answer) => {
                 operation = answer.data;
@@ -179,11 +200,10 @@ async fn watch(settings: &Settings, started: Operation, bar: &ProgressBar) -> Re
 }
 
 /// The first lines that were refused.
-async fn errors(settings: &Settings, operation: &Operation) -> Result<Vec<Refused>, Failure> {
+async fn errors(connection: Authorized, operation: &Operation) -> Result<Vec<Refused>, Failure> {
     if operation.progress.failed == 0 {
         return Ok(Vec::new());
     }
-    let connection = client::connect(settings, Service::Command, Role::Service).await?;
     let path = format!(
         "/v1/operations/{}/errors?limit={ERRORS_SHOWN}",
         operation.operation_id

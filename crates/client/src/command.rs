@@ -1,22 +1,13 @@
-//! Every command of the wire contract, and how it is sent.
+//! How a command is sent, whichever it is: its request says where to.
 
 use std::time::Duration;
 
 use daybook_proto::common::v1::Receipt;
 use daybook_proto::convert::CommandRequest;
-use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
-use daybook_proto::orders::v1::{
-    AddOrderLineRequest, CancelOrderRequest, ChangeLineQuantityRequest, ChangeShippingAddressRequest,
-    ConfirmOrderRequest, PlaceOrderRequest, ReceiveReturnRequest, RecordDeliveryRequest,
-    RecordPaymentRequest, RefundOrderRequest, RejectOrderRequest, RemoveOrderLineRequest,
-    RequestReturnRequest, ShipOrderRequest,
-};
-use daybook_proto::stock::v1::stock_service_client::StockServiceClient;
-use daybook_proto::stock::v1::{
-    AdjustStockRequest, DispatchStockRequest, ReceiveStockRequest, RegisterStockItemRequest,
-    ReleaseStockRequest, ReserveStockRequest,
-};
+use http::uri::PathAndQuery;
+use tonic::client::Grpc;
 use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
 use uuid::Uuid;
 
 use crate::Authorized;
@@ -66,91 +57,39 @@ pub trait Command: CommandRequest + Clone + Default + 'static {
         self,
         connection: Authorized,
         patience: Duration,
-    ) -> impl Future<Output = Result<Response<Receipt>, Status>> + Send;
+    ) -> impl Future<Output = Result<Response<Receipt>, Status>> + Send {
+        async move {
+            let path = format!("/{}/{}", Self::SERVICE, Self::NAME);
+            let path = PathAndQuery::try_from(path).expect("names of services and methods are visible ASCII");
+            let mut request = Request::new(self);
+            request.set_timeout(patience);
+            let mut client = Grpc::new(connection);
+            client
+                .ready()
+                .await
+                .map_err(|error| Status::from_error(error.into()))?;
+            let response = client
+                .unary(request, path, ProstCodec::<Self, Accepted>::default())
+                .await?;
+            let (metadata, accepted, extensions) = response.into_parts();
+            let receipt = accepted
+                .receipt
+                .ok_or_else(|| Status::data_loss("the service has accepted the command without a receipt"))?;
+            Ok(Response::from_parts(metadata, receipt, extensions))
+        }
+    }
 }
 
-/// A command that names its aggregate.
-pub trait Addressed: Command {
-    /// The aggregate that it is for.
-    fn stream_id(&self) -> &str;
+impl<C: CommandRequest + Clone + Default + 'static> Command for C {}
 
-    /// The same command for another aggregate.
-    #[must_use]
-    fn for_stream(self, stream_id: &str) -> Self;
+/// The answer to each command: their messages have other names and the same field.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Accepted {
+    #[prost(message, optional, tag = "1")]
+    receipt: Option<Receipt>,
 }
 
 /// Whether a receipt is of an earlier send of the same command.
 pub(crate) fn is_replay<T>(response: &Response<T>) -> bool {
     response.metadata().contains_key(REPLAYED)
-}
-
-macro_rules! commands {
-    ($client:ident, $id:ident: $($request:ident by $method:ident;)+) => {
-        commands! { $client: $($request by $method;)+ }
-
-        $(
-            impl Addressed for $request {
-                fn stream_id(&self) -> &str {
-                    &self.$id
-                }
-
-                fn for_stream(mut self, stream_id: &str) -> Self {
-                    stream_id.clone_into(&mut self.$id);
-                    self
-                }
-            }
-        )+
-    };
-    ($client:ident: $($request:ident by $method:ident;)+) => {
-        $(
-            impl Command for $request {
-                async fn send_once(
-                    self,
-                    connection: Authorized,
-                    patience: Duration,
-                ) -> Result<Response<Receipt>, Status> {
-                    let mut request = Request::new(self);
-                    request.set_timeout(patience);
-                    let response = $client::new(connection).$method(request).await?;
-                    let (metadata, answer, extensions) = response.into_parts();
-                    let receipt = answer.receipt.ok_or_else(|| {
-                        Status::data_loss("the service has accepted the command without a receipt")
-                    })?;
-                    Ok(Response::from_parts(metadata, receipt, extensions))
-                }
-            }
-        )+
-    };
-}
-
-commands! {
-    OrderServiceClient, order_id:
-    PlaceOrderRequest by place_order;
-    AddOrderLineRequest by add_order_line;
-    RemoveOrderLineRequest by remove_order_line;
-    ChangeLineQuantityRequest by change_line_quantity;
-    ChangeShippingAddressRequest by change_shipping_address;
-    ConfirmOrderRequest by confirm_order;
-    RejectOrderRequest by reject_order;
-    RecordPaymentRequest by record_payment;
-    ShipOrderRequest by ship_order;
-    RecordDeliveryRequest by record_delivery;
-    CancelOrderRequest by cancel_order;
-    RequestReturnRequest by request_return;
-    ReceiveReturnRequest by receive_return;
-    RefundOrderRequest by refund_order;
-}
-
-commands! {
-    StockServiceClient:
-    RegisterStockItemRequest by register_stock_item;
-}
-
-commands! {
-    StockServiceClient, stock_item_id:
-    ReceiveStockRequest by receive_stock;
-    ReserveStockRequest by reserve_stock;
-    ReleaseStockRequest by release_stock;
-    DispatchStockRequest by dispatch_stock;
-    AdjustStockRequest by adjust_stock;
 }

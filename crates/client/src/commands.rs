@@ -4,14 +4,13 @@ use daybook_proto::common::v1::Receipt;
 use tokio::time::sleep;
 
 use crate::command::is_replay;
-use crate::retry::Attempts;
-use crate::{Authorized, Command, Failure, Refusal, Retry, new_key};
+use crate::retry::{Attempts, GIVE_UP_AFTER};
+use crate::{Authorized, Command, Failure, Refusal, new_key};
 
 /// A caller of the command service. Cheap to clone; clones share their connection.
 #[derive(Debug, Clone)]
 pub struct Commands {
     connection: Authorized,
-    retry: Retry,
 }
 
 /// A command that was accepted.
@@ -27,24 +26,15 @@ impl Commands {
     /// A caller on a connection to the command service.
     #[must_use]
     pub fn new(connection: Authorized) -> Self {
-        Self {
-            connection,
-            retry: Retry::default(),
-        }
-    }
-
-    /// The same caller with another patience.
-    #[must_use]
-    pub fn with_retry(self, retry: Retry) -> Self {
-        Self { retry, ..self }
+        Self { connection }
     }
 
     /// Sends a command until it is accepted or refused for good, or its time is up. Without an idempotency key it gets a new one;
     /// every attempt is sent under the same.
     ///
     /// # Errors
-    /// The refusal; the last one where the time is up. If that is none of a service's ([`Refusal::is_transient`]), the command
-    /// may have been recorded: send the same command under the same key to find out.
+    /// [`Failure::CommandRefused`] where it certainly changed nothing, [`Failure::Unknown`] where it may have: send the same
+    /// command under the key that this names to find out.
     pub async fn send(&self, command: impl Command) -> Result<Receipt, Failure> {
         Ok(self.send_and_tell(command).await?.receipt)
     }
@@ -57,11 +47,12 @@ impl Commands {
         if command.request_id().is_empty() {
             command.set_request_id(new_key());
         }
-        let mut attempts = Attempts::new(self.retry);
+        let mut attempts = Attempts::new(GIVE_UP_AFTER);
+        let mut may_be_recorded = false;
         loop {
             let attempt = command
                 .clone()
-                .send_once(self.connection.clone(), attempts.time_left());
+                .send_once(self.connection.clone(), attempts.patience());
             let refusal = match attempt.await {
                 Ok(response) => {
                     let is_replay = is_replay(&response);
@@ -70,10 +61,20 @@ impl Commands {
                 }
                 Err(status) => Refusal::from(status),
             };
-            match attempts.next_after(&refusal) {
-                Some(wait) => sleep(wait).await,
-                None => return Err(Failure::Refused(Box::new(refusal))),
+            may_be_recorded = refusal.leaves_open(may_be_recorded);
+            match attempts.pause_after(&refusal) {
+                Some(pause) => sleep(pause).await,
+                None => return Err(failure(command.take_request_id(), refusal, may_be_recorded)),
             }
         }
+    }
+}
+
+fn failure(key: String, refusal: Refusal, may_be_recorded: bool) -> Failure {
+    let refusal = Box::new(refusal);
+    if may_be_recorded {
+        Failure::Unknown { key, last: refusal }
+    } else {
+        Failure::CommandRefused { key, refusal }
     }
 }

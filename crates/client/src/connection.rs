@@ -18,6 +18,11 @@ use crate::{Failure, Refusal};
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a connection may be silent before the other end is asked whether it is there, and how long it may take to say so.
+/// Otherwise each call goes into a dead connection until the kernel gives it up, after a quarter of an hour.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How much one connection may have on its way to us. All calls of a program share it, and their answers may be small and many.
 const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
 
@@ -78,6 +83,9 @@ fn endpoint(url: &str) -> Result<Endpoint, Failure> {
         .user_agent(concat!("daybook/", env!("CARGO_PKG_VERSION")))
         .map_err(because)?
         .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .tcp_nodelay(true))
 }

@@ -7,7 +7,7 @@
 //!
 //! let key = Credential::new("dbk_dev_…", std::time::Duration::from_secs(10))?;
 //! let commands = Commands::new(Connection::open("http://127.0.0.1:7101")?.with(key.clone()));
-//! let queries = Queries::new(Connection::open("http://127.0.0.1:7103")?.with(key));
+//! let queries = Queries::new(Connection::open("http://127.0.0.1:7102")?.with(key));
 //! let receipt = commands
 //!     .send(PlaceOrderRequest {
 //!         customer_id: "ada".to_owned(),
@@ -23,7 +23,9 @@
 //!
 //! - A command without an idempotency key gets one, a UUIDv7, before it is sent for the first time. Each further attempt is the
 //!   same request under the same key, so a command whose answer was lost is not done twice.
-//! - What may succeed later is sent again ([`Retry`]), no sooner than the service asks for, until its time is up.
+//! - What may succeed later is sent again, no sooner than the service asks for, for half a minute. A command of which it is not
+//!   known then whether it is recorded is a [`Failure::Unknown`], with its key.
+//! - No attempt takes all that time, and a connection whose other end is gone is given up within seconds.
 //! - A read that is given a receipt waits for what the command wrote, or says that it is not there yet.
 
 mod command;
@@ -33,12 +35,12 @@ mod queries;
 mod refusal;
 mod retry;
 
-pub use self::command::{Addressed, Command, new_key};
+pub use self::command::{Command, new_key};
 pub use self::commands::{Commands, Sent};
 pub use self::connection::{Authorized, Connection, Credential, read_json};
 pub use self::queries::Queries;
 pub use self::refusal::Refusal;
-pub use self::retry::Retry;
+pub use self::retry::Attempts;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +67,25 @@ pub enum Failure {
     /// There is no connection.
     #[error("the service cannot be reached")]
     Unreachable(#[source] tonic::transport::Error),
-    /// The service refused, or the connection broke.
+    /// The service refused a read, or the connection broke.
     #[error("{0}")]
     Refused(Box<Refusal>),
+    /// A command was refused, and changed nothing.
+    #[error("{refusal}")]
+    CommandRefused {
+        /// The command's idempotency key.
+        key: String,
+        /// Why.
+        refusal: Box<Refusal>,
+    },
+    /// A command may be recorded, or may be yet. The same command under its key finds out.
+    #[error("the command with the key {key} may be recorded: {last}")]
+    Unknown {
+        /// The command's idempotency key.
+        key: String,
+        /// What its last attempt met.
+        last: Box<Refusal>,
+    },
     /// The answer is not what the contract says.
     #[error("the answer to {path} is not as expected")]
     Answer {

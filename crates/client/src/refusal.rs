@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tonic::{Code, Status};
+use tonic::{Code, ConnectError, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 /// A call that was refused or failed.
@@ -31,6 +31,8 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// Whether a Daybook service said it, and not the connection.
     pub is_answer: bool,
+    /// Whether there was no connection, so that nothing was sent.
+    pub is_unsent: bool,
 }
 
 /// The members of a problem that are none of its dynamic values, beside those of [`Problem`].
@@ -76,6 +78,7 @@ impl From<Status> for Refusal {
             request_id: request_id(&status, &details),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
             is_answer: info.is_some(),
+            is_unsent: causes(&status).any(|cause| cause.is::<ConnectError>()),
         }
     }
 }
@@ -111,6 +114,7 @@ impl Refusal {
             request_id: problem.request_id,
             retry_after: problem.retry_after_ms.map(Duration::from_millis),
             is_answer,
+            is_unsent: false,
         }
     }
 
@@ -131,6 +135,37 @@ impl Refusal {
                 | Code::Unknown
                 | Code::Internal
         )
+    }
+
+    /// Whether a command that was answered so may be recorded, or may be yet, given whether it might before.
+    pub(crate) fn leaves_open(&self, before: bool) -> bool {
+        // What its key stands for, whichever attempt it was.
+        let is_final = self.is_answer
+            && (matches!(self.grpc, Code::FailedPrecondition | Code::AlreadyExists)
+                || self.code == "IDEMPOTENCY_KEY_REUSED");
+        !is_final && (before || self.may_hide_a_record())
+    }
+
+    /// Whether the attempt that met it may have recorded the command.
+    fn may_hide_a_record(&self) -> bool {
+        if self.is_answer {
+            return self.code != "OVERLOADED"
+                && matches!(
+                    self.grpc,
+                    Code::Unavailable
+                        | Code::DeadlineExceeded
+                        | Code::Internal
+                        | Code::Unknown
+                        | Code::Cancelled
+                        | Code::DataLoss
+                );
+        }
+        // A server on the way that does not let the call pass says one of these.
+        let was_stopped = matches!(
+            self.grpc,
+            Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
+        );
+        !self.is_unsent && !was_stopped
     }
 }
 
@@ -202,13 +237,14 @@ fn violation(violation: &FieldViolation) -> String {
     }
 }
 
+/// What led to a status, the innermost last.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |&cause| cause.source())
+}
+
 /// The service's message; of a connection that failed, the innermost cause says most.
 fn message(status: &Status) -> String {
-    let mut cause = status.source();
-    while let Some(inner) = cause.and_then(Error::source) {
-        cause = Some(inner);
-    }
-    match cause {
+    match causes(status).last() {
         Some(cause) if status.details().is_empty() => format!("{}: {cause}", status.message()),
         _ => status.message().to_owned(),
     }
@@ -276,5 +312,56 @@ mod tests {
         assert!(Refusal::from(Status::unavailable("connection refused")).is_transient());
         assert!(Refusal::from(Status::unknown("transport error")).is_transient());
         assert!(!Refusal::from(Status::unimplemented("")).is_transient());
+    }
+
+    fn answered(code: Code, reason: &str) -> Refusal {
+        let details = ErrorDetails::with_error_info(reason, "daybook", [] as [(String, String); 0]);
+        Status::with_error_details(code, "", details).into()
+    }
+
+    #[test]
+    fn a_command_may_be_recorded_once_an_answer_was_lost_until_its_key_says_otherwise() {
+        let lost = Refusal::from(Status::unavailable("the connection broke"));
+        let full = answered(Code::Unavailable, "OVERLOADED");
+        assert!(lost.leaves_open(false));
+        assert!(!full.leaves_open(false), "nothing was done");
+        assert!(
+            full.leaves_open(true),
+            "the attempt before may have been recorded"
+        );
+        assert!(answered(Code::Unauthenticated, "UNAUTHENTICATED").leaves_open(true));
+        for rule in [
+            answered(Code::FailedPrecondition, "ORDER_CLOSED"),
+            answered(Code::AlreadyExists, "ALREADY_EXISTS"),
+            answered(Code::InvalidArgument, "IDEMPOTENCY_KEY_REUSED"),
+        ] {
+            assert!(!rule.leaves_open(true), "{rule}: the key stands for a refusal");
+        }
+    }
+
+    #[test]
+    fn a_service_may_have_recorded_a_command_without_being_able_to_say_so() {
+        for (code, reason) in [
+            (Code::Unavailable, "DEPENDENCY_UNAVAILABLE"),
+            (Code::Unavailable, "SHUTTING_DOWN"),
+            (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            (Code::Internal, "INTERNAL"),
+        ] {
+            assert!(answered(code, reason).leaves_open(false), "{reason}");
+        }
+        for (code, reason) in [
+            (Code::ResourceExhausted, "RATE_LIMITED"),
+            (Code::InvalidArgument, "VALIDATION_FAILED"),
+            (Code::Aborted, "VERSION_CONFLICT"),
+        ] {
+            assert!(!answered(code, reason).leaves_open(false), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_was_never_sent_is_not_recorded() {
+        let refused = ConnectError("connection refused".into());
+        let refused = Refusal::from(Status::from_error(Box::new(refused)));
+        assert!(refused.is_transient() && !refused.leaves_open(false), "{refused}");
     }
 }

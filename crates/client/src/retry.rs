@@ -5,57 +5,53 @@ use std::time::{Duration, Instant};
 
 use crate::Refusal;
 
-/// How long and how often a command is tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retry {
-    /// How long a command is tried, from its first attempt on. A service that is restarting is back within half a minute.
-    pub give_up_after: Duration,
-    /// The backoff after the first attempt that failed; it doubles with each one.
-    pub backoff_min: Duration,
-    /// The longest backoff, and the longest that a service's own hint is followed.
-    pub backoff_max: Duration,
-}
+/// How long a command is tried, from its first attempt on. A service that is restarting is back within half a minute.
+pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            give_up_after: Duration::from_secs(30),
-            backoff_min: Duration::from_millis(50),
-            backoff_max: Duration::from_secs(2),
-        }
-    }
-}
+/// How long one attempt may take, so that there is time for others where its answer never comes.
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
-/// The attempts of one command.
+/// The backoff after the first attempt that failed; it doubles with each one.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// The longest backoff.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// The attempts of one call.
 #[derive(Debug)]
-pub(crate) struct Attempts {
-    retry: Retry,
+pub struct Attempts {
+    give_up_after: Duration,
     began: Instant,
     backoff: Duration,
 }
 
 impl Attempts {
-    pub(crate) fn new(retry: Retry) -> Self {
+    /// Attempts that begin now and go on for so long.
+    #[must_use]
+    pub fn new(give_up_after: Duration) -> Self {
         Self {
-            retry,
+            give_up_after,
             began: Instant::now(),
-            backoff: retry.backoff_min,
+            backoff: BACKOFF_MIN,
         }
     }
 
-    /// How long an attempt may still take.
-    pub(crate) fn time_left(&self) -> Duration {
-        self.retry.give_up_after.saturating_sub(self.began.elapsed())
+    /// How long the next attempt may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.time_left().min(ATTEMPT_MAX)
     }
 
-    /// How long to wait before the next attempt; `None` when there is to be none. Never the same for all callers: they
-    /// were refused together.
-    pub(crate) fn next_after(&mut self, refusal: &Refusal) -> Option<Duration> {
+    /// How long to wait before the next attempt; `None` when there is to be none: it could not succeed, or not in time. Never the
+    /// same for all callers: they were refused together.
+    pub fn pause_after(&mut self, refusal: &Refusal) -> Option<Duration> {
         let jitter = self.backoff.mul_f64(rand::random_range(0.5..1.5));
-        let asked_for = refusal.retry_after.unwrap_or_default();
-        let wait = asked_for.min(self.retry.backoff_max) + jitter;
-        self.backoff = (self.backoff * 2).min(self.retry.backoff_max);
-        (refusal.is_transient() && wait < self.time_left()).then_some(wait)
+        let pause = refusal.retry_after.unwrap_or_default() + jitter;
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        (refusal.is_transient() && pause < self.time_left()).then_some(pause)
+    }
+
+    fn time_left(&self) -> Duration {
+        self.give_up_after.saturating_sub(self.began.elapsed())
     }
 }
 
@@ -69,41 +65,55 @@ mod tests {
         status.into()
     }
 
+    fn asks_for(pause: Duration) -> Refusal {
+        Refusal {
+            retry_after: Some(pause),
+            ..refused(Status::unavailable(""))
+        }
+    }
+
     #[test]
     fn the_backoff_doubles_up_to_its_end() {
-        let retry = Retry::default();
-        let mut attempts = Attempts::new(retry);
+        let mut attempts = Attempts::new(GIVE_UP_AFTER);
         let unavailable = refused(Status::unavailable("restarting"));
-        let mut expected = retry.backoff_min;
+        let mut expected = BACKOFF_MIN;
         for _ in 0..8 {
-            let wait = attempts.next_after(&unavailable).expect("there is time");
-            assert!(wait >= expected / 2 && wait <= expected * 3 / 2, "{wait:?}");
-            expected = (expected * 2).min(retry.backoff_max);
+            let pause = attempts.pause_after(&unavailable).expect("there is time");
+            assert!(pause >= expected / 2 && pause <= expected * 3 / 2, "{pause:?}");
+            expected = (expected * 2).min(BACKOFF_MAX);
         }
     }
 
     #[test]
     fn what_cannot_succeed_is_not_tried_again() {
-        let mut attempts = Attempts::new(Retry::default());
+        let mut attempts = Attempts::new(GIVE_UP_AFTER);
         for status in [Status::invalid_argument(""), Status::unauthenticated("")] {
-            assert_eq!(attempts.next_after(&refused(status)), None);
+            assert_eq!(attempts.pause_after(&refused(status)), None);
         }
     }
 
     #[test]
     fn nothing_is_tried_beyond_its_time() {
-        let mut attempts = Attempts::new(Retry {
-            give_up_after: Duration::from_millis(1),
-            ..Retry::default()
-        });
-        assert_eq!(attempts.next_after(&refused(Status::unavailable(""))), None);
+        let mut attempts = Attempts::new(Duration::from_millis(1));
+        assert_eq!(attempts.pause_after(&refused(Status::unavailable(""))), None);
     }
 
     #[test]
-    fn a_service_that_asks_for_a_pause_gets_it() {
-        let mut refusal = refused(Status::unavailable(""));
-        refusal.retry_after = Some(Duration::from_secs(1));
-        let wait = Attempts::new(Retry::default()).next_after(&refusal);
-        assert!(wait > Some(Duration::from_secs(1)), "{wait:?}");
+    fn a_service_that_asks_for_a_pause_gets_it_however_long_unless_the_time_is_up_before() {
+        let mut attempts = Attempts::new(GIVE_UP_AFTER);
+        let pause = GIVE_UP_AFTER / 2;
+        let waits = attempts.pause_after(&asks_for(pause));
+        assert!(waits > Some(pause), "{waits:?}");
+        assert_eq!(attempts.pause_after(&asks_for(GIVE_UP_AFTER)), None);
+    }
+
+    #[test]
+    fn one_attempt_leaves_time_for_others() {
+        let attempts = Attempts::new(GIVE_UP_AFTER);
+        assert!(
+            attempts.patience() < GIVE_UP_AFTER / 2,
+            "{:?}",
+            attempts.patience()
+        );
     }
 }

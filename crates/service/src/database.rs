@@ -16,7 +16,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor as _, PgConnection, PgPool};
 
 use crate::config::Secret;
-use crate::error::ApiError;
+use crate::error::{ApiError, DATABASE};
 use crate::request;
 
 /// How long the server lets one statement run. Shorter than [`daybook_postgres::QUERY_TIMEOUT`], so that it is the server
@@ -192,7 +192,7 @@ impl From<sqlx::Error> for ApiError {
         if is_timeout(&error) {
             Self::deadline_exceeded().with_source(error)
         } else if is_outage(&error) {
-            Self::dependency_unavailable("database", error)
+            Self::dependency_unavailable(DATABASE, error)
         } else {
             Self::internal(error)
         }

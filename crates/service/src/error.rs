@@ -30,6 +30,9 @@ pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 /// The header, and the metadata over gRPC, that marks the remembered answer to an earlier send.
 pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
 
+/// What answers call Postgres, as a server that is needed.
+pub const DATABASE: &str = "database";
+
 /// Anything that can be the cause of an [`ApiError`].
 pub type Source = Box<dyn StdError + Send + Sync>;
 
@@ -239,7 +242,7 @@ impl ApiError {
         Self::new(Code::Overloaded, message).with_retry_after(RETRY_AFTER_DEFAULT)
     }
 
-    /// A server that is needed does not answer; `dependency` is its role (`database`), never its address.
+    /// A server that is needed does not answer; `dependency` is its role ([`DATABASE`]), never its address.
     pub fn dependency_unavailable(dependency: &'static str, source: impl Into<Source>) -> Self {
         Self::new(
             Code::DependencyUnavailable,

@@ -14,16 +14,17 @@ use uuid::Uuid;
 use super::{Addressed, CommandRequest, Violations};
 use crate::common::v1 as common;
 use crate::orders::v1 as wire;
+use crate::orders::v1::order_service_server::SERVICE_NAME;
 
-/// A command request with the aggregate and the field of its id filled in.
+/// A command request with the aggregate, its service and the field of its id filled in.
 macro_rules! order_request {
     ($request:ident, $($rest:tt)+) => {
-        command_request!(State, order_id, wire::$request, $($rest)+);
+        command_request!(State, SERVICE_NAME, order_id, wire::$request, $($rest)+);
     };
 }
 
 impl CommandRequest for wire::PlaceOrderRequest {
-    command_request!(@begins State, "PlaceOrder");
+    command_request!(@begins State, SERVICE_NAME, "PlaceOrder");
 
     fn into_command(self, new_id: impl FnOnce() -> Uuid) -> Result<Addressed<State>, Violations> {
         let mut found = Violations::default();

@@ -11,7 +11,10 @@ pub trait CommandRequest: prost::Message + Sized {
     /// The aggregate that is asked.
     type Aggregate: Aggregate;
 
-    /// The command's name, as auditors see it ("PlaceOrder").
+    /// The gRPC service that takes it, with its package ("daybook.orders.v1.OrderService").
+    const SERVICE: &'static str;
+
+    /// The command's name, as auditors see it ("PlaceOrder"), and that of the service's method.
     const NAME: &'static str;
 
     /// How it is addressed over HTTP; `None` for one that begins an aggregate.
@@ -58,13 +61,13 @@ pub struct Action {
 /// An aggregate's id and a command for it.
 pub type Addressed<A> = (<A as Aggregate>::Id, <A as Aggregate>::Command);
 
-/// Implements [`CommandRequest`] for a request, given its aggregate, the field of the aggregate's id, what it is called over
-/// gRPC and over HTTP, and how its own fields become a command; `None` when they do not, which `$violations` then says. A
+/// Implements [`CommandRequest`] for a request, given its aggregate, its service, the field of the aggregate's id, what it is
+/// called over gRPC and over HTTP, and how its own fields become a command; `None` when they do not, which `$violations` then says. A
 /// request that begins an aggregate says for itself where the id comes from; `@begins` is what it has in common with the others.
 macro_rules! command_request {
-    ($aggregate:ty, $id_field:ident, $request:ty, $name:literal at $action:literal, |$fields:ident, $violations:ident| $command:expr) => {
+    ($aggregate:ty, $service:path, $id_field:ident, $request:ty, $name:literal at $action:literal, |$fields:ident, $violations:ident| $command:expr) => {
         impl $crate::convert::CommandRequest for $request {
-            command_request!(@common $aggregate, $name);
+            command_request!(@common $aggregate, $service, $name);
 
             const ACTION: Option<$crate::convert::Action> = Some($crate::convert::Action {
                 name: $action,
@@ -89,8 +92,8 @@ macro_rules! command_request {
             }
         }
     };
-    (@begins $aggregate:ty, $name:literal) => {
-        command_request!(@common $aggregate, $name);
+    (@begins $aggregate:ty, $service:path, $name:literal) => {
+        command_request!(@common $aggregate, $service, $name);
 
         const ACTION: Option<$crate::convert::Action> = None;
 
@@ -98,8 +101,9 @@ macro_rules! command_request {
             None
         }
     };
-    (@common $aggregate:ty, $name:literal) => {
+    (@common $aggregate:ty, $service:path, $name:literal) => {
         type Aggregate = $aggregate;
+        const SERVICE: &'static str = $service;
         const NAME: &'static str = $name;
 
         fn request_id(&self) -> &str {

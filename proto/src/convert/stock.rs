@@ -6,16 +6,17 @@ use uuid::Uuid;
 
 use super::{Addressed, CommandRequest, Violations};
 use crate::stock::v1 as wire;
+use crate::stock::v1::stock_service_server::SERVICE_NAME;
 
-/// A command request with the aggregate and the field of its id filled in.
+/// A command request with the aggregate, its service and the field of its id filled in.
 macro_rules! stock_request {
     ($request:ident, $($rest:tt)+) => {
-        command_request!(State, stock_item_id, wire::$request, $($rest)+);
+        command_request!(State, SERVICE_NAME, stock_item_id, wire::$request, $($rest)+);
     };
 }
 
 impl CommandRequest for wire::RegisterStockItemRequest {
-    command_request!(@begins State, "RegisterStockItem");
+    command_request!(@begins State, SERVICE_NAME, "RegisterStockItem");
 
     /// The id follows from the article.
     fn into_command(self, _: impl FnOnce() -> Uuid) -> Result<Addressed<State>, Violations> {

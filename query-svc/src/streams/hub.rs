@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use daybook_service::error::DATABASE;
 use daybook_service::{ApiError, identity::Principal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -60,7 +61,7 @@ impl Hub {
         });
         joined
             .await
-            .map_err(|elapsed| ApiError::dependency_unavailable("database", elapsed))
+            .map_err(|elapsed| ApiError::dependency_unavailable(DATABASE, elapsed))
     }
 
     /// The tail of a source, which is started where there is none.

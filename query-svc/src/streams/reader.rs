@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use daybook_service::error::DATABASE;
 use daybook_service::identity::{Identity, KEY_TRUST_MAX, Principal};
 use daybook_service::{ApiError, Code};
 use futures::{Stream, stream};
@@ -299,7 +300,7 @@ impl Reader {
                 }
                 Standing::NotYet if Instant::now() >= give_up_at => {
                     let error = "the log has not the epoch of the position yet";
-                    return Err(ApiError::dependency_unavailable("database", error));
+                    return Err(ApiError::dependency_unavailable(DATABASE, error));
                 }
                 Standing::NotYet => sleep(RETRY_PAUSE).await,
             }

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use daybook_command_svc::mailbox::{
-    Envelope, HandleError, MailboxMetrics, Mailboxes, ReadStream, load_shares,
+    Envelope, HandleError, Identity, Item, MailboxMetrics, Mailboxes, NewBatch, OfBatch, ReadStream,
+    Together, load_shares,
 };
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::OrderId;
@@ -296,4 +297,118 @@ async fn a_tenant_loads_while_the_loads_of_two_others_hang() -> anyhow::Result<(
     assert_eq!(reads, [2, 1], "each has half of the four places that is left");
     timeout(FAILS_AFTER, process.handle(send("add", add(2)))).await??;
     meaning::log(&log.model().events)
+}
+
+/// A batch under the key "batch".
+fn batch(together: Together, content: i64, items: Vec<Item<Command>>) -> NewBatch<Command> {
+    NewBatch {
+        partition: 0,
+        tenant_id: TENANT,
+        identity: identity("batch", content),
+        together,
+        items,
+    }
+}
+
+fn identity(key: &str, content: i64) -> Identity {
+    Identity {
+        key: key.into(),
+        fingerprints: vec![content],
+    }
+}
+
+/// Places an order of its own at this price, under a key of its own.
+fn item(number: u128, unit_price_minor: i64) -> Item<Command> {
+    let order_id = OrderId::from_uuid(Uuid::from_u128(number));
+    let command = Command::Place {
+        order_id,
+        reference: None,
+        customer_id: text("ada"),
+        currency: text("EUR"),
+        lines: vec![NewLine {
+            unit_price_minor,
+            ..line(2)
+        }],
+        shipping_address: None,
+        expected_total_minor: None,
+    };
+    Item::Valid(Envelope {
+        stream_id: order_id.to_string().into(),
+        ..send(&format!("batch/{number:02}"), command)
+    })
+}
+
+/// What a newer program makes of an item that an older one took: a rule refuses it, or it is not even valid.
+fn refused(number: u128) -> Item<Command> {
+    item(number, i64::MAX)
+}
+
+fn invalid(number: u128) -> Item<Command> {
+    Item::Invalid(identity(&format!("batch/{number:02}"), 1))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_whose_answer_was_lost_is_answered_as_it_was_recorded_however_strict_the_next_program_is()
+-> anyhow::Result<()> {
+    for together in [Together::AllOrNothing, Together::EachByItself] {
+        let log = Failing::new();
+        let placed = vec![item(0, 1), item(1, 1), item(2, 1)];
+        let first = log.process().handle_together(batch(together, 1, placed)).await?;
+        for stricter in [
+            vec![item(0, 1), refused(1), item(2, 1)],
+            vec![item(0, 1), invalid(1), item(2, 1)],
+            vec![refused(0), invalid(1), invalid(2)],
+            vec![invalid(0), invalid(1), invalid(2)],
+        ] {
+            let again = batch(together, 1, stricter);
+            let again = log.process().handle_together(again).await?;
+            for (first, again) in first.iter().zip(&again) {
+                let (OfBatch::Recorded(first), OfBatch::Recorded(again)) = (first, again) else {
+                    panic!("{first:?} was recorded, and the answer is {again:?}")
+                };
+                assert!(again.is_replay && again.receipt == first.receipt, "{again:?}");
+            }
+        }
+        assert_eq!(log.model().events.len(), 3);
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_which_a_refusal_is_all_that_is_recorded_has_its_key_for_itself() -> anyhow::Result<()> {
+    let log = Failing::new();
+    let process = log.process();
+    let together = Together::AllOrNothing;
+    let first = || batch(together, 1, vec![item(0, 1), refused(1)]);
+    for is_replay in [false, true] {
+        let told = process.handle_together(first()).await?;
+        let [OfBatch::NotDone, OfBatch::Recorded(refusal)] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert!(
+            refusal.receipt.rejection.is_some() && refusal.is_replay == is_replay,
+            "{refusal:?}"
+        );
+    }
+    for other in [vec![item(0, 1)], vec![invalid(0)]] {
+        let told = process.handle_together(batch(together, 2, other)).await;
+        assert!(matches!(told, Err(HandleError::KeyReused)), "{told:?}");
+    }
+    assert!(log.model().events.is_empty());
+    // What is invalid leaves nothing behind.
+    let log = Failing::new();
+    let process = log.process();
+    let told = process
+        .handle_together(batch(together, 1, vec![item(0, 1), invalid(1)]))
+        .await?;
+    assert!(
+        matches!(told[..], [OfBatch::NotDone, OfBatch::NotDone]),
+        "{told:?}"
+    );
+    assert!(log.model().keys.is_empty());
+    let told = process
+        .handle_together(batch(together, 2, vec![item(0, 1)]))
+        .await?;
+    assert!(matches!(told[..], [OfBatch::Recorded(_)]), "{told:?}");
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use daybook_proto::orders::v1::order_service_client::OrderServiceClient;
 use daybook_tests::client::{Caller, credential};
-use daybook_tests::command::{self, Addressed as _, Command};
+use daybook_tests::command::{self, Command};
 use daybook_tests::ledger::Ledger;
 use daybook_tests::orders::{new_key, new_order_id, place};
 use daybook_tests::refusal::{code, value};
@@ -51,9 +51,9 @@ async fn a_key_that_was_used_for_something_else_is_refused() -> anyhow::Result<(
     let key = first.request_id.clone();
     caller.send(first.clone()).await?;
 
-    let another_customer = place(first.stream_id(), "customer-2").with_key(&key);
-    let another_order = first.clone().for_stream(&new_order_id());
-    let another_command = command::confirm(first.stream_id()).with_key(&key);
+    let another_customer = place(&first.order_id, "customer-2").with_key(&key);
+    let another_order = place(&new_order_id(), "customer-1").with_key(&key);
+    let another_command = command::confirm(&first.order_id).with_key(&key);
     let another_context = {
         let mut changed = first.clone();
         changed.context = None;

@@ -14,7 +14,7 @@ use daybook_proto::projections::v1::RebuildProjectionRequest;
 use daybook_service::error::Code;
 use daybook_service::error::problem::RESERVED_MEMBERS;
 use daybook_tests::client::{Answer, Caller, channel};
-use daybook_tests::command::{self, Addressed as _, Command as _};
+use daybook_tests::command::{self, Command as _};
 use daybook_tests::orders::{new_key, new_order_id, place};
 use daybook_tests::rest::Rest;
 use daybook_tests::stack::{Backend, Role, Running, Servers};
@@ -220,7 +220,7 @@ async fn what_commands_are_refused_for_is_the_same_on_both_transports() -> anyho
         .rest
         .command("/v1/orders", &used.request_id, &an_order(""))
         .await?;
-    let other_over_grpc = place(used.stream_id(), "customer-2").with_key(&used.request_id);
+    let other_over_grpc = place(&used.order_id, "customer-2").with_key(&used.request_id);
     agree(
         "IDEMPOTENCY_KEY_REUSED",
         caller.send(other_over_grpc).await,
@@ -557,7 +557,7 @@ async fn a_database_that_is_away_is_the_same_on_both_transports() -> anyhow::Res
         both.caller.send(command::confirm(&id)).await,
         &answer,
     )?;
-    assert_eq!(refused.values["dependency"], "postgres");
+    assert_eq!(refused.values["dependency"], "database");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use daybook_proto::common::v1::{CommandContext, Money};
 use daybook_proto::orders::v1::{Address, PlaceOrderRequest};
 use daybook_tests::client::Caller;
-use daybook_tests::command::{self, Addressed, Command, add_line, change_quantity, refund};
+use daybook_tests::command::{self, Command, add_line, change_quantity, refund};
 use daybook_tests::log;
 use daybook_tests::orders::{new_key, new_order_id, place};
 use daybook_tests::refusal::{code, request_id, value, violations};
@@ -217,14 +217,12 @@ async fn wrong_amounts_and_parts_of_an_order_change_nothing() -> anyhow::Result<
 
 /// Sends a command for another tenant's order and the same one for an order that does not exist: the answers differ in
 /// nothing but the id that was asked for.
-async fn foreign_is_missing<C: Addressed>(stranger: &Caller, command: C) {
+async fn foreign_is_missing<C: Command>(stranger: &Caller, command: C) {
     let missing_id = new_order_id();
-    let foreign_id = command.stream_id().to_owned();
-    let foreign = stranger
-        .send(command.clone())
-        .await
-        .expect_err("it is not theirs");
-    let missing = command.for_stream(&missing_id).with_key(&new_key());
+    let mut missing = command.clone().with_key(&new_key());
+    let id = missing.aggregate_id().expect("it names its order");
+    let foreign_id = std::mem::replace(id, missing_id.clone());
+    let foreign = stranger.send(command).await.expect_err("it is not theirs");
     let missing = stranger.send(missing).await.expect_err("it does not exist");
     assert_eq!(code(&foreign), "RESOURCE_NOT_FOUND", "{}", C::NAME);
     assert_eq!(foreign.code(), missing.code());

@@ -147,6 +147,10 @@ async fn of_an_atomic_batch_with_a_refused_item_nothing_is_done_now_or_later() -
         let again = rest.command(ORDERS, &key, &body).await?;
         assert_eq!(again.body, first.body, "{code}");
         assert_eq!(recorded(&backend).await?, done, "{code}");
+        if ["ALREADY_EXISTS", "AMOUNT_OVERFLOW"].contains(&code) {
+            let other = rest.command(ORDERS, &key, &batch("ATOMIC", &items[..1])).await?;
+            assert_eq!(other.json()["code"], "IDEMPOTENCY_KEY_REUSED", "{code}");
+        }
         // What was not done can be done by itself.
         let alone = rest.command("/v1/orders", &new_key(), &items[0]).await?;
         assert_eq!(alone.status, 201, "{alone:?}");
@@ -256,6 +260,7 @@ async fn a_key_means_one_batch_whatever_of_it_is_other_and_no_single_command() -
             batch("PARTIAL", &items[..2]),
             batch("PARTIAL", &more),
             batch("PARTIAL", &[items[1].clone(), items[0].clone(), items[2].clone()]),
+            batch("PARTIAL", &[json!({}), order(&new_order_id())]),
         ] {
             let answer = rest.command(ORDERS, &key, &other).await?;
             assert_eq!(
@@ -263,7 +268,7 @@ async fn a_key_means_one_batch_whatever_of_it_is_other_and_no_single_command() -
                 (422, &"IDEMPOTENCY_KEY_REUSED".into())
             );
         }
-        if let Some(single) = single {
+        for single in single.into_iter().chain([key.as_str()]) {
             let answer = rest
                 .command("/v1/orders", single, &order(&new_order_id()))
                 .await?;

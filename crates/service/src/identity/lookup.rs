@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::{Identity, KeyHash, Operator, Principal, ScopeSet};
 use crate::config::Secret;
 use crate::database::{self, DatabaseError};
-use crate::error::ApiError;
+use crate::error::{ApiError, DATABASE};
 
 /// After which time a key that is in use is read again.
 pub const KEY_REFRESH_INTERVAL: Duration = Duration::from_secs(15);
@@ -349,7 +349,7 @@ async fn query_in_time(pool: PgPool, prefixes: Vec<String>) -> Result<Vec<KeyRow
     });
     match timeout(LOOKUP_TIMEOUT, found).await {
         Ok(found) => found.map_err(database_error),
-        Err(elapsed) => Err(ApiError::dependency_unavailable("database", elapsed)),
+        Err(elapsed) => Err(ApiError::dependency_unavailable(DATABASE, elapsed)),
     }
 }
 
@@ -366,7 +366,7 @@ async fn query(connection: &mut PgConnection, prefixes: Vec<String>) -> Result<V
 /// Any error of the database is an outage here: the caller's key may be perfectly good.
 fn database_error(error: sqlx::Error) -> ApiError {
     if database::is_outage(&error) {
-        ApiError::dependency_unavailable("database", error)
+        ApiError::dependency_unavailable(DATABASE, error)
     } else {
         ApiError::internal(error)
     }

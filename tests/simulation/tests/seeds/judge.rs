@@ -34,7 +34,8 @@ pub(crate) fn judge(model: &Model, told: &[Told], batches: &[Batch]) -> anyhow::
         by_key.entry(&one.sent.key).or_default().push(one);
     }
     let mut event_count = 0;
-    for ((_, key), remembered) in &model.keys {
+    let is_of_batch = |key: &Arc<str>| batches.iter().any(|batch| batch.key == *key);
+    for ((_, key), remembered) in model.keys.iter().filter(|((_, key), _)| !is_of_batch(key)) {
         let told = by_key.get(&**key).with_context(|| format!("nobody sent {key}"))?;
         ensure!(
             told.iter().any(|one| !one.is_refused()),
@@ -56,7 +57,7 @@ pub(crate) fn judge(model: &Model, told: &[Told], batches: &[Batch]) -> anyhow::
     Ok(digest(&model.events))
 }
 
-/// A batch is remembered as a whole; of one that is all or nothing its refusals may be remembered alone.
+/// A batch is remembered as a whole, with its own key; of one that is all or nothing its refusals may be remembered alone.
 fn stands_together(model: &Model, batch: &Batch) -> anyhow::Result<()> {
     let keys = batch.items.iter().map(|item| (TENANT, Arc::clone(&item.key)));
     let remembered: Vec<_> = keys.filter_map(|key| model.keys.get(&key)).collect();
@@ -64,6 +65,8 @@ fn stands_together(model: &Model, batch: &Batch) -> anyhow::Result<()> {
         .iter()
         .filter(|one| one.receipt.rejection.is_some())
         .count();
+    let own = model.keys.contains_key(&(TENANT, Arc::clone(&batch.key)));
+    ensure!(own != remembered.is_empty(), "its key is remembered: {own}");
     let (all, is_whole) = (batch.items.len(), remembered.len() == batch.items.len());
     match batch.together {
         Together::AllOrNothing => ensure!(

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use daybook_command_svc::mailbox::{
-    Envelope, HandleError, MailboxMetrics, Mailboxes, OfBatch, Outcome, Together, load_shares,
+    Envelope, HandleError, Identity, Item, MailboxMetrics, Mailboxes, NewBatch, OfBatch, Outcome, Together,
+    load_shares,
 };
 use daybook_command_svc::partitions::{Partition, Partitions};
 use daybook_domain::ids::{CustomerId, OrderId, PaymentId, Reason, Sku};
@@ -79,8 +80,25 @@ impl Sent {
 /// Commands that are sent together, again and again under the same keys.
 #[derive(Debug, Clone)]
 pub(crate) struct Batch {
+    pub(crate) key: Arc<str>,
     pub(crate) together: Together,
     pub(crate) items: Vec<Sent>,
+}
+
+impl Batch {
+    fn to_record(&self) -> NewBatch<Command> {
+        let items = self.items.iter().map(|sent| Item::Valid(sent.envelope()));
+        NewBatch {
+            partition: 0,
+            tenant_id: TENANT,
+            identity: Identity {
+                key: Arc::clone(&self.key),
+                fingerprints: vec![1],
+            },
+            together: self.together,
+            items: items.collect(),
+        }
+    }
 }
 
 /// What came of one send.
@@ -310,8 +328,7 @@ impl Callers {
         patience: Option<Duration>,
     ) -> anyhow::Result<bool> {
         let asked_at = self.world.head();
-        let envelopes = batch.items.iter().map(Sent::envelope).collect();
-        let handled = self.processes[process].handle_together(envelopes, batch.together);
+        let handled = self.processes[process].handle_together(batch.to_record());
         let answer = timeout(patience.unwrap_or(ANSWER_WITHIN), handled).await.ok();
         ensure!(
             answer.is_some() || patience.is_some(),
@@ -358,6 +375,7 @@ fn batch(world: &World, orders: &[OrderId], number: u32) -> Batch {
         expected_version: None,
     };
     Batch {
+        key: format!("batch-{number}").into(),
         together: match world.one_in(2) {
             true => Together::AllOrNothing,
             false => Together::EachByItself,
