@@ -7,7 +7,7 @@
 //! | [`runner`] | one batch into one generation of tables: load, fold, store, advance |
 //! | `fold` | the rows of a batch in memory |
 //! | [`feed`] | the newest events of a partition, read and decoded once for all workers |
-//! | [`batch`] | consecutive events, decoded |
+//! | [`batch`], `batch_size` | consecutive events, decoded, and how many are applied at a time |
 //! | `epoch` | leaving a server whose log was superseded |
 //! | [`rebuild`], `fill` | new tables beside the live ones, filled from the log and swapped in |
 //! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
@@ -22,6 +22,7 @@
 
 mod backoff;
 pub mod batch;
+mod batch_size;
 pub mod checkpoint;
 mod config;
 pub mod database;

@@ -6,6 +6,7 @@ mod live;
 mod rebuilds;
 mod service;
 mod sharing;
+mod sizes;
 mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
