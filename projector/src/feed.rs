@@ -189,8 +189,7 @@ impl Feed {
                 // All workers left, though another one may have come since.
                 return None;
             }
-            if let Some(batch) = Batch::decode(read.generation, &read.events, read.source, read.delivered_at)
-            {
+            if let Some(batch) = Batch::decode(read.generation, read.events, read.source, read.delivered_at) {
                 shutdown.run_until_cancelled(self.push(Arc::new(batch))).await?;
             }
         }
@@ -299,7 +298,7 @@ impl Window {
         true
     }
 
-    fn after(&self, position: u64, events_max: usize) -> Taken {
+    fn after(&self, position: u64, events_max: usize, bytes_max: usize) -> Taken {
         if position > self.end && self.is_fed {
             // It read ahead, alone; the feed is about to come past.
             return Taken::CaughtUp;
@@ -308,13 +307,14 @@ impl Window {
             return Taken::Elsewhere;
         }
         let first = self.batches.partition_point(|batch| batch.last() <= position);
-        let mut events = 0;
+        let (mut events, mut bytes) = (0, 0);
         let batches: Vec<_> = self
             .batches
             .range(first..)
             .take_while(|batch| {
-                let fits = events < events_max;
+                let fits = events == 0 || (events < events_max && bytes + batch.bytes <= bytes_max);
                 events += batch.events.len();
+                bytes += batch.bytes;
                 fits
             })
             .cloned()
@@ -336,13 +336,14 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// What there is after `position`, which the worker has reached: whole batches, up to about `events_max` events.
-    pub fn take(&mut self, position: u64, events_max: usize) -> Taken {
+    /// What there is after `position`, which the worker has reached: whole batches, up to about `events_max` events, and of
+    /// `bytes_max` bytes, but one at least. The window may drop them while the worker has them in its hands.
+    pub fn take(&mut self, position: u64, events_max: usize, bytes_max: usize) -> Taken {
         self.changes.mark_unchanged();
         let mut window = self.shared.window();
         window.workers.insert(self.worker, position);
         self.shared.want(&window);
-        let taken = window.after(position, events_max);
+        let taken = window.after(position, events_max, bytes_max);
         drop(window);
         self.shared.moved.notify_waiters();
         taken

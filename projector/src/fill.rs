@@ -2,7 +2,6 @@
 //!
 //! One task reads ahead from Postgres, threads for blocking work decode, and the caller's task folds and stores.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::consume::Source;
@@ -13,7 +12,6 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::batch::{Batch, Decoded};
 use crate::batch_size::BatchSize;
@@ -112,12 +110,12 @@ fn read_ahead<M: ReadModel>(filling: Filling<'_>, runner: &Runner<M>) -> mpsc::R
     tokio::spawn(async move {
         loop {
             let (head, recorded) = match read_chunk(&store, memory, partition, position).await {
-                Ok((head, recorded)) => (head, Arc::new(recorded)),
+                Ok(read) => read,
                 Err(error) => break drop(sender.send(Err(error)).await),
             };
             let Some(last) = recorded.last() else { break };
             position = last.position;
-            let decode = move || Batch::decode(log_generation, &recorded, Source::Log, Instant::now());
+            let decode = move || Batch::decode(log_generation, recorded, Source::Log, Instant::now());
             let decoding = tokio::task::spawn_blocking(decode);
             if sender.send(Ok(decoding)).await.is_err() || position >= head {
                 break;
@@ -150,12 +148,10 @@ pub(crate) async fn fill_up_to<M: ReadModel>(
 ) -> Result<(), FillError> {
     while runner.lease().position < position {
         let lease = runner.lease();
-        let log_generation: Uuid = lease.log_generation;
-        let recorded = filling
-            .store
-            .read_log(lease.key.partition, lease.position, CHUNK_EVENTS)
-            .await?;
-        let Some(batch) = Batch::decode(log_generation, &recorded, Source::Log, Instant::now()) else {
+        let log_generation = lease.log_generation;
+        let (_head, recorded) =
+            read_chunk(filling.store, filling.memory, lease.key.partition, lease.position).await?;
+        let Some(batch) = Batch::decode(log_generation, recorded, Source::Log, Instant::now()) else {
             break;
         };
         apply_all(runner, &batch, filling.batch_size, &applied).await?;

@@ -229,7 +229,7 @@ impl<M: ReadModel> Rebuilder<M> {
         let connecting = self.context.connector.connect(&purpose);
         let connection = answered("connect to the database", CONNECT_TIMEOUT, connecting).await?;
         Ok(Part {
-            runner: Runner::new(connection, lease, self.context.memory.rows_of_rebuild),
+            runner: Runner::new(connection, lease, self.context.memory.rebuilt_rows_bytes),
             applied: self.context.metrics.of_rebuild(M::NAME, partition),
         })
     }

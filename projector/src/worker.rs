@@ -363,7 +363,7 @@ impl<M: ReadModel> Worker<M> {
                     "lease acquired"
                 );
                 self.retry.take_if(|retry| retry.tables != lease.key.tables);
-                self.runner = Some(Runner::new(connection, lease, self.context.memory.rows_kept));
+                self.runner = Some(Runner::new(connection, lease, self.context.memory.rows_bytes));
                 Ok(Step::Progressed)
             }
             Claim::BeyondFork => {
@@ -415,23 +415,24 @@ impl<M: ReadModel> Worker<M> {
 
     /// Events after the checkpoint: from the feed, or read alone by a worker that stands elsewhere.
     async fn next_delivery(&mut self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
-        let taken = self.feed.take(lease.position, self.batch_size.events());
+        let bytes_max = self.context.memory.read_bytes;
+        let taken = self
+            .feed
+            .take(lease.position, self.batch_size.events(), bytes_max);
         let reads_log = std::mem::take(&mut self.reads_log);
-        match taken {
-            Taken::Batches(batches) if !reads_log => Ok(Some(Delivery { batches })),
-            Taken::CaughtUp if !reads_log => Ok(None),
-            taken => {
-                let read = self.read_log(lease).await?;
-                if read.is_none() {
-                    let refuted = match taken {
-                        Taken::Batches(batches) => Some(Delivery { batches }.last()),
-                        Taken::CaughtUp | Taken::Elsewhere => self.retry.as_ref().map(|retry| retry.last),
-                    };
-                    refuted.into_iter().for_each(|last| self.distrust(last));
-                }
-                Ok(read)
-            }
+        let last_taken = match taken {
+            Taken::Batches(batches) if !reads_log => return Ok(Some(Delivery { batches })),
+            Taken::CaughtUp if !reads_log => return Ok(None),
+            // They are let go before others are read in their place.
+            Taken::Batches(batches) => Some(Delivery { batches }.last()),
+            Taken::CaughtUp | Taken::Elsewhere => None,
+        };
+        let read = self.read_log(lease).await?;
+        if read.is_none() {
+            let refuted = last_taken.or(self.retry.as_ref().map(|retry| retry.last));
+            refuted.into_iter().for_each(|last| self.distrust(last));
         }
+        Ok(read)
     }
 
     /// The bus gave what the log does not hold. Its events are read from the log, and were never poison.
@@ -460,7 +461,7 @@ impl<M: ReadModel> Worker<M> {
             )
             .await?;
         // What was read belongs to the lease's log, or the advance fails: it looks at the log's generation itself.
-        let batch = Batch::decode(lease.log_generation, &recorded, Source::Log, Instant::now());
+        let batch = Batch::decode(lease.log_generation, recorded, Source::Log, Instant::now());
         Ok(batch.map(|batch| Delivery {
             batches: vec![Arc::new(batch)],
         }))
