@@ -52,6 +52,8 @@ pub struct LogHead {
     pub position: u64,
     /// When the newest event was recorded; `None` when there is none.
     pub recorded_at: Option<OffsetDateTime>,
+    /// The id of the newest event; `None` when there is none.
+    pub event_id: Option<Uuid>,
     /// Whether a standby was asked, which may be behind.
     pub is_standby: bool,
 }
@@ -111,7 +113,7 @@ pub(crate) const READ_TAIL: &str = "
 const READ_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
 pub(crate) const HEAD: &str = "
-    SELECT epoch, generation, head, recorded_at, is_standby FROM event_store.head($1)
+    SELECT epoch, generation, head, recorded_at, event_id, is_standby FROM event_store.head($1)
 ";
 
 pub(crate) const PARTITIONS: &str = "
@@ -411,6 +413,7 @@ async fn head(connection: &mut PgConnection, partition: i32) -> Result<LogHead, 
         generation: row.try_get("generation")?,
         position: row.try_get::<i64, _>("head")?.cast_unsigned(),
         recorded_at: row.try_get("recorded_at")?,
+        event_id: row.try_get("event_id")?,
         is_standby: row.try_get("is_standby")?,
     })
 }

@@ -317,6 +317,7 @@ mod tests {
             generation,
             position,
             recorded_at: None,
+            event_id: None,
             is_standby: false,
         };
         marks.note_head(at, 0, head, Some(Lineage::from_iter([epoch])));
@@ -407,6 +408,7 @@ mod tests {
                 generation: RESTORED,
                 position: fork,
                 recorded_at: None,
+                event_id: None,
                 is_standby: false,
             };
             marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
@@ -452,6 +454,7 @@ mod tests {
             generation: LOG,
             position: 8,
             recorded_at: None,
+            event_id: None,
             is_standby: true,
         };
         marks.note_head(start + 3 * QUARTER, 0, standby, None);
@@ -476,6 +479,7 @@ mod tests {
             generation: RESTORED,
             position: 9,
             recorded_at: None,
+            event_id: None,
             is_standby: false,
         };
         marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
@@ -527,6 +531,7 @@ mod tests {
             generation: RESTORED,
             position: 7,
             recorded_at: None,
+            event_id: None,
             is_standby: false,
         };
         marks.note_head(now, 0, head, Some(Lineage::from_iter(epochs)));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use daybook_event_store::{LogHead, RecordedEvent, Witnesses};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -25,17 +26,45 @@ enum Flaw {
     Foreign(u64),
 }
 
-/// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that, and
-/// notes when that was.
+/// What earlier comparisons have found, so that it is not looked at each time.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// When the stream's settings were last compared.
+    reconciled_at: Option<Instant>,
+    /// Where both ended, and whose newest message was the log's newest event.
+    faithful: Option<End>,
+}
+
+/// Where both the stream and the log end, by the log's newest event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    /// When the stream was made.
+    created: OffsetDateTime,
+    position: u64,
+    event_id: Uuid,
+}
+
+impl End {
+    /// `None` where one is further than the other, or both are empty.
+    fn of(stream: &StreamState, head: LogHead) -> Option<Self> {
+        Some(Self {
+            created: stream.created,
+            position: head.position,
+            event_id: head.event_id.filter(|_| stream.last == head.position)?,
+        })
+    }
+}
+
+/// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that.
 pub(super) async fn compare(
     context: &Context,
     machine: &Machine,
-    reconciled_at: &mut Option<Instant>,
+    findings: &mut Findings,
 ) -> Result<Comparison, Interruption> {
     if !context.bus.is_connected() {
         return Err(Interruption::Disconnected);
     }
-    let comparison = compare_connected(context, machine, reconciled_at).await;
+    let comparison = compare_connected(context, machine, findings).await;
     if matches!(comparison, Ok(_) | Err(Interruption::Superseded { .. })) {
         context.seen.note_look();
     }
@@ -45,7 +74,7 @@ pub(super) async fn compare(
 async fn compare_connected(
     context: &Context,
     machine: &Machine,
-    reconciled_at: &mut Option<Instant>,
+    findings: &mut Findings,
 ) -> Result<Comparison, Interruption> {
     let Context {
         bus,
@@ -68,10 +97,12 @@ async fn compare_connected(
         None => (head, context.create(head, 0).await?),
         Some(stream) => {
             context.check_epoch(&stream, head)?;
-            let (head, flaw) = context.examine(machine, &stream, head).await?;
+            let (head, flaw) = context.examine(machine, findings, &stream, head).await?;
             match flaw {
                 None => {
-                    context.reconcile(&stream, head, reconciled_at).await?;
+                    context
+                        .reconcile(&stream, head, &mut findings.reconciled_at)
+                        .await?;
                     (head, stream.last)
                 }
                 Some(flaw) => (head, context.rebuild(&stream, head, &flaw).await?),
@@ -112,13 +143,14 @@ impl Context {
     async fn examine(
         &self,
         machine: &Machine,
+        findings: &mut Findings,
         stream: &StreamState,
         head: LogHead,
     ) -> Result<(LogHead, Option<Flaw>), Interruption> {
         if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
             return Ok((head, Some(flaw)));
         }
-        let Some(contradiction) = self.contradiction(machine, stream, head).await? else {
+        let Some(contradiction) = self.contradiction(machine, findings, stream, head).await? else {
             return Ok((head, None));
         };
         let known = self.last_in_both(stream.first.max(1), contradiction).await?;
@@ -138,11 +170,12 @@ impl Context {
     }
 
     /// The first place where the stream may hold another event than the log. Looks at what stands where a message of ours was
-    /// refused, at what is beyond the log's head, and at the newest message: in between, the expected sequences keep
-    /// everything in its place.
+    /// refused, at what is beyond the log's head, and at the newest message, unless both end as they did before: in between, the
+    /// expected sequences keep everything in its place.
     async fn contradiction(
         &self,
         machine: &Machine,
+        findings: &mut Findings,
         stream: &StreamState,
         head: LogHead,
     ) -> Result<Option<u64>, Interruption> {
@@ -154,6 +187,10 @@ impl Context {
         if stream.last > head.position {
             return Ok(Some(head.position + 1));
         }
+        let end = End::of(stream, head);
+        if end.is_some() && end == findings.faithful {
+            return Ok(None);
+        }
         let Some(before) = stream.last.checked_sub(1) else {
             return Ok(None);
         };
@@ -161,6 +198,7 @@ impl Context {
             if !self.is_faithful(&event).await? {
                 return Ok(Some(event.position));
             }
+            findings.faithful = end.filter(|end| end.event_id == event.event_id);
         }
         Ok(None)
     }

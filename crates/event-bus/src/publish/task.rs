@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::acks::{Acks, Answer};
-use super::comparison::compare;
+use super::comparison::{Findings, compare};
 use super::interruption::Interruption;
 use super::machine::{Action, Machine, Outgoing};
 use super::{PublishError, PublisherMetrics, PublisherOptions};
@@ -50,7 +50,7 @@ pub(super) async fn run(context: Context, committed: mpsc::Receiver<Committed>) 
         machine: Machine::new(&options, Instant::now()),
         connections: context.bus.connections(),
         is_left_alone: false,
-        reconciled_at: None,
+        findings: Findings::default(),
         context,
         committed,
         acks,
@@ -67,8 +67,7 @@ struct Task {
     machine: Machine,
     /// Whether the stream is unusable.
     is_left_alone: bool,
-    /// When the stream's settings were last compared.
-    reconciled_at: Option<Instant>,
+    findings: Findings,
     committed: mpsc::Receiver<Committed>,
     connections: watch::Receiver<u64>,
     acks: Acks,
@@ -99,7 +98,7 @@ impl Task {
         let action = self.machine.next(Instant::now());
         match action {
             Action::Compare => {
-                let found = compare(&self.context, &self.machine, &mut self.reconciled_at).await?;
+                let found = compare(&self.context, &self.machine, &mut self.findings).await?;
                 self.leave_alone(false);
                 self.note_published(found.last);
                 self.machine.compared(found, Instant::now());

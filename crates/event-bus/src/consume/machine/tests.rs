@@ -134,6 +134,7 @@ impl Given {
                 generation: LOG,
                 position: self.head,
                 recorded_at: None,
+                event_id: None,
                 is_standby: false,
             },
             lineage: read.wants_lineage.then(lineage),

@@ -35,6 +35,7 @@ fn head(position: u64) -> LogHead {
         generation: LOG,
         position,
         recorded_at: None,
+        event_id: None,
         is_standby: false,
     }
 }
