@@ -116,6 +116,15 @@ impl Feed {
         }
     }
 
+    /// Waits until a worker has a place in the feed.
+    pub(crate) async fn wanted(&self) {
+        let mut wanted = self.0.is_wanted.subscribe();
+        if wanted.wait_for(|is_wanted| *is_wanted).await.is_err() {
+            // The sender lives as long as `self`.
+            std::future::pending().await
+        }
+    }
+
     /// Reads a partition into the window while a worker wants it, until it is told to stop. The bus's reader falls back to
     /// the log by itself.
     pub async fn run(
@@ -124,12 +133,7 @@ impl Feed {
         partition: i32,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        let mut wanted = self.0.is_wanted.subscribe();
-        loop {
-            let is_wanted = wanted.wait_for(|is_wanted| *is_wanted);
-            if shutdown.run_until_cancelled(is_wanted).await.is_none() {
-                return Ok(());
-            }
+        while shutdown.run_until_cancelled(self.wanted()).await.is_some() {
             // Before the window begins anew: what is distrusted after that ends this reader.
             let mut distrusted = self.0.distrusted.subscribe();
             let distrusted_up_to = *distrusted.borrow_and_update();
@@ -163,6 +167,7 @@ impl Feed {
                     .await;
             }
         }
+        Ok(())
     }
 
     /// Reads until told to stop, until no worker wants it, until the reader fails, or until a worker finds that the log does

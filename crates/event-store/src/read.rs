@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use daybook_postgres::{LOOKUP_TIMEOUT, bounded, reconnect};
+use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, bounded, reconnect, within};
 use futures::TryStreamExt as _;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{PgConnection, PgPool, Postgres, Row as _};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -296,6 +296,22 @@ impl EventStore {
             .map_err(ReadError::while_doing("read the head of the log"))
     }
 
+    /// As [`Self::head`], on a new connection: the address may lead to another server by now than it did.
+    pub async fn head_anew(&self, partition: i32) -> Result<LogHead, ReadError> {
+        let options = self.pool.connect_options();
+        let read = async {
+            let mut connection = PgConnection::connect_with(&options).await?;
+            let head = head(&mut connection, partition).await?;
+            connection.close().await?;
+            Ok::<_, sqlx::Error>(head)
+        };
+        within(CONNECT_TIMEOUT + LOOKUP_TIMEOUT, read)
+            .await
+            .map_err(ReadError::while_doing(
+                "read the head of the log on a new connection",
+            ))
+    }
+
     /// The epochs of a partition.
     pub async fn lineage(&self, partition: i32) -> Result<Lineage, ReadError> {
         let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
@@ -347,15 +363,18 @@ impl EventStore {
     /// # Errors
     /// [`NotAppendable::Superseded`] when one was.
     pub async fn check_epoch(&self, partition: i32, seen: &SeenEpoch) -> Result<(), NotAppendable> {
-        let (own, seen) = (self.head(partition).await?.id(), seen.latest());
-        if own < seen {
-            reconnect();
-            return Err(NotAppendable::Superseded {
-                epoch: own.number,
-                seen: seen.number,
-            });
+        let (own, latest) = (self.head(partition).await?.id(), seen.latest());
+        if own >= latest {
+            return Ok(());
         }
-        Ok(())
+        let elsewhere = seen.head_elsewhere(self, partition, own).await;
+        if elsewhere.is_some_and(|head| head.id() != own) {
+            reconnect();
+        }
+        Err(NotAppendable::Superseded {
+            epoch: own.number,
+            seen: latest.number,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod commands;
+mod epoch;
 mod live;
 mod rebuilds;
 mod service;

@@ -87,10 +87,13 @@ async fn compare_connected(
     let found = stream::find(bus, *partition).await?;
     let head = store.head(*partition).await?;
     if head.is_standby {
-        return Err(Interruption::Standby);
+        return Err(Interruption::Standby(head.id()));
     }
     if head.id() < seen.latest() {
-        return Err(Interruption::superseded(head.id(), seen.latest()));
+        return Err(Interruption::Superseded {
+            log: head.id(),
+            seen: seen.latest(),
+        });
     }
     seen.note(head.id());
     let (head, last) = match found {
@@ -124,13 +127,16 @@ impl Context {
         if epoch <= own {
             return Ok(());
         }
-        if stream.is_invented(own) {
+        if epoch.is_invented(own) {
             let (found, own) = (epoch.number, own.number);
             let name = stream::name(&self.bus, self.partition);
             return Err(StreamError::Invented { name, found, own }.into());
         }
         self.seen.note(epoch);
-        Err(Interruption::superseded(own, epoch))
+        Err(Interruption::Superseded {
+            log: own,
+            seen: epoch,
+        })
     }
 
     /// What is wrong with the stream, and where the log stands after that.

@@ -33,6 +33,19 @@ impl Context {
     pub(super) fn metrics(&self) -> &PublisherMetrics {
         &self.options.metrics
     }
+
+    /// Whether the address of the log leads to another server by now than connections that are open.
+    async fn leads_elsewhere(&self, interruption: &Interruption) -> bool {
+        let (log, is_standby) = match interruption {
+            // Some of them lead to the server of the next epoch.
+            Interruption::Epoch => return true,
+            Interruption::Standby(log) => (*log, true),
+            Interruption::Superseded { log, .. } => (*log, false),
+            _ => return false,
+        };
+        let elsewhere = self.seen.head_elsewhere(&self.store, self.partition, log).await;
+        elsewhere.is_some_and(|head| head.id() != log || (is_standby && !head.is_standby))
+    }
 }
 
 /// Publishes until `committed` is closed.
@@ -82,7 +95,7 @@ impl Task {
                 Ok(_) => {}
                 Err(Interruption::Closed) => return Err(PublishError::Closed),
                 Err(interruption) => {
-                    if interruption.is_of_old_connection() {
+                    if self.context.leads_elsewhere(&interruption).await {
                         daybook_event_store::reconnect();
                     }
                     self.interrupted(&interruption);
