@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use daybook_event_bus::signal::Applied;
-use daybook_event_store::{EventStore, Lineage, LogHead, SeenEpoch};
+use daybook_event_store::{EventStore, SeenEpoch};
 use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::checkpoint::{self, LiveCheckpoint};
 use daybook_service::ApiError;
@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::demand::Demand;
 pub(crate) use self::marks::Progress;
-use self::marks::{LiveMarks, Mark, Marks, Reached};
+use self::marks::{LiveMarks, Mark, Marks, Reached, SeenHead};
 pub(crate) use self::tokens::{Staleness, Tokens};
 use crate::database::{self, ReadFailure};
 
@@ -291,7 +291,14 @@ impl Watcher {
         }
     }
 
+    /// Looks, and again at once where the log was found to go on in another epoch.
     async fn look(&mut self) -> Result<(), ReadFailure> {
+        while self.look_once().await? {}
+        Ok(())
+    }
+
+    /// Whether a log goes on in another epoch than before.
+    async fn look_once(&mut self) -> Result<bool, ReadFailure> {
         let now = Instant::now();
         let live = database::read(&self.pool, LOOKUP_TIMEOUT, |connection| {
             Box::pin(checkpoint::live(connection))
@@ -304,27 +311,18 @@ impl Watcher {
             self.heads_due = now + POLL;
             self.heads(&marks).await?
         };
-        let was_known = |partition: &i32| self.marks.borrow().epoch(*partition).is_some();
-        if heads
-            .iter()
-            .any(|(partition, _, lineage)| lineage.is_some() && was_known(partition))
-        {
+        let is_news = self.marks.borrow().are_news(&heads);
+        if is_news {
             // Before anybody is promised what is in this epoch: another connection may lead to a server without it.
             daybook_postgres::reconnect();
+            self.heads_due = now;
         }
-        self.marks.send_if_modified(|known| {
-            // Whoever waits for what the log does not have is told by any look at it.
-            let changed = known.note_checkpoints(now, marks) || !heads.is_empty();
-            for (partition, head, lineage) in heads {
-                known.note_head(now, partition, head, lineage);
-            }
-            changed
-        });
-        Ok(())
+        self.marks.send_if_modified(|known| known.note(now, marks, heads));
+        Ok(is_news)
     }
 
     /// The heads of all partitions that have checkpoints, and the lineages of those that go on in another generation.
-    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<(i32, LogHead, Option<Lineage>)>, ReadFailure> {
+    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<SeenHead>, ReadFailure> {
         let mut heads = Vec::with_capacity(marks.len());
         for &partition in marks.keys() {
             let head = self.store.head(partition).await?;

@@ -59,6 +59,9 @@ pub(super) struct Mark {
 /// The marks of all live tables, by partition and name of the read model.
 pub(super) type LiveMarks = HashMap<i32, HashMap<String, Mark>>;
 
+/// A partition, its head, and its lineage where the epoch is another than before.
+pub(super) type SeenHead = (i32, LogHead, Option<Lineage>);
+
 /// A head as it was seen.
 #[derive(Clone, Copy, Debug)]
 struct Observation {
@@ -139,8 +142,31 @@ pub(super) struct Marks {
 }
 
 impl Marks {
+    /// Whether any of these heads is of another epoch than the one before.
+    pub(super) fn are_news(&self, heads: &[SeenHead]) -> bool {
+        let mut heads = heads.iter();
+        heads.any(|(partition, _, lineage)| lineage.is_some() && self.epoch(*partition).is_some())
+    }
+
+    /// Notes a look: checkpoints, and then heads, read at or after `at`. Whether there may be anything new.
+    ///
+    /// Where a log goes on in another epoch the checkpoints may have been read on the server before, whose tables may be
+    /// further: they count for nothing.
+    pub(super) fn note(&mut self, at: Instant, checkpoints: LiveMarks, heads: Vec<SeenHead>) -> bool {
+        let checkpoints = match self.are_news(&heads) {
+            true => LiveMarks::new(),
+            false => checkpoints,
+        };
+        // Whoever waits for what the log does not have is told by any look at it.
+        let changed = self.note_checkpoints(at, checkpoints) || !heads.is_empty();
+        for (partition, head, lineage) in heads {
+            self.note_head(at, partition, head, lineage);
+        }
+        changed
+    }
+
     /// Notes the checkpoints of the live tables, read at or after `at`. Whether any of them changed.
-    pub(super) fn note_checkpoints(&mut self, at: Instant, marks: LiveMarks) -> bool {
+    fn note_checkpoints(&mut self, at: Instant, marks: LiveMarks) -> bool {
         self.checked_at = Some(at);
         let changed = self.marks != marks;
         self.marks = marks;
@@ -149,7 +175,7 @@ impl Marks {
 
     /// Notes the head of a partition, read at or after `at`, and the lineage where the generation is another than before.
     /// What is known about heads starts over then.
-    pub(super) fn note_head(&mut self, at: Instant, partition: i32, head: LogHead, lineage: Option<Lineage>) {
+    fn note_head(&mut self, at: Instant, partition: i32, head: LogHead, lineage: Option<Lineage>) {
         let seen = Observation {
             at,
             position: head.position,
@@ -439,6 +465,34 @@ mod tests {
             assert_eq!(marks.position(MODEL, 0), position);
             assert_eq!(marks.has(0, LOG, 7), Some(position == 7));
         }
+    }
+
+    #[test]
+    fn checkpoints_that_were_read_before_another_epoch_was_found_count_for_nothing() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 95);
+        applied(&mut marks, start, 85);
+        // The session ended between the two reads, and the next one led to another server: its tables may stand before 85.
+        let checkpoints = marks.marks.clone();
+        let epochs = [(1, LOG, 1), (2, RESTORED, 91)].map(|(number, generation, from_position)| Epoch {
+            number,
+            generation,
+            from_position,
+        });
+        let head = LogHead {
+            epoch: 2,
+            generation: RESTORED,
+            position: 90,
+            recorded_at: None,
+            event_id: None,
+            is_standby: false,
+        };
+        let lineage = Some(Lineage::from_iter(epochs));
+        assert!(marks.note(start + QUARTER, checkpoints.clone(), vec![(0, head, lineage)]));
+        let token = token(1, LOG, 84);
+        assert_eq!(marks.reached(Some(MODEL), &token, start), Reached::NotYet);
+        marks.note(start + QUARTER, checkpoints, Vec::new());
+        assert_eq!(marks.reached(Some(MODEL), &token, start), Reached::Yes);
     }
 
     fn token(epoch: i32, generation: Uuid, position: u64) -> ConsistencyToken {
