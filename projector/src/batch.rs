@@ -57,19 +57,21 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Decodes events that were just read; `None` when there are none.
+    /// Decodes events that were just read, and lets go of each as soon as it is; `None` when there are none.
     pub fn decode(
         log_generation: Uuid,
-        recorded: &[RecordedEvent],
+        recorded: Vec<RecordedEvent>,
         source: Source,
         delivered_at: Instant,
     ) -> Option<Self> {
-        let decoded = recorded.iter().map(|event| Decoded::new(event, source));
-        let events: Vec<_> = decoded.collect();
+        let bytes = recorded.iter().map(RecordedEvent::size_bytes).sum();
+        let decoded = recorded.into_iter().map(|event| Decoded::new(&event, source));
+        let mut events = Vec::with_capacity(decoded.len());
+        events.extend(decoded);
         (!events.is_empty()).then_some(Self {
             log_generation,
             events,
-            bytes: recorded.iter().map(RecordedEvent::size_bytes).sum(),
+            bytes,
             delivered_at,
         })
     }

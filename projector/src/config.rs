@@ -28,7 +28,7 @@ pub struct Config {
     pub database_connections: u32,
 
     /// About how much memory events may take on their way into the read models, in MiB: one budget for all partitions and
-    /// rebuilds of this process. More partitions get smaller shares of it, and work in smaller batches; each has 6 MiB at least.
+    /// rebuilds of this process. More partitions get smaller shares of it, and work in smaller batches; each has 9 MiB at least.
     #[arg(long, env = "DAYBOOK_MEMORY_MIB", value_name = "MIB", default_value_t = 512)]
     pub memory_mib: u32,
 }

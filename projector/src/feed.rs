@@ -116,6 +116,15 @@ impl Feed {
         }
     }
 
+    /// Waits until a worker has a place in the feed.
+    pub(crate) async fn wanted(&self) {
+        let mut wanted = self.0.is_wanted.subscribe();
+        if wanted.wait_for(|is_wanted| *is_wanted).await.is_err() {
+            // The sender lives as long as `self`.
+            std::future::pending().await
+        }
+    }
+
     /// Reads a partition into the window while a worker wants it, until it is told to stop. The bus's reader falls back to
     /// the log by itself.
     pub async fn run(
@@ -124,12 +133,7 @@ impl Feed {
         partition: i32,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        let mut wanted = self.0.is_wanted.subscribe();
-        loop {
-            let is_wanted = wanted.wait_for(|is_wanted| *is_wanted);
-            if shutdown.run_until_cancelled(is_wanted).await.is_none() {
-                return Ok(());
-            }
+        while shutdown.run_until_cancelled(self.wanted()).await.is_some() {
             // Before the window begins anew: what is distrusted after that ends this reader.
             let mut distrusted = self.0.distrusted.subscribe();
             let distrusted_up_to = *distrusted.borrow_and_update();
@@ -163,6 +167,7 @@ impl Feed {
                     .await;
             }
         }
+        Ok(())
     }
 
     /// Reads until told to stop, until no worker wants it, until the reader fails, or until a worker finds that the log does
@@ -189,8 +194,7 @@ impl Feed {
                 // All workers left, though another one may have come since.
                 return None;
             }
-            if let Some(batch) = Batch::decode(read.generation, &read.events, read.source, read.delivered_at)
-            {
+            if let Some(batch) = Batch::decode(read.generation, read.events, read.source, read.delivered_at) {
                 shutdown.run_until_cancelled(self.push(Arc::new(batch))).await?;
             }
         }
@@ -299,7 +303,7 @@ impl Window {
         true
     }
 
-    fn after(&self, position: u64, events_max: usize) -> Taken {
+    fn after(&self, position: u64, events_max: usize, bytes_max: usize) -> Taken {
         if position > self.end && self.is_fed {
             // It read ahead, alone; the feed is about to come past.
             return Taken::CaughtUp;
@@ -308,13 +312,14 @@ impl Window {
             return Taken::Elsewhere;
         }
         let first = self.batches.partition_point(|batch| batch.last() <= position);
-        let mut events = 0;
+        let (mut events, mut bytes) = (0, 0);
         let batches: Vec<_> = self
             .batches
             .range(first..)
             .take_while(|batch| {
-                let fits = events < events_max;
+                let fits = events == 0 || (events < events_max && bytes + batch.bytes <= bytes_max);
                 events += batch.events.len();
+                bytes += batch.bytes;
                 fits
             })
             .cloned()
@@ -336,13 +341,14 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Takes the batches after `position`, which the worker has reached: whole ones, up to about `events_max` events.
-    pub fn take(&mut self, position: u64, events_max: usize) -> Taken {
+    /// Takes what there is after `position`, which the worker has reached: whole batches, up to about `events_max` events, and of
+    /// `bytes_max` bytes, but one at least. The window may drop them while the worker has them in its hands.
+    pub fn take(&mut self, position: u64, events_max: usize, bytes_max: usize) -> Taken {
         self.changes.mark_unchanged();
         let mut window = self.shared.window();
         window.workers.insert(self.worker, position);
         self.shared.want(&window);
-        let taken = window.after(position, events_max);
+        let taken = window.after(position, events_max, bytes_max);
         drop(window);
         self.shared.moved.notify_waiters();
         taken

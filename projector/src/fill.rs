@@ -2,7 +2,6 @@
 //!
 //! One task reads ahead from Postgres, threads for blocking work decode, and the caller's task folds and stores.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daybook_event_bus::consume::Source;
@@ -13,14 +12,14 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::batch::{Batch, Decoded};
+use crate::batch_size::BatchSize;
 use crate::memory::{CHUNKS_OF_REBUILD, Memory};
 use crate::runner::{ApplyError, Runner};
 
 /// How many events are read at most, and applied in one transaction.
-const CHUNK_EVENTS: u32 = 10_000;
+pub(crate) const CHUNK_EVENTS: u32 = 10_000;
 
 /// How many chunks may wait to be applied, beside the one that is read and the one that is applied.
 const CHUNKS_AHEAD_MAX: usize = CHUNKS_OF_REBUILD - 2;
@@ -42,17 +41,27 @@ pub enum FillError {
 /// A chunk that is being decoded, or why it could not be read.
 type Chunk = Result<JoinHandle<Option<Batch>>, ReadError>;
 
+/// What the log is read from, and how much of it at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Filling<'a> {
+    /// The log.
+    pub(crate) store: &'a EventStore,
+    /// How much memory what takes.
+    pub(crate) memory: Memory,
+    /// How many events are applied in one transaction.
+    pub(crate) batch_size: &'a BatchSize,
+}
+
 /// Applies everything that the log has; `applied` is told of every batch. Stops between two batches when told to.
 /// Returns the number of events.
 pub(crate) async fn fill<M: ReadModel>(
     runner: &mut Runner<M>,
-    store: &EventStore,
-    memory: Memory,
+    filling: Filling<'_>,
     shutdown: &CancellationToken,
     applied: impl Fn(u64),
 ) -> Result<u64, FillError> {
     let start = runner.lease().position;
-    let mut chunks = read_ahead(store.clone(), memory, runner);
+    let mut chunks = read_ahead(filling, runner);
     while !shutdown.is_cancelled()
         && let Some(chunk) = chunks.recv().await
     {
@@ -60,7 +69,7 @@ pub(crate) async fn fill<M: ReadModel>(
             .await
             .expect("decoding does not panic, and is never aborted");
         let Some(batch) = decoded else { break };
-        apply_all(runner, &batch, &applied).await?;
+        apply_all(runner, &batch, filling.batch_size, &applied).await?;
     }
     Ok(runner.lease().position - start)
 }
@@ -68,12 +77,23 @@ pub(crate) async fn fill<M: ReadModel>(
 async fn apply_all<M: ReadModel>(
     runner: &mut Runner<M>,
     batch: &Batch,
+    batch_size: &BatchSize,
     applied: &impl Fn(u64),
 ) -> Result<(), ApplyError> {
-    let mut events: Vec<&Decoded> = batch.events.iter().collect();
-    while !events.is_empty() {
-        let count = within(APPLY_TIMEOUT, runner.apply(&events)).await?;
-        events.drain(..count);
+    let events: Vec<&Decoded> = batch.events.iter().collect();
+    let mut rest = events.as_slice();
+    while !rest.is_empty() {
+        let (next, began) = (&rest[..rest.len().min(batch_size.events())], Instant::now());
+        let count = within(APPLY_TIMEOUT, runner.apply(next))
+            .await
+            .inspect_err(|error| {
+                // Too slow, or too large for a statement: the same would happen again.
+                if matches!(error, ApplyError::Database(_)) {
+                    batch_size.took_too_long(next.len());
+                }
+            })?;
+        batch_size.took(began.elapsed());
+        rest = &rest[count..];
         applied(count as u64);
     }
     Ok(())
@@ -81,20 +101,21 @@ async fn apply_all<M: ReadModel>(
 
 /// Reads from the runner's position to the head of the log, as it was before the last read: whoever waited for a read that
 /// gives nothing would never be done while others append. Ends when nobody receives any more.
-fn read_ahead<M: ReadModel>(store: EventStore, memory: Memory, runner: &Runner<M>) -> mpsc::Receiver<Chunk> {
+fn read_ahead<M: ReadModel>(filling: Filling<'_>, runner: &Runner<M>) -> mpsc::Receiver<Chunk> {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD_MAX);
+    let (store, memory) = (filling.store.clone(), filling.memory);
     let lease = runner.lease();
     let (partition, log_generation, mut position) =
         (lease.key.partition, lease.epoch.generation, lease.position);
     tokio::spawn(async move {
         loop {
             let (head, recorded) = match read_chunk(&store, memory, partition, position).await {
-                Ok((head, recorded)) => (head, Arc::new(recorded)),
+                Ok(read) => read,
                 Err(error) => break drop(sender.send(Err(error)).await),
             };
             let Some(last) = recorded.last() else { break };
             position = last.position;
-            let decode = move || Batch::decode(log_generation, &recorded, Source::Log, Instant::now());
+            let decode = move || Batch::decode(log_generation, recorded, Source::Log, Instant::now());
             let decoding = tokio::task::spawn_blocking(decode);
             if sender.send(Ok(decoding)).await.is_err() || position >= head {
                 break;
@@ -121,20 +142,19 @@ async fn read_chunk(
 /// Applies the log up to `position` and no further than the chunk that holds it; for the last few events.
 pub(crate) async fn fill_up_to<M: ReadModel>(
     runner: &mut Runner<M>,
-    store: &EventStore,
+    filling: Filling<'_>,
     position: u64,
     applied: impl Fn(u64),
 ) -> Result<(), FillError> {
     while runner.lease().position < position {
         let lease = runner.lease();
-        let log_generation: Uuid = lease.epoch.generation;
-        let recorded = store
-            .read_log(lease.key.partition, lease.position, CHUNK_EVENTS)
-            .await?;
-        let Some(batch) = Batch::decode(log_generation, &recorded, Source::Log, Instant::now()) else {
+        let log_generation = lease.epoch.generation;
+        let (_head, recorded) =
+            read_chunk(filling.store, filling.memory, lease.key.partition, lease.position).await?;
+        let Some(batch) = Batch::decode(log_generation, recorded, Source::Log, Instant::now()) else {
             break;
         };
-        apply_all(runner, &batch, &applied).await?;
+        apply_all(runner, &batch, filling.batch_size, &applied).await?;
     }
     Ok(())
 }

@@ -8,10 +8,17 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use daybook_read_model::{Categories, DecodeError, Event, FoldError, ReadModel};
+use daybook_read_model::{Categories, DecodeError, Event, FoldError, Loaded, ReadModel};
 use thiserror::Error;
 
 use crate::batch::Decoded;
+
+/// What part of the memory of all rows those may take that a batch loads, and those that it touches: while they are stored they
+/// are there as rows, encoded, as a statement's parameters, and on their way to the server.
+const PART_OF_BATCH: usize = 8;
+
+/// What part those may take that are kept.
+const PART_KEPT: usize = 2;
 
 /// An event that a projection cannot take.
 #[derive(Debug, Error)]
@@ -43,9 +50,22 @@ pub enum Reason {
 pub(crate) struct Rows<M: ReadModel> {
     touched: HashMap<M::Key, Touched<M::Row>>,
     kept: HashMap<M::Key, M::Row>,
-    kept_max: usize,
+    kept_bytes: usize,
+    /// How many bytes all of them may take, and what is made of them while they are stored.
+    bytes_max: usize,
     /// Whether `kept` has every row of the table, so that a row that is not in it does not exist.
     is_whole: bool,
+}
+
+/// What has to be loaded before events can be folded.
+#[derive(Debug)]
+pub(crate) struct Missing<K> {
+    /// The keys of the rows, in the order in which the events need them.
+    pub(crate) keys: Vec<K>,
+    /// For each key the number of events that can be folded without its row.
+    pub(crate) events_before: Vec<usize>,
+    /// The number of events that can be folded with all of them. More would touch too much that is kept.
+    pub(crate) events: usize,
 }
 
 /// A row in the course of a batch; `None` where there is none.
@@ -89,47 +109,63 @@ impl<M: ReadModel> Changes<'_, M> {
 }
 
 impl<M: ReadModel> Rows<M> {
-    /// Keeps up to `kept_max` rows. `is_whole` says that the table is empty so far.
-    pub(crate) fn new(kept_max: usize, is_whole: bool) -> Self {
+    /// Takes about so many bytes, with what is made of rows while they are stored. `is_whole` says that the table is empty so far.
+    pub(crate) fn new(bytes_max: usize, is_whole: bool) -> Self {
         Self {
             touched: HashMap::new(),
             kept: HashMap::new(),
-            kept_max,
+            kept_bytes: 0,
+            bytes_max,
             is_whole,
         }
     }
 
-    /// The keys whose rows have to be loaded before these events can be folded.
-    pub(crate) fn missing(&self, events: &[&Decoded]) -> Vec<M::Key> {
-        if self.is_whole {
-            return Vec::new();
+    /// How many bytes of rows a batch may load, and touch.
+    pub(crate) fn batch_bytes_max(&self) -> usize {
+        self.bytes_max / PART_OF_BATCH
+    }
+
+    /// What has to be loaded before these events can be folded, and how many of them can be folded at once. Rows that are opened
+    /// are about as large as the events that open them, and those are bounded.
+    pub(crate) fn missing(&self, events: &[&Decoded]) -> Missing<M::Key> {
+        let mut missing = Missing {
+            keys: Vec::new(),
+            events_before: Vec::new(),
+            events: events.len(),
+        };
+        if self.is_whole && self.kept_bytes <= self.batch_bytes_max() {
+            return missing;
         }
-        let mut known = HashSet::new();
-        let mut missing = HashSet::new();
-        let concerning = events.iter().filter(|decoded| decoded.concerns::<M>());
-        for event in concerning.map(|decoded| &decoded.event) {
-            let is_first = M::opens(event);
-            for key in M::keys(event) {
-                if is_first {
-                    known.insert(key);
-                } else if !known.contains(&key) && !self.has(&key) {
-                    missing.insert(key);
+        let (mut seen, mut bytes) = (HashSet::new(), 0);
+        for (number, decoded) in events.iter().enumerate() {
+            if !decoded.concerns::<M>() {
+                continue;
+            }
+            if bytes >= self.batch_bytes_max() && number > 0 {
+                missing.events = number;
+                break;
+            }
+            let is_first = M::opens(&decoded.event);
+            for key in M::keys(&decoded.event) {
+                if seen.contains(&key) {
+                    continue;
                 }
+                if let Some(row) = self.kept.get(&key) {
+                    bytes += M::size_bytes(row);
+                } else if !is_first && !self.is_whole {
+                    missing.keys.push(key.clone());
+                    missing.events_before.push(number);
+                }
+                seen.insert(key);
             }
         }
-        missing.into_iter().collect()
+        missing
     }
 
-    fn has(&self, key: &M::Key) -> bool {
-        self.touched.contains_key(key) || self.kept.contains_key(key)
-    }
-
-    /// Takes what was loaded for the keys that were missing.
-    pub(crate) fn put_loaded(&mut self, missing: Vec<M::Key>, mut loaded: HashMap<M::Key, M::Row>) {
-        let found = missing.into_iter().map(|key| {
-            let row = loaded.remove(&key);
-            (key, Touched::before(row))
-        });
+    /// Takes what was loaded for keys that were missing.
+    pub(crate) fn put_loaded(&mut self, missing: &[M::Key], mut loaded: Loaded<M::Key, M::Row>) {
+        let looked_up = missing.iter().take(loaded.keys);
+        let found = looked_up.map(|key| (key.clone(), Touched::before(loaded.rows.remove(key))));
         self.touched.extend(found);
     }
 
@@ -154,6 +190,7 @@ impl<M: ReadModel> Rows<M> {
                 Entry::Occupied(entry) => entry,
                 Entry::Vacant(entry) => {
                     let row = self.kept.remove(entry.key());
+                    self.kept_bytes -= row.as_ref().map_or(0, M::size_bytes);
                     entry.insert_entry(Touched::before(row))
                 }
             };
@@ -192,14 +229,14 @@ impl<M: ReadModel> Rows<M> {
 
     /// The batch is committed: its rows are kept for the next one.
     pub(crate) fn keep(&mut self) {
-        let rows = self
-            .touched
-            .drain()
-            .filter_map(|(key, touched)| Some((key, touched.row?)));
-        self.kept.extend(rows.filter(|_| M::ROWS_CHANGE));
-        if self.kept.len() > self.kept_max {
-            self.kept.clear();
-            self.is_whole = false;
+        for (key, touched) in self.touched.drain() {
+            if let Some(row) = touched.row.filter(|_| M::ROWS_CHANGE) {
+                self.kept_bytes += M::size_bytes(&row);
+                self.kept.insert(key, row);
+            }
+        }
+        if self.kept_bytes > self.bytes_max / PART_KEPT {
+            self.forget();
         }
     }
 
@@ -207,6 +244,80 @@ impl<M: ReadModel> Rows<M> {
     pub(crate) fn forget(&mut self) {
         self.touched.clear();
         self.kept.clear();
+        self.kept_bytes = 0;
         self.is_whole = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daybook_event_bus::consume::Source;
+    use daybook_event_store::RecordedEvent;
+    use daybook_read_model::OrderDetails;
+    use serde_json::json;
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const MIB: usize = 1_024 * 1_024;
+
+    /// An order of many lines is placed.
+    fn placed(position: u64) -> Decoded {
+        let line =
+            |number| json!({"line_number": number, "sku": "PEN", "quantity": 1, "unit_price_minor": 1});
+        let lines: Vec<_> = (1..=500).map(line).collect();
+        let payload = json!({
+            "order_id": "ord_01h455vb4pex5vsknk084sn02q", "customer_id": "c1", "currency": "EUR", "lines": lines,
+            "total_minor": 500, "item_count": 500,
+        });
+        let recorded = RecordedEvent {
+            partition: 0,
+            position,
+            tenant_id: Uuid::nil(),
+            category: "order".to_owned(),
+            stream_id: format!("order {position}"),
+            stream_version: 1,
+            event_id: Uuid::nil(),
+            event_type: "order.placed".to_owned(),
+            schema_version: 2,
+            payload: payload.to_string(),
+            metadata: "{}".into(),
+            recorded_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        Decoded::new(&recorded, Source::Log)
+    }
+
+    #[test]
+    fn rows_are_kept_within_their_part_of_memory_however_large_each_is() {
+        let mut rows = Rows::<OrderDetails>::new(MIB, true);
+        let mut kept_max = 0;
+        for position in 1..=100 {
+            rows.fold(&[&placed(position)]).expect("an order");
+            rows.keep();
+            let bytes: usize = rows.kept.values().map(OrderDetails::size_bytes).sum();
+            assert_eq!(bytes, rows.kept_bytes);
+            kept_max = kept_max.max(bytes);
+        }
+        assert!((MIB / 4..=MIB / 2).contains(&kept_max), "{kept_max}");
+    }
+
+    #[test]
+    fn a_batch_takes_no_more_of_the_rows_that_are_kept_than_can_be_stored_at_once() {
+        let mut rows = Rows::<OrderDetails>::new(8 * MIB, true);
+        let events: Vec<_> = (1..=40).map(placed).collect();
+        let events: Vec<_> = events.iter().collect();
+        assert_eq!(
+            rows.missing(&events).events,
+            40,
+            "what is opened is bounded by its event"
+        );
+        rows.fold(&events).expect("orders");
+        rows.keep();
+        let again = rows.missing(&events);
+        assert!(
+            again.keys.is_empty() && (10..20).contains(&again.events),
+            "{again:?}"
+        );
     }
 }

@@ -7,8 +7,8 @@
 //! | [`runner`] | one batch into one generation of tables: load, fold, store, advance |
 //! | `fold` | the rows of a batch in memory |
 //! | [`feed`] | the newest events of a partition, read and decoded once for all workers |
-//! | [`batch`] | consecutive events, decoded |
-//! | `epoch` | leaving a server whose log was superseded |
+//! | [`batch`], `batch_size` | consecutive events, decoded, and how many are applied at a time |
+//! | [`epoch`] | leaving a server whose log was superseded |
 //! | [`rebuild`], `fill` | new tables beside the live ones, filled from the log and swapped in |
 //! | [`checkpoint`] | how far a generation of tables is, and who may take it further: leases and fencing |
 //! | [`replica`], `sharing` | this process among the replicas: who lives, and who works on what |
@@ -22,10 +22,11 @@
 
 mod backoff;
 pub mod batch;
+mod batch_size;
 pub mod checkpoint;
 mod config;
 pub mod database;
-mod epoch;
+pub mod epoch;
 pub mod feed;
 mod fill;
 mod fold;
@@ -152,11 +153,11 @@ fn start_projections(context: &Context, partitions: &[i32], start: &mut Start) {
                 projection.work(context.clone(), partition, &feed, shutdown.clone()),
             );
         }
-        tasks.spawn("feed", feed.run(context.clone(), partition, shutdown.clone()));
         tasks.spawn(
             "epoch",
-            epoch::watch(context.clone(), partition, shutdown.clone()),
+            epoch::watch(context.clone(), partition, feed.clone(), shutdown.clone()),
         );
+        tasks.spawn("feed", feed.run(context.clone(), partition, shutdown.clone()));
     }
     for projection in projections::ALL {
         tasks.spawn("rebuilder", projection.rebuild(context.clone(), shutdown.clone()));

@@ -32,6 +32,12 @@ struct Labels {
     partition: i32,
 }
 
+/// Which partition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartitionLabels {
+    partition: i32,
+}
+
 /// All of it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -47,6 +53,7 @@ pub struct Metrics {
     lag_seconds: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     failed: Family<Labels, Gauge>,
     rebuilding: Family<Labels, Gauge>,
+    superseded: Family<PartitionLabels, Gauge>,
 }
 
 impl Metrics {
@@ -106,6 +113,11 @@ impl Metrics {
                 "1 when new tables are being filled",
                 Family::default(),
             ),
+            superseded: registry.register(
+                "projection_log_superseded",
+                "1 while the stream carries a later epoch than the log that this process reads",
+                Family::default(),
+            ),
         }
     }
 
@@ -126,6 +138,13 @@ impl Metrics {
     /// Counter of a rebuild.
     pub(crate) fn of_rebuild(&self, projection: &str, partition: i32) -> Counter {
         self.rebuilt.get_or_create_owned(&labels(projection, partition))
+    }
+
+    /// Notes whether the stream carries a later epoch than the log.
+    pub(crate) fn superseded(&self, partition: i32, is_superseded: bool) {
+        self.superseded
+            .get_or_create(&PartitionLabels { partition })
+            .set(i64::from(is_superseded));
     }
 
     /// Reads the positions every second, for all projections whoever works on them, until told to stop.

@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backoff::pause;
+use crate::batch_size::BatchSize;
 use crate::checkpoint::{self, Claim, Key, LEASE_CHECK_INTERVAL, Lease};
-use crate::fill::{self, FillError};
+use crate::fill::{self, CHUNK_EVENTS, FillError, Filling};
 use crate::fold::Poison;
 use crate::registry::{self, Running};
 use crate::replica::{returned, with_same_duties};
@@ -83,6 +84,8 @@ pub enum Step {
 pub struct Rebuilder<M: ReadModel> {
     context: Context,
     shutdown: CancellationToken,
+    /// It outlives a rebuild that is resumed.
+    batch_size: BatchSize,
     of: std::marker::PhantomData<fn() -> M>,
 }
 
@@ -104,6 +107,7 @@ impl<M: ReadModel> Rebuilder<M> {
         Self {
             context,
             shutdown,
+            batch_size: BatchSize::up_to(CHUNK_EVENTS as usize),
             of: std::marker::PhantomData,
         }
     }
@@ -225,7 +229,7 @@ impl<M: ReadModel> Rebuilder<M> {
         let connecting = self.context.connector.connect(&purpose);
         let connection = answered("connect to the database", CONNECT_TIMEOUT, connecting).await?;
         Ok(Part {
-            runner: Runner::new(connection, lease, self.context.memory.rows_of_rebuild),
+            runner: Runner::new(connection, lease, self.context.memory.rebuilt_rows_bytes),
             applied: self.context.metrics.of_rebuild(M::NAME, partition),
         })
     }
@@ -307,12 +311,19 @@ impl<M: ReadModel> Rebuilder<M> {
         Ok(())
     }
 
+    fn filling(&self) -> Filling<'_> {
+        Filling {
+            store: &self.context.store,
+            memory: self.context.memory,
+            batch_size: &self.batch_size,
+        }
+    }
+
     /// One pass over the log in all partitions; returns how many events there were.
     async fn catch_up(&self, rebuild: &mut Rebuild<M>) -> Result<u64, RebuildError> {
         let passes = rebuild.partitions.iter_mut().map(async |part| {
             let applied = counting(&part.applied);
-            let Context { store, memory, .. } = &self.context;
-            fill::fill(&mut part.runner, store, *memory, &self.shutdown, applied).await
+            fill::fill(&mut part.runner, self.filling(), &self.shutdown, applied).await
         });
         // Not `try_join_all`: it would drop the others in the middle of their database work.
         let counts: Result<Vec<_>, _> = join_all(passes).await.into_iter().collect();
@@ -331,7 +342,7 @@ impl<M: ReadModel> Rebuilder<M> {
         for (partition, position) in answered(swapping, STATEMENT_TIMEOUT, live).await? {
             if let Some(part) = rebuild.part_mut(partition) {
                 let applied = counting(&part.applied);
-                fill::fill_up_to(&mut part.runner, &self.context.store, position, applied).await?;
+                fill::fill_up_to(&mut part.runner, self.filling(), position, applied).await?;
             }
         }
         let is_live = registry::go_live(&mut transaction, M::NAME, rebuild.tables);

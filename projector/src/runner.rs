@@ -53,14 +53,14 @@ pub struct Runner<M: ReadModel> {
 }
 
 impl<M: ReadModel> Runner<M> {
-    /// Works from where the lease stands, over a connection of its own. Keeps up to `rows_kept_max` rows in memory.
-    pub fn new(connection: PgConnection, lease: Lease, rows_kept_max: usize) -> Self {
+    /// Works from where the lease stands, over a connection of its own. Rows take up to `rows_bytes_max` bytes of memory.
+    pub fn new(connection: PgConnection, lease: Lease, rows_bytes_max: usize) -> Self {
         let is_empty = lease.position == 0;
         Self {
             connection,
             lease,
             check_at: Instant::now() + LEASE_CHECK_INTERVAL,
-            rows: Rows::new(rows_kept_max, is_empty),
+            rows: Rows::new(rows_bytes_max, is_empty),
             trusts_new: true,
         }
     }
@@ -71,7 +71,7 @@ impl<M: ReadModel> Runner<M> {
     }
 
     /// Applies events that follow on the checkpoint, up to the first that came another way than those before it: each kind
-    /// is compared with the log in its own way. When one of them cannot be applied, those before it are, and the error comes
+    /// is compared with the log in its own way. And no more than have room for their rows. When one of them cannot be applied, those before it are, and the error comes
     /// with the next call, which begins at it. Returns how many were applied: at least one, unless there were none.
     pub async fn apply(&mut self, events: &[&Decoded]) -> Result<usize, ApplyError> {
         self.check_continues(events)?;
@@ -80,13 +80,13 @@ impl<M: ReadModel> Runner<M> {
         let mut events = runs.next().unwrap_or_default();
         while !events.is_empty() {
             match self.attempt(events).await {
-                Ok(()) => break,
+                Ok(count) => return Ok(count),
                 Err(ApplyError::Poison(poison)) => {
                     self.rows.forget();
                     if self.distrust_new(&poison) {
                         continue;
                     }
-                    let fine = self.fine_before(&poison, events.len());
+                    let fine = self.fine_before(&poison);
                     if fine == 0 {
                         return Err(poison.into());
                     }
@@ -95,7 +95,7 @@ impl<M: ReadModel> Runner<M> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(events.len())
+        Ok(0)
     }
 
     fn check_continues(&self, events: &[&Decoded]) -> Result<(), ApplyError> {
@@ -118,34 +118,46 @@ impl<M: ReadModel> Runner<M> {
 
     /// How many events come before the one that is poison. What the database refuses it refuses as a batch, so the
     /// culprit is looked for by halves.
-    fn fine_before(&self, poison: &Poison, attempted: usize) -> usize {
+    fn fine_before(&self, poison: &Poison) -> usize {
+        let attempted = usize::try_from(poison.position - self.lease.position).unwrap_or(0);
         match poison.reason {
             Reason::Store(_) => attempted / 2,
-            Reason::Decode(_) | Reason::Fold(_) => {
-                usize::try_from(poison.position - self.lease.position - 1).unwrap_or(0)
-            }
+            Reason::Decode(_) | Reason::Fold(_) => attempted.saturating_sub(1),
         }
     }
 
-    async fn attempt(&mut self, events: &[&Decoded]) -> Result<(), ApplyError> {
-        self.load(events).await?;
+    /// Applies as many of the events as have room for their rows, or none. Returns how many.
+    async fn attempt(&mut self, events: &[&Decoded]) -> Result<usize, ApplyError> {
+        let count = self.load(events).await?;
+        let events = &events[..count];
         self.rows.fold(events)?;
         let position = events.last().map_or(self.lease.position, |event| event.position);
         self.store(events, position).await?;
         self.lease.position = position;
         self.lease.failed = false;
         self.rows.keep();
-        Ok(())
+        Ok(count)
     }
 
-    async fn load(&mut self, events: &[&Decoded]) -> Result<(), sqlx::Error> {
+    /// Loads rows, and returns how many of the events can be folded with them: at least one.
+    async fn load(&mut self, events: &[&Decoded]) -> Result<usize, sqlx::Error> {
         let missing = self.rows.missing(events);
-        if missing.is_empty() {
-            return Ok(());
+        let (tables, bytes_max) = (self.lease.key.tables, self.rows.batch_bytes_max());
+        let mut looked_up = 0;
+        // What the first event needs is loaded whatever its size.
+        while missing
+            .events_before
+            .get(looked_up)
+            .is_some_and(|events| looked_up == 0 || *events == 0)
+        {
+            let keys = &missing.keys[looked_up..];
+            let loaded = M::load(&mut self.connection, tables, keys, bytes_max).await?;
+            let count = loaded.keys;
+            self.rows.put_loaded(keys, loaded);
+            looked_up += count;
         }
-        let loaded = M::load(&mut self.connection, self.lease.key.tables, &missing).await?;
-        self.rows.put_loaded(missing, loaded);
-        Ok(())
+        let events_before = missing.events_before.get(looked_up).copied();
+        Ok(events_before.unwrap_or(missing.events))
     }
 
     /// Everything that a batch changes, in one transaction: of one statement, where one does it.

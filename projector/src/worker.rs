@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use crate::backoff::pause;
 use crate::batch::{Batch, Decoded};
+use crate::batch_size::BatchSize;
 use crate::checkpoint::{self, Claim, LEASE_CHECK_INTERVAL, Lease};
 use crate::database::Connector;
 use crate::feed::{Feed, Subscription, Taken};
@@ -38,9 +39,6 @@ use crate::trace::EventSpans;
 
 /// How many events are applied in one transaction, about. Batches are as large as what has come in meanwhile.
 const BATCH_EVENTS_MAX: usize = 2_000;
-
-/// A step that is done in so short a time may be followed by one with twice as many events.
-const STEP_QUICK: Duration = Duration::from_secs(2);
 
 /// How often a lease is tried for that this replica should have.
 pub(crate) const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,23 +54,6 @@ const ATTEMPTS_MAX: u32 = 3;
 
 /// The requester recorded for rebuilds that nobody asked for.
 const OURSELVES: &str = "projector";
-
-/// How many events are applied at a time: half as many after a step that took too long, so that a batch that is too much for
-/// its time is not tried again and again; more again when steps are quick.
-#[derive(Debug)]
-struct BatchSize(usize);
-
-impl BatchSize {
-    fn took_too_long(&mut self) {
-        self.0 = (self.0 / 2).max(1);
-    }
-
-    fn took(&mut self, time: Duration) {
-        if time < STEP_QUICK {
-            self.0 = (self.0 * 2).min(BATCH_EVENTS_MAX);
-        }
-    }
-}
 
 /// Why a step could not be done. The next one begins with a new connection and looks at the checkpoint again.
 #[derive(Debug, Error)]
@@ -167,6 +148,8 @@ pub struct Worker<M: ReadModel> {
     runner: Option<Runner<M>>,
     retry: Option<Retry>,
     batch_size: BatchSize,
+    /// How many events were last tried at a time.
+    tried: usize,
     /// Whether the next events come from the log, whatever the feed has.
     reads_log: bool,
 }
@@ -227,7 +210,8 @@ impl<M: ReadModel> Worker<M> {
             spare: None,
             runner: None,
             retry: None,
-            batch_size: BatchSize(BATCH_EVENTS_MAX),
+            batch_size: BatchSize::up_to(BATCH_EVENTS_MAX),
+            tried: BATCH_EVENTS_MAX,
             reads_log: false,
         }
     }
@@ -272,7 +256,7 @@ impl<M: ReadModel> Worker<M> {
             },
             () = returned => return Ok(Step::Progressed),
         }
-        self.batch_size.took_too_long();
+        self.batch_size.took_too_long(self.tried);
         Err(StepError::Silent)
     }
 
@@ -379,7 +363,7 @@ impl<M: ReadModel> Worker<M> {
                     "lease acquired"
                 );
                 self.retry.take_if(|retry| retry.tables != lease.key.tables);
-                self.runner = Some(Runner::new(connection, lease, self.context.memory.rows_kept));
+                self.runner = Some(Runner::new(connection, lease, self.context.memory.rows_bytes));
                 Ok(Step::Progressed)
             }
             Claim::BeyondFork => {
@@ -431,23 +415,24 @@ impl<M: ReadModel> Worker<M> {
 
     /// Events after the checkpoint: from the feed, or read alone by a worker that stands elsewhere.
     async fn next_delivery(&mut self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
-        let taken = self.feed.take(lease.position, self.batch_size.0);
+        let bytes_max = self.context.memory.read_bytes;
+        let taken = self
+            .feed
+            .take(lease.position, self.batch_size.events(), bytes_max);
         let reads_log = std::mem::take(&mut self.reads_log);
-        match taken {
-            Taken::Batches(batches) if !reads_log => Ok(Some(Delivery { batches })),
-            Taken::CaughtUp if !reads_log => Ok(None),
-            taken => {
-                let read = self.read_log(lease).await?;
-                if read.is_none() {
-                    let refuted = match taken {
-                        Taken::Batches(batches) => Some(Delivery { batches }.last()),
-                        Taken::CaughtUp | Taken::Elsewhere => self.retry.as_ref().map(|retry| retry.last),
-                    };
-                    refuted.into_iter().for_each(|last| self.distrust(last));
-                }
-                Ok(read)
-            }
+        let last_taken = match taken {
+            Taken::Batches(batches) if !reads_log => return Ok(Some(Delivery { batches })),
+            Taken::CaughtUp if !reads_log => return Ok(None),
+            // They are let go before others are read in their place.
+            Taken::Batches(batches) => Some(Delivery { batches }.last()),
+            Taken::CaughtUp | Taken::Elsewhere => None,
+        };
+        let read = self.read_log(lease).await?;
+        if read.is_none() {
+            let refuted = last_taken.or(self.retry.as_ref().map(|retry| retry.last));
+            refuted.into_iter().for_each(|last| self.distrust(last));
         }
+        Ok(read)
     }
 
     /// The bus gave what the log does not hold. Its events are read from the log, and were never poison.
@@ -464,7 +449,7 @@ impl<M: ReadModel> Worker<M> {
     }
 
     async fn read_log(&self, lease: &Lease) -> Result<Option<Delivery>, StepError> {
-        let limit = u32::try_from(self.batch_size.0).expect("the size of a batch fits 32 bits");
+        let limit = u32::try_from(self.batch_size.events()).expect("the size of a batch fits 32 bits");
         let recorded = self
             .context
             .store
@@ -476,14 +461,15 @@ impl<M: ReadModel> Worker<M> {
             )
             .await?;
         // What was read belongs to the lease's log, or the advance fails: it looks at the log's generation itself.
-        let batch = Batch::decode(lease.epoch.generation, &recorded, Source::Log, Instant::now());
+        let batch = Batch::decode(lease.epoch.generation, recorded, Source::Log, Instant::now());
         Ok(batch.map(|batch| Delivery {
             batches: vec![Arc::new(batch)],
         }))
     }
 
     async fn apply(&mut self, runner: &mut Runner<M>, delivery: &Delivery) -> Result<(), ApplyError> {
-        let events = delivery.events_after(runner.lease().position, self.batch_size.0);
+        let events = delivery.events_after(runner.lease().position, self.batch_size.events());
+        self.tried = events.len();
         let began = Instant::now();
         let spans = EventSpans::begin(M::NAME, &events);
         let applied = runner.apply(&events).await?;
@@ -600,25 +586,5 @@ impl<M: ReadModel> Worker<M> {
         {
             tracing::warn!(projection.name = M::NAME, error = %error, "a lease was not released");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_shrink_to_one_event_while_steps_take_too_long_and_grow_again_while_they_are_quick() {
-        let mut size = BatchSize(BATCH_EVENTS_MAX);
-        size.took_too_long();
-        assert_eq!(size.0, BATCH_EVENTS_MAX / 2);
-        (0..20).for_each(|_| size.took_too_long());
-        assert_eq!(size.0, 1);
-        size.took(STEP_TIMEOUT - Duration::from_secs(1));
-        assert_eq!(size.0, 1, "twice as many would take too long");
-        size.took(Duration::from_millis(3));
-        assert_eq!(size.0, 2);
-        (0..20).for_each(|_| size.took(Duration::from_millis(3)));
-        assert_eq!(size.0, BATCH_EVENTS_MAX);
     }
 }

@@ -11,18 +11,20 @@
 //!   of an epoch that was not seen yet is waited for, because the command service may have found it first.
 //! - What is read here holds for every connection of this process: when the log goes on in another epoch, which may be on
 //!   another server, those that were made before are made anew. Where signals name a later epoch than the log has, the log was
-//!   superseded: the service is not ready, says how late its answers are, and connects anew until it finds that epoch.
+//!   superseded: the service is not ready, says how late its answers are, and tries new connections until they lead to another
+//!   log; then all are made anew. Signals can be forged: after a while without such a log it is ready again, and says no less.
 
 mod demand;
 mod marks;
 mod tokens;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use daybook_event_bus::signal::Applied;
-use daybook_event_store::{EventStore, Lineage, LogHead};
+use daybook_event_store::{EventStore, SeenEpoch};
 use daybook_postgres::LOOKUP_TIMEOUT;
 use daybook_read_model::checkpoint::{self, LiveCheckpoint};
 use daybook_service::ApiError;
@@ -35,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::demand::Demand;
 pub(crate) use self::marks::Progress;
-use self::marks::{LiveMarks, Mark, Marks, Reached};
+use self::marks::{LiveMarks, Mark, Marks, Reached, SeenHead};
 pub(crate) use self::tokens::{Staleness, Tokens};
 use crate::database::{self, ReadFailure};
 
@@ -50,9 +52,6 @@ const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// How many signals are drained at once.
 const SIGNALS_MAX: usize = 1_024;
-
-/// How often connections are made anew while the log is superseded.
-const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The log that is read is not the newest.
 #[derive(Clone, Copy, Debug, Error)]
@@ -111,8 +110,8 @@ impl Freshness {
     /// # Errors
     /// When it was superseded.
     pub(crate) fn check_epoch(&self) -> Result<(), Superseded> {
-        let superseded = self.marks.borrow().superseded(Instant::now());
-        superseded.map_or(Ok(()), |partition| Err(Superseded(partition)))
+        let unready = self.marks.borrow().unready(Instant::now());
+        unready.map_or(Ok(()), |partition| Err(Superseded(partition)))
     }
 
     /// What tells of everything that is found out from now on.
@@ -172,7 +171,8 @@ pub(crate) struct Watcher {
     pool: PgPool,
     store: EventStore,
     heads_due: Instant,
-    reconnect_due: Instant,
+    /// Where new connections lead, for the log of each partition that was superseded.
+    elsewhere: HashMap<i32, SeenEpoch>,
     is_failing: bool,
 }
 
@@ -190,7 +190,7 @@ pub(crate) async fn watch(pool: PgPool) -> Result<(Freshness, Watcher), ReadFail
         store: EventStore::new(pool.clone()),
         pool,
         heads_due: Instant::now(),
-        reconnect_due: Instant::now(),
+        elsewhere: HashMap::new(),
         is_failing: false,
     };
     watcher.look().await?;
@@ -218,7 +218,7 @@ impl Watcher {
             .is_some()
         {
             looked_at = Instant::now();
-            self.reconnect_if_superseded(looked_at);
+            self.leave_if_superseded(looked_at).await;
             let looked = self.look().await;
             self.log_change(looked);
         }
@@ -262,23 +262,43 @@ impl Watcher {
         })
     }
 
-    /// Has the connections made anew, while the log is superseded: perhaps the address leads to another server by now.
-    fn reconnect_if_superseded(&mut self, now: Instant) {
+    /// Has the connections made anew once the log was superseded and new ones lead to another: the address may lead to another
+    /// server by now. What is told of epochs does not make it try more often, for it can be invented.
+    async fn leave_if_superseded(&mut self, now: Instant) {
         let superseded = self.marks.borrow().superseded(now);
-        if let Some(partition) = superseded
-            && self.reconnect_due <= now
-        {
-            tracing::warn!(
-                partition,
-                "the log was superseded; all connections to the database are made anew"
-            );
-            daybook_postgres::reconnect();
-            self.reconnect_due = now + RECONNECT_INTERVAL;
-            self.heads_due = now;
+        for (partition, log) in superseded {
+            let seen = self.elsewhere.entry(partition).or_default().clone();
+            let Some(head) = seen.head_elsewhere(&self.store, partition, log).await else {
+                continue;
+            };
+            if head.epoch != log {
+                tracing::warn!(
+                    partition,
+                    "the log was superseded; all connections to the database are made anew"
+                );
+                daybook_postgres::reconnect();
+                self.heads_due = now;
+            } else if self
+                .marks
+                .send_if_modified(|known| known.note_unconfirmed(now, partition, log))
+            {
+                tracing::warn!(
+                    partition,
+                    epoch = log.number,
+                    "signals tell of a later epoch, and new connections lead to none: the service is ready all the same"
+                );
+            }
         }
     }
 
+    /// Looks, and again at once where the log was found to go on in another epoch.
     async fn look(&mut self) -> Result<(), ReadFailure> {
+        while self.look_once().await? {}
+        Ok(())
+    }
+
+    /// Whether a log goes on in another epoch than before.
+    async fn look_once(&mut self) -> Result<bool, ReadFailure> {
         let now = Instant::now();
         let live = database::read(&self.pool, LOOKUP_TIMEOUT, |connection| {
             Box::pin(checkpoint::live(connection))
@@ -291,27 +311,18 @@ impl Watcher {
             self.heads_due = now + POLL;
             self.heads(&marks).await?
         };
-        let was_known = |partition: &i32| self.marks.borrow().epoch(*partition).is_some();
-        if heads
-            .iter()
-            .any(|(partition, _, lineage)| lineage.is_some() && was_known(partition))
-        {
+        let is_news = self.marks.borrow().are_news(&heads);
+        if is_news {
             // Before anybody is promised what is in this epoch: another connection may lead to a server without it.
             daybook_postgres::reconnect();
+            self.heads_due = now;
         }
-        self.marks.send_if_modified(|known| {
-            // Whoever waits for what the log does not have is told by any look at it.
-            let changed = known.note_checkpoints(now, marks) || !heads.is_empty();
-            for (partition, head, lineage) in heads {
-                known.note_head(now, partition, head, lineage);
-            }
-            changed
-        });
-        Ok(())
+        self.marks.send_if_modified(|known| known.note(now, marks, heads));
+        Ok(is_news)
     }
 
     /// The heads of all partitions that have checkpoints, and the lineages of those that go on in another generation.
-    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<(i32, LogHead, Option<Lineage>)>, ReadFailure> {
+    async fn heads(&self, marks: &LiveMarks) -> Result<Vec<SeenHead>, ReadFailure> {
         let mut heads = Vec::with_capacity(marks.len());
         for &partition in marks.keys() {
             let head = self.store.head(partition).await?;

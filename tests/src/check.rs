@@ -208,7 +208,7 @@ pub async fn read_model<M: ReadModel>(superuser: &PgPool, events: &[Event]) -> a
     let tables = live_generation(superuser, M::NAME).await?;
     let keys: Vec<M::Key> = folded.keys().cloned().collect();
     let mut connection = superuser.acquire().await?;
-    let stored = M::load(&mut connection, tables, &keys).await?;
+    let stored = M::load(&mut connection, tables, &keys, usize::MAX).await?.rows;
     for (key, row) in &folded {
         ensure!(
             stored.get(key) == Some(row),

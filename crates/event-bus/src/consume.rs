@@ -23,7 +23,8 @@ use uuid::Uuid;
 use self::machine::{Answer, Input, Machine};
 use self::source::Consumer;
 use crate::bus::Bus;
-use crate::{finished, stream};
+use crate::finished;
+use crate::stream::{self, StreamError};
 
 /// How the reader works.
 #[derive(Debug, Clone)]
@@ -227,17 +228,17 @@ impl Reader {
     }
 }
 
-/// Whether the stream carries a later epoch than this one of the log: that log was superseded. `false` where the stream does
-/// not tell.
-pub async fn is_superseded(bus: &Bus, partition: i32, log: EpochId) -> bool {
-    match stream::find(bus, partition).await {
-        Ok(found) => found.is_some_and(|stream| stream.epoch > log && !stream.is_invented(log)),
-        Err(error) => {
-            if bus.is_connected() {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(partition, error, "cannot read the epoch of the stream");
-            }
-            false
-        }
-    }
+/// The stream does not tell its epoch.
+#[derive(Debug, Error)]
+#[error("cannot read the epoch of the stream")]
+pub struct EpochUnread(#[source] StreamError);
+
+/// The epoch that the stream carries, where it is later than this one of the log: that log was superseded.
+///
+/// # Errors
+/// When the stream does not tell.
+pub async fn superseding(bus: &Bus, partition: i32, log: EpochId) -> Result<Option<EpochId>, EpochUnread> {
+    let found = stream::find(bus, partition).await.map_err(EpochUnread)?;
+    let epoch = found.map(|stream| stream.epoch);
+    Ok(epoch.filter(|epoch| *epoch > log && !epoch.is_invented(log)))
 }

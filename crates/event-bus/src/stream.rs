@@ -24,9 +24,6 @@ const DEPLOYMENT_KEY: &str = "daybook-deployment";
 const EPOCH_KEY: &str = "daybook-epoch";
 const GENERATION_KEY: &str = "daybook-generation";
 
-/// How much later a stream's epoch may be than the log's. Beyond that somebody has invented it, to stop all commands.
-const EPOCHS_AHEAD_MAX: i32 = 1_000;
-
 /// JetStream's memory of message ids. Nothing here has one: the expected sequence refuses duplicates.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
@@ -125,11 +122,6 @@ impl StreamState {
             created: info.created,
             config: info.config.clone(),
         })
-    }
-
-    /// Whether nobody can have opened its epoch, as far as a log of this epoch knows.
-    pub(crate) fn is_invented(&self, log: EpochId) -> bool {
-        self.epoch.number > log.number + EPOCHS_AHEAD_MAX
     }
 }
 

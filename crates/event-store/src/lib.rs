@@ -10,6 +10,7 @@
 mod answers;
 mod append;
 mod appender;
+mod attempts;
 mod command;
 mod digest;
 mod event;

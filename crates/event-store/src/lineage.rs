@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{FromRow, PgConnection};
 use tokio::sync::watch;
@@ -12,10 +12,15 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::append::{Judgement, chains, events};
+use crate::attempts::Attempts;
 use crate::command::NewCommand;
+use crate::read::{EventStore, LogHead};
 
 /// Events that a process remembers to have seen recorded, the fewer the older they are.
 const WITNESSES_MAX: usize = 64;
+
+/// How much later another epoch may be than the log's. Beyond that somebody has invented it, to stop all commands.
+const EPOCHS_AHEAD_MAX: i32 = 1_000;
 
 /// How long a process that has just started waits for NATS before it appends.
 const FIRST_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -95,11 +100,21 @@ pub struct EpochId {
     pub generation: Uuid,
 }
 
+impl EpochId {
+    /// Whether nobody can have opened it, as far as a log of this epoch knows.
+    #[must_use]
+    pub fn is_invented(self, log: Self) -> bool {
+        self.number > log.number.saturating_add(EPOCHS_AHEAD_MAX)
+    }
+}
+
 /// The latest epoch that this process has met anywhere: a log with an earlier one was superseded. Cheap to clone; the
 /// publisher, who sees the bus, tells the appender.
 #[derive(Debug, Clone, Default)]
 pub struct SeenEpoch {
     latest: Arc<Mutex<EpochId>>,
+    /// Looks for the log of that epoch.
+    attempts: Arc<Mutex<Attempts>>,
     /// Whether the publisher has compared stream and log; nobody does where there is none.
     looked: Option<Arc<watch::Sender<bool>>>,
 }
@@ -110,8 +125,8 @@ impl SeenEpoch {
     #[must_use]
     pub fn with_publisher() -> Self {
         Self {
-            latest: Arc::default(),
             looked: Some(Arc::new(watch::Sender::new(false))),
+            ..Self::default()
         }
     }
 
@@ -134,6 +149,27 @@ impl SeenEpoch {
     pub fn note(&self, epoch: EpochId) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = epoch.max(*latest);
+    }
+
+    /// Where the log stands that new connections lead to, for a process whose own are of a log that is in this epoch and was
+    /// superseded: their address may lead to another server by now. Asked at once, and then less and less often; `None` when
+    /// it is not time to ask, and when there was no answer.
+    pub async fn head_elsewhere(&self, store: &EventStore, partition: i32, log: EpochId) -> Option<LogHead> {
+        let is_due = {
+            let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+            attempts.is_due(Instant::now(), log, self.latest())
+        };
+        if !is_due {
+            return None;
+        }
+        match store.head_anew(partition).await {
+            Ok(head) => Some(head),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(partition, error, "cannot see where new connections lead");
+                None
+            }
+        }
     }
 
     /// The latest so far; number 0 when none was met.

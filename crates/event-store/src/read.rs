@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use daybook_postgres::{LOOKUP_TIMEOUT, bounded, reconnect};
+use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, bounded, reconnect, within};
 use futures::TryStreamExt as _;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{FromRow as _, PgConnection, PgPool, Postgres, Row as _};
+use sqlx::{Connection as _, FromRow as _, PgConnection, PgPool, Postgres, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -50,6 +50,8 @@ pub struct LogHead {
     pub position: u64,
     /// When the newest event was recorded; `None` when there is none.
     pub recorded_at: Option<OffsetDateTime>,
+    /// The id of the newest event; `None` when there is none.
+    pub event_id: Option<Uuid>,
     /// Whether a standby was asked, which may be behind.
     pub is_standby: bool,
 }
@@ -98,7 +100,7 @@ pub(crate) const READ_TAIL: &str = "
 const READ_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
 pub(crate) const HEAD: &str = "
-    SELECT epoch, generation, head, recorded_at, is_standby FROM event_store.head($1)
+    SELECT epoch, generation, head, recorded_at, event_id, is_standby FROM event_store.head($1)
 ";
 
 pub(crate) const PARTITIONS: &str = "
@@ -281,6 +283,22 @@ impl EventStore {
             .map_err(ReadError::while_doing("read the head of the log"))
     }
 
+    /// As [`Self::head`], on a new connection: the address may lead to another server by now than it did.
+    pub async fn head_anew(&self, partition: i32) -> Result<LogHead, ReadError> {
+        let options = self.pool.connect_options();
+        let read = async {
+            let mut connection = PgConnection::connect_with(&options).await?;
+            let head = head(&mut connection, partition).await?;
+            connection.close().await?;
+            Ok::<_, sqlx::Error>(head)
+        };
+        within(CONNECT_TIMEOUT + LOOKUP_TIMEOUT, read)
+            .await
+            .map_err(ReadError::while_doing(
+                "read the head of the log on a new connection",
+            ))
+    }
+
     /// The epochs of a partition.
     pub async fn lineage(&self, partition: i32) -> Result<Lineage, ReadError> {
         let read = bounded(&self.pool, LOOKUP_TIMEOUT, move |connection| {
@@ -332,15 +350,18 @@ impl EventStore {
     /// # Errors
     /// [`NotAppendable::Superseded`] when one was.
     pub async fn check_epoch(&self, partition: i32, seen: &SeenEpoch) -> Result<(), NotAppendable> {
-        let (own, seen) = (self.head(partition).await?.epoch, seen.latest());
-        if own < seen {
-            reconnect();
-            return Err(NotAppendable::Superseded {
-                epoch: own.number,
-                seen: seen.number,
-            });
+        let (own, latest) = (self.head(partition).await?.epoch, seen.latest());
+        if own >= latest {
+            return Ok(());
         }
-        Ok(())
+        let elsewhere = seen.head_elsewhere(self, partition, own).await;
+        if elsewhere.is_some_and(|head| head.epoch != own) {
+            reconnect();
+        }
+        Err(NotAppendable::Superseded {
+            epoch: own.number,
+            seen: latest.number,
+        })
     }
 }
 
@@ -394,6 +415,7 @@ async fn head(connection: &mut PgConnection, partition: i32) -> Result<LogHead, 
         epoch: EpochId::from_row(&row)?,
         position: row.try_get::<i64, _>("head")?.cast_unsigned(),
         recorded_at: row.try_get("recorded_at")?,
+        event_id: row.try_get("event_id")?,
         is_standby: row.try_get("is_standby")?,
     })
 }

@@ -114,9 +114,18 @@ pub fn reconnect() {
 pub fn current_connections(options: PgPoolOptions) -> PgPoolOptions {
     options.before_acquire(|_, connection| {
         let reconnected_at = *RECONNECTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_current = reconnected_at.is_none_or(|at| connection.age < at.elapsed());
+        let is_current = reconnected_at.is_none_or(|at| is_made_since(connection.age, at.elapsed()));
         Box::pin(std::future::ready(Ok(is_current)))
     })
+}
+
+/// Whether a connection of this age leads where the address led when connections were last to be made anew, so long ago. One that
+/// was being made in that moment is counted from when it was ready: it may have begun before, so once none of that time can be
+/// under way any more they are all made again.
+fn is_made_since(age: Duration, reconnected: Duration) -> bool {
+    let was_ready_after = reconnected.saturating_sub(age);
+    let is_over = reconnected > ACQUIRE_TIMEOUT;
+    age < reconnected && !(is_over && was_ready_after < ACQUIRE_TIMEOUT)
 }
 
 /// Waits for an answer on a connection of one's own for at most `limit`.
@@ -168,4 +177,22 @@ pub fn with_session_timeouts(options: PgConnectOptions, statement_timeout: Durat
         ("tcp_keepalives_interval", seconds(CLIENT_SILENCE_MAX / 4)),
         ("tcp_keepalives_count", "4".to_owned()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_may_have_been_under_way_when_all_were_to_be_made_anew_is_made_once_more() {
+        let second = Duration::from_secs(1);
+        assert!(!is_made_since(5 * second, second), "older than that");
+        assert!(
+            is_made_since(second / 2, second),
+            "there may be no better one yet"
+        );
+        assert!(!is_made_since(9 * second, 10 * second), "ready a second later");
+        assert!(is_made_since(6 * second, 10 * second), "begun later");
+        assert!(is_made_since(Duration::ZERO, 10 * second));
+    }
 }

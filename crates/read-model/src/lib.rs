@@ -30,7 +30,9 @@ pub use customer_totals::CustomerTotals;
 pub use daybook_domain::aggregates::AnyEvent as Body;
 pub use event::{DecodeError, Event};
 pub use event_index::EventIndex;
-pub use model::{Categories, FoldError, Generation, Key, ReadModel, RowsQuery, StreamKey, connect_options};
+pub use model::{
+    Categories, FoldError, Generation, Key, Loaded, ReadModel, RowsQuery, StreamKey, connect_options,
+};
 pub use order_details::OrderDetails;
 pub use order_list::OrderList;
 pub use stock_levels::StockLevels;

@@ -12,6 +12,9 @@ use uuid::Uuid;
 
 use crate::{Advance, Event};
 
+/// About how many bytes the texts of a row take that are short: ids, names, a currency.
+const SHORT_TEXTS_BYTES: usize = 256;
+
 /// A read model: which rows an event touches, what it makes of each, and how rows are loaded and stored.
 ///
 /// The fold is pure, so the same one serves live updates, rebuilds and "as of" reads. Loading and storing are one
@@ -71,6 +74,11 @@ pub trait ReadModel: Send + Sync + 'static {
     /// The position of the event that last changed a row.
     fn position(row: &Self::Row) -> u64;
 
+    /// About how many bytes of memory a row takes. To be said where rows may be large.
+    fn size_bytes(_row: &Self::Row) -> usize {
+        size_of::<Self::Row>() + SHORT_TEXTS_BYTES
+    }
+
     /// Applies an event that the row has not seen yet; gives the changed row, or nothing where the event changes nothing.
     /// Called by [`Self::fold`].
     fn change(
@@ -110,17 +118,23 @@ pub trait ReadModel: Send + Sync + 'static {
         })
     }
 
-    /// The rows that there are of these keys.
+    /// The rows that there are of these keys; where rows may be large, those of the first keys: a row is loaded while those
+    /// before it have less than `bytes_max` bytes, so that of one key at least is.
     fn load(
         connection: &mut PgConnection,
         tables: Generation,
         keys: &[Self::Key],
-    ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Row>, sqlx::Error>> + Send {
+        _bytes_max: usize,
+    ) -> impl Future<Output = Result<Loaded<Self::Key, Self::Row>, sqlx::Error>> + Send {
         async move {
             let query = Self::Key::bind(sqlx::query(tables.fill(Self::LOAD)), keys);
             let records = query.fetch_all(connection).await?;
             let rows = records.iter().map(Self::Row::from_row);
-            rows.map(|row| row.map(|row| (Self::key(&row), row))).collect()
+            let rows: Result<_, _> = rows.map(|row| row.map(|row| (Self::key(&row), row))).collect();
+            Ok(Loaded {
+                rows: rows?,
+                keys: keys.len(),
+            })
         }
     }
 
@@ -147,6 +161,15 @@ pub trait ReadModel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
         write::<Self>(connection, tables, Self::REPLACE, Self::OVERWRITE, rows, advance)
     }
+}
+
+/// What was loaded.
+#[derive(Debug)]
+pub struct Loaded<K, R> {
+    /// The rows that there are.
+    pub rows: HashMap<K, R>,
+    /// Of how many keys, from the first on: one at least, unless there were none.
+    pub keys: usize,
 }
 
 /// Whose events a read model folds.

@@ -15,14 +15,16 @@ use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
 use daybook_domain::order::{Event as OrderEvent, State};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgExecutor, Row as _};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub use self::document::{Document, find_documents};
 pub use self::view::{LineView, OrderView, ReturnView, ShipmentView};
 
 use crate::model::{check_next_version, column};
-use crate::{Body, Categories, Event, FoldError, ReadModel, RowsQuery, StreamKey, row};
+use crate::{
+    Body, Categories, Event, FoldError, Generation, Key as _, Loaded, ReadModel, RowsQuery, StreamKey, row,
+};
 
 /// The read model.
 #[derive(Debug)]
@@ -62,10 +64,18 @@ pub async fn find_many(
         .collect())
 }
 
+/// A document is loaded while those before it have less than $3 bytes. None is fetched in order to count it.
 const LOAD: &str = "
-    SELECT o.tenant_id, o.position, o.document::text AS document
-    FROM unnest($1::uuid[], $2::text[]) AS k (tenant_id, order_id)
-    JOIN read_model.order_details_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
+    SELECT o.number, o.tenant_id, o.position, o.document::text AS document
+    FROM (
+        SELECT k.number, o.tenant_id, o.position, o.document,
+               sum(event_store.size_bytes(o.document))
+                   OVER (ORDER BY k.number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS k (tenant_id, order_id, number)
+        JOIN read_model.order_details_g{generation} AS o ON o.tenant_id = k.tenant_id AND o.order_id = k.order_id
+    ) AS o
+    WHERE coalesce(o.bytes_before, 0) < $3
+    ORDER BY o.number
 ";
 
 const INSERT: &str = "
@@ -110,6 +120,36 @@ impl ReadModel for OrderDetails {
 
     fn position(row: &Row) -> u64 {
         row.position
+    }
+
+    fn size_bytes(row: &Row) -> usize {
+        size_of::<Row>() + row.document.size_bytes()
+    }
+
+    async fn load(
+        connection: &mut PgConnection,
+        tables: Generation,
+        keys: &[StreamKey],
+        bytes_max: usize,
+    ) -> Result<Loaded<StreamKey, Row>, sqlx::Error> {
+        let limit = i64::try_from(bytes_max).unwrap_or(i64::MAX).max(1);
+        let query = StreamKey::bind(sqlx::query(tables.fill(LOAD)), keys).bind(limit);
+        let mut loaded = Loaded {
+            rows: HashMap::new(),
+            keys: keys.len(),
+        };
+        let mut bytes = 0;
+        for record in query.fetch_all(connection).await? {
+            bytes += record.try_get::<&str, _>("document")?.len();
+            let row = Row::from_row(&record)?;
+            loaded.rows.insert(Self::key(&row), row);
+            if bytes >= bytes_max {
+                // The last one: of the keys behind it nothing is known.
+                let number = row::number(&record, "number")?;
+                loaded.keys = usize::try_from(number).unwrap_or(keys.len());
+            }
+        }
+        Ok(loaded)
     }
 
     fn change(key: &StreamKey, row: Option<&Row>, event: &Event) -> Result<Option<Row>, FoldError> {

@@ -18,6 +18,10 @@ const OBSERVATIONS_MAX: usize = 4_096;
 /// How long what projectors told of a later epoch is good for: they tell it every few seconds.
 const LATER_EPOCH_MAX: Duration = Duration::from_secs(15);
 
+/// How long the service is not ready for what projectors tell, while new connections lead to the same log. Whoever may publish
+/// their signals may invent an epoch. It goes on to say that answers may be late.
+const UNREADY_MAX: Duration = Duration::from_secs(30);
+
 /// How far a read model, or the log, has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -54,6 +58,9 @@ pub(super) struct Mark {
 
 /// The marks of all live tables, by partition and name of the read model.
 pub(super) type LiveMarks = HashMap<i32, HashMap<String, Mark>>;
+
+/// A partition, its head, and its lineage where the epoch is another than before.
+pub(super) type SeenHead = (i32, LogHead, Option<Lineage>);
 
 /// A head as it was seen.
 #[derive(Clone, Copy, Debug)]
@@ -129,12 +136,37 @@ pub(super) struct Marks {
     marks: LiveMarks,
     heads: HashMap<i32, Heads>,
     later: HashMap<i32, Later>,
+    /// The epochs of logs for which no later one was found.
+    unconfirmed: HashMap<i32, EpochId>,
     checked_at: Option<Instant>,
 }
 
 impl Marks {
+    /// Whether any of these heads is of another epoch than the one before.
+    pub(super) fn are_news(&self, heads: &[SeenHead]) -> bool {
+        let mut heads = heads.iter();
+        heads.any(|(partition, _, lineage)| lineage.is_some() && self.epoch(*partition).is_some())
+    }
+
+    /// Notes a look: checkpoints, and then heads, read at or after `at`. Whether there may be anything new.
+    ///
+    /// Where a log goes on in another epoch the checkpoints may have been read on the server before, whose tables may be
+    /// further: they count for nothing.
+    pub(super) fn note(&mut self, at: Instant, checkpoints: LiveMarks, heads: Vec<SeenHead>) -> bool {
+        let checkpoints = match self.are_news(&heads) {
+            true => LiveMarks::new(),
+            false => checkpoints,
+        };
+        // Whoever waits for what the log does not have is told by any look at it.
+        let changed = self.note_checkpoints(at, checkpoints) || !heads.is_empty();
+        for (partition, head, lineage) in heads {
+            self.note_head(at, partition, head, lineage);
+        }
+        changed
+    }
+
     /// Notes the checkpoints of the live tables, read at or after `at`. Whether any of them changed.
-    pub(super) fn note_checkpoints(&mut self, at: Instant, marks: LiveMarks) -> bool {
+    fn note_checkpoints(&mut self, at: Instant, marks: LiveMarks) -> bool {
         self.checked_at = Some(at);
         let changed = self.marks != marks;
         self.marks = marks;
@@ -143,7 +175,7 @@ impl Marks {
 
     /// Notes the head of a partition, read at or after `at`, and the lineage where the generation is another than before.
     /// What is known about heads starts over then.
-    pub(super) fn note_head(&mut self, at: Instant, partition: i32, head: LogHead, lineage: Option<Lineage>) {
+    fn note_head(&mut self, at: Instant, partition: i32, head: LogHead, lineage: Option<Lineage>) {
         let seen = Observation {
             at,
             position: head.position,
@@ -165,7 +197,8 @@ impl Marks {
 
     /// Notes the epoch that a projector works in. Whether this is the first that is told of the log being superseded.
     pub(super) fn note_told(&mut self, now: Instant, partition: i32, epoch: EpochId) -> bool {
-        let is_later = self.epoch(partition).is_some_and(|own| own < epoch);
+        let own = self.epoch(partition);
+        let is_later = own.is_some_and(|own| own < epoch && !epoch.is_invented(own));
         let since = self.superseded_since(partition, now);
         if is_later {
             let later = Later {
@@ -185,10 +218,27 @@ impl Marks {
         (is_later && now.duration_since(later.told_at) < LATER_EPOCH_MAX).then_some(later.since)
     }
 
-    /// A partition whose log was superseded.
-    pub(super) fn superseded(&self, now: Instant) -> Option<i32> {
-        let mut partitions = self.later.keys().copied();
-        partitions.find(|&partition| self.superseded_since(partition, now).is_some())
+    /// The partitions whose log was superseded, with the epoch of each.
+    pub(super) fn superseded(&self, now: Instant) -> Vec<(i32, EpochId)> {
+        let partitions = self.later.keys().copied();
+        partitions
+            .filter(|&partition| self.superseded_since(partition, now).is_some())
+            .filter_map(|partition| Some((partition, self.epoch(partition)?)))
+            .collect()
+    }
+
+    /// A partition whose log was superseded, unless nobody has found a later one for long.
+    pub(super) fn unready(&self, now: Instant) -> Option<i32> {
+        let superseded = self.superseded(now).into_iter();
+        let mut unready = superseded.filter(|(partition, log)| self.unconfirmed.get(partition) != Some(log));
+        unready.next().map(|(partition, _)| partition)
+    }
+
+    /// Notes that new connections lead to the same log as those before. Whether that has been so for long now.
+    pub(super) fn note_unconfirmed(&mut self, now: Instant, partition: i32, log: EpochId) -> bool {
+        let since = self.superseded_since(partition, now);
+        since.is_some_and(|since| now.duration_since(since) >= UNREADY_MAX)
+            && self.unconfirmed.insert(partition, log) != Some(log)
     }
 
     /// The newest epoch of the log in a partition.
@@ -319,6 +369,7 @@ mod tests {
             },
             position,
             recorded_at: None,
+            event_id: None,
             is_standby: false,
         };
         marks.note_head(at, 0, head, Some(Lineage::from_iter([epoch])));
@@ -411,12 +462,41 @@ mod tests {
                 },
                 position: fork,
                 recorded_at: None,
+                event_id: None,
                 is_standby: false,
             };
             marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
             assert_eq!(marks.position(MODEL, 0), position);
             assert_eq!(marks.has(0, LOG, 7), Some(position == 7));
         }
+    }
+
+    #[test]
+    fn checkpoints_that_were_read_before_another_epoch_was_found_count_for_nothing() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 95);
+        applied(&mut marks, start, 85);
+        // The session ended between the two reads, and the next one led to another server: its tables may stand before 85.
+        let checkpoints = marks.marks.clone();
+        let epochs = [(1, LOG, 1), (2, RESTORED, 91)].map(|(number, generation, from_position)| Epoch {
+            number,
+            generation,
+            from_position,
+        });
+        let head = LogHead {
+            epoch: 2,
+            generation: RESTORED,
+            position: 90,
+            recorded_at: None,
+            event_id: None,
+            is_standby: false,
+        };
+        let lineage = Some(Lineage::from_iter(epochs));
+        assert!(marks.note(start + QUARTER, checkpoints.clone(), vec![(0, head, lineage)]));
+        let token = token(1, LOG, 84);
+        assert_eq!(marks.reached(Some(MODEL), &token, start), Reached::NotYet);
+        marks.note(start + QUARTER, checkpoints, Vec::new());
+        assert_eq!(marks.reached(Some(MODEL), &token, start), Reached::Yes);
     }
 
     fn token(epoch: i32, generation: Uuid, position: u64) -> ConsistencyToken {
@@ -458,6 +538,7 @@ mod tests {
             },
             position: 8,
             recorded_at: None,
+            event_id: None,
             is_standby: true,
         };
         marks.note_head(start + 3 * QUARTER, 0, standby, None);
@@ -484,6 +565,7 @@ mod tests {
             },
             position: 9,
             recorded_at: None,
+            event_id: None,
             is_standby: false,
         };
         marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
@@ -500,10 +582,7 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         assert!(!marks.note_told(start, 0, epoch(1, LOG)));
-        assert_eq!(
-            (marks.superseded(start), progress(&marks, start).lag_ms),
-            (None, 0)
-        );
+        assert_eq!((marks.unready(start), progress(&marks, start).lag_ms), (None, 0));
 
         assert!(marks.note_told(start, 0, epoch(2, RESTORED)));
         assert!(
@@ -512,16 +591,13 @@ mod tests {
         );
         assert!(!marks.note_told(start + QUARTER, 0, epoch(1, LOG)));
         let now = start + 2 * QUARTER;
-        assert_eq!(
-            (marks.superseded(now), progress(&marks, now).lag_ms),
-            (Some(0), 500)
-        );
+        assert_eq!((marks.unready(now), progress(&marks, now).lag_ms), (Some(0), 500));
 
         let mut silent = marks.clone();
         let later = now + LATER_EPOCH_MAX;
         applied(&mut silent, later, 7);
         assert_eq!(
-            (silent.superseded(later), progress(&silent, later).lag_ms),
+            (silent.unready(later), progress(&silent, later).lag_ms),
             (None, 0)
         );
 
@@ -537,10 +613,47 @@ mod tests {
             },
             position: 7,
             recorded_at: None,
+            event_id: None,
             is_standby: false,
         };
         marks.note_head(now, 0, head, Some(Lineage::from_iter(epochs)));
-        assert_eq!((marks.superseded(now), progress(&marks, now).lag_ms), (None, 0));
+        assert_eq!((marks.unready(now), progress(&marks, now).lag_ms), (None, 0));
+    }
+
+    #[test]
+    fn an_epoch_that_nobody_finds_for_long_is_no_reason_not_to_be_ready_though_answers_say_that_they_may_be_late()
+     {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        head(&mut marks, start, LOG, 7);
+        applied(&mut marks, start, 7);
+        let log = EpochId {
+            number: 1,
+            generation: LOG,
+        };
+        let told = |marks: &mut Marks, now, number| {
+            let generation = Uuid::now_v7();
+            marks.note_told(now, 0, EpochId { number, generation })
+        };
+        assert!(!told(&mut marks, start, i32::MAX), "nobody has opened so many");
+        assert_eq!(marks.unready(start), None);
+
+        let mut now = start;
+        while now < start + UNREADY_MAX {
+            told(&mut marks, now, 2);
+            assert!(!marks.note_unconfirmed(now, 0, log));
+            assert_eq!(marks.unready(now), Some(0));
+            now += Duration::from_secs(10);
+        }
+        told(&mut marks, now, 2);
+        assert!(marks.note_unconfirmed(now, 0, log));
+        assert!(!marks.note_unconfirmed(now, 0, log), "it was noted before");
+        assert_eq!(marks.unready(now), None);
+        assert_eq!(marks.superseded(now), [(0, log)]);
+        applied(&mut marks, now, 7);
+        assert_eq!(progress(&marks, now).lag_ms, 30_000);
+        let later = now + 2 * LATER_EPOCH_MAX;
+        told(&mut marks, later, 3);
+        assert_eq!(marks.unready(later), None, "whatever else is told of this log");
     }
 
     #[test]

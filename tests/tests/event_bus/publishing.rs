@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use daybook_event_bus::publish::PublisherOptions;
 use daybook_event_store::RecordedEvent;
-use daybook_tests::wait;
+use daybook_tests::nats;
+use daybook_tests::wait::{self, DEADLINE};
+use futures::StreamExt as _;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
@@ -535,4 +538,41 @@ async fn an_observer_is_told_of_each_event_that_was_published_straight_away() ->
     });
     assert!(counts.iter().any(|count| text.contains(count)), "{text}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_with_nothing_to_do_reads_no_message_again_and_finds_that_the_log_was_set_back()
+-> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let options = PublisherOptions {
+        compare_interval: Duration::from_millis(20),
+        ..PublisherOptions::default()
+    };
+    let publishing = stack.publisher_with(options).await?;
+    publishing.tell(stack.commit(3).await?);
+    publishing.published(3).await?;
+    let administrator = nats::connect(&stack.nats.url()).await?;
+    let requests = administrator.subscribe("$JS.API.STREAM.>").await?;
+    // The message that was sent last may yet be looked at once.
+    let requests = requests.skip(5).take(20);
+    let subjects = requests.map(|request| request.subject.to_string()).collect();
+    let subjects: Vec<String> = tokio::time::timeout(DEADLINE, subjects).await?;
+    ensure!(
+        subjects.iter().all(|subject| subject.contains("STREAM.INFO")),
+        "{subjects:?}"
+    );
+
+    // Another event stands where the newest one stood.
+    let before = stack.store.head(PARTITION).await?;
+    stack.set_back(2).await?;
+    let _never_told = stack.commit(1).await?;
+    wait::until("the next epoch", async || {
+        Ok(stack.store.head(PARTITION).await?.epoch > before.epoch)
+    })
+    .await?;
+    wait::until("the stream that carries it", async || {
+        Ok(stack.stream_equals_log(&publishing).await.is_ok())
+    })
+    .await?;
+    publishing.stop().await
 }

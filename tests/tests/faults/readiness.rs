@@ -1,12 +1,18 @@
-//! The command service is ready when an append could succeed, and only then.
+//! The command service is ready when an append could succeed, and only then. The query service is, whatever is invented.
+
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, ensure};
-use daybook_devstack::PostgresOptions;
+use daybook_devstack::{NatsUser, PostgresOptions};
+use daybook_event_bus::signal::{self, Applied};
+use daybook_event_bus::{Bus, Deployment};
 use daybook_event_store::{EventStore, NotAppendable};
+use daybook_tests::log::PARTITION;
 use daybook_tests::stack::{Role, Running, Servers};
 use daybook_tests::{metrics, wait};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool};
+use uuid::Uuid;
 
 /// A pool with a login role, as a service has it.
 async fn store(options: PgConnectOptions) -> anyhow::Result<EventStore> {
@@ -108,4 +114,44 @@ async fn becomes(service: &Running, status: u16, words: &str) -> anyhow::Result<
         Ok(answered == status && text.contains(words))
     })
     .await
+}
+
+/// The sessions of the query service.
+async fn sessions(superuser: &PgPool) -> anyhow::Result<BTreeSet<i32>> {
+    let sessions =
+        "SELECT pid FROM pg_stat_activity WHERE usename = 'daybook_query' AND datname = current_database()
+                      AND application_name IN ('daybook-freshness', 'daybook-orders', 'daybook-query-svc')";
+    let sessions: Vec<i32> = sqlx::query_scalar(sessions).fetch_all(superuser).await?;
+    Ok(sessions.into_iter().collect())
+}
+
+#[tokio::test]
+async fn epochs_that_somebody_invents_make_the_query_service_not_ready_for_a_while_and_cost_it_no_session()
+-> anyhow::Result<()> {
+    let servers = Servers::start().await?;
+    let query = servers.run(Role::Query, &[]).await?;
+    let superuser = servers.database.superuser().await?;
+    let head = EventStore::new(superuser.clone()).head(PARTITION).await?;
+    let bus = Bus::connect(&servers.nats.url_of(NatsUser::Projector), &Deployment::default()).await?;
+    let forge = async |log_epoch| {
+        let applied = Applied {
+            projection: "invented".to_owned(),
+            partition: PARTITION,
+            log_epoch,
+            log_generation: Uuid::now_v7(),
+            position: 1,
+        };
+        signal::announce(&bus, &applied).await;
+        metrics::ready(query.admin).await.is_ok()
+    };
+    let before = sessions(&superuser).await?;
+    ensure!(!before.is_empty());
+    wait::until("it is not ready", async || Ok(!forge(head.epoch + 1).await)).await?;
+    wait::until("it is ready again", async || Ok(forge(head.epoch + 1).await)).await?;
+    for _ in 0..100 {
+        ensure!(forge(head.epoch + 1).await, "it stays so");
+    }
+    let after = sessions(&superuser).await?;
+    ensure!(before.is_subset(&after), "{before:?} {after:?}");
+    Ok(())
 }

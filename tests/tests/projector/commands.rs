@@ -147,6 +147,34 @@ impl Orders {
     }
 }
 
+/// Orders of 500 lines, and then a payment for each.
+pub(crate) async fn append_wide(setup: &Setup, orders: usize) {
+    let mut random = Orders::new(18);
+    let mut streams = Vec::new();
+    for _ in 0..orders {
+        let order_id = OrderId::from_uuid(Uuid::from_u128(random.random.random()));
+        let mut place = random.place(order_id);
+        if let Command::Place { lines, .. } = &mut place {
+            *lines = (0..500).map(|_| random.line()).collect();
+        }
+        streams.push((Stream::<State>::new(random.tenant_id, order_id), place));
+    }
+    let decide =
+        |(order, command): &mut (Stream<State>, Command)| order.decide(&mut random.random, command.clone());
+    let placed = streams.iter_mut().map(decide).collect::<Option<Vec<_>>>();
+    setup.append(placed.expect("orders")).await;
+    for (_, command) in &mut streams {
+        *command = Command::RecordPayment {
+            payment_id: text("payment"),
+            amount: Money::new(1, euros()),
+        };
+    }
+    let decide =
+        |(order, command): &mut (Stream<State>, Command)| order.decide(&mut random.random, command.clone());
+    let paid = streams.iter_mut().map(decide).collect::<Option<Vec<_>>>();
+    setup.append(paid.expect("payments")).await;
+}
+
 /// A stock item that is registered and then receives goods, one at a time: so many events, appended in batches.
 pub(crate) async fn append_stock(setup: &Setup, tenant_id: Uuid, events: usize) {
     let mut random = StdRng::seed_from_u64(17);

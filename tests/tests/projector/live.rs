@@ -468,7 +468,7 @@ async fn deliver(setup: &Setup, feed: &Feed, events: &[RecordedEvent]) {
     let log_generation = setup
         .value("SELECT generation FROM event_store.log WHERE partition = 0")
         .await;
-    let batch = Batch::decode(log_generation, events, Source::Bus, Instant::now()).expect("events");
+    let batch = Batch::decode(log_generation, events.to_vec(), Source::Bus, Instant::now()).expect("events");
     feed.push(Arc::new(batch)).await;
 }
 

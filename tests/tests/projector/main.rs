@@ -2,10 +2,12 @@
 
 mod checkpoints;
 mod commands;
+mod epoch;
 mod live;
 mod rebuilds;
 mod service;
 mod sharing;
+mod sizes;
 mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -164,9 +164,12 @@ async fn a_feed_reads_only_while_a_worker_of_this_replica_has_a_place_in_it() {
     nobody_reads().await;
 
     let is_fed = |taken: Taken| matches!(taken, Taken::Batches(_));
-    eventually("events in the feed", async || is_fed(place.take(0, 10))).await;
+    eventually("events in the feed", async || {
+        is_fed(place.take(0, 10, usize::MAX))
+    })
+    .await;
     place.step_aside();
-    assert!(!is_fed(place.take(0, 10)), "nothing is kept");
+    assert!(!is_fed(place.take(0, 10, usize::MAX)), "nothing is kept");
     place.step_aside();
     eventually("the end of its reading", async || {
         setup.value::<i64>(END_READERS).await == 0
@@ -174,7 +177,10 @@ async fn a_feed_reads_only_while_a_worker_of_this_replica_has_a_place_in_it() {
     .await;
     nobody_reads().await;
 
-    eventually("events in the feed again", async || is_fed(place.take(0, 10))).await;
+    eventually("events in the feed again", async || {
+        is_fed(place.take(0, 10, usize::MAX))
+    })
+    .await;
     shutdown.cancel();
     reading.await.expect("it does not panic").expect("it was told to");
 }

@@ -66,7 +66,6 @@ fn fold_all<M: ReadModel>(events: &[Event]) -> Vec<M::Row> {
 
 /// The live rows that there are of these keys.
 async fn loaded<M: ReadModel>(database: &mut Database, keys: &[M::Key]) -> HashMap<M::Key, M::Row> {
-    M::load(&mut database.projector, Generation::FIRST, keys)
-        .await
-        .expect("rows can be loaded")
+    let loaded = M::load(&mut database.projector, Generation::FIRST, keys, usize::MAX).await;
+    loaded.expect("rows can be loaded").rows
 }

@@ -28,9 +28,10 @@ async fn a_load_takes_the_primary_key_although_its_plan_is_older_than_the_rows()
 
     let statement = "SELECT pg_stat_get_xact_numscans('read_model.order_list_g1'::regclass)";
     let mut transaction = database.projector.begin().await.expect("a transaction");
-    let rows = OrderList::load(&mut transaction, Generation::FIRST, &keys)
+    let rows = OrderList::load(&mut transaction, Generation::FIRST, &keys, usize::MAX)
         .await
-        .expect("rows can be loaded");
+        .expect("rows can be loaded")
+        .rows;
     let sequential_scans: i64 = sqlx::query_scalar(statement)
         .fetch_one(&mut *transaction)
         .await

@@ -49,6 +49,28 @@ async fn a_row_never_goes_back<M: ReadModel>(database: &mut Database) {
 }
 
 #[tokio::test]
+async fn orders_are_loaded_up_to_a_number_of_bytes_but_one_at_least() {
+    let mut database = Database::create().await;
+    let rows = database.project::<OrderDetails>(&history(TENANT, 0..9)).await;
+    let mut keys: Vec<_> = rows.iter().map(OrderDetails::key).collect();
+    let mut nobodys = keys[0].clone();
+    nobodys.stream_id.push('x');
+    keys.insert(0, nobodys);
+    let mut load = async |bytes_max| {
+        let loaded = OrderDetails::load(&mut database.projector, Generation::FIRST, &keys, bytes_max).await;
+        let loaded = loaded.expect("rows");
+        (loaded.keys, loaded.rows.len())
+    };
+    assert_eq!(load(usize::MAX).await, (10, 9));
+    assert_eq!(load(1).await, (2, 1));
+    let (keys, rows) = load(2_000).await;
+    assert!(
+        rows > 1 && rows < 9 && keys == rows + 1,
+        "{keys} keys, {rows} rows"
+    );
+}
+
+#[tokio::test]
 async fn rows_are_stored_and_loaded() {
     let mut database = Database::create().await;
     what_is_stored_is_loaded::<OrderList>(&mut database).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use daybook_event_store::{LogHead, RecordedEvent, Witnesses};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -27,24 +28,46 @@ enum Flaw {
 
 /// What one comparison leaves to the next.
 #[derive(Debug, Default)]
-pub(super) struct Upkeep {
+pub(super) struct Findings {
     /// When the stream's settings were last compared.
     reconciled_at: Option<Instant>,
+    /// Where both ended, and whose newest message was the log's newest event: that is not looked at each time.
+    faithful: Option<End>,
     /// Where to begin the stream that was deleted last and could not be made anew yet: behind this position. What is below
     /// was right, and nobody misses it.
     begins_behind: u64,
+}
+
+/// Where both the stream and the log end, by the log's newest event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    /// When the stream was made.
+    created: OffsetDateTime,
+    position: u64,
+    event_id: Uuid,
+}
+
+impl End {
+    /// `None` where one is further than the other, or both are empty.
+    fn of(stream: &StreamState, head: LogHead) -> Option<Self> {
+        Some(Self {
+            created: stream.created,
+            position: head.position,
+            event_id: head.event_id.filter(|_| stream.last == head.position)?,
+        })
+    }
 }
 
 /// Compares the stream with the log and remakes it if it cannot stay. Sees to its settings when it is time for that.
 pub(super) async fn compare(
     context: &Context,
     machine: &Machine,
-    upkeep: &mut Upkeep,
+    findings: &mut Findings,
 ) -> Result<Comparison, Interruption> {
     if !context.bus.is_connected() {
         return Err(Interruption::Disconnected);
     }
-    let comparison = compare_connected(context, machine, upkeep).await;
+    let comparison = compare_connected(context, machine, findings).await;
     if matches!(comparison, Ok(_) | Err(Interruption::Superseded { .. })) {
         context.seen.note_look();
     }
@@ -54,7 +77,7 @@ pub(super) async fn compare(
 async fn compare_connected(
     context: &Context,
     machine: &Machine,
-    upkeep: &mut Upkeep,
+    findings: &mut Findings,
 ) -> Result<Comparison, Interruption> {
     let Context {
         bus,
@@ -67,23 +90,26 @@ async fn compare_connected(
     let found = stream::find(bus, *partition).await?;
     let head = store.head(*partition).await?;
     if head.is_standby {
-        return Err(Interruption::Standby);
+        return Err(Interruption::Standby(head.epoch));
     }
     if head.epoch < seen.latest() {
-        return Err(Interruption::superseded(head.epoch, seen.latest()));
+        return Err(Interruption::Superseded {
+            log: head.epoch,
+            seen: seen.latest(),
+        });
     }
     seen.note(head.epoch);
     let (head, last) = match found {
-        None => (head, context.create(head, upkeep).await?),
+        None => (head, context.create(head, findings).await?),
         Some(stream) => {
             context.check_epoch(&stream, head)?;
-            let (head, flaw) = context.examine(machine, &stream, head).await?;
+            let (head, flaw) = context.examine(machine, findings, &stream, head).await?;
             match flaw {
                 None => {
-                    context.reconcile(&stream, head, upkeep).await?;
+                    context.reconcile(&stream, head, findings).await?;
                     (head, stream.last)
                 }
-                Some(flaw) => (head, context.rebuild(&stream, head, &flaw, upkeep).await?),
+                Some(flaw) => (head, context.rebuild(&stream, head, &flaw, findings).await?),
             }
         }
     };
@@ -102,13 +128,16 @@ impl Context {
         if epoch <= own {
             return Ok(());
         }
-        if stream.is_invented(own) {
+        if epoch.is_invented(own) {
             let (found, own) = (epoch.number, own.number);
             let name = stream::name(&self.bus, self.partition);
             return Err(StreamError::Invented { name, found, own }.into());
         }
         self.seen.note(epoch);
-        Err(Interruption::superseded(own, epoch))
+        Err(Interruption::Superseded {
+            log: own,
+            seen: epoch,
+        })
     }
 
     /// The stream's fault, if any, and the log's head after the check.
@@ -121,13 +150,14 @@ impl Context {
     async fn examine(
         &self,
         machine: &Machine,
+        findings: &mut Findings,
         stream: &StreamState,
         head: LogHead,
     ) -> Result<(LogHead, Option<Flaw>), Interruption> {
         if let Some(flaw) = self.flaw_of_epoch(stream, head).await? {
             return Ok((head, Some(flaw)));
         }
-        let Some(contradiction) = self.contradiction(machine, stream, head).await? else {
+        let Some(contradiction) = self.contradiction(machine, findings, stream, head).await? else {
             return Ok((head, None));
         };
         let known = self.last_in_both(stream.first.max(1), contradiction).await?;
@@ -147,11 +177,12 @@ impl Context {
     }
 
     /// The first place where the stream may hold another event than the log. Looks at what stands where a message of ours was
-    /// refused, at what is beyond the log's head, and at the newest message: in between, the expected sequences keep
-    /// everything in its place.
+    /// refused, at what is beyond the log's head, and at the newest message, unless both end as they did before: in between, the
+    /// expected sequences keep everything in its place.
     async fn contradiction(
         &self,
         machine: &Machine,
+        findings: &mut Findings,
         stream: &StreamState,
         head: LogHead,
     ) -> Result<Option<u64>, Interruption> {
@@ -163,6 +194,10 @@ impl Context {
         if stream.last > head.position {
             return Ok(Some(head.position + 1));
         }
+        let end = End::of(stream, head);
+        if end.is_some() && end == findings.faithful {
+            return Ok(None);
+        }
         let Some(before) = stream.last.checked_sub(1) else {
             return Ok(None);
         };
@@ -170,6 +205,7 @@ impl Context {
             if !self.is_faithful(&event).await? {
                 return Ok(Some(event.position));
             }
+            findings.faithful = end.filter(|end| end.event_id == event.event_id);
         }
         Ok(None)
     }
@@ -229,18 +265,18 @@ impl Context {
         &self,
         stream: &StreamState,
         head: LogHead,
-        upkeep: &mut Upkeep,
+        findings: &mut Findings,
     ) -> Result<(), Interruption> {
         let (epoch, now) = (head.epoch, Instant::now());
         let is_due = |at: Instant| now >= at + RECONCILE_INTERVAL;
-        if stream.epoch == epoch && !upkeep.reconciled_at.is_none_or(is_due) {
+        if stream.epoch == epoch && !findings.reconciled_at.is_none_or(is_due) {
             return Ok(());
         }
         let options = self.options.stream_options();
         if stream::reconcile(&self.bus, self.partition, stream, epoch, options).await? {
             self.metrics().reconciled.inc();
         }
-        upkeep.reconciled_at = Some(now);
+        findings.reconciled_at = Some(now);
         Ok(())
     }
 
@@ -249,7 +285,7 @@ impl Context {
         stream: &StreamState,
         head: LogHead,
         flaw: &Flaw,
-        upkeep: &mut Upkeep,
+        findings: &mut Findings,
     ) -> Result<u64, Interruption> {
         tracing::warn!(
             partition = self.partition,
@@ -258,7 +294,7 @@ impl Context {
             reason = %flaw,
             "the stream is deleted and filled again from the log",
         );
-        upkeep.begins_behind = match flaw {
+        findings.begins_behind = match flaw {
             Flaw::Fork(fork) => *fork,
             Flaw::Foreign(position) => position - 1,
             Flaw::Epoch => 0,
@@ -266,20 +302,20 @@ impl Context {
         stream::delete(&self.bus, self.partition, stream).await?;
         self.published.send_replace(0);
         self.metrics().rebuilt.inc();
-        self.create(head, upkeep).await
+        self.create(head, findings).await
     }
 
     /// Makes the stream for what comes behind the place where it is to begin, or for the newest events that it is to hold.
     /// Returns its last sequence: another replica may have made it meanwhile, and filled it.
-    async fn create(&self, head: LogHead, upkeep: &mut Upkeep) -> Result<u64, Interruption> {
+    async fn create(&self, head: LogHead, findings: &mut Findings) -> Result<u64, Interruption> {
         let retained = self.options.retained_events_max.unwrap_or(u64::MAX);
         let published_again = retained.min(self.options.refilled_events_max);
         let oldest = head.position.saturating_sub(published_again);
-        let skipped = upkeep.begins_behind.min(head.position).max(oldest);
+        let skipped = findings.begins_behind.min(head.position).max(oldest);
         let options = self.options.stream_options();
         stream::create(&self.bus, self.partition, head.epoch, skipped + 1, options).await?;
         let made = stream::find(&self.bus, self.partition).await?;
-        upkeep.begins_behind = 0;
+        findings.begins_behind = 0;
         // What is beyond the head that was read before is for the next comparison.
         Ok(made.map_or(skipped, |stream| stream.last.min(head.position)))
     }

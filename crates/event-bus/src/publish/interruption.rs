@@ -24,9 +24,9 @@ pub(super) enum Interruption {
     #[error("the log does not show the events that its head promises")]
     Hidden,
     #[error("the log is a standby's")]
-    Standby,
-    #[error("the log was superseded: its epoch is {epoch}, and the stream carries {seen}")]
-    Superseded { epoch: i32, seen: i32 },
+    Standby(EpochId),
+    #[error("the log was superseded: its epoch is {}, and the stream carries {}", log.number, seen.number)]
+    Superseded { log: EpochId, seen: EpochId },
     #[error("a message was not sent")]
     Send(#[source] SendError),
     #[error("the log cannot be read")]
@@ -38,24 +38,12 @@ pub(super) enum Interruption {
 }
 
 impl Interruption {
-    pub(super) fn superseded(own: EpochId, seen: EpochId) -> Self {
-        Self::Superseded {
-            epoch: own.number,
-            seen: seen.number,
-        }
-    }
-
     /// Whether it is a part of normal operation: replicas that publish side by side refuse each other now and then.
     pub(super) fn is_expected(&self) -> bool {
         matches!(
             self,
             Self::Refused | Self::Disconnected | Self::Reconnected | Self::Epoch
         )
-    }
-
-    /// Whether the address of the log may lead to another server by now than the connections that are open.
-    pub(super) fn is_of_old_connection(&self) -> bool {
-        matches!(self, Self::Epoch | Self::Standby | Self::Superseded { .. })
     }
 
     /// Whether the stream is left alone until an operator does something.

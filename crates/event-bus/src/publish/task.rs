@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::acks::{Acks, Answer};
-use super::comparison::{Upkeep, compare};
+use super::comparison::{Findings, compare};
 use super::interruption::Interruption;
 use super::machine::{Action, Machine, Outgoing};
 use super::{PublishError, PublisherMetrics, PublisherOptions};
@@ -33,6 +33,19 @@ impl Context {
     pub(super) fn metrics(&self) -> &PublisherMetrics {
         &self.options.metrics
     }
+
+    /// Whether the address of the log leads to another server by now than connections that are open.
+    async fn leads_elsewhere(&self, interruption: &Interruption) -> bool {
+        let (log, is_standby) = match interruption {
+            // Some of them lead to the server of the next epoch.
+            Interruption::Epoch => return true,
+            Interruption::Standby(log) => (*log, true),
+            Interruption::Superseded { log, .. } => (*log, false),
+            _ => return false,
+        };
+        let elsewhere = self.seen.head_elsewhere(&self.store, self.partition, log).await;
+        elsewhere.is_some_and(|head| head.epoch != log || (is_standby && !head.is_standby))
+    }
 }
 
 /// Publishes until `committed` is closed.
@@ -50,7 +63,7 @@ pub(super) async fn run(context: Context, committed: mpsc::Receiver<Committed>) 
         machine: Machine::new(&options, Instant::now()),
         connections: context.bus.connections(),
         is_left_alone: false,
-        upkeep: Upkeep::default(),
+        findings: Findings::default(),
         context,
         committed,
         acks,
@@ -67,7 +80,7 @@ struct Task {
     machine: Machine,
     /// Whether the stream is unusable.
     is_left_alone: bool,
-    upkeep: Upkeep,
+    findings: Findings,
     committed: mpsc::Receiver<Committed>,
     connections: watch::Receiver<u64>,
     acks: Acks,
@@ -82,7 +95,7 @@ impl Task {
                 Ok(_) => {}
                 Err(Interruption::Closed) => return Err(PublishError::Closed),
                 Err(interruption) => {
-                    if interruption.is_of_old_connection() {
+                    if self.context.leads_elsewhere(&interruption).await {
                         daybook_event_store::reconnect();
                     }
                     self.interrupted(&interruption);
@@ -98,7 +111,7 @@ impl Task {
         let action = self.machine.next(Instant::now());
         match action {
             Action::Compare => {
-                let found = compare(&self.context, &self.machine, &mut self.upkeep).await?;
+                let found = compare(&self.context, &self.machine, &mut self.findings).await?;
                 self.leave_alone(false);
                 self.note_published(found.last);
                 self.machine.compared(found, Instant::now());

@@ -140,7 +140,28 @@ pub struct ReturnView {
     pub received_at: Option<OffsetDateTime>,
 }
 
+/// About how many bytes the ids, names and reasons of a part of an order take.
+const TEXTS_BYTES: usize = 64;
+
+/// About how many bytes the texts of an order itself take, its address with them.
+const ADDRESS_BYTES: usize = 512;
+
 impl OrderView {
+    /// About how many bytes of memory its parts take.
+    pub(super) fn size_bytes(&self) -> usize {
+        let shipped = self
+            .shipments
+            .iter()
+            .map(|shipment| size_of_goods::<ShipmentView>(&shipment.lines));
+        let returned = self
+            .returns
+            .iter()
+            .map(|goods| size_of_goods::<ReturnView>(&goods.lines));
+        self.lines.len() * (size_of::<LineView>() + TEXTS_BYTES)
+            + shipped.chain(returned).sum::<usize>()
+            + ADDRESS_BYTES
+    }
+
     /// A new order.
     pub(super) fn placed(
         order_id: &str,
@@ -289,6 +310,11 @@ impl LineView {
             .ok_or(FoldError::Overflow)?;
         Ok(())
     }
+}
+
+/// Of a shipment or a return with these lines.
+fn size_of_goods<T>(lines: &[LineQuantity]) -> usize {
+    size_of::<T>() + TEXTS_BYTES + size_of_val(lines)
 }
 
 fn add(count: &mut u32, more: u32) -> Result<(), FoldError> {

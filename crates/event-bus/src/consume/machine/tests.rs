@@ -136,6 +136,7 @@ impl Given {
                 },
                 position: self.head,
                 recorded_at: None,
+                event_id: None,
                 is_standby: false,
             },
             lineage: read.wants_lineage.then(lineage),

@@ -37,6 +37,7 @@ fn head(position: u64) -> LogHead {
         },
         position,
         recorded_at: None,
+        event_id: None,
         is_standby: false,
     }
 }
