@@ -85,7 +85,7 @@ impl Delivery {
 pub(super) enum End {
     /// More waited than may: what came then is missing.
     Overflow,
-    /// The log goes on in another history, which has not all that was handed out.
+    /// The log goes on in another epoch, which may not have all that was handed out.
     Forked,
     /// The tail has ended.
     Stopped,
@@ -161,6 +161,11 @@ impl Buffer {
         state.end.get_or_insert(end);
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Whether what it was filled with is of a history that the log does not go on in.
+    pub(super) fn is_forked(&self) -> bool {
+        self.state().end == Some(End::Forked)
     }
 
     /// Takes items out until they are more than `bytes`.

@@ -1,7 +1,7 @@
 //! What was recorded before a reader joined: read by itself, page by page, in its tenant's share of connections.
 //!
-//! What is read is bound to the place where the reader joined. Should the log's history fork meanwhile, the tail ends the
-//! reader's buffer, and its places, which name the epoch that was left, are judged anew.
+//! What is read is bound to the place where the reader joined. Should the log go on in another epoch meanwhile, nothing more is read
+//! of it: the tail ends the reader's buffer, and the reader joins again.
 
 use std::sync::Arc;
 
@@ -133,6 +133,11 @@ impl CatchUp {
             bytes_max: PAGE_BYTES,
         };
         let page = reads.tail(caller, range).await?;
+        if page.epoch != self.up_to.epoch {
+            return Err(ApiError::overloaded(
+                "the log goes on in another epoch than it had",
+            ));
+        }
         // A standby that is behind has it later; what is missing now must not be passed over.
         match page.up_to > after {
             true => Ok((page.events, page.up_to)),

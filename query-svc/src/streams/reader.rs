@@ -16,7 +16,7 @@ use super::catch_up::CatchUp;
 use super::feed::Feed;
 use super::metrics::OpenStream;
 use super::openings::Open;
-use super::place::{Place, Standing};
+use super::place::{Place, Validity};
 use super::{Start, Streams};
 use crate::cursor::Question;
 
@@ -49,7 +49,7 @@ pub(crate) enum Item {
     End(ApiError),
 }
 
-/// Where the reader stands towards its tail.
+/// How far the reader is towards its tail.
 #[derive(Debug)]
 enum State {
     /// It reads for itself what comes before the tail's.
@@ -222,6 +222,7 @@ impl Reader {
 
     async fn step(&mut self) -> Result<Option<Item>, ApiError> {
         match &mut self.state {
+            State::CatchingUp(_) if self.buffer.is_forked() => self.join().await,
             State::CatchingUp(catch_up) if catch_up.up_to().position > self.shown.position => {
                 let (reads, after) = (&self.streams.0.reads, self.shown.position);
                 match catch_up.page(reads, &self.caller, &self.feed, after).await {
@@ -282,32 +283,33 @@ impl Reader {
         }
     }
 
-    /// Joins the tail behind what was shown. Where the log has not that any more, the stream goes on where it joins.
+    /// Joins the tail behind what was shown. Where the log has not that any more, the stream goes on where it joins; while the tail
+    /// has nothing to show of this log, its end is told later.
     async fn join(&mut self) -> Result<Option<Item>, ApiError> {
         let give_up_at = Instant::now() + EPOCH_TIMEOUT;
         loop {
-            let (at, standing) = self.join_tail().await?;
-            match standing {
-                Standing::Holds => {
-                    self.catch_up_to(at);
-                    return Ok(None);
-                }
-                Standing::Gone => {
+            let (at, validity) = self.join_tail().await?;
+            match validity {
+                Validity::Gone if at != Place::default() => {
                     self.shown = at;
                     self.catch_up_to(at);
                     return Ok(Some(Item::Reset(ApiError::position_unknown())));
                 }
-                Standing::NotYet if Instant::now() >= give_up_at => {
+                Validity::Valid | Validity::Gone => {
+                    self.catch_up_to(at);
+                    return Ok(None);
+                }
+                Validity::Unknown if Instant::now() >= give_up_at => {
                     let error = "the log has not the epoch of the position yet";
                     return Err(ApiError::dependency_unavailable("database", error));
                 }
-                Standing::NotYet => sleep(RETRY_PAUSE).await,
+                Validity::Unknown => sleep(RETRY_PAUSE).await,
             }
         }
     }
 
-    /// Joins the tail with an empty buffer. Gives where, and what has become there of what was shown.
-    async fn join_tail(&mut self) -> Result<(Place, Standing), ApiError> {
+    /// Joins the tail with an empty buffer. Gives where, and whether what was shown is of the log there.
+    async fn join_tail(&mut self) -> Result<(Place, Validity), ApiError> {
         self.buffer = Arc::new(Buffer::new(self.streams.0.config.stream_buffer_bytes as usize));
         let joined = self
             .streams
@@ -316,7 +318,7 @@ impl Reader {
             .join(&self.caller, &self.feed, &self.buffer)
             .await?;
         self.tail = joined.tail;
-        Ok((joined.at, self.shown.standing(&joined.lineage)))
+        Ok((joined.at, self.shown.validity(&joined.lineage)))
     }
 
     fn catch_up_to(&mut self, at: Place) {

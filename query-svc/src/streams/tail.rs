@@ -4,14 +4,20 @@
 //! a hint, and the log says what is new. Readers join between two reads of the log, so each joins *at a place*: everything
 //! behind it is handed to them, and everything up to it they read for themselves.
 //!
-//! A tail of rows goes no further than the read model has come, and reads the rows of what changed up to there.
+//! Where the log goes on in another epoch, the tail begins anew, and so do all who read from it: each finds out by its own place
+//! whether the log still has what it was shown.
+//!
+//! A tail of rows goes no further than the read model has come in the tail's own epoch, and reads the rows of what changed up to
+//! there. While the tables are of a history that is gone, it shows nothing, and is at a place that no log has ([`Place`]): when they
+//! have been built anew, whoever joined meanwhile is told that there is another history.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_event_store::{EpochId, EventStore, Lineage, ReadError, RecordedEvent, TailRange};
-use daybook_postgres::QUERY_TIMEOUT;
+use daybook_event_store::{EventStore, Lineage, ReadError, RecordedEvent, TailRange};
+use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
+use daybook_read_model::checkpoint::{self, LiveCheckpoint};
 use daybook_read_model::{OrderList, ReadModel as _, order_list};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use sqlx::PgPool;
@@ -22,11 +28,11 @@ use uuid::Uuid;
 
 use super::buffer::{Buffer, Delivery, End};
 use super::feed::{Feed, Source};
-use super::place::{Place, Standing};
+use super::place::Place;
 use super::readers::Readers;
-use super::rows::Changed;
+use super::rows::{self, Changed};
 use crate::database::{self, ReadFailure};
-use crate::freshness::{Changes, Freshness};
+use crate::freshness::{Follower, Freshness, HighWater};
 
 /// The connections of all tails.
 pub(crate) const CONNECTIONS: u32 = 2;
@@ -39,6 +45,10 @@ const PAGE_BYTES: u32 = 4 * 1_024 * 1_024;
 
 /// The shortest time from one read to the next when there was not a whole page to read.
 const READ_INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// The same when there was nothing, though there was to be something: a standby may be behind, or the tables of this log not yet there
+/// for these connections.
+const BEHIND_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// The pause after a read that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -53,7 +63,7 @@ enum TailError {
     Log(#[from] ReadError),
     #[error("cannot read the rows that changed")]
     Rows(#[from] ReadFailure),
-    #[error("the log is of an older epoch than before, or its epochs changed while they were read")]
+    #[error("the log's epochs are changing: not all connections have seen the same one yet")]
     OtherEpoch,
 }
 
@@ -90,7 +100,7 @@ pub(super) struct Tail {
     source: Source,
     partition: i32,
     reading: Reading,
-    changes: Changes,
+    known: Follower,
     at: watch::Sender<Place>,
     lineage: Arc<Lineage>,
     readers: Readers,
@@ -99,10 +109,14 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn new(source: Source, partition: i32, reading: Reading) -> Self {
+        let model = match source {
+            Source::Log => None,
+            Source::OrderList => Some(OrderList::NAME),
+        };
         Self {
             source,
             partition,
-            changes: reading.freshness.changes(),
+            known: reading.freshness.follow(model, partition),
             reading,
             at: watch::Sender::default(),
             lineage: Arc::default(),
@@ -117,7 +131,7 @@ impl Tail {
             self.failed(error).await;
         }
         let mut prune_at = Instant::now() + PRUNE_INTERVAL;
-        let mut next = Next::AfterChange(Instant::now());
+        let mut next = Next::WhenNews(Instant::now());
         loop {
             tokio::select! {
                 join = joins.recv() => match join {
@@ -131,50 +145,58 @@ impl Tail {
                     }
                     prune_at = Instant::now() + PRUNE_INTERVAL;
                 }
-                () = self.due(next) => {
-                    let read_at = Instant::now();
-                    match self.read().await {
-                        Ok(positions) => {
-                            self.succeeded();
-                            next = Next::after(positions, read_at);
-                        }
-                        Err(error) => self.failed(error).await,
+                () = self.due(next) => match self.read().await {
+                    Ok(then) => {
+                        self.succeeded();
+                        next = then;
                     }
+                    Err(error) => self.failed(error).await,
                 }
             }
         }
     }
 
-    /// Where readers join from now on: at the head of the log, or where the read model stands.
+    /// Begins in the newest epoch: at the head of the log, or where the read model is. Whoever reads is told to join there.
     async fn begin(&mut self) -> Result<(), TailError> {
+        let at = *self.at.borrow();
         let head = self.reading.store.head(self.partition).await?;
-        let lineage = self.lineage_with(head.id()).await?;
-        let position = head.position.min(self.readable());
+        let epoch = head.id();
+        let lineage = self.reading.store.lineage(self.partition).await?;
+        if epoch <= at.epoch || lineage.newest() != Some(epoch) {
+            return Err(TailError::OtherEpoch);
+        }
+        let position = match self.source {
+            Source::Log => Some(head.position),
+            Source::OrderList => {
+                let checkpoint = self.checkpoint().await?;
+                rows::position_in(&lineage, checkpoint.as_ref()).map(|position| position.min(head.position))
+            }
+        };
+        let begins = position.map_or_else(Place::default, |position| Place { epoch, position });
         self.lineage = Arc::new(lineage);
-        self.at.send_replace(Place {
-            epoch: head.id(),
-            position,
-        });
+        if begins != at {
+            self.readers.end(End::Forked);
+            self.at.send_replace(begins);
+        }
         Ok(())
     }
 
-    async fn lineage_with(&self, epoch: EpochId) -> Result<Lineage, TailError> {
-        let lineage = self.reading.store.lineage(self.partition).await?;
-        match lineage.newest() == Some(epoch) {
-            true => Ok(lineage),
-            false => Err(TailError::OtherEpoch),
-        }
+    /// Begins in another epoch than that of a place. There may be something to read at once.
+    async fn begin_anew(&mut self, at: Place) -> Result<Next, TailError> {
+        self.begin().await?;
+        Ok(match *self.at.borrow() == at {
+            true => Next::WhenNews(Instant::now() + BEHIND_INTERVAL_MIN),
+            false => Next::At(Instant::now()),
+        })
     }
 
-    /// Up to where there may be something to show.
-    fn readable(&self) -> u64 {
-        match self.source {
-            Source::Log => u64::MAX,
-            Source::OrderList => {
-                let progress = self.reading.freshness.of(OrderList::NAME, self.partition);
-                progress.position
-            }
-        }
+    /// How far the list of orders has come. It is read on these connections: what is known otherwise may be of another server.
+    async fn checkpoint(&self) -> Result<Option<LiveCheckpoint>, ReadFailure> {
+        let partition = self.partition;
+        database::read(&self.reading.pool, LOOKUP_TIMEOUT, move |connection| {
+            Box::pin(checkpoint::live_of(connection, OrderList::NAME, partition))
+        })
+        .await
     }
 
     fn add(&mut self, join: Join) {
@@ -188,23 +210,27 @@ impl Tail {
     }
 
     /// Waits until it is time to read.
-    async fn due(&mut self, next: Next) {
+    async fn due(&self, next: Next) {
         match next {
             Next::At(at) => sleep_until(at).await,
-            Next::AfterChange(at) => {
+            Next::WhenNews(at) => {
                 sleep_until(at).await;
-                self.changes.next().await;
+                let at = *self.at.borrow();
+                self.known.news(|known| is_news(at, known)).await;
             }
         }
     }
 
-    /// Reads the next page and hands it on. Gives how many positions it had.
-    async fn read(&mut self) -> Result<u64, TailError> {
-        let at = *self.at.borrow();
-        let up_to = self.readable();
-        if up_to <= at.position {
-            return Ok(0);
-        }
+    /// Reads the next page and hands it on, or begins in another epoch. Gives when to read again.
+    async fn read(&mut self) -> Result<Next, TailError> {
+        let (at, read_at) = (*self.at.borrow(), Instant::now());
+        let up_to = match (self.source, self.known.high_water()) {
+            (Source::Log, _) => u64::MAX,
+            (Source::OrderList, Some(known)) if known.epoch == at.epoch => {
+                known.position.unwrap_or(at.position)
+            }
+            (Source::OrderList, _) => return self.begin_anew(at).await,
+        };
         let range = TailRange {
             partition: self.partition,
             after: at.position,
@@ -218,8 +244,7 @@ impl Tail {
             .read_tail(range, self.readers.tenants())
             .await?;
         if page.epoch != at.epoch {
-            self.enter(at, page.epoch).await?;
-            return Ok(0);
+            return self.begin_anew(at).await;
         }
         let deliveries = match self.source {
             Source::Log => page.events.into_iter().map(|event| shown(at, event)).collect(),
@@ -233,23 +258,7 @@ impl Tail {
         if position > at.position {
             self.at.send_replace(Place { position, ..at });
         }
-        Ok(position - at.position)
-    }
-
-    /// Goes on in another epoch. Where that has not all that was handed out, the readers are told to look for themselves what
-    /// has become of what they have.
-    async fn enter(&mut self, at: Place, epoch: EpochId) -> Result<(), TailError> {
-        if epoch < at.epoch {
-            return Err(TailError::OtherEpoch);
-        }
-        let lineage = self.lineage_with(epoch).await?;
-        if at.standing(&lineage) == Standing::Holds {
-            self.lineage = Arc::new(lineage);
-            self.at.send_replace(Place { epoch, ..at });
-            return Ok(());
-        }
-        self.readers.end(End::Forked);
-        self.begin().await
+        Ok(Next::after(position - at.position, read_at))
     }
 
     /// The rows that events changed, as they are now.
@@ -310,21 +319,76 @@ impl Tail {
 enum Next {
     /// At this time.
     At(Instant),
-    /// When something has changed after this time.
-    AfterChange(Instant),
+    /// When there is news, at this time or later.
+    WhenNews(Instant),
 }
 
 impl Next {
-    /// After a read of so many positions: where there were some there may be more.
+    /// After a read of so many positions: behind a whole page there may be more than is known.
     fn after(positions: u64, read_at: Instant) -> Self {
         match positions {
-            0 => Self::AfterChange(read_at + READ_INTERVAL_MIN),
-            few if few < u64::from(PAGE_POSITIONS) => Self::At(read_at + READ_INTERVAL_MIN),
+            0 => Self::WhenNews(read_at + BEHIND_INTERVAL_MIN),
+            few if few < u64::from(PAGE_POSITIONS) => Self::WhenNews(read_at + READ_INTERVAL_MIN),
             _whole_page => Self::At(read_at),
         }
     }
 }
 
+/// Whether there is something to read for a tail that is at a place, or an epoch to begin in.
+fn is_news(at: Place, known: HighWater) -> bool {
+    let epoch = known.epoch;
+    match known.position {
+        Some(position) => Place { epoch, position } > at,
+        None => epoch > at.epoch && at != Place::default(),
+    }
+}
+
 fn shown(at: Place, event: RecordedEvent) -> (Uuid, Arc<Delivery>) {
     (event.tenant_id, Delivery::of_event(at.epoch, event))
+}
+
+#[cfg(test)]
+mod tests {
+    use daybook_event_store::EpochId;
+
+    use super::*;
+
+    fn epoch(number: i32) -> EpochId {
+        EpochId {
+            number,
+            generation: Uuid::from_u128(1),
+        }
+    }
+
+    fn known(number: i32, position: Option<u64>) -> HighWater {
+        let epoch = epoch(number);
+        HighWater { epoch, position }
+    }
+
+    #[test]
+    fn news_is_what_is_behind_the_tail_in_its_epoch_and_any_later_epoch() {
+        let at = Place {
+            epoch: epoch(2),
+            position: 100,
+        };
+        for (number, position, expected) in [
+            (2, Some(100), false),
+            (2, Some(101), true),
+            (2, None, false),
+            (3, Some(7), true),
+            (3, None, true),
+            (1, Some(1_000), false),
+            (1, None, false),
+        ] {
+            let known = known(number, position);
+            assert_eq!(is_news(at, known), expected, "{known:?}");
+        }
+    }
+
+    #[test]
+    fn a_tail_without_tables_of_this_log_waits_for_some() {
+        for (position, expected) in [(None, false), (Some(0), true)] {
+            assert_eq!(is_news(Place::default(), known(2, position)), expected);
+        }
+    }
 }

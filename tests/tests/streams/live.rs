@@ -9,7 +9,7 @@ use daybook_tests::client::Caller;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::refusal::code;
 use daybook_tests::sse::Source;
-use daybook_tests::stack::Stack;
+use daybook_tests::stack::{Servers, Stack};
 use daybook_tests::tenant::Tenant;
 use daybook_tests::{log, metrics, stock, wait};
 
@@ -235,6 +235,40 @@ async fn a_stream_that_cannot_be_opened_is_a_problem() -> anyhow::Result<()> {
     }
     let in_the_query = format!("/v1/events/stream?last_event_id={last_id}");
     Source::new(address, &in_the_query, key).open().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_reads_nothing_while_nothing_happens() -> anyhow::Result<()> {
+    /// How long nothing happens.
+    const QUIET: Duration = Duration::from_secs(5);
+    /// How often the log may be read meanwhile.
+    const READS_MAX: i64 = 5;
+    let servers = Servers::start().await?;
+    let superuser = servers.database.superuser().await?;
+    let count_functions = "DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET track_functions = pl', current_database());
+    END $$";
+    sqlx::query(count_functions).execute(&superuser).await?;
+    let stack = Stack::on(servers).await?;
+    let source = Source::new(
+        stack.query.address,
+        "/v1/events/stream",
+        &stack.tenant.auditor_key,
+    );
+    let mut shown = source.open().await?;
+    stack.caller()?.place(&new_order_id(), "customer-1").await?;
+    event_ids(&mut shown, 1).await?;
+    let reads = async || -> anyhow::Result<i64> {
+        let calls =
+            "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'read_tail'";
+        Ok(sqlx::query_scalar(calls).fetch_one(&superuser).await?)
+    };
+    let before = reads().await?;
+    let more = shown.within(QUIET).await?;
+    assert!(more.is_none(), "{more:?}");
+    let count = reads().await? - before;
+    assert!(count <= READS_MAX, "{count} reads");
     Ok(())
 }
 

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 
 use anyhow::ensure;
 use daybook_event_store::RecordedEvent;
-use daybook_tests::client::Caller;
 use daybook_tests::load::Load;
 use daybook_tests::orders::new_order_id;
-use daybook_tests::sse::{Event, Source, Stream};
+use daybook_tests::sse::{Event, Source};
 use daybook_tests::stack::{Role, Stack};
-use daybook_tests::{check, log, wait};
-use sqlx::{AssertSqlSafe, PgPool};
+use daybook_tests::{check, log};
 use tokio::task::JoinSet;
+
+use super::{change_until, positions};
 
 /// How many events are read before a stream is left and resumed.
 const EVENTS_AT_ONCE: usize = 40;
@@ -47,17 +47,6 @@ async fn follow(
         stream.last_id().clone_into(&mut last_id);
     }
     unreachable!("the addresses are repeated for ever")
-}
-
-/// Changes an order again and again until there are so many events of it.
-async fn change_until(caller: &Caller, id: &str, version: u64) -> anyhow::Result<()> {
-    for quantity in 3.. {
-        let receipt = caller.change_quantity(id, quantity, None).await?;
-        if receipt.stream_version >= version {
-            break;
-        }
-    }
-    Ok(())
 }
 
 #[tokio::test]
@@ -191,71 +180,5 @@ async fn a_reader_that_is_too_slow_gets_what_waits_and_is_told_and_misses_nothin
         .await?;
     shown.extend(positions(&mut resumed, wanted.len() - shown.len()).await?);
     assert_eq!(shown, wanted);
-    Ok(())
-}
-
-async fn positions(stream: &mut Stream, count: usize) -> anyhow::Result<Vec<u64>> {
-    let mut positions = Vec::with_capacity(count);
-    while positions.len() < count {
-        let event = stream.next().await?;
-        ensure!(event.name.is_empty(), "{event:?}");
-        positions.push(event.position());
-    }
-    Ok(positions)
-}
-
-#[tokio::test]
-async fn a_stream_beyond_a_fork_of_the_log_is_told_to_read_anew_and_one_before_it_goes_on()
--> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
-    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.clone());
-    let address = stack.query.address;
-    let path = "/v1/events/stream?after_position=0";
-    caller.place(&new_order_id(), "customer-1").await?;
-    let mut before = Source::new(address, path, &key).open().await?;
-    let before = before.next().await?;
-    for _ in 0..5 {
-        caller.place(&new_order_id(), "customer-1").await?;
-    }
-    let mut beyond = Source::new(address, path, &key).open().await?;
-    assert_eq!(positions(&mut beyond, 6).await?, [1, 2, 3, 4, 5, 6]);
-    let gone_id = beyond.last_id().to_owned();
-    for running in [&mut stack.command, &mut stack.projector] {
-        running.service.stop().await?;
-    }
-    set_back(&stack.superuser, 3).await?;
-    let reset = beyond.next().await?;
-    assert_eq!(reset.name, "reset");
-    assert_eq!(reset.json()["code"], "POSITION_UNKNOWN");
-    let mut gone = Source::new(address, path, &key).behind(&gone_id).open().await?;
-    assert_eq!(gone.next().await?.name, "reset");
-    for running in [&mut stack.command, &mut stack.projector] {
-        running.service.restart().await?;
-    }
-    wait::value("a command is accepted behind the fork", async || {
-        Ok(caller.place(&new_order_id(), "customer-2").await.ok())
-    })
-    .await?;
-    let mut resumed = Source::new(address, path, &key).behind(&before.id).open().await?;
-    assert_eq!(positions(&mut resumed, 3).await?, [2, 3, 4]);
-    for stream in [&mut beyond, &mut gone] {
-        assert_eq!(positions(stream, 1).await?, [4], "it goes on with what is new");
-    }
-    Ok(())
-}
-
-/// Takes the events behind a position out of the log, as a backup that is put back does, and opens the next epoch there.
-async fn set_back(superuser: &PgPool, position: i64) -> anyhow::Result<()> {
-    let mut transaction = superuser.acquire().await?;
-    for statement in [
-        "SET session_replication_role = replica",
-        &format!("DELETE FROM event_store.event WHERE position > {position}"),
-        "RESET session_replication_role",
-        "SELECT event_store.fork(0, 1, 'a backup was put back')",
-    ] {
-        sqlx::query(AssertSqlSafe(statement))
-            .execute(&mut *transaction)
-            .await?;
-    }
     Ok(())
 }
