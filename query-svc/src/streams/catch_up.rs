@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use daybook_event_store::{Direction, EpochId, RecordedEvent, TailRange};
+use daybook_event_store::{RecordedEvent, TailRange};
 use daybook_postgres::QUERY_TIMEOUT;
 use daybook_read_model::order_list;
 use daybook_service::{ApiError, identity::Principal};
@@ -13,6 +13,7 @@ use daybook_service::{ApiError, identity::Principal};
 use super::buffer::Delivery;
 use super::feed::{Feed, Source};
 use super::place::Place;
+use super::room::Room;
 use super::rows::Changed;
 use crate::reads::Reads;
 use crate::reads::history::Stream;
@@ -24,7 +25,7 @@ const PAGE_EVENTS: u32 = 32;
 const PAGE_POSITIONS: u32 = 2_000;
 
 /// No event is read behind as many bytes: each reader holds a page until it is sent.
-const PAGE_BYTES: u32 = 64 * 1_024;
+pub(super) const PAGE_BYTES: u32 = 64 * 1_024;
 
 /// How a reader catches up, as far as it has come.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ pub(super) struct CatchUp {
     up_to: Place,
     /// Of an aggregate, the version to go on with, once it is known.
     next_version: Option<u64>,
+    room: Room,
 }
 
 /// A part of what was recorded meanwhile.
@@ -44,10 +46,12 @@ pub(super) struct Page {
 }
 
 impl CatchUp {
-    pub(super) fn new(up_to: Place) -> Self {
+    /// What is read is held in the room.
+    pub(super) fn new(up_to: Place, room: Room) -> Self {
         Self {
             up_to,
             next_version: None,
+            room,
         }
     }
 
@@ -73,14 +77,14 @@ impl CatchUp {
                 let (events, position) = self.log(reads, caller, after).await?;
                 let shown = events.into_iter().filter(|event| feed.shows(event));
                 Ok(Page {
-                    deliveries: deliveries(self.up_to.epoch, shown),
+                    deliveries: self.deliveries(shown),
                     position,
                 })
             }
             (None, Source::OrderList) => {
                 let (events, position) = self.log(reads, caller, after).await?;
                 Ok(Page {
-                    deliveries: rows(reads, caller, self.up_to, &events).await?,
+                    deliveries: self.rows(reads, caller, &events).await?,
                     position,
                 })
             }
@@ -100,20 +104,17 @@ impl CatchUp {
             None => reads.version_after(caller, stream, after).await?,
         };
         let events = reads
-            .stream_events(caller, stream, next..=u64::MAX, PAGE_EVENTS, Direction::Forward)
+            .stream_page(caller, stream, next, (PAGE_EVENTS, PAGE_BYTES))
             .await?;
-        let is_last = events.len() < PAGE_EVENTS as usize;
         let (last, up_to) = (events.last(), self.up_to.position);
         self.next_version = Some(last.map_or(next, |last| last.stream_version + 1));
-        let position = match last {
-            Some(last) if !is_last => last.position.min(up_to),
-            _ => up_to,
-        };
+        // However few they are, there may be more: an empty page is the last one.
+        let position = last.map_or(up_to, |last| last.position.min(up_to));
         let shown = events
             .into_iter()
             .filter(|event| event.position <= up_to && feed.shows(event));
         Ok(Page {
-            deliveries: deliveries(self.up_to.epoch, shown),
+            deliveries: self.deliveries(shown),
             position,
         })
     }
@@ -144,29 +145,30 @@ impl CatchUp {
             false => Err(ApiError::overloaded("the log has not come as far as it had")),
         }
     }
-}
 
-fn deliveries(epoch: EpochId, events: impl Iterator<Item = RecordedEvent>) -> Vec<Arc<Delivery>> {
-    events.map(|event| Delivery::of_event(epoch, event)).collect()
-}
-
-/// A row that has changed again since the reader joined is left to the tail: what that has read before may be older.
-async fn rows(
-    reads: &Reads,
-    caller: &Principal,
-    up_to: Place,
-    events: &[RecordedEvent],
-) -> Result<Vec<Arc<Delivery>>, ApiError> {
-    let changed = Changed::by(events);
-    let (tenant_id, ids) = (caller.tenant_id, changed.order_ids());
-    if ids.is_empty() {
-        return Ok(Vec::new());
+    fn deliveries(&self, events: impl Iterator<Item = RecordedEvent>) -> Vec<Arc<Delivery>> {
+        let delivery = |event| Delivery::of_event(&self.room, self.up_to.epoch, event);
+        events.map(delivery).collect()
     }
-    let rows = reads.shared().read(tenant_id, QUERY_TIMEOUT, move |connection| {
-        let ids = Arc::clone(&ids);
-        Box::pin(async move { order_list::find(connection, tenant_id, &ids).await })
-    });
-    let mut rows = rows.await?;
-    rows.retain(|row| row.position <= up_to.position);
-    Ok(changed.deliveries(up_to.epoch, rows))
+
+    /// A row that has changed again since the reader joined is left to the tail: what that has read before may be older.
+    async fn rows(
+        &self,
+        reads: &Reads,
+        caller: &Principal,
+        events: &[RecordedEvent],
+    ) -> Result<Vec<Arc<Delivery>>, ApiError> {
+        let changed = Changed::by(events);
+        let (tenant_id, ids) = (caller.tenant_id, changed.order_ids());
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = reads.shared().read(tenant_id, QUERY_TIMEOUT, move |connection| {
+            let ids = Arc::clone(&ids);
+            Box::pin(async move { order_list::find(connection, tenant_id, &ids).await })
+        });
+        let mut rows = rows.await?;
+        rows.retain(|row| row.position <= self.up_to.position);
+        Ok(changed.deliveries(&self.room, self.up_to.epoch, rows))
+    }
 }

@@ -74,8 +74,8 @@ impl StreamMetrics {
 }
 
 impl OpenStream {
-    pub(super) fn delivered(&self, count: usize) {
-        self.deliveries.inc_by(count as u64);
+    pub(super) fn delivered(&self) {
+        self.deliveries.inc();
     }
 
     pub(super) fn reset(&self) {

@@ -13,6 +13,7 @@ use daybook_read_model::{OrderList, ReadModel as _};
 
 use super::buffer::{Delivery, Shown};
 use super::place::Place;
+use super::room::Room;
 
 /// The orders of one tenant that events changed, each with the position of the last of them.
 #[derive(Debug, Default)]
@@ -39,7 +40,7 @@ impl Changed {
     }
 
     /// The rows as they are shown, in the order of their changes.
-    pub(super) fn deliveries(&self, epoch: EpochId, rows: Vec<Row>) -> Vec<Arc<Delivery>> {
+    pub(super) fn deliveries(&self, room: &Room, epoch: EpochId, rows: Vec<Row>) -> Vec<Arc<Delivery>> {
         let mut placed: Vec<_> = rows
             .into_iter()
             .filter_map(|row| Some((*self.0.get(&row.order_id)?, row)))
@@ -47,7 +48,7 @@ impl Changed {
         placed.sort_unstable_by_key(|(position, _)| *position);
         let shown = placed
             .into_iter()
-            .map(|(position, row)| Delivery::new(Place { epoch, position }, Shown::Order(row)));
+            .map(|(position, row)| Delivery::new(room, Place { epoch, position }, Shown::Order(row)));
         shown.collect()
     }
 }

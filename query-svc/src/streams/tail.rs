@@ -30,6 +30,7 @@ use super::buffer::{Buffer, Delivery, End};
 use super::feed::{Feed, Source};
 use super::place::Place;
 use super::readers::Readers;
+use super::room::Room;
 use super::rows::{self, Changed};
 use crate::database::{self, ReadFailure};
 use crate::freshness::{Follower, Freshness, HighWater};
@@ -90,6 +91,7 @@ pub(super) struct Joined {
 /// What tails read with.
 #[derive(Clone)]
 pub(super) struct Reading {
+    pub(super) room: Room,
     pub(super) store: EventStore,
     pub(super) pool: PgPool,
     pub(super) freshness: Freshness,
@@ -247,7 +249,10 @@ impl Tail {
             return self.begin_anew(at).await;
         }
         let deliveries = match self.source {
-            Source::Log => page.events.into_iter().map(|event| shown(at, event)).collect(),
+            Source::Log => {
+                let events = page.events.into_iter();
+                events.map(|event| self.shown(at, event)).collect()
+            }
             Source::OrderList => self.rows(at, page.events).await?,
         };
         for (tenant_id, delivery) in deliveries {
@@ -259,6 +264,11 @@ impl Tail {
             self.at.send_replace(Place { position, ..at });
         }
         Ok(Next::after(position - at.position, read_at))
+    }
+
+    fn shown(&self, at: Place, event: RecordedEvent) -> (Uuid, Arc<Delivery>) {
+        let tenant_id = event.tenant_id;
+        (tenant_id, Delivery::of_event(&self.reading.room, at.epoch, event))
     }
 
     /// The rows that events changed, as they are now.
@@ -278,7 +288,9 @@ impl Tail {
                     let ids = Arc::clone(&ids);
                     Box::pin(async move { order_list::find(connection, tenant_id, &ids).await })
                 });
-                let deliveries = changed.deliveries(at.epoch, rows.await?).into_iter();
+                let deliveries = changed
+                    .deliveries(&self.reading.room, at.epoch, rows.await?)
+                    .into_iter();
                 Ok::<_, TailError>(
                     deliveries
                         .map(|delivery| (tenant_id, delivery))
@@ -341,10 +353,6 @@ fn is_news(at: Place, known: HighWater) -> bool {
         Some(position) => Place { epoch, position } > at,
         None => epoch > at.epoch && at != Place::default(),
     }
-}
-
-fn shown(at: Place, event: RecordedEvent) -> (Uuid, Arc<Delivery>) {
-    (event.tenant_id, Delivery::of_event(at.epoch, event))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod ends;
 mod forks;
+mod large;
 mod live;
 mod resume;
 mod tickets;
