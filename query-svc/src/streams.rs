@@ -132,11 +132,13 @@ impl Streams {
             config.streams_bytes_max as usize,
             config.tenant_streams_bytes_max as usize,
         );
+        let metrics = StreamMetrics::new(registry);
         let reading = Reading {
             room: room.clone(),
             store: EventStore::new(pool.clone()),
             pool,
             freshness: freshness.clone(),
+            metrics: metrics.clone(),
         };
         Self(Arc::new(Parts {
             reads,
@@ -147,7 +149,7 @@ impl Streams {
             authenticator,
             ring,
             tickets,
-            metrics: StreamMetrics::new(registry),
+            metrics,
             config: config.clone(),
             shutdown,
         }))

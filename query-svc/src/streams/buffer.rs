@@ -96,6 +96,8 @@ pub(super) enum End {
     Overflow,
     /// The log goes on in another epoch, which may not have all that was handed out.
     Forked,
+    /// What came then cannot be read.
+    Failed,
     /// The tail has ended.
     Stopped,
 }

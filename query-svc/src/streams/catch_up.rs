@@ -159,7 +159,10 @@ impl CatchUp {
         events: &[RecordedEvent],
     ) -> Result<Vec<Arc<Delivery>>, ApiError> {
         let changed = Changed::by(events);
-        let (tenant_id, ids) = (caller.tenant_id, changed.order_ids());
+        let (tenant_id, ids) = (
+            caller.tenant_id,
+            Arc::<[_]>::from_iter(changed.order_ids().cloned()),
+        );
         if ids.is_empty() {
             return Ok(Vec::new());
         }

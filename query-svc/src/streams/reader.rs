@@ -322,6 +322,7 @@ impl Reader {
                 return Err(ApiError::rate_limited(quota, RETRY_PAUSE));
             }
             Taken::End(End::Forked) => return Ok(None),
+            Taken::End(End::Failed) => return Err(ApiError::internal("a row cannot be read")),
             Taken::End(End::Stopped) => {
                 return Err(ApiError::internal("a tail has ended before its readers"));
             }

@@ -35,8 +35,8 @@ impl Changed {
     }
 
     /// Whose rows to read.
-    pub(super) fn order_ids(&self) -> Arc<[String]> {
-        self.0.keys().cloned().collect()
+    pub(super) fn order_ids(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
     }
 
     /// The rows as they are shown, in the order of their changes.

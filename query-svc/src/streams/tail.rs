@@ -18,8 +18,8 @@ use std::time::Duration;
 use daybook_event_store::{EventStore, Lineage, ReadError, RecordedEvent, TailRange};
 use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT};
 use daybook_read_model::checkpoint::{self, LiveCheckpoint};
-use daybook_read_model::{OrderList, ReadModel as _, order_list};
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use daybook_read_model::order_list::{self, Row};
+use daybook_read_model::{OrderList, ReadModel as _};
 use sqlx::PgPool;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use super::buffer::{Buffer, Delivery, End};
 use super::feed::{Feed, Source};
+use super::metrics::{StreamMetrics, TailLag};
 use super::place::Place;
 use super::readers::Readers;
 use super::room::Room;
@@ -54,7 +55,7 @@ const BEHIND_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// The pause after a read that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// How often readers who are gone are looked for.
+/// How often readers who are gone are looked for, and it is told how far the tail is behind.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a tail could not go on for now.
@@ -95,6 +96,7 @@ pub(super) struct Reading {
     pub(super) store: EventStore,
     pub(super) pool: PgPool,
     pub(super) freshness: Freshness,
+    pub(super) metrics: StreamMetrics,
 }
 
 /// The tail of one partition.
@@ -106,6 +108,7 @@ pub(super) struct Tail {
     at: watch::Sender<Place>,
     lineage: Arc<Lineage>,
     readers: Readers,
+    lag: TailLag,
     is_failing: bool,
 }
 
@@ -119,6 +122,7 @@ impl Tail {
             source,
             partition,
             known: reading.freshness.follow(model, partition),
+            lag: reading.metrics.tail(source, partition),
             reading,
             at: watch::Sender::default(),
             lineage: Arc::default(),
@@ -145,6 +149,8 @@ impl Tail {
                     if self.readers.is_empty() {
                         return;
                     }
+                    let head = self.reading.freshness.of_log(self.partition).position;
+                    self.lag.set(head.saturating_sub(self.at.borrow().position));
                     prune_at = Instant::now() + PRUNE_INTERVAL;
                 }
                 () = self.due(next) => match self.read().await {
@@ -253,7 +259,7 @@ impl Tail {
                 let events = page.events.into_iter();
                 events.map(|event| self.shown(at, event)).collect()
             }
-            Source::OrderList => self.rows(at, page.events).await?,
+            Source::OrderList => self.rows(at, &page.events).await?,
         };
         for (tenant_id, delivery) in deliveries {
             self.readers.hand(tenant_id, &delivery);
@@ -271,38 +277,54 @@ impl Tail {
         (tenant_id, Delivery::of_event(&self.reading.room, at.epoch, event))
     }
 
-    /// The rows that events changed, as they are now.
+    /// The rows that events changed, as they are now. A tenant of which one cannot be read is told, and holds up nobody else.
     async fn rows(
-        &self,
+        &mut self,
         at: Place,
-        events: Vec<RecordedEvent>,
+        events: &[RecordedEvent],
     ) -> Result<Vec<(Uuid, Arc<Delivery>)>, TailError> {
-        let mut by_tenant: HashMap<Uuid, Changed> = HashMap::new();
-        for event in &events {
-            by_tenant.entry(event.tenant_id).or_default().note(event);
+        let mut by_tenant: HashMap<Uuid, (Changed, Vec<Row>)> = HashMap::new();
+        for event in events {
+            by_tenant.entry(event.tenant_id).or_default().0.note(event);
         }
-        let reads = by_tenant.into_iter().map(|(tenant_id, changed)| {
-            let (pool, ids) = (&self.reading.pool, changed.order_ids());
-            async move {
-                let rows = database::read(pool, QUERY_TIMEOUT, move |connection| {
-                    let ids = Arc::clone(&ids);
-                    Box::pin(async move { order_list::find(connection, tenant_id, &ids).await })
-                });
-                let deliveries = changed
-                    .deliveries(&self.reading.room, at.epoch, rows.await?)
-                    .into_iter();
-                Ok::<_, TailError>(
-                    deliveries
-                        .map(|delivery| (tenant_id, delivery))
-                        .collect::<Vec<_>>(),
-                )
+        for (tenant_id, row) in self.find(&by_tenant).await? {
+            match row {
+                Ok(row) => by_tenant.entry(tenant_id).or_default().1.push(row),
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    tracing::error!(
+                        tenant_id = %tenant_id,
+                        error.chain = format!("{error:#}"),
+                        "cannot read a row that open streams are to show"
+                    );
+                    self.readers.end_of(tenant_id, End::Failed);
+                }
             }
+        }
+        let deliveries = by_tenant.into_iter().flat_map(|(tenant_id, (changed, rows))| {
+            let deliveries = changed.deliveries(&self.reading.room, at.epoch, rows).into_iter();
+            deliveries.map(move |delivery| (tenant_id, delivery))
         });
-        let rows: Vec<_> = stream::iter(reads)
-            .buffer_unordered(CONNECTIONS as usize)
-            .try_collect()
-            .await?;
-        Ok(rows.into_iter().flatten().collect())
+        Ok(deliveries.collect())
+    }
+
+    async fn find(
+        &self,
+        by_tenant: &HashMap<Uuid, (Changed, Vec<Row>)>,
+    ) -> Result<Vec<(Uuid, Result<Row, sqlx::Error>)>, ReadFailure> {
+        let wanted = by_tenant.iter().flat_map(|(tenant_id, (changed, _))| {
+            let ids = changed.order_ids().cloned();
+            ids.map(|id| (*tenant_id, id))
+        });
+        let wanted: Arc<(Vec<Uuid>, Vec<String>)> = Arc::new(wanted.unzip());
+        if wanted.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        database::read(&self.reading.pool, QUERY_TIMEOUT, move |connection| {
+            let wanted = Arc::clone(&wanted);
+            Box::pin(async move { order_list::find_of(connection, &wanted.0, &wanted.1).await })
+        })
+        .await
     }
 
     /// One line when reading begins to fail and one when it works again.

@@ -12,6 +12,7 @@ use daybook_tests::sse::Source;
 use daybook_tests::stack::{Servers, Stack};
 use daybook_tests::tenant::Tenant;
 use daybook_tests::{log, metrics, stock, wait};
+use sqlx::AssertSqlSafe;
 
 use super::{event_ids, text};
 
@@ -269,6 +270,41 @@ async fn a_stream_reads_nothing_while_nothing_happens() -> anyhow::Result<()> {
     assert!(more.is_none(), "{more:?}");
     let count = reads().await? - before;
     assert!(count <= READS_MAX, "{count} reads");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_ends_the_streams_of_its_tenant_and_no_others() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let (caller, stranger) = (stack.caller()?, stranger(&stack).await?);
+    // As the program writes it that comes next.
+    for statement in [
+        "CREATE FUNCTION public.put_on_hold() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN NEW.status := 'on_hold'; RETURN NEW; END
+         $$",
+        &format!(
+            "CREATE TRIGGER put_on_hold BEFORE INSERT ON read_model.order_list_g1
+                 FOR EACH ROW WHEN (NEW.tenant_id = '{}') EXECUTE FUNCTION public.put_on_hold()",
+            caller.tenant.tenant_id
+        ),
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&stack.superuser)
+            .await?;
+    }
+    let address = stack.query.address;
+    let open = async |key| Source::new(address, "/v1/orders/stream", key).open().await;
+    let mut of_caller = open(&caller.tenant.frontend_key).await?;
+    let mut of_stranger = open(&stranger.tenant.frontend_key).await?;
+    caller.place(&new_order_id(), "customer-1").await?;
+    let id = new_order_id();
+    stranger.place(&id, "customer-1").await?;
+    assert_eq!(of_stranger.next().await?.json()["order_id"], id.as_str());
+    let end = of_caller.next().await?;
+    assert_eq!(
+        (end.name.as_str(), &end.json()["code"]),
+        ("failed", &"INTERNAL".into())
+    );
     Ok(())
 }
 
