@@ -1,4 +1,5 @@
-//! What was recorded before a reader joined: read by itself, page by page, in its tenant's share of connections.
+//! What was recorded before a reader joined: read by itself, page by page, in its tenant's share of connections. What others have
+//! recorded in between is passed over with the read model `event_index`, as far as that has come.
 //!
 //! What is read is bound to the place where the reader joined. Should the log go on in another epoch meanwhile, nothing more is read
 //! of it: the tail ends the reader's buffer, and the reader joins again.
@@ -21,8 +22,12 @@ use crate::reads::history::Stream;
 /// How many events of an aggregate are read at once.
 const PAGE_EVENTS: u32 = 32;
 
-/// How many positions of the log are read at once, other tenants' included.
+/// How many positions of the log are read at once, other tenants' included. Where there are more, the read model is asked that knows
+/// which of them are the tenant's.
 const PAGE_POSITIONS: u32 = 2_000;
+
+/// How many events are asked of that at once.
+const PAGE_INDEXED: u32 = 200;
 
 /// No event is read behind as many bytes: each reader holds a page until it is sent.
 pub(super) const PAGE_BYTES: u32 = 64 * 1_024;
@@ -74,7 +79,7 @@ impl CatchUp {
         match (&feed.stream, feed.source) {
             (Some(stream), _) => self.aggregate(reads, caller, feed, stream, after).await,
             (None, Source::Log) => {
-                let (events, position) = self.log(reads, caller, after).await?;
+                let (events, position) = self.events(reads, caller, after).await?;
                 let shown = events.into_iter().filter(|event| feed.shows(event));
                 Ok(Page {
                     deliveries: self.deliveries(shown),
@@ -82,7 +87,7 @@ impl CatchUp {
                 })
             }
             (None, Source::OrderList) => {
-                let (events, position) = self.log(reads, caller, after).await?;
+                let (events, position) = self.events(reads, caller, after).await?;
                 Ok(Page {
                     deliveries: self.rows(reads, caller, &events).await?,
                     position,
@@ -119,7 +124,26 @@ impl CatchUp {
         })
     }
 
-    /// The events of the tenant in the next positions, and how far that is.
+    /// The next events of the tenant, and how far they are all that there are: from the read model and the log, as far as the one
+    /// has come, or else from the log, with what others have recorded in between.
+    async fn events(
+        &self,
+        reads: &Reads,
+        caller: &Principal,
+        after: u64,
+    ) -> Result<(Vec<RecordedEvent>, u64), ApiError> {
+        let Place { epoch, position } = self.up_to;
+        if position - after > u64::from(PAGE_POSITIONS) {
+            let (positions, bounds) = (after + 1..position + 1, (PAGE_INDEXED, PAGE_BYTES));
+            let found = reads.indexed(caller, epoch.generation, positions, bounds).await?;
+            if let Some(found) = found {
+                return Ok((found.events, found.until - 1));
+            }
+        }
+        self.log(reads, caller, after).await
+    }
+
+    /// The events of the tenant in the next positions of the log, and how far that is.
     async fn log(
         &self,
         reads: &Reads,

@@ -2,15 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use anyhow::ensure;
-use daybook_event_store::RecordedEvent;
+use daybook_event_store::{NewCommand, RecordedEvent};
 use daybook_tests::load::Load;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::sse::{Event, Source};
 use daybook_tests::stack::{Role, Stack};
+use daybook_tests::tenant::Tenant;
 use daybook_tests::{check, log};
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::{change_until, positions};
 
@@ -200,5 +204,53 @@ async fn whoever_catches_up_while_more_is_recorded_than_can_wait_for_it_goes_on(
     change_until(&caller, &id, EVENTS).await?;
     let wanted: Vec<u64> = (1..=EVENTS).collect();
     assert_eq!(positions(&mut slow, wanted.len()).await?, wanted);
+    Ok(())
+}
+
+/// Records what streams of another tenant pass over.
+async fn record_of_another(stack: &Stack, tenant_id: Uuid, numbers: Range<u32>) -> anyhow::Result<()> {
+    let pool = stack.servers.database.pool("daybook_command").await?;
+    let mut connection = pool.acquire().await?;
+    for number in numbers {
+        let events = (0..500).map(|_| log::event("{}".to_owned())).collect();
+        let command = NewCommand {
+            category: "weather",
+            ..log::command(tenant_id, &format!("weather_{number}"), None, events)
+        };
+        daybook_event_store::append(&mut connection, log::PARTITION, &[command]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_catches_up_does_not_read_what_other_tenants_have_recorded_in_between() -> anyhow::Result<()>
+{
+    let mut stack = Stack::start().await?;
+    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.clone());
+    let (address, path) = (stack.query.address, "/v1/events/stream?after_position=0");
+    let other = Tenant::create(&stack.superuser).await?.tenant_id;
+    caller.place(&new_order_id(), "customer-1").await?;
+    record_of_another(&stack, other, 0..6).await?;
+    caller.place(&new_order_id(), "customer-1").await?;
+    check::caught_up(&stack.superuser).await?;
+    // Whoever reads the log from one position to the next does it with this.
+    let may_read = async |verb: &str, preposition: &str| {
+        let function = "event_store.read_tail";
+        let statement = format!("{verb} EXECUTE ON FUNCTION {function} {preposition} daybook_query");
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&stack.superuser)
+            .await
+    };
+    may_read("REVOKE", "FROM").await?;
+    let mut stream = Source::new(address, path, &key).open().await?;
+    assert_eq!(positions(&mut stream, 2).await?, [1, 3_002]);
+    may_read("GRANT", "TO").await?;
+
+    // And then what the read model has not.
+    stack.projector.service.stop().await?;
+    record_of_another(&stack, other, 6..12).await?;
+    caller.place(&new_order_id(), "customer-1").await?;
+    let mut stream = Source::new(address, path, &key).open().await?;
+    assert_eq!(positions(&mut stream, 3).await?, [1, 3_002, 6_003]);
     Ok(())
 }
