@@ -76,5 +76,23 @@ BEGIN
         WHERE o.tenant_id = p_tenant AND o.order_id = ANY (p_order_ids);
 END
 $$;
-REVOKE ALL ON FUNCTION read_model.find_listed_orders FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION read_model.find_listed_orders TO daybook_query;
+
+-- Those of the orders that their tenants have, by tenant and id: one tenant after the other, each within row-level security, in
+-- one statement.
+CREATE FUNCTION read_model.find_listed_orders_of(p_tenants uuid[], p_order_ids text[])
+RETURNS SETOF read_model.order_list
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_tenant    uuid;
+    v_order_ids text[];
+BEGIN
+    FOR v_tenant, v_order_ids IN
+        SELECT w.tenant_id, array_agg(w.order_id) FROM unnest(p_tenants, p_order_ids) AS w (tenant_id, order_id) GROUP BY w.tenant_id
+    LOOP
+        RETURN QUERY SELECT o.* FROM read_model.find_listed_orders(v_tenant, v_order_ids) AS o;
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION read_model.find_listed_orders, read_model.find_listed_orders_of FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION read_model.find_listed_orders, read_model.find_listed_orders_of TO daybook_query;

@@ -1,14 +1,16 @@
 //! How fresh the read models are, and waiting until they are fresh enough.
 //!
 //! A signal on NATS says that a projection may have come further, the checkpoint in Postgres says how far it has come.
-//! So a signal only makes this look, and without signals it looks by itself: ten times a second while somebody waits,
-//! four times otherwise. While nobody waits signals are drained and forgotten.
+//! So a signal only makes this look, and without signals it looks by itself: ten times a second while a read waits, four times
+//! otherwise. While no read waits and no stream is open, signals are drained and forgotten.
 //!
 //! - A position that is reported was committed, together with its rows, before it was read here. A query that starts
 //!   later sees those rows, so an answer is never older than it says.
 //! - Who waits for a position is woken when it is reached, and told where the read model stands when its time is up. A
 //!   position that the log does not have is refused: as soon as that is seen in a look that is no older than the question. One
 //!   of an epoch that was not seen yet is waited for, because the command service may have found it first.
+//! - A checkpoint is believed until a look fails, and in another epoch only where it was read after that was found: before, it may
+//!   have been read from a server without that epoch.
 //! - What is read here holds for every connection of this process: when the log goes on in another epoch, which may be on
 //!   another server, those that were made before are made anew. Where signals name a later epoch than the log has, the log was
 //!   superseded: the service is not ready, says how late its answers are, and tries new connections until they lead to another
@@ -36,12 +38,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::demand::Demand;
-pub(crate) use self::marks::Progress;
+pub(crate) use self::marks::{HighWater, Progress};
 use self::marks::{LiveMarks, Mark, Marks, Reached, SeenHead};
 pub(crate) use self::tokens::{Staleness, Tokens};
 use crate::database::{self, ReadFailure};
 
-/// How often the checkpoints are looked at while somebody waits and no signal comes.
+/// How often the checkpoints are looked at while a read waits and no signal comes.
 const POLL_WAITED_FOR: Duration = Duration::from_millis(100);
 
 /// How often the checkpoints and the heads of the log are looked at in any case.
@@ -69,18 +71,23 @@ pub struct Freshness {
 /// bytes: a bound of all together would let a few tenants keep the others from waiting.
 #[derive(Default)]
 struct Waiting {
-    count: AtomicUsize,
+    reads: AtomicUsize,
+    followers: AtomicUsize,
     notify: Notify,
 }
 
 impl Waiting {
-    fn anybody(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > 0
+    fn any_read(&self) -> bool {
+        self.reads.load(Ordering::Relaxed) > 0
     }
 
-    /// Counts one more until the guard is dropped, and wakes the task.
+    fn anybody(&self) -> bool {
+        self.any_read() || self.followers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts one more read until the guard is dropped, and wakes the task.
     fn begin(&self) -> Waits<'_> {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.notify.notify_one();
         Waits(self)
     }
@@ -90,7 +97,7 @@ struct Waits<'a>(&'a Waiting);
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.reads.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -114,9 +121,14 @@ impl Freshness {
         unready.map_or(Ok(()), |partition| Err(Superseded(partition)))
     }
 
-    /// What tells of everything that is found out from now on.
-    pub(crate) fn changes(&self) -> Changes {
-        Changes(self.clone())
+    /// Follows the read model of this name in a partition, or without one the log itself.
+    pub(crate) fn follow(&self, model: Option<&'static str>, partition: i32) -> Follower {
+        self.waiting.followers.fetch_add(1, Ordering::Relaxed);
+        Follower {
+            freshness: self.clone(),
+            model,
+            partition,
+        }
     }
 
     /// Waits until the read model of this name, or without one the log itself, is as fresh as it is demanded.
@@ -151,16 +163,37 @@ impl Freshness {
     }
 }
 
-/// Tells when read models or heads have been found to be further. Whoever waits here has signals looked after.
-pub(crate) struct Changes(Freshness);
+/// Somebody who follows a read model, or the log itself, in one partition. While it lives, signals make the task look.
+pub(crate) struct Follower {
+    freshness: Freshness,
+    model: Option<&'static str>,
+    partition: i32,
+}
 
-impl Changes {
-    /// Waits for something new; for ever when nobody looks any more.
-    pub(crate) async fn next(&mut self) {
-        let _waits = self.0.waiting.begin();
-        if self.0.marks.changed().await.is_err() {
+impl Follower {
+    /// How far that has come; `None` before the first look at the log.
+    pub(crate) fn high_water(&self) -> Option<HighWater> {
+        self.freshness
+            .marks
+            .borrow()
+            .high_water(self.model, self.partition)
+    }
+
+    /// Waits until it has come so far as to be news; for ever when nobody looks any more. It wakes nobody to look.
+    pub(crate) async fn news(&self, is_news: impl Fn(HighWater) -> bool) {
+        let is_news = |marks: &Marks| {
+            let high_water = marks.high_water(self.model, self.partition);
+            high_water.is_some_and(&is_news)
+        };
+        if self.freshness.marks.clone().wait_for(is_news).await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.freshness.waiting.followers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -220,19 +253,22 @@ impl Watcher {
             looked_at = Instant::now();
             self.leave_if_superseded(looked_at).await;
             let looked = self.look().await;
+            if looked.is_err() {
+                self.marks.send_modify(Marks::forget_checkpoints);
+            }
             self.log_change(looked);
         }
         Ok(())
     }
 
-    /// Waits for a signal while somebody waits for one, for a new waiter, for word of a later epoch, or for the time of the
-    /// next poll.
+    /// Waits for a signal while somebody waits for one, for a read that begins to wait, for word of a later epoch, or for the
+    /// time of the next poll.
     async fn reason_to_look(
         &self,
         looked_at: Instant,
         signals: &mut (impl Stream<Item = Vec<Applied>> + Unpin),
     ) {
-        let pause = if self.waiting.anybody() {
+        let pause = if self.waiting.any_read() {
             POLL_WAITED_FOR
         } else {
             POLL
@@ -300,11 +336,7 @@ impl Watcher {
     /// Whether a log goes on in another epoch than before.
     async fn look_once(&mut self) -> Result<bool, ReadFailure> {
         let now = Instant::now();
-        let live = database::read(&self.pool, LOOKUP_TIMEOUT, |connection| {
-            Box::pin(checkpoint::live(connection))
-        })
-        .await?;
-        let marks = live_marks(live);
+        let marks = self.checkpoints().await?;
         let heads = if now < self.heads_due {
             Vec::new()
         } else {
@@ -319,6 +351,13 @@ impl Watcher {
         }
         self.marks.send_if_modified(|known| known.note(now, marks, heads));
         Ok(is_news)
+    }
+
+    async fn checkpoints(&self) -> Result<LiveMarks, ReadFailure> {
+        let live = database::read(&self.pool, LOOKUP_TIMEOUT, |connection| {
+            Box::pin(checkpoint::live(connection))
+        });
+        Ok(live_marks(live.await?))
     }
 
     /// The heads of all partitions that have checkpoints, and the lineages of those that go on in another generation.

@@ -6,7 +6,7 @@
 //! - A reader first joins the *tail* of its partition, which hands it everything behind the place where it joined; then it
 //!   reads for itself what lies between its own place and that one; then it takes what waits in its buffer. So there is
 //!   neither a gap nor a repetition, and the log is read once for all who follow it.
-//! - What waits for a reader is bounded. One that is too slow gets what waits, and is told to resume.
+//! - What waits for a reader is bounded, and what waits for all of them. One that is too slow gets what waits, and is told to resume.
 //! - A place of a history of the log that is gone is never continued in silence: its reader is told to read anew what it has
 //!   made of it ([`Item::Reset`]).
 //! - The credential of each stream is looked at again, and streams end at once when the process stops.
@@ -20,7 +20,7 @@
 //! | `hub`, `tail`, `readers` | what is new, read once and handed to all who show it |
 //! | `buffer` | what waits for one reader |
 //! | `rows` | rows that events changed |
-//! | `openings` | how many streams may be open |
+//! | `openings`, `room` | how many streams may be open, and how many bytes they hold |
 
 mod buffer;
 mod catch_up;
@@ -32,6 +32,7 @@ mod openings;
 mod place;
 mod reader;
 mod readers;
+mod room;
 mod rows;
 mod tail;
 
@@ -46,7 +47,7 @@ use daybook_service::{ApiError, request};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::buffer::{Delivery, Shown};
+pub(crate) use self::buffer::Shown;
 pub(crate) use self::config::StreamsConfig;
 pub(crate) use self::feed::{Feed, TYPES_MAX, check_type};
 use self::hub::Hub;
@@ -54,6 +55,8 @@ use self::metrics::StreamMetrics;
 use self::openings::Openings;
 use self::place::Place;
 pub(crate) use self::reader::{Item, Reader};
+pub(crate) use self::room::Held;
+use self::room::Room;
 pub(crate) use self::tail::CONNECTIONS;
 use self::tail::Reading;
 use crate::freshness::Freshness;
@@ -68,6 +71,7 @@ struct Parts {
     freshness: Freshness,
     hub: Hub,
     openings: Openings,
+    room: Room,
     authenticator: Authenticator,
     ring: KeyRing,
     tickets: Tickets,
@@ -124,20 +128,28 @@ impl Streams {
             tickets,
             shutdown,
         } = foundations;
+        let room = Room::new(
+            config.streams_bytes_max as usize,
+            config.tenant_streams_bytes_max as usize,
+        );
+        let metrics = StreamMetrics::new(registry);
         let reading = Reading {
+            room: room.clone(),
             store: EventStore::new(pool.clone()),
             pool,
             freshness: freshness.clone(),
+            metrics: metrics.clone(),
         };
         Self(Arc::new(Parts {
             reads,
             freshness,
             hub: Hub::new(reading),
             openings: Openings::new(config.streams_max as usize, config.tenant_streams_max as usize),
+            room,
             authenticator,
             ring,
             tickets,
-            metrics: StreamMetrics::new(registry),
+            metrics,
             config: config.clone(),
             shutdown,
         }))

@@ -181,17 +181,29 @@ impl EventStore {
         limit: u32,
         direction: Direction,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
-        let stream_id = stream_id.to_owned();
+        let stream = (tenant_id, partition, stream_id.to_owned());
+        let rows = stream_rows(stream, &versions, limit, direction, READ_BYTES_MAX);
         let read = bounded(&self.pool, time_for(limit), move |connection| {
-            let rows = sqlx::query(READ_STREAM)
-                .bind(tenant_id)
-                .bind(partition)
-                .bind(stream_id)
-                .bind(at_most_i64(*versions.start()))
-                .bind(at_most_i64(*versions.end()))
-                .bind(limit.cast_signed())
-                .bind(direction == Direction::Backward)
-                .bind(i64::try_from(READ_BYTES_MAX).unwrap_or(i64::MAX));
+            Box::pin(events(connection, rows))
+        });
+        read.await.map_err(ReadError::while_doing("read a stream"))
+    }
+
+    /// The events of one stream from a version on, at most `limit` and about `bytes_max` bytes of payload and metadata of them, but
+    /// at least one where there is one: that there are fewer than `limit` does not mean that there are no more.
+    pub async fn read_stream_within(
+        &self,
+        tenant_id: Uuid,
+        partition: i32,
+        stream_id: &str,
+        from: u64,
+        limit: u32,
+        bytes_max: u32,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let stream = (tenant_id, partition, stream_id.to_owned());
+        let (versions, forward) = (from..=u64::MAX, Direction::Forward);
+        let rows = stream_rows(stream, &versions, limit, forward, bytes_max as usize);
+        let read = bounded(&self.pool, time_for(limit), move |connection| {
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read a stream"))
@@ -372,6 +384,25 @@ pub fn may_go_on(read: &[RecordedEvent], limit: u32) -> bool {
         .iter()
         .map(|event| event.payload.len() + event.metadata.len());
     read.len() >= limit as usize || bytes.sum::<usize>() >= READ_BYTES_MAX
+}
+
+/// The events of one stream: of which tenant, in which partition, and its id.
+fn stream_rows(
+    (tenant_id, partition, stream_id): (Uuid, i32, String),
+    versions: &std::ops::RangeInclusive<u64>,
+    limit: u32,
+    direction: Direction,
+    bytes_max: usize,
+) -> Rows {
+    sqlx::query(READ_STREAM)
+        .bind(tenant_id)
+        .bind(partition)
+        .bind(stream_id)
+        .bind(at_most_i64(*versions.start()))
+        .bind(at_most_i64(*versions.end()))
+        .bind(limit.cast_signed())
+        .bind(direction == Direction::Backward)
+        .bind(i64::try_from(bytes_max).unwrap_or(i64::MAX))
 }
 
 async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<RecordedEvent>, sqlx::Error> {

@@ -29,10 +29,21 @@ const LIVE: &str = "
     ORDER BY c.projection, c.partition
 ";
 
+const LIVE_OF: &str = "
+    SELECT c.projection, c.partition, c.position, c.log_generation, c.generation
+    FROM read_model.projection AS p
+    JOIN read_model.checkpoint AS c ON c.projection = p.name AND c.generation = p.live_generation
+    WHERE p.name = $1 AND c.partition = $2
+";
+
 const ADVANCE: &str = "SELECT read_model.advance($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
 /// Every statement of this file, by name.
-pub(crate) const STATEMENTS: &[(&str, &str)] = &[("checkpoint.live", LIVE), ("checkpoint.advance", ADVANCE)];
+pub(crate) const STATEMENTS: &[(&str, &str)] = &[
+    ("checkpoint.live", LIVE),
+    ("checkpoint.live_of", LIVE_OF),
+    ("checkpoint.advance", ADVANCE),
+];
 
 /// A step of a checkpoint, by compare-and-set: from where a worker left it to where its rows will be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +126,19 @@ impl Advance {
 /// How far every projection's live tables have come, in every partition.
 pub async fn live(database: impl PgExecutor<'_>) -> Result<Vec<LiveCheckpoint>, sqlx::Error> {
     sqlx::query_as(LIVE).fetch_all(database).await
+}
+
+/// How far one projection's live tables have come, in one partition; `None` where there is no such one.
+pub async fn live_of(
+    database: impl PgExecutor<'_>,
+    projection: &str,
+    partition: i32,
+) -> Result<Option<LiveCheckpoint>, sqlx::Error> {
+    sqlx::query_as(LIVE_OF)
+        .bind(projection)
+        .bind(partition)
+        .fetch_optional(database)
+        .await
 }
 
 impl<'r> FromRow<'r, sqlx::postgres::PgRow> for LiveCheckpoint {

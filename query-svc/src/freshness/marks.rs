@@ -36,6 +36,15 @@ pub(crate) struct Progress {
     pub(crate) epoch: Option<EpochId>,
 }
 
+/// How far the log of a partition, or a read model, is known to have come in the log's newest epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HighWater {
+    /// The newest epoch.
+    pub(crate) epoch: EpochId,
+    /// Everything up to here is there. `None` where a read model's tables are of a history that is gone, or nothing is known of them.
+    pub(crate) position: Option<u64>,
+}
+
 /// Where a read model is, seen from a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reached {
@@ -173,6 +182,11 @@ impl Marks {
         changed
     }
 
+    /// Forgets the checkpoints: they may be of a server that is not asked any more.
+    pub(super) fn forget_checkpoints(&mut self) {
+        self.marks.clear();
+    }
+
     /// Notes the head of a partition, read at or after `at`, and the lineage where the generation is another than before.
     /// What is known about heads starts over then.
     fn note_head(&mut self, at: Instant, partition: i32, head: LogHead, lineage: Option<Lineage>) {
@@ -265,6 +279,26 @@ impl Marks {
 
     fn is_of_log(&self, partition: i32, mark: &Mark) -> bool {
         self.has(partition, mark.log_generation, mark.position) == Some(true)
+    }
+
+    /// How far a read model, or without one the log itself, has come in the newest epoch; `None` before the first look at the log.
+    pub(super) fn high_water(&self, model: Option<&str>, partition: i32) -> Option<HighWater> {
+        let heads = self.heads.get(&partition)?;
+        let of_log = |mark: &&Mark| self.is_of_log(partition, mark);
+        let position = match model {
+            Some(model) => self
+                .mark(model, partition)
+                .filter(of_log)
+                .map(|mark| mark.position),
+            // The log has what any read model has, and those are looked at more often.
+            None => {
+                let marks = self.marks.get(&partition).into_iter().flat_map(HashMap::values);
+                let marks = marks.filter(of_log).map(|mark| mark.position);
+                marks.chain([heads.newest().position]).max()
+            }
+        };
+        let epoch = heads.epoch;
+        Some(HighWater { epoch, position })
     }
 
     /// Whether a read model, or without one the log itself, has what a token stands for that somebody has shown at a moment.
@@ -449,23 +483,8 @@ mod tests {
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         for (fork, position) in [(7, 7), (6, 0)] {
-            let epochs =
-                [(1, LOG, 1), (2, RESTORED, fork + 1)].map(|(number, generation, from_position)| Epoch {
-                    number,
-                    generation,
-                    from_position,
-                });
-            let head = LogHead {
-                epoch: EpochId {
-                    number: 2,
-                    generation: RESTORED,
-                },
-                position: fork,
-                recorded_at: None,
-                event_id: None,
-                is_standby: false,
-            };
-            marks.note_head(start, 0, head, Some(Lineage::from_iter(epochs)));
+            let (head, lineage) = restored(fork);
+            marks.note_head(start, 0, head, lineage);
             assert_eq!(marks.position(MODEL, 0), position);
             assert_eq!(marks.has(0, LOG, 7), Some(position == 7));
         }
@@ -478,25 +497,59 @@ mod tests {
         applied(&mut marks, start, 85);
         // The session ended between the two reads, and the next one led to another server: its tables may stand before 85.
         let checkpoints = marks.marks.clone();
-        let epochs = [(1, LOG, 1), (2, RESTORED, 91)].map(|(number, generation, from_position)| Epoch {
-            number,
-            generation,
-            from_position,
-        });
-        let head = LogHead {
-            epoch: 2,
-            generation: RESTORED,
-            position: 90,
-            recorded_at: None,
-            event_id: None,
-            is_standby: false,
-        };
-        let lineage = Some(Lineage::from_iter(epochs));
+        let (head, lineage) = restored(90);
         assert!(marks.note(start + QUARTER, checkpoints.clone(), vec![(0, head, lineage)]));
         let token = token(1, LOG, 84);
         assert_eq!(marks.reached(Some(MODEL), &token, start), Reached::NotYet);
         marks.note(start + QUARTER, checkpoints, Vec::new());
         assert_eq!(marks.reached(Some(MODEL), &token, start), Reached::Yes);
+    }
+
+    #[test]
+    fn a_log_is_known_to_be_as_far_as_its_head_or_a_read_model_and_tables_of_a_lost_history_are_nowhere() {
+        let (mut marks, start) = (Marks::default(), Instant::now());
+        applied(&mut marks, start, 7);
+        assert_eq!(
+            marks.high_water(Some(MODEL), 0),
+            None,
+            "the log was not looked at"
+        );
+        head(&mut marks, start, LOG, 5);
+        let positions = |marks: &Marks| [None, Some(MODEL)].map(|model| marks.high_water(model, 0)?.position);
+        assert_eq!(positions(&marks), [Some(7), Some(7)]);
+        head(&mut marks, start, LOG, 9);
+        assert_eq!(positions(&marks), [Some(9), Some(7)]);
+        let forgotten = {
+            let mut marks = marks.clone();
+            marks.forget_checkpoints();
+            positions(&marks)
+        };
+        assert_eq!(forgotten, [Some(9), None]);
+
+        let (head, lineage) = restored(6);
+        marks.note_head(start, 0, head, lineage);
+        assert_eq!(positions(&marks), [Some(6), None]);
+    }
+
+    /// The head of a log that was restored to this position, and its lineage.
+    fn restored(position: u64) -> (LogHead, Option<Lineage>) {
+        let epochs = [(1, LOG, 1), (2, RESTORED, position + 1)];
+        let lineage = Lineage::from_iter(epochs.map(|(number, generation, from_position)| Epoch {
+            number,
+            generation,
+            from_position,
+        }));
+        let head = LogHead {
+            epoch: EpochId {
+                number: 2,
+                generation: RESTORED,
+            },
+            position,
+            recorded_at: None,
+            event_id: None,
+            is_standby: false,
+        };
+        (head, Some(lineage))
     }
 
     fn token(epoch: i32, generation: Uuid, position: u64) -> ConsistencyToken {

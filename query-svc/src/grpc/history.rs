@@ -15,7 +15,7 @@ use daybook_read_model::event_index::{self, Period};
 use daybook_service::ApiError;
 use daybook_service::identity::{Principal, Scope};
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::fields::{given, page_token};
@@ -23,7 +23,7 @@ use super::{Queries, wire};
 use crate::freshness::{Demand, Tokens};
 use crate::reads::feed::ListFeed;
 use crate::reads::history::{ListEvents, Stream, successor_of_order_events};
-use crate::streams::{Delivery, Feed, Item, Opening, Reader, Shown, Start};
+use crate::streams::{Feed, Item, Opening, Reader, Shown, Start};
 use crate::violations::Violations;
 
 #[tonic::async_trait]
@@ -74,35 +74,24 @@ impl HistoryService for Queries {
         let caller = super::caller_with(Scope::EventsRead, &request)?;
         let opening = opening(caller, request.into_inner())?;
         let reader = self.streams.open(opening).await?;
-        let responses = reader.into_stream(responses).flat_map(stream::iter);
-        Ok(Response::new(responses.boxed()))
+        Ok(Response::new(reader.into_stream(response).boxed()))
     }
 }
 
 /// An item as it is sent.
-fn responses(reader: &Reader, item: Item) -> Vec<Result<SubscribeResponse, Status>> {
-    match item {
-        Item::Deliveries(deliveries) => deliveries
-            .iter()
-            .map(|delivery| Ok(response(reader, delivery)))
-            .collect(),
-        Item::Nothing => vec![Ok(SubscribeResponse {
-            event: None,
-            resume_token: reader.place(),
-        })],
-        Item::Reset(error) | Item::End(error) => vec![Err(error.into())],
-    }
-}
-
-fn response(reader: &Reader, delivery: &Delivery) -> SubscribeResponse {
-    let event = match &delivery.shown {
-        Shown::Event(event) => Some(wire::event(event.clone())),
-        Shown::Order(_) => None,
+fn response(reader: &Reader, item: Item) -> Result<SubscribeResponse, Status> {
+    let (event, resume_token) = match item {
+        Item::Delivery(delivery) => {
+            let event = match &delivery.shown {
+                Shown::Event(event) => Some(wire::event(event.clone())),
+                Shown::Order(_) => None,
+            };
+            (event, reader.seal(delivery.place))
+        }
+        Item::Nothing => (None, reader.place()),
+        Item::Reset(error) | Item::End(error) => return Err(error.into()),
     };
-    SubscribeResponse {
-        event,
-        resume_token: reader.seal(delivery.place),
-    }
+    Ok(SubscribeResponse { event, resume_token })
 }
 
 fn opening(caller: Arc<Principal>, request: SubscribeRequest) -> Result<Opening, ApiError> {

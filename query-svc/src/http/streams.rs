@@ -37,7 +37,7 @@ use super::openapi::{NotFound, Refusals};
 use super::params::Params;
 use super::schema::{Event, OrderSummary};
 use crate::reads::orders::ListedOrder;
-use crate::streams::{Feed, Item, Opening, Reader, Shown, Streams};
+use crate::streams::{Feed, Held, Item, Opening, Reader, Shown, Streams};
 
 /// How long a browser waits before it connects again.
 const RETRY_MS: u32 = 2_000;
@@ -224,9 +224,9 @@ async fn open(streams: &Streams, request: StreamRequest) -> Result<Response, Api
         ticket,
     };
     let reader = streams.open(opening).await?;
-    let retry = stream::iter([format!("retry: {RETRY_MS}\n")]);
+    let retry = stream::iter([Bytes::from(format!("retry: {RETRY_MS}\n"))]);
     let items = retry.chain(reader.into_stream(written));
-    let pieces = items.flat_map(|text| stream::iter(pieces(text)));
+    let pieces = items.flat_map(|bytes| stream::iter(pieces(bytes)));
     let mut response = Response::new(Body::from_stream(pieces.map(Ok::<_, Infallible>)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, EVENT_STREAM);
@@ -235,9 +235,21 @@ async fn open(streams: &Streams, request: StreamRequest) -> Result<Response, Api
     Ok(response)
 }
 
-/// A text in pieces: a stream counts among the requests in flight with the largest that it has sent.
-fn pieces(text: String) -> Vec<Bytes> {
-    let (mut rest, mut pieces) = (Bytes::from(text), Vec::new());
+/// An item as it is sent, counted until all of its pieces have been taken.
+struct Written {
+    text: String,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+/// What is sent in pieces: a stream counts among the requests in flight with the largest that it has sent.
+fn pieces(mut rest: Bytes) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
     while !rest.is_empty() {
         pieces.push(rest.split_to(rest.len().min(PIECE_BYTES)));
     }
@@ -245,16 +257,14 @@ fn pieces(text: String) -> Vec<Bytes> {
 }
 
 /// An item as it is sent.
-fn written(reader: &Reader, item: Item) -> String {
+fn written(reader: &Reader, item: Item) -> Bytes {
     let mut text = String::new();
     match item {
-        Item::Deliveries(deliveries) => {
-            for delivery in deliveries {
-                let id = reader.seal(delivery.place);
-                match delivery.json(json) {
-                    Ok(data) => write_event(&mut text, None, &id, data),
-                    Err(error) => write_problem(&mut text, "failed", &id, &ApiError::internal(error)),
-                }
+        Item::Delivery(delivery) => {
+            let id = reader.seal(delivery.place);
+            match delivery.json(json) {
+                Ok(data) => write_event(&mut text, None, &id, data),
+                Err(error) => write_problem(&mut text, "failed", &id, &ApiError::internal(error)),
             }
         }
         Item::Nothing => {
@@ -263,7 +273,8 @@ fn written(reader: &Reader, item: Item) -> String {
         Item::Reset(error) => write_problem(&mut text, "reset", &reader.place(), &error),
         Item::End(error) => write_problem(&mut text, ending(error.code()), &reader.place(), &error),
     }
-    text
+    let held = reader.hold(text.len());
+    Bytes::from_owner(Written { text, _held: held })
 }
 
 /// The name of the event that ends a stream.

@@ -5,9 +5,10 @@
 use std::ops::Range;
 
 use daybook_event_store::{EventStore, RecordedEvent};
-use daybook_read_model::EventIndex;
 use daybook_read_model::access_path::Scan;
+use daybook_read_model::checkpoint;
 use daybook_read_model::event_index::{self, Filter, Period, Row};
+use daybook_read_model::{EventIndex, ReadModel as _};
 use daybook_service::{ApiError, identity::Principal};
 use uuid::Uuid;
 
@@ -63,7 +64,10 @@ impl Reads {
         };
         let mut staleness = self.freshen::<EventIndex>(caller, demand).await?;
         if let Some(Place { number, event_id }) = last
-            && self.recorded(caller, vec![(number, event_id)]).await?.is_empty()
+            && self
+                .recorded(caller, vec![(number, event_id)], ANSWER_BYTES_MAX)
+                .await?
+                .is_empty()
         {
             return Err(ApiError::position_unknown());
         }
@@ -82,7 +86,7 @@ impl Reads {
         // Rows and checkpoint commit together, so the newest of the rows is included, and all before it.
         let newest = rows.iter().map(|row| row.position).max();
         staleness.position = staleness.position.max(newest.unwrap_or(0));
-        let found = self.recorded(caller, places(&rows)).await?;
+        let found = self.recorded(caller, places(&rows), ANSWER_BYTES_MAX).await?;
         let is_cut = is_cut(&found, &rows);
         let cursor_after = |last: &RecordedEvent| {
             let place = Place::new(last.position, last);
@@ -122,7 +126,7 @@ impl Reads {
                 })
             })
             .await?;
-        let events = self.recorded(caller, places(&rows)).await?;
+        let events = self.recorded(caller, places(&rows), ANSWER_BYTES_MAX).await?;
         let has_all = rows.len() < limit as usize && !is_cut(&events, &rows);
         let last = events.last().filter(|_| !has_all);
         Ok(Stretch {
@@ -131,21 +135,62 @@ impl Reads {
         })
     }
 
+    /// All of the caller's events at these positions, as far as the read model has come in this generation of the log: at most
+    /// `limit`, and none behind `bytes_max` bytes of payload and metadata, but at least one where there is one. `None` where it has
+    /// come to none of the positions, and where the log has none of the events any more.
+    ///
+    /// # Errors
+    /// What reads can end in.
+    pub(crate) async fn indexed(
+        &self,
+        caller: &Principal,
+        log_generation: Uuid,
+        positions: Range<u64>,
+        (limit, bytes_max): (u32, u32),
+    ) -> Result<Option<Stretch>, ApiError> {
+        let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
+        let scan = Filter::default().scan(None).map_err(ApiError::internal)?;
+        let read = self.0.shared.read(tenant_id, LIST_TIMEOUT, move |connection| {
+            let Range { start, end } = positions;
+            Box::pin(async move {
+                // Before the rows, and on the same connection: so they are of the same server, and have all up to there.
+                let checkpoint = checkpoint::live_of(&mut *connection, EventIndex::NAME, partition).await?;
+                let checkpoint = checkpoint.filter(|checkpoint| checkpoint.log_generation == log_generation);
+                let end = checkpoint.map_or(0, |checkpoint| end.min(checkpoint.position + 1));
+                if end <= start {
+                    return Ok(None);
+                }
+                let filter = Filter::default();
+                let rows =
+                    event_index::list_at(connection, tenant_id, &filter, scan, start..end, None, limit);
+                Ok(Some((rows.await?, end)))
+            })
+        });
+        let Some((rows, end)) = read.await? else {
+            return Ok(None);
+        };
+        let events = self.recorded(caller, places(&rows), bytes_max).await?;
+        let has_all = rows.len() < limit as usize && !is_cut(&events, &rows);
+        let until = match has_all {
+            true => Some(end),
+            false => events.last().map(|last| last.position + 1),
+        };
+        Ok(until.map(|until| Stretch { events, until }))
+    }
+
     /// Those of the caller's events that the log still has, in the order in which they are given, and as many as fit an answer.
     async fn recorded(
         &self,
         caller: &Principal,
         events: Vec<(u64, Uuid)>,
+        bytes_max: u32,
     ) -> Result<Vec<RecordedEvent>, ApiError> {
         if events.is_empty() {
             return Ok(Vec::new());
         }
         let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
-        let read = async move |store: EventStore| {
-            store
-                .read_events(tenant_id, partition, &events, ANSWER_BYTES_MAX)
-                .await
-        };
+        let read =
+            async move |store: EventStore| store.read_events(tenant_id, partition, &events, bytes_max).await;
         self.0.shared.read_log(tenant_id, read).await
     }
 }

@@ -193,6 +193,24 @@ impl Reads {
         self.0.shared.read_log(tenant_id, read).await
     }
 
+    /// The next events of an aggregate from a version on, as many as fit: none only where there are none.
+    pub(crate) async fn stream_page(
+        &self,
+        caller: &Principal,
+        stream: &Stream,
+        from: u64,
+        (limit, bytes_max): (u32, u32),
+    ) -> Result<Vec<RecordedEvent>, ApiError> {
+        let (tenant_id, partition) = (caller.tenant_id, caller.tenant_partition);
+        let stream_id = stream.id.clone();
+        let read = async move |store: EventStore| {
+            store
+                .read_stream_within(tenant_id, partition, &stream_id, from, limit, bytes_max)
+                .await
+        };
+        self.0.shared.read_log(tenant_id, read).await
+    }
+
     /// Some events of an aggregate.
     pub(crate) async fn stream_events(
         &self,

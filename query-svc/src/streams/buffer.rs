@@ -1,6 +1,7 @@
 //! What waits for the reader of one stream, bounded in items and in bytes.
 //!
-//! Only the tail puts something in. A reader that is too slow gets what waits, and then the end: nothing behind it was kept.
+//! What waits in all buffers of a tenant, and of all tenants, is bounded as well ([`super::room`]). Only the tail puts something in. A
+//! reader that is too slow gets what waits, and then the end: nothing behind it was kept.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,6 +11,7 @@ use daybook_read_model::order_list;
 use tokio::sync::Notify;
 
 use super::place::Place;
+use super::room::{Held, Room};
 use crate::reads::history::HistoryEvent;
 
 /// How many items may wait.
@@ -36,19 +38,29 @@ pub(crate) struct Delivery {
     pub(crate) shown: Shown,
     /// The same as JSON, once somebody has made it.
     json: OnceLock<String>,
+    held: Held,
 }
 
 impl Delivery {
-    pub(super) fn new(place: Place, shown: Shown) -> Arc<Self> {
-        let json = OnceLock::new();
-        Arc::new(Self { place, shown, json })
+    pub(super) fn new(room: &Room, place: Place, shown: Shown) -> Arc<Self> {
+        let (tenant_id, bytes) = match &shown {
+            Shown::Event(event) => (event.recorded.tenant_id, event.recorded.size_bytes()),
+            Shown::Order(row) => (row.tenant_id, ITEM_BYTES),
+        };
+        Arc::new(Self {
+            place,
+            shown,
+            json: OnceLock::new(),
+            held: room.hold(tenant_id, ITEM_BYTES + bytes),
+        })
     }
 
     /// An event, read in this epoch.
-    pub(super) fn of_event(epoch: EpochId, recorded: RecordedEvent) -> Arc<Self> {
+    pub(super) fn of_event(room: &Room, epoch: EpochId, recorded: RecordedEvent) -> Arc<Self> {
         let position = recorded.position;
         let changes = None;
         Self::new(
+            room,
             Place { epoch, position },
             Shown::Event(HistoryEvent { recorded, changes }),
         )
@@ -71,12 +83,9 @@ impl Delivery {
         }
     }
 
-    /// About how many bytes of memory it takes.
+    /// About how many bytes of memory it takes, but for the JSON.
     fn size_bytes(&self) -> usize {
-        match &self.shown {
-            Shown::Event(event) => ITEM_BYTES + event.recorded.size_bytes(),
-            Shown::Order(_) => 2 * ITEM_BYTES,
-        }
+        self.held.bytes()
     }
 }
 
@@ -85,8 +94,10 @@ impl Delivery {
 pub(super) enum End {
     /// More waited than may: what came then is missing.
     Overflow,
-    /// The log goes on in another history, which has not all that was handed out.
+    /// The log goes on in another epoch, which may not have all that was handed out.
     Forked,
+    /// What came then cannot be read.
+    Failed,
     /// The tail has ended.
     Stopped,
 }
@@ -138,7 +149,8 @@ impl Buffer {
             return false;
         }
         let bytes = state.bytes + delivery.size_bytes();
-        let is_full = state.waiting.len() >= ITEMS_MAX || bytes > self.bytes_max;
+        let is_full =
+            state.waiting.len() >= ITEMS_MAX || bytes > self.bytes_max || !delivery.held.is_within_bounds();
         if is_full && !state.waiting.is_empty() {
             state.end = Some(End::Overflow);
         } else {
@@ -161,6 +173,11 @@ impl Buffer {
         state.end.get_or_insert(end);
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Why nothing more comes; `None` while something may.
+    pub(super) fn end_ahead(&self) -> Option<End> {
+        self.state().end
     }
 
     /// Takes items out until they are more than `bytes`.
@@ -194,10 +211,15 @@ pub(super) mod tests {
     use time::OffsetDateTime;
     use uuid::Uuid;
 
+    use super::super::room::tests::unbounded;
     use super::*;
 
     /// An event at a position.
     pub(in crate::streams) fn delivery(position: u64, payload_bytes: usize) -> Arc<Delivery> {
+        delivery_in(&unbounded(), position, payload_bytes)
+    }
+
+    fn delivery_in(room: &Room, position: u64, payload_bytes: usize) -> Arc<Delivery> {
         let recorded = RecordedEvent {
             partition: 0,
             position,
@@ -212,7 +234,7 @@ pub(super) mod tests {
             metadata: "{}".into(),
             recorded_at: OffsetDateTime::UNIX_EPOCH,
         };
-        Delivery::of_event(EpochId::default(), recorded)
+        Delivery::of_event(room, EpochId::default(), recorded)
     }
 
     /// The positions of what is taken, and how it ends.
@@ -252,6 +274,19 @@ pub(super) mod tests {
         assert!(buffer.push(&delivery(1, 100_000)));
         assert!(!buffer.push(&delivery(2, 0)));
         assert_eq!(drain(&buffer), (vec![1], Some(End::Overflow)));
+    }
+
+    #[test]
+    fn where_a_tenant_holds_too_much_slow_readers_are_cut_off_and_others_are_not() {
+        let room = Room::new(10_000, 2_000);
+        let [slow, quick] = [(); 2].map(|()| Buffer::new(10_000));
+        for position in 1..=3 {
+            let delivery = delivery_in(&room, position, 800);
+            assert_eq!(slow.push(&delivery), position == 1, "{position}");
+            assert!(quick.push(&delivery));
+            assert_eq!(drain(&quick), (vec![position], None));
+        }
+        assert_eq!(drain(&slow), (vec![1], Some(End::Overflow)));
     }
 
     #[test]

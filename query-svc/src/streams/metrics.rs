@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::feed::Feed;
+use super::feed::{Feed, Source};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FeedLabels {
@@ -20,6 +20,12 @@ struct EndLabels {
     code: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TailLabels {
+    source: &'static str,
+    partition: i32,
+}
+
 /// The metrics of streams. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct StreamMetrics {
@@ -27,6 +33,14 @@ pub(super) struct StreamMetrics {
     deliveries: Family<FeedLabels, Counter>,
     resets: Family<FeedLabels, Counter>,
     ends: Family<EndLabels, Counter>,
+    lags: Family<TailLabels, Gauge>,
+}
+
+/// How far a tail is behind its log, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct TailLag {
+    labels: TailLabels,
+    lags: Family<TailLabels, Gauge>,
 }
 
 /// The metrics of one open stream, which counts as open until this is dropped.
@@ -57,6 +71,22 @@ impl StreamMetrics {
                 "Streams that were ended by us, by the code that their readers were told; RATE_LIMITED is a reader that was too slow",
                 Family::default(),
             ),
+            lags: registry.register(
+                "stream_tail_lag_positions",
+                "How many positions of the log what is new for open streams is behind, at most a second ago",
+                Family::default(),
+            ),
+        }
+    }
+
+    pub(super) fn tail(&self, source: Source, partition: i32) -> TailLag {
+        let source = match source {
+            Source::Log => "events",
+            Source::OrderList => "orders",
+        };
+        TailLag {
+            labels: TailLabels { source, partition },
+            lags: self.lags.clone(),
         }
     }
 
@@ -74,8 +104,8 @@ impl StreamMetrics {
 }
 
 impl OpenStream {
-    pub(super) fn delivered(&self, count: usize) {
-        self.deliveries.inc_by(count as u64);
+    pub(super) fn delivered(&self) {
+        self.deliveries.inc();
     }
 
     pub(super) fn reset(&self) {
@@ -89,6 +119,19 @@ impl OpenStream {
             code: code.name().to_owned(),
         };
         self.metrics.ends.get_or_create(&labels).inc();
+    }
+}
+
+impl TailLag {
+    pub(super) fn set(&self, positions: u64) {
+        let positions = i64::try_from(positions).unwrap_or(i64::MAX);
+        self.lags.get_or_create(&self.labels).set(positions);
+    }
+}
+
+impl Drop for TailLag {
+    fn drop(&mut self) {
+        self.lags.remove(&self.labels);
     }
 }
 

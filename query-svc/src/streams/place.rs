@@ -7,21 +7,22 @@ use uuid::Uuid;
 
 use crate::cursor::Question;
 
-/// Everything up to a position of the log was shown, in the history that an epoch names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Everything up to a position of the log was shown, in the history that an epoch names. The default is a place of no history: no
+/// log has it. The greater of two is the later one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) epoch: EpochId,
     pub(crate) position: u64,
 }
 
-/// What has become of a place.
+/// Whether a place is one of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Validity {
     /// The log still has everything up to there.
-    Holds,
+    Valid,
     /// It is of an epoch that was not seen yet: another replica may have found it first.
-    NotYet,
-    /// It is of a history that is gone.
+    Unknown,
+    /// It is of a history that is gone, or of none.
     Gone,
 }
 
@@ -58,13 +59,13 @@ impl Place {
         })
     }
 
-    /// What has become of it in a log with these epochs.
-    pub(super) fn standing(self, lineage: &Lineage) -> Standing {
+    /// Whether it is one of a log with these epochs.
+    pub(super) fn validity(self, lineage: &Lineage) -> Validity {
         let newest = lineage.newest().unwrap_or_default();
         match lineage.valid_up_to(self.epoch.generation) {
-            Some(last) if self.position <= last => Standing::Holds,
-            None if self.epoch.number > newest.number => Standing::NotYet,
-            Some(_) | None => Standing::Gone,
+            Some(last) if self.position <= last => Validity::Valid,
+            None if self.epoch.number > newest.number => Validity::Unknown,
+            Some(_) | None => Validity::Gone,
         }
     }
 }
@@ -99,21 +100,22 @@ mod tests {
     }
 
     #[test]
-    fn a_place_holds_up_to_the_fork_and_is_gone_behind_it() {
+    fn a_place_is_valid_up_to_the_fork_and_gone_behind_it() {
         let epochs = [(1, LOG, 1), (2, RESTORED, 6)].map(|(number, generation, from_position)| Epoch {
             number,
             generation,
             from_position,
         });
         let lineage = Lineage::from_iter(epochs);
-        for (place, standing) in [
-            (place(1, LOG, 5), Standing::Holds),
-            (place(1, LOG, 6), Standing::Gone),
-            (place(2, RESTORED, 100), Standing::Holds),
-            (place(2, Uuid::from_u128(3), 2), Standing::Gone),
-            (place(3, Uuid::from_u128(3), 2), Standing::NotYet),
+        for (place, validity) in [
+            (place(1, LOG, 5), Validity::Valid),
+            (place(1, LOG, 6), Validity::Gone),
+            (place(2, RESTORED, 100), Validity::Valid),
+            (place(2, Uuid::from_u128(3), 2), Validity::Gone),
+            (place(3, Uuid::from_u128(3), 2), Validity::Unknown),
+            (Place::default(), Validity::Gone),
         ] {
-            assert_eq!(place.standing(&lineage), standing, "{place:?}");
+            assert_eq!(place.validity(&lineage), validity, "{place:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! It works while it is polled, and only then: a reader who takes nothing costs what waits in its buffer.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::buffer::{Buffer, Delivery, End, Taken};
-use super::catch_up::CatchUp;
+use super::catch_up::{CatchUp, PAGE_BYTES};
 use super::feed::Feed;
 use super::metrics::OpenStream;
 use super::openings::Open;
-use super::place::{Place, Standing};
-use super::{Start, Streams};
+use super::place::{Place, Validity};
+use super::room::Held;
+use super::{Parts, Start, Streams};
 use crate::cursor::Question;
 
 /// How long a stream says nothing at the most.
@@ -36,11 +38,15 @@ const RECHECK_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How much is taken out of the buffer at once, in bytes.
 const TAKE_BYTES: usize = 4 * 1_024;
 
+/// How often in a row a reader catches up once more, because its buffer has not taken what was recorded meanwhile. Each time that is
+/// less, or the reader is too slow.
+const CATCH_UPS_MAX: u32 = 8;
+
 /// What a stream says.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// At least one item to show, in order.
-    Deliveries(Vec<Arc<Delivery>>),
+    /// The next item to show.
+    Delivery(Arc<Delivery>),
     /// Nothing new: everything up to its place has been shown.
     Nothing,
     /// The log has not any more what the reader had: whatever was made of it has to be read anew. The stream goes on with what
@@ -50,7 +56,7 @@ pub(crate) enum Item {
     End(ApiError),
 }
 
-/// Where the reader stands towards its tail.
+/// How far the reader is towards its tail.
 #[derive(Debug)]
 enum State {
     /// It reads for itself what comes before the tail's.
@@ -69,7 +75,12 @@ pub(crate) struct Reader {
     question: Question,
     /// Everything up to here was shown.
     shown: Place,
+    /// What is shown next, and the place behind all of it.
+    ready: VecDeque<Arc<Delivery>>,
+    ready_up_to: Place,
     state: State,
+    /// How often in a row it has had to catch up once more.
+    catch_ups: u32,
     buffer: Arc<Buffer>,
     /// Where the tail is: everything up to there is in the buffer, or was.
     tail: watch::Receiver<Place>,
@@ -103,7 +114,10 @@ impl Reader {
             caller,
             question,
             shown: Place::default(),
+            ready: VecDeque::new(),
+            ready_up_to: Place::default(),
             state: State::Following,
+            catch_ups: 0,
             until,
             keepalive_at: now + KEEPALIVE_INTERVAL,
             recheck_at: now + streams.0.config.recheck_interval(),
@@ -159,6 +173,11 @@ impl Reader {
         place.seal(&self.streams.0.ring, &self.question)
     }
 
+    /// Counts bytes that are made of an item, until they have been taken.
+    pub(crate) fn hold(&self, bytes: usize) -> Held {
+        self.streams.0.room.hold(self.caller.tenant_id, bytes)
+    }
+
     /// The stream of what is made of its items; `make` sees the reader as it is behind each.
     pub(crate) fn into_stream<T>(
         self,
@@ -182,7 +201,7 @@ impl Reader {
         };
         self.keepalive_at = Instant::now() + KEEPALIVE_INTERVAL;
         match &item {
-            Item::Deliveries(deliveries) => self.metrics.delivered(deliveries.len()),
+            Item::Delivery(_) => self.metrics.delivered(),
             Item::Nothing => {}
             Item::Reset(_) => self.metrics.reset(),
             Item::End(error) => {
@@ -222,32 +241,69 @@ impl Reader {
     }
 
     async fn step(&mut self) -> Result<Option<Item>, ApiError> {
+        let end_ahead = self.buffer.end_ahead();
+        if end_ahead == Some(End::Forked) {
+            self.ready.clear();
+            return self.join().await;
+        }
+        if let Some(delivery) = self.ready.pop_front() {
+            self.shown = match self.ready.is_empty() {
+                true => self.ready_up_to,
+                false => delivery.place,
+            };
+            return Ok(Some(Item::Delivery(delivery)));
+        }
         match &mut self.state {
             State::CatchingUp(catch_up) if catch_up.up_to().position > self.shown.position => {
-                let (reads, after) = (&self.streams.0.reads, self.shown.position);
-                match catch_up.page(reads, &self.caller, &self.feed, after).await {
-                    Ok(page) => {
-                        self.shown = Place {
-                            position: page.position,
-                            epoch: catch_up.up_to().epoch,
-                        };
-                        if let Some(item) = some_of(page.deliveries) {
-                            return Ok(Some(item));
-                        }
-                    }
-                    Err(error) if matches!(error.code(), Code::Internal) => return Err(error),
-                    // The database does not answer, or others have its connections: it has time.
-                    Err(_passes) => sleep(RETRY_PAUSE).await,
-                }
-                Ok((Instant::now() >= self.keepalive_at).then_some(Item::Nothing))
+                self.read_page().await
+            }
+            State::CatchingUp(_) if end_ahead == Some(End::Overflow) && self.catch_ups < CATCH_UPS_MAX => {
+                self.catch_ups += 1;
+                self.join().await
             }
             State::CatchingUp(_) => {
                 self.state = State::Following;
+                self.catch_ups = 0;
                 Ok(None)
             }
             State::Following => self.follow().await,
             State::Ended => Ok(None),
         }
+    }
+
+    /// Makes ready what is shown next, up to a place.
+    fn show(&mut self, deliveries: Vec<Arc<Delivery>>, up_to: Place) {
+        if deliveries.is_empty() {
+            self.shown = up_to;
+        }
+        self.ready = deliveries.into();
+        self.ready_up_to = up_to;
+    }
+
+    /// Reads more of what was recorded before it joined, when there is room for that.
+    async fn read_page(&mut self) -> Result<Option<Item>, ApiError> {
+        let State::CatchingUp(catch_up) = &mut self.state else {
+            return Ok(None);
+        };
+        let Parts { reads, room, .. } = &*self.streams.0;
+        let page = match room.has_room(self.caller.tenant_id, PAGE_BYTES as usize) {
+            true => {
+                let after = self.shown.position;
+                catch_up.page(reads, &self.caller, &self.feed, after).await
+            }
+            false => Err(ApiError::overloaded("too much waits for readers of streams")),
+        };
+        match page {
+            Ok(page) => {
+                let epoch = catch_up.up_to().epoch;
+                let position = page.position;
+                self.show(page.deliveries, Place { epoch, position });
+            }
+            Err(error) if matches!(error.code(), Code::Internal) => return Err(error),
+            // The database does not answer, or others have its connections, or the room: it has time.
+            Err(_passes) => sleep(RETRY_PAUSE).await,
+        }
+        Ok((Instant::now() >= self.keepalive_at).then_some(Item::Nothing))
     }
 
     /// Takes what waits, or waits for it.
@@ -258,18 +314,16 @@ impl Reader {
             Taken::Some(mut deliveries) => {
                 // Another replica may have shown some of it before.
                 deliveries.retain(|delivery| delivery.place.position > self.shown.position);
-                if let Some(last) = deliveries.last() {
-                    self.shown = last.place;
-                }
-                return Ok(some_of(deliveries));
+                let up_to = deliveries.last().map_or(self.shown, |last| last.place);
+                self.show(deliveries, up_to);
+                return Ok(None);
             }
             Taken::End(End::Overflow) => {
-                return Err(ApiError::rate_limited(
-                    "events that wait for this reader",
-                    RETRY_PAUSE,
-                ));
+                let quota = "events that wait for this reader";
+                return Err(ApiError::rate_limited(quota, RETRY_PAUSE));
             }
-            Taken::End(End::Forked) => return self.join().await,
+            Taken::End(End::Forked) => return Ok(None),
+            Taken::End(End::Failed) => return Err(ApiError::internal("a row cannot be read")),
             Taken::End(End::Stopped) => {
                 return Err(ApiError::internal("a tail has ended before its readers"));
             }
@@ -283,32 +337,33 @@ impl Reader {
         }
     }
 
-    /// Joins the tail behind what was shown. Where the log has not that any more, the stream goes on where it joins.
+    /// Joins the tail behind what was shown. Where the log has not that any more, the stream goes on where it joins; while the tail
+    /// has nothing to show of this log, its end is told later.
     async fn join(&mut self) -> Result<Option<Item>, ApiError> {
         let give_up_at = Instant::now() + EPOCH_TIMEOUT;
         loop {
-            let (at, standing) = self.join_tail().await?;
-            match standing {
-                Standing::Holds => {
-                    self.catch_up_to(at);
-                    return Ok(None);
-                }
-                Standing::Gone => {
+            let (at, validity) = self.join_tail().await?;
+            match validity {
+                Validity::Gone if at != Place::default() => {
                     self.shown = at;
                     self.catch_up_to(at);
                     return Ok(Some(Item::Reset(ApiError::position_unknown())));
                 }
-                Standing::NotYet if Instant::now() >= give_up_at => {
+                Validity::Valid | Validity::Gone => {
+                    self.catch_up_to(at);
+                    return Ok(None);
+                }
+                Validity::Unknown if Instant::now() >= give_up_at => {
                     let error = "the log has not the epoch of the position yet";
                     return Err(ApiError::dependency_unavailable(DATABASE, error));
                 }
-                Standing::NotYet => sleep(RETRY_PAUSE).await,
+                Validity::Unknown => sleep(RETRY_PAUSE).await,
             }
         }
     }
 
-    /// Joins the tail with an empty buffer. Gives where, and what has become there of what was shown.
-    async fn join_tail(&mut self) -> Result<(Place, Standing), ApiError> {
+    /// Joins the tail with an empty buffer. Gives where, and whether what was shown is of the log there.
+    async fn join_tail(&mut self) -> Result<(Place, Validity), ApiError> {
         self.buffer = Arc::new(Buffer::new(self.streams.0.config.stream_buffer_bytes as usize));
         let joined = self
             .streams
@@ -317,11 +372,11 @@ impl Reader {
             .join(&self.caller, &self.feed, &self.buffer)
             .await?;
         self.tail = joined.tail;
-        Ok((joined.at, self.shown.standing(&joined.lineage)))
+        Ok((joined.at, self.shown.validity(&joined.lineage)))
     }
 
     fn catch_up_to(&mut self, at: Place) {
-        self.state = State::CatchingUp(CatchUp::new(at));
+        self.state = State::CatchingUp(CatchUp::new(at, self.streams.0.room.clone()));
     }
 
     /// Looks at the credential again. An outage says nothing about it, for as long as it may be believed.
@@ -353,8 +408,4 @@ impl Reader {
     fn is_callers(&self, identity: &Identity) -> bool {
         identity.tenant_id() == Some(self.caller.tenant_id)
     }
-}
-
-fn some_of(deliveries: Vec<Arc<Delivery>>) -> Option<Item> {
-    (!deliveries.is_empty()).then_some(Item::Deliveries(deliveries))
 }

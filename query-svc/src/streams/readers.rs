@@ -36,6 +36,17 @@ struct OfTenant {
     of_aggregates: HashMap<String, Vec<Reader>>,
 }
 
+impl OfTenant {
+    fn end(self, end: End) {
+        let of_aggregates = self.of_aggregates.into_values().flatten();
+        for reader in self.of_all.into_iter().chain(of_aggregates) {
+            if let Some(buffer) = reader.buffer.upgrade() {
+                buffer.end(end);
+            }
+        }
+    }
+}
+
 /// The readers of one tail. Whoever is left when it ends is told.
 #[derive(Debug, Default)]
 pub(super) struct Readers(HashMap<Uuid, OfTenant>);
@@ -75,6 +86,14 @@ impl Readers {
         }
     }
 
+    /// Tells a tenant's readers that nothing more comes, and forgets them.
+    pub(super) fn end_of(&mut self, tenant_id: Uuid, end: End) {
+        self.0
+            .remove(&tenant_id)
+            .into_iter()
+            .for_each(|of_tenant| of_tenant.end(end));
+    }
+
     /// Forgets those who are gone.
     pub(super) fn prune(&mut self) {
         let is_there = |reader: &Reader| reader.buffer.strong_count() > 0;
@@ -91,12 +110,7 @@ impl Readers {
     /// Tells everybody that nothing more comes, and forgets them.
     pub(super) fn end(&mut self, end: End) {
         for of_tenant in std::mem::take(&mut self.0).into_values() {
-            let of_aggregates = of_tenant.of_aggregates.into_values().flatten();
-            for reader in of_tenant.of_all.into_iter().chain(of_aggregates) {
-                if let Some(buffer) = reader.buffer.upgrade() {
-                    buffer.end(end);
-                }
-            }
+            of_tenant.end(end);
         }
     }
 }
@@ -146,6 +160,8 @@ mod tests {
         readers.add(BERT, of_types(&[]), &buffer);
         readers.prune();
         assert_eq!(readers.tenants(), [BERT]);
+        readers.end_of(ANNE, End::Failed);
+        assert!(matches!(buffer.take(0), Taken::Nothing));
         drop(readers);
         assert!(matches!(buffer.take(0), Taken::End(End::Stopped)));
     }

@@ -6,12 +6,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use daybook_event_store::{EpochId, RecordedEvent};
+use daybook_event_store::{EpochId, Lineage, RecordedEvent};
+use daybook_read_model::checkpoint::LiveCheckpoint;
 use daybook_read_model::order_list::Row;
 use daybook_read_model::{OrderList, ReadModel as _};
 
 use super::buffer::{Delivery, Shown};
 use super::place::Place;
+use super::room::Room;
 
 /// The orders of one tenant that events changed, each with the position of the last of them.
 #[derive(Debug, Default)]
@@ -33,12 +35,12 @@ impl Changed {
     }
 
     /// Whose rows to read.
-    pub(super) fn order_ids(&self) -> Arc<[String]> {
-        self.0.keys().cloned().collect()
+    pub(super) fn order_ids(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
     }
 
     /// The rows as they are shown, in the order of their changes.
-    pub(super) fn deliveries(&self, epoch: EpochId, rows: Vec<Row>) -> Vec<Arc<Delivery>> {
+    pub(super) fn deliveries(&self, room: &Room, epoch: EpochId, rows: Vec<Row>) -> Vec<Arc<Delivery>> {
         let mut placed: Vec<_> = rows
             .into_iter()
             .filter_map(|row| Some((*self.0.get(&row.order_id)?, row)))
@@ -46,7 +48,49 @@ impl Changed {
         placed.sort_unstable_by_key(|(position, _)| *position);
         let shown = placed
             .into_iter()
-            .map(|(position, row)| Delivery::new(Place { epoch, position }, Shown::Order(row)));
+            .map(|(position, row)| Delivery::new(room, Place { epoch, position }, Shown::Order(row)));
         shown.collect()
+    }
+}
+
+/// How far the list has come in a log with these epochs; `None` where its tables are of another history.
+pub(super) fn position_in(lineage: &Lineage, checkpoint: Option<&LiveCheckpoint>) -> Option<u64> {
+    let checkpoint = checkpoint.filter(|found| lineage.has(found.log_generation, found.position))?;
+    Some(checkpoint.position)
+}
+
+#[cfg(test)]
+mod tests {
+    use daybook_event_store::Epoch;
+    use daybook_read_model::Generation;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn tables_that_hold_what_the_log_has_not_have_come_nowhere() {
+        let [log, restored] = [1, 2].map(Uuid::from_u128);
+        let epochs = [(1, log, 1), (2, restored, 105)];
+        let lineage = Lineage::from_iter(epochs.map(|(number, generation, from_position)| Epoch {
+            number,
+            generation,
+            from_position,
+        }));
+        for (log_generation, position, expected) in [
+            (log, 104, Some(104)),
+            (log, 105, None),
+            (restored, 120, Some(120)),
+            (Uuid::from_u128(3), 7, None),
+        ] {
+            let checkpoint = LiveCheckpoint {
+                projection: OrderList::NAME.to_owned(),
+                partition: 0,
+                position,
+                log_generation,
+                generation: Generation::FIRST,
+            };
+            assert_eq!(position_in(&lineage, Some(&checkpoint)), expected, "{position}");
+        }
+        assert_eq!(position_in(&lineage, None), None);
     }
 }

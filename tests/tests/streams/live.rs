@@ -9,8 +9,9 @@ use daybook_tests::client::Caller;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::refusal::code;
 use daybook_tests::sse::Source;
-use daybook_tests::stack::Stack;
+use daybook_tests::stack::{Servers, Stack};
 use daybook_tests::{log, metrics, stock, wait};
+use sqlx::AssertSqlSafe;
 
 use super::{event_ids, text};
 
@@ -229,6 +230,75 @@ async fn a_stream_that_cannot_be_opened_is_a_problem() -> anyhow::Result<()> {
     }
     let in_the_query = format!("/v1/events/stream?last_event_id={last_id}");
     Source::new(address, &in_the_query, key).open().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_reads_nothing_while_nothing_happens() -> anyhow::Result<()> {
+    /// How long nothing happens.
+    const QUIET: Duration = Duration::from_secs(5);
+    /// How often the log may be read meanwhile.
+    const READS_MAX: i64 = 5;
+    let servers = Servers::start().await?;
+    let superuser = servers.database.superuser().await?;
+    let count_functions = "DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET track_functions = pl', current_database());
+    END $$";
+    sqlx::query(count_functions).execute(&superuser).await?;
+    let stack = Stack::on(servers).await?;
+    let source = Source::new(
+        stack.query.address,
+        "/v1/events/stream",
+        &stack.tenant.auditor_key,
+    );
+    let mut shown = source.open().await?;
+    stack.caller()?.place(&new_order_id(), "customer-1").await?;
+    event_ids(&mut shown, 1).await?;
+    let reads = async || -> anyhow::Result<i64> {
+        let calls =
+            "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'read_tail'";
+        Ok(sqlx::query_scalar(calls).fetch_one(&superuser).await?)
+    };
+    let before = reads().await?;
+    let more = shown.within(QUIET).await?;
+    assert!(more.is_none(), "{more:?}");
+    let count = reads().await? - before;
+    assert!(count <= READS_MAX, "{count} reads");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_ends_the_streams_of_its_tenant_and_no_others() -> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let (caller, stranger) = (stack.caller()?, stranger(&stack).await?);
+    // As the program writes it that comes next.
+    for statement in [
+        "CREATE FUNCTION public.put_on_hold() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN NEW.status := 'on_hold'; RETURN NEW; END
+         $$",
+        &format!(
+            "CREATE TRIGGER put_on_hold BEFORE INSERT ON read_model.order_list_g1
+                 FOR EACH ROW WHEN (NEW.tenant_id = '{}') EXECUTE FUNCTION public.put_on_hold()",
+            caller.tenant.tenant_id
+        ),
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&stack.superuser)
+            .await?;
+    }
+    let address = stack.query.address;
+    let open = async |key| Source::new(address, "/v1/orders/stream", key).open().await;
+    let mut of_caller = open(&caller.tenant.frontend_key).await?;
+    let mut of_stranger = open(&stranger.tenant.frontend_key).await?;
+    caller.place(&new_order_id(), "customer-1").await?;
+    let id = new_order_id();
+    stranger.place(&id, "customer-1").await?;
+    assert_eq!(of_stranger.next().await?.json()["order_id"], id.as_str());
+    let end = of_caller.next().await?;
+    assert_eq!(
+        (end.name.as_str(), &end.json()["code"]),
+        ("failed", &"INTERNAL".into())
+    );
     Ok(())
 }
 

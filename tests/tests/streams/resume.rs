@@ -2,17 +2,21 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use anyhow::ensure;
-use daybook_event_store::RecordedEvent;
-use daybook_tests::client::Caller;
+use daybook_event_store::{NewCommand, RecordedEvent};
 use daybook_tests::load::Load;
 use daybook_tests::orders::new_order_id;
-use daybook_tests::sse::{Event, Source, Stream};
+use daybook_tests::sse::{Event, Source};
 use daybook_tests::stack::{Role, Stack};
-use daybook_tests::{check, log, wait};
-use sqlx::{AssertSqlSafe, PgPool};
+use daybook_tests::tenant::Tenant;
+use daybook_tests::{check, log};
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::{change_until, positions};
 
 /// How many events are read before a stream is left and resumed.
 const EVENTS_AT_ONCE: usize = 40;
@@ -47,17 +51,6 @@ async fn follow(
         stream.last_id().clone_into(&mut last_id);
     }
     unreachable!("the addresses are repeated for ever")
-}
-
-/// Changes an order again and again until there are so many events of it.
-async fn change_until(caller: &Caller, id: &str, version: u64) -> anyhow::Result<()> {
-    for quantity in 3.. {
-        let receipt = caller.change_quantity(id, quantity, None).await?;
-        if receipt.stream_version >= version {
-            break;
-        }
-    }
-    Ok(())
 }
 
 #[tokio::test]
@@ -162,6 +155,8 @@ async fn a_reader_that_is_too_slow_gets_what_waits_and_is_told_and_misses_nothin
     caller.place(&id, "customer-1").await?;
     let path = format!("/v1/orders/{id}/events/stream?after_position=0");
     let mut slow = Source::new(query.address, &path, key).open_slow().await?;
+    // It has caught up before more comes.
+    let shown_slowly = vec![slow.next().await?.position()];
     let mut quick = Source::new(query.address, &path, key).open().await?;
     let writing = change_until(&caller, &id, EVENTS);
     let reading = positions(&mut quick, EVENTS as usize);
@@ -173,7 +168,7 @@ async fn a_reader_that_is_too_slow_gets_what_waits_and_is_told_and_misses_nothin
         "one who reads is not disturbed by one who does not"
     );
 
-    let mut shown = Vec::new();
+    let mut shown = shown_slowly;
     let last = loop {
         let event = slow.next().await?;
         match event.name.as_str() {
@@ -194,68 +189,68 @@ async fn a_reader_that_is_too_slow_gets_what_waits_and_is_told_and_misses_nothin
     Ok(())
 }
 
-async fn positions(stream: &mut Stream, count: usize) -> anyhow::Result<Vec<u64>> {
-    let mut positions = Vec::with_capacity(count);
-    while positions.len() < count {
-        let event = stream.next().await?;
-        ensure!(event.name.is_empty(), "{event:?}");
-        positions.push(event.position());
-    }
-    Ok(positions)
+#[tokio::test]
+async fn whoever_catches_up_while_more_is_recorded_than_can_wait_for_it_goes_on() -> anyhow::Result<()> {
+    const EVENTS: u64 = 400;
+    let stack = Stack::start().await?;
+    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.as_str());
+    let buffer = [("DAYBOOK_STREAM_BUFFER_BYTES", "20000")];
+    let query = stack.servers.run(Role::Query, &buffer).await?;
+    let id = new_order_id();
+    caller.place(&id, "customer-1").await?;
+    change_until(&caller, &id, EVENTS / 2).await?;
+    let path = "/v1/events/stream?after_position=0";
+    let mut slow = Source::new(query.address, path, key).open_slow().await?;
+    change_until(&caller, &id, EVENTS).await?;
+    let wanted: Vec<u64> = (1..=EVENTS).collect();
+    assert_eq!(positions(&mut slow, wanted.len()).await?, wanted);
+    Ok(())
 }
 
-#[tokio::test]
-async fn a_stream_beyond_a_fork_of_the_log_is_told_to_read_anew_and_one_before_it_goes_on()
--> anyhow::Result<()> {
-    let mut stack = Stack::start().await?;
-    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.clone());
-    let address = stack.query.address;
-    let path = "/v1/events/stream?after_position=0";
-    caller.place(&new_order_id(), "customer-1").await?;
-    let mut before = Source::new(address, path, &key).open().await?;
-    let before = before.next().await?;
-    for _ in 0..5 {
-        caller.place(&new_order_id(), "customer-1").await?;
-    }
-    let mut beyond = Source::new(address, path, &key).open().await?;
-    assert_eq!(positions(&mut beyond, 6).await?, [1, 2, 3, 4, 5, 6]);
-    let gone_id = beyond.last_id().to_owned();
-    for running in [&mut stack.command, &mut stack.projector] {
-        running.service.stop().await?;
-    }
-    set_back(&stack.superuser, 3).await?;
-    let reset = beyond.next().await?;
-    assert_eq!(reset.name, "reset");
-    assert_eq!(reset.json()["code"], "POSITION_UNKNOWN");
-    let mut gone = Source::new(address, path, &key).behind(&gone_id).open().await?;
-    assert_eq!(gone.next().await?.name, "reset");
-    for running in [&mut stack.command, &mut stack.projector] {
-        running.service.restart().await?;
-    }
-    wait::value("a command is accepted behind the fork", async || {
-        Ok(caller.place(&new_order_id(), "customer-2").await.ok())
-    })
-    .await?;
-    let mut resumed = Source::new(address, path, &key).behind(&before.id).open().await?;
-    assert_eq!(positions(&mut resumed, 3).await?, [2, 3, 4]);
-    for stream in [&mut beyond, &mut gone] {
-        assert_eq!(positions(stream, 1).await?, [4], "it goes on with what is new");
+/// Records what streams of another tenant pass over.
+async fn record_of_another(stack: &Stack, tenant_id: Uuid, numbers: Range<u32>) -> anyhow::Result<()> {
+    let pool = stack.servers.database.pool("daybook_command").await?;
+    let mut connection = pool.acquire().await?;
+    for number in numbers {
+        let events = (0..500).map(|_| log::event("{}".to_owned())).collect();
+        let command = NewCommand {
+            category: "weather",
+            ..log::command(tenant_id, &format!("weather_{number}"), None, events)
+        };
+        daybook_event_store::append(&mut connection, log::PARTITION, &[command]).await?;
     }
     Ok(())
 }
 
-/// Takes the events behind a position out of the log, as a backup that is put back does, and opens the next epoch there.
-async fn set_back(superuser: &PgPool, position: i64) -> anyhow::Result<()> {
-    let mut transaction = superuser.acquire().await?;
-    for statement in [
-        "SET session_replication_role = replica",
-        &format!("DELETE FROM event_store.event WHERE position > {position}"),
-        "RESET session_replication_role",
-        "SELECT event_store.fork(0, 1, 'a backup was put back')",
-    ] {
+#[tokio::test]
+async fn whoever_catches_up_does_not_read_what_other_tenants_have_recorded_in_between() -> anyhow::Result<()>
+{
+    let mut stack = Stack::start().await?;
+    let (caller, key) = (stack.caller()?, stack.tenant.auditor_key.clone());
+    let (address, path) = (stack.query.address, "/v1/events/stream?after_position=0");
+    let other = Tenant::create(&stack.superuser).await?.tenant_id;
+    caller.place(&new_order_id(), "customer-1").await?;
+    record_of_another(&stack, other, 0..6).await?;
+    caller.place(&new_order_id(), "customer-1").await?;
+    check::caught_up(&stack.superuser).await?;
+    // Whoever reads the log from one position to the next does it with this.
+    let may_read = async |verb: &str, preposition: &str| {
+        let function = "event_store.read_tail";
+        let statement = format!("{verb} EXECUTE ON FUNCTION {function} {preposition} daybook_query");
         sqlx::query(AssertSqlSafe(statement))
-            .execute(&mut *transaction)
-            .await?;
-    }
+            .execute(&stack.superuser)
+            .await
+    };
+    may_read("REVOKE", "FROM").await?;
+    let mut stream = Source::new(address, path, &key).open().await?;
+    assert_eq!(positions(&mut stream, 2).await?, [1, 3_002]);
+    may_read("GRANT", "TO").await?;
+
+    // And then what the read model has not.
+    stack.projector.service.stop().await?;
+    record_of_another(&stack, other, 6..12).await?;
+    caller.place(&new_order_id(), "customer-1").await?;
+    let mut stream = Source::new(address, path, &key).open().await?;
+    assert_eq!(positions(&mut stream, 3).await?, [1, 3_002, 6_003]);
     Ok(())
 }
