@@ -116,6 +116,10 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Declared> {
     let pool = database::connect(url, "daybook-operations", CONNECTIONS).await?;
     let sessions = database::connect_options(url, "daybook-operation", database::STATEMENT_TIMEOUT)?;
+    let kinds = importers
+        .iter()
+        .map(|importer| importer.kind().to_owned())
+        .collect();
     let operations = Operations {
         store: Store::new(pool),
         importers: Arc::clone(&importers),
@@ -130,7 +134,7 @@ pub(crate) async fn start(
     };
     let worker = Worker {
         store: operations.store.clone(),
-        claims: Claims::new(sessions),
+        claims: Claims::new(sessions, kinds),
         importers,
         submitted: Arc::clone(&operations.submitted),
         shutdown: start.shutdown.clone(),

@@ -238,9 +238,10 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 RETURN hashtextextended('event_store.operation ' || p_operation::text, 0);
 ALTER FUNCTION event_store.operation_lock OWNER TO daybook_functions;
 
--- Gives this session an operation to work on that nobody works on, until it ends: of each tenant the oldest, so that they are
--- done one after another. It looks at those of all tenants, so it runs as a role of its own.
-CREATE FUNCTION event_store.claim_operation()
+-- Gives this session an operation to work on that nobody works on, until it ends: of each tenant the oldest of these kinds, so that
+-- they are done one after another. One of a kind that this program does not know waits for a program that does, and holds up no
+-- other. It looks at those of all tenants, so it runs as a role of its own.
+CREATE FUNCTION event_store.claim_operation(p_kinds text[])
 RETURNS TABLE (operation_id uuid, tenant_id uuid, kind text, tenant_partition integer, key_prefix text, key_name text,
                input_chunks integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -251,7 +252,7 @@ BEGIN
     FOR v_open IN
         SELECT oldest.* FROM (
             SELECT DISTINCT ON (o.tenant_id) o.* FROM event_store.operation AS o
-            WHERE o.ended_at IS NULL AND o.input_sha256 IS NOT NULL
+            WHERE o.ended_at IS NULL AND o.input_sha256 IS NOT NULL AND o.kind = ANY (p_kinds)
             ORDER BY o.tenant_id, o.operation_id
         ) AS oldest
         ORDER BY oldest.operation_id

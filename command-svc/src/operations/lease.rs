@@ -7,7 +7,8 @@ use sqlx::{ConnectOptions as _, FromRow, PgConnection};
 use uuid::Uuid;
 
 pub(super) const CLAIM: &str = "
-    SELECT operation_id, tenant_id, kind, tenant_partition, key_prefix, key_name, input_chunks FROM event_store.claim_operation()
+    SELECT operation_id, tenant_id, kind, tenant_partition, key_prefix, key_name, input_chunks
+    FROM event_store.claim_operation($1)
 ";
 
 pub(super) const PROGRESS: &str =
@@ -63,13 +64,19 @@ pub(super) enum Wanted {
 #[derive(Debug)]
 pub(super) struct Claims {
     options: PgConnectOptions,
+    /// The kinds of operations that this process knows: others are for others.
+    kinds: Vec<String>,
     /// A session that holds no lock, for the next claim.
     idle: Option<PgConnection>,
 }
 
 impl Claims {
-    pub(super) fn new(options: PgConnectOptions) -> Self {
-        Self { options, idle: None }
+    pub(super) fn new(options: PgConnectOptions, kinds: Vec<String>) -> Self {
+        Self {
+            options,
+            kinds,
+            idle: None,
+        }
     }
 
     /// An operation that nobody works on, if there is one.
@@ -78,7 +85,9 @@ impl Claims {
             Some(session) => session,
             None => within(CONNECT_TIMEOUT, self.options.connect()).await?,
         };
-        let claim = sqlx::query_as(CLAIM).fetch_optional(&mut session);
+        let claim = sqlx::query_as(CLAIM)
+            .bind(&self.kinds)
+            .fetch_optional(&mut session);
         match within(LOOKUP_TIMEOUT, claim).await? {
             Some(operation) => Ok(Some(Lease { session, operation })),
             None => {

@@ -93,13 +93,8 @@ impl Worker {
                 }
             };
             let kind = lease.operation.kind.as_str();
-            let Some(importer) = self.importers.iter().find(|importer| importer.kind() == kind) else {
-                tracing::warn!(
-                    operation.kind = kind,
-                    "no program of this version knows the operation"
-                );
-                return;
-            };
+            let importer = self.importers.iter().find(|importer| importer.kind() == kind);
+            let importer = importer.expect("claims name the kinds that this process knows");
             let (importer, store, stop) = (Arc::clone(importer), self.store.clone(), self.shutdown.clone());
             working.spawn(work_and_report(importer, store, lease, stop));
         }

@@ -365,6 +365,40 @@ async fn what_is_no_import_is_refused_before_it_arrives() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// An operation as a service leaves it in the table: of this kind, and submitted if it has an input.
+async fn insert_operation(
+    backend: &Backend,
+    number: usize,
+    kind: &str,
+    input: Option<&[u8]>,
+) -> anyhow::Result<()> {
+    let insert = "
+        INSERT INTO event_store.operation (operation_id, tenant_id, kind, key, tenant_partition, key_prefix, key_name, input_sha256,
+                                           input_bytes, input_lines, input_chunks)
+        SELECT $1, $2, $3, $4, 0, 'prefix', 'name', $5, i.size, i.size, i.size
+        FROM (SELECT CASE WHEN $5::bytea IS NULL THEN NULL ELSE 0 END AS size) AS i";
+    sqlx::query(insert)
+        .bind(uuid::Uuid::from_u128(number as u128))
+        .bind(backend.tenant.tenant_id)
+        .bind(kind)
+        .bind(format!("key-{number}"))
+        .bind(input)
+        .execute(&backend.superuser)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operation_of_a_kind_that_is_not_known_yet_holds_up_no_other() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    insert_operation(&backend, 1, "of-tomorrow", Some(b"")).await?;
+    let location = taken(&rest, &new_key(), &orders(10)).await?;
+    let operation = ended(&rest, &location).await?;
+    assert_eq!(operation["progress"]["succeeded"], 10);
+    Ok(())
+}
+
 #[tokio::test]
 async fn every_statement_of_operations_is_valid_against_the_schema() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?;
