@@ -15,7 +15,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::http::{ErrorList, OperationAnswer, OperationList};
+use super::document::{ErrorList, OperationAnswer, OperationList};
 use super::{ERRORS_MAX, RETENTION};
 use crate::http::key_parameter;
 
