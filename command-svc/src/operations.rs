@@ -28,18 +28,18 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::routing::{get, post};
 use daybook_service::database;
-use daybook_service::identity::{Principal, Scope};
+use daybook_service::identity::{Principal, ScopeSet};
 use daybook_service::sealing::KeyRing;
 use daybook_service::server::{Declared, Needs};
 use daybook_service::shares::{Shares, SharesOptions};
 use daybook_service::start::Start;
 use tokio::sync::Notify;
+use utoipa_axum::router::OpenApiRouter;
 
-pub(crate) use self::description::add_to;
-pub(crate) use self::import::{Import, Imported, Line};
+pub(crate) use self::description::description;
+use self::description::{reads, uploads};
+pub(crate) use self::import::{Import, Importable, Imported, Line};
 use self::lease::Claims;
 use self::store::Store;
 use self::upload::IMPORT_BYTES_MAX;
@@ -152,24 +152,17 @@ pub(crate) async fn start(
     start.tasks.spawn("operations", worker.run());
     let sweep = worker::sweep(operations.store.clone());
     start.tasks.spawn_companion("sweep of operations", sweep);
-    Ok(routes(operations))
+    Ok(routes(&operations))
 }
 
-fn routes(operations: Operations) -> Declared {
-    let needs = Needs::either(Scope::OrdersWrite, Scope::StockWrite);
-    let router = Router::new()
-        .route("/v1/imports", post(upload::upload))
-        .route("/v1/operations", get(http::list))
-        .route("/v1/operations/{operation_id}", get(http::show))
-        .route("/v1/operations/{operation_id}/cancel", post(http::cancel))
-        .route("/v1/operations/{operation_id}/errors", get(http::errors))
-        .with_state(operations);
-    let declared = [
-        ("/v1/imports", needs.uploading(IMPORT_BYTES_MAX)),
-        ("/v1/operations", needs),
-        ("/v1/operations/{operation_id}", needs),
-        ("/v1/operations/{operation_id}/cancel", needs),
-        ("/v1/operations/{operation_id}/errors", needs),
-    ];
-    Declared::new(router, declared)
+/// Whoever may import something is let in; which operations that is good for the handlers ask.
+fn routes(operations: &Operations) -> Declared {
+    let scopes = operations.importers.iter().map(|importer| importer.scope());
+    let needs = Needs::any_of(scopes.collect::<ScopeSet>());
+    let declared = |routes: OpenApiRouter<Operations>, needs: Needs| {
+        let (router, api) = routes.split_for_parts();
+        let paths = api.paths.paths.into_keys().map(|path| (path, needs));
+        Declared::new(router.with_state(operations.clone()), paths)
+    };
+    declared(uploads(), needs.uploading(IMPORT_BYTES_MAX)).merge(declared(reads(), needs))
 }

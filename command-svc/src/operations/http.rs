@@ -14,6 +14,7 @@ use serde::Serialize;
 use type_safe_id::TypeSafeId;
 use uuid::Uuid;
 
+use super::description::{NotFound, Page, Refusals, RefusalsOfLists, errors_kept};
 use super::document::{
     ErrorList, OperationAnswer, OperationDocument, OperationList, OperationTag, Pagination, shown_id,
 };
@@ -126,6 +127,14 @@ pub(super) async fn accepted(
 }
 
 /// How an operation stands.
+#[utoipa::path(
+    get,
+    path = "/v1/operations/{operation_id}",
+    operation_id = "getOperation",
+    tag = "operations",
+    params(("operation_id" = String, Path, description = "The TypeID of the operation.")),
+    responses((status = 200, description = "It is there.", body = OperationAnswer), NotFound, Refusals),
+)]
 pub(super) async fn show(
     State(operations): State<Operations>,
     Path(id): Path<String>,
@@ -138,6 +147,14 @@ pub(super) async fn show(
 /// Has an operation end before it is done: what was done stays.
 ///
 /// An operation that has ended stays as it is, so this may be sent as often as one likes.
+#[utoipa::path(
+    post,
+    path = "/v1/operations/{operation_id}/cancel",
+    operation_id = "cancelOperation",
+    tag = "operations",
+    params(("operation_id" = String, Path, description = "The TypeID of the operation.")),
+    responses((status = 200, description = "It is there.", body = OperationAnswer), NotFound, Refusals),
+)]
 pub(super) async fn cancel(
     State(operations): State<Operations>,
     Path(id): Path<String>,
@@ -154,6 +171,14 @@ pub(super) async fn cancel(
 }
 
 /// Operations, the newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/operations",
+    operation_id = "listOperations",
+    tag = "operations",
+    params(Page),
+    responses((status = 200, description = "It is there.", body = OperationList), RefusalsOfLists),
+)]
 pub(super) async fn list(
     State(operations): State<Operations>,
     uri: Uri,
@@ -186,6 +211,19 @@ fn next_place<T>(rows: &mut Vec<T>, limit: i32, place: impl Fn(&T) -> Vec<u8>) -
 }
 
 /// Why lines of an operation failed, by their numbers.
+#[utoipa::path(
+    get,
+    path = "/v1/operations/{operation_id}/errors",
+    operation_id = "listOperationErrors",
+    tag = "operations",
+    description = errors_kept(),
+    params(("operation_id" = String, Path, description = "The TypeID of the operation."), Page),
+    responses(
+        (status = 200, description = "It is there.", content((ErrorList = "application/json"), (String = "text/csv"))),
+        NotFound,
+        RefusalsOfLists,
+    ),
+)]
 pub(super) async fn errors(
     State(operations): State<Operations>,
     Path(id): Path<String>,

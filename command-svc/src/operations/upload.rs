@@ -19,6 +19,8 @@ use http::{HeaderMap, Uri};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::description::{ImportBody, ImportParams, RefusalsOfImports};
+use super::document::OperationAnswer;
 use super::http::{Params, accepted};
 use super::input::{Chunk, Chunks, Whole};
 use super::store::{Open, Store, Submitted};
@@ -44,13 +46,25 @@ const ROOM_EVERY_BYTES: u64 = 16 << 20;
 const MEDIA_TYPES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// What is imported when the address does not say.
-const KIND_DEFAULT: &str = "orders";
+pub(super) const KIND_DEFAULT: &str = "orders";
 
 /// Imports what an NDJSON stream holds, however long it is.
 ///
 /// Each line is a command under a key that follows from what the line is about: the same line again changes nothing.
 /// The input is kept before this is answered, and then the operation goes on by itself, for as long as the key is good for it
 /// that asked for it.
+#[utoipa::path(
+    post,
+    path = "/v1/imports",
+    operation_id = "import",
+    tag = "operations",
+    params(ImportParams),
+    request_body(content = inline(ImportBody), content_type = "application/x-ndjson"),
+    responses(
+        (status = 202, description = "It was taken; `Location` says where its operation is.", body = OperationAnswer),
+        RefusalsOfImports,
+    ),
+)]
 pub(super) async fn upload(
     State(operations): State<Operations>,
     request: Request,

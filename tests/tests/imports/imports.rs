@@ -275,6 +275,60 @@ async fn what_is_no_import_is_refused_before_it_arrives() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// The headers that an operation's answer with this status is described with.
+fn described_headers(api: &Value, path: &str, method: &str, status: u16) -> Vec<String> {
+    let answer = &api["paths"][path][method]["responses"][status.to_string()];
+    let shared = answer["$ref"]
+        .as_str()
+        .and_then(|reference| api.pointer(&reference[1..]));
+    let headers = shared.unwrap_or(answer)["headers"].as_object();
+    headers
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.to_lowercase())
+        .collect()
+}
+
+#[tokio::test]
+async fn an_answer_about_operations_has_each_header_that_is_described() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    let api = rest.send(Method::GET, "/openapi.json", &[], "").await?.json();
+    let (key, input) = (new_key(), orders(1));
+    let location = taken(&rest, &key, &input).await?;
+    ended(&rest, &location).await?;
+    let replayed = import(&rest, "/v1/imports", &key, &input).await?;
+    let mut answers = vec![("/v1/imports", "post", replayed)];
+    for (described, method, path) in [
+        ("/v1/operations", "get", "/v1/operations".to_owned()),
+        ("/v1/operations/{operation_id}", "get", location.clone()),
+        (
+            "/v1/operations/{operation_id}/cancel",
+            "post",
+            format!("{location}/cancel"),
+        ),
+        (
+            "/v1/operations/{operation_id}/errors",
+            "get",
+            format!("{location}/errors"),
+        ),
+    ] {
+        let verb = method.to_uppercase().parse()?;
+        answers.push((described, method, rest.send(verb, &path, &[], "").await?));
+    }
+    for (path, method, answer) in answers {
+        let described = described_headers(&api, path, method, answer.status);
+        assert!(!described.is_empty(), "{path}: {answer:?}");
+        for header in described {
+            assert!(
+                answer.headers.contains_key(&header),
+                "{path}: no {header} in {answer:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn every_statement_of_operations_is_valid_against_the_schema() -> anyhow::Result<()> {
     let backend = Backend::start(1).await?;
