@@ -19,7 +19,7 @@ use crate::handler::{Commands, Handler};
 use crate::home::{HandleForwarded, Homes};
 use crate::http::Operations;
 use crate::mailbox::{MailboxMetrics, Mailboxes};
-use crate::operations::{Import, Imported, Importers};
+use crate::operations::{Import, Importable, Imported, Importers};
 use crate::partitions::Partitions;
 
 /// The routes: over HTTP, and over gRPC.
@@ -48,6 +48,11 @@ where
 /// The operations of every aggregate over HTTP.
 pub(crate) fn operations() -> Vec<Operations> {
     each_aggregate!(A => <A as Commands>::routes().into_operations()).into()
+}
+
+/// What can be imported: every aggregate.
+pub(crate) fn importable() -> Vec<Importable> {
+    each_aggregate!(A => Importable::of::<A>()).into()
 }
 
 /// The rules of every aggregate, for `GET /problems`, and that of batches.

@@ -66,6 +66,16 @@ pub struct Config {
     )]
     pub state_cache_mib: u32,
 
+    /// How many bytes the inputs of imports may take that wait, run or arrive: they are in the database of the log. A tenant's may
+    /// take half of what those of the others leave.
+    #[arg(
+        long,
+        env = "DAYBOOK_IMPORT_BYTES_MAX",
+        value_name = "BYTES",
+        default_value_t = 32 << 30
+    )]
+    pub import_bytes_max: u64,
+
     /// Where callers reach the query service: the addresses of what commands have made (`Location`) begin with it. Without it
     /// they are relative to this service's own, which is right where one address leads to both.
     #[arg(long, env = "DAYBOOK_PUBLIC_URL", value_name = "URL")]

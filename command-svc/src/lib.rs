@@ -111,8 +111,7 @@ pub async fn run(
         &moments,
     );
     let (commands, grpc) = aggregates::all(&core);
-    let (url, importers) = (&config.common.database_url, core.importers());
-    let operations = operations::start(url, importers, core.sealing.clone(), &mut start).await?;
+    let operations = operations::start(&config, core.importers(), core.sealing.clone(), &mut start).await?;
     let handling = Arc::clone(&core.homes).run(core.handlers(), start.shutdown.clone());
     start.tasks.spawn("homes", async move {
         handling.await;

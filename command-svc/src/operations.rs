@@ -4,19 +4,23 @@
 //! |---|---|
 //! | `upload` | `POST /v1/imports`: an input of any length goes into the database, in bounded memory, before it is answered |
 //! | `input` | how it is cut into chunks |
-//! | `worker` | does what it asks for, a process at a time, and goes on where another one stopped |
-//! | `lease` | the right to do so, and the record of progress |
+//! | `worker` | claims operations, and has tenants take turns |
+//! | `lease` | the right to work on one, and the record of progress |
+//! | `lines`, `tally` | does what an import asks for, and goes on where another process stopped |
 //! | `import` | what a line asks for, and the path that it takes |
-//! | `http` | how an operation stands, over HTTP; what went wrong, as JSON and as CSV |
+//! | `http`, `document` | how an operation stands, over HTTP; what went wrong, as JSON and as CSV |
 //! | `store` | the tables, as requests need them |
 
 mod csv;
 mod description;
+mod document;
 mod http;
 mod import;
 mod input;
 mod lease;
+mod lines;
 mod store;
+mod tally;
 mod turn;
 mod upload;
 mod worker;
@@ -24,23 +28,23 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::routing::{get, post};
-use daybook_service::config::Secret;
 use daybook_service::database;
-use daybook_service::identity::{Principal, Scope};
+use daybook_service::identity::{Principal, ScopeSet};
 use daybook_service::sealing::KeyRing;
 use daybook_service::server::{Declared, Needs};
 use daybook_service::shares::{Shares, SharesOptions};
 use daybook_service::start::Start;
 use tokio::sync::Notify;
+use utoipa_axum::router::OpenApiRouter;
 
-pub(crate) use self::description::add_to;
-pub(crate) use self::import::{Import, Imported, Line};
+pub(crate) use self::description::description;
+use self::description::{reads, uploads};
+pub(crate) use self::import::{Import, Importable, Imported, Line};
 use self::lease::Claims;
 use self::store::Store;
 use self::upload::IMPORT_BYTES_MAX;
 use self::worker::Worker;
+use crate::config::Config;
 
 /// How long an operation is kept after it has ended.
 pub(crate) const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -49,7 +53,7 @@ pub(crate) const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const ARRIVING_MAX: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How many operations of one tenant may wait or run.
-const OPEN_MAX: i64 = 8;
+const OPEN_MAX: i32 = 8;
 
 /// How many errors of an operation are kept; all are counted.
 pub(crate) const ERRORS_MAX: u64 = 10_000;
@@ -66,7 +70,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("add_operation_input", store::ADD_INPUT),
     ("submit_operation", store::SUBMIT),
     ("discard_operation_input", store::DISCARD_INPUT),
-    ("open_operations", store::OPEN),
+    ("operations_open", store::OPEN),
     ("operations", store::OPERATIONS),
     ("operation_errors", store::ERRORS),
     ("cancel_operation", store::CANCEL),
@@ -75,6 +79,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("claim_operation", lease::CLAIM),
     ("read_operation_progress", lease::PROGRESS),
     ("record_operation_progress", lease::RECORD),
+    ("yield_operation", lease::YIELD),
     ("end_operation", lease::END),
 ];
 
@@ -88,6 +93,8 @@ struct Operations {
     importers: Importers,
     sealing: KeyRing,
     uploads: Shares,
+    /// How many bytes the inputs of all tenants may take.
+    bytes_max: u64,
     submitted: Arc<Notify>,
 }
 
@@ -109,13 +116,18 @@ impl Operations {
 /// # Errors
 /// When the database cannot be used.
 pub(crate) async fn start(
-    url: &Secret,
+    config: &Config,
     importers: Importers,
     sealing: KeyRing,
     start: &mut Start,
 ) -> anyhow::Result<Declared> {
+    let url = &config.common.database_url;
     let pool = database::connect(url, "daybook-operations", CONNECTIONS).await?;
     let sessions = database::connect_options(url, "daybook-operation", database::STATEMENT_TIMEOUT)?;
+    let kinds = importers
+        .iter()
+        .map(|importer| importer.kind().to_owned())
+        .collect();
     let operations = Operations {
         store: Store::new(pool),
         importers: Arc::clone(&importers),
@@ -126,34 +138,31 @@ pub(crate) async fn start(
             waiting_max: 0,
             wait_max: Duration::ZERO,
         }),
+        bytes_max: config.import_bytes_max,
         submitted: Arc::default(),
     };
     let worker = Worker {
         store: operations.store.clone(),
-        claims: Claims::new(sessions),
+        claims: Claims::new(sessions, kinds),
         importers,
+        authenticator: start.authenticator(),
         submitted: Arc::clone(&operations.submitted),
         shutdown: start.shutdown.clone(),
     };
     start.tasks.spawn("operations", worker.run());
-    Ok(routes(operations))
+    let sweep = worker::sweep(operations.store.clone());
+    start.tasks.spawn_companion("sweep of operations", sweep);
+    Ok(routes(&operations))
 }
 
-fn routes(operations: Operations) -> Declared {
-    let needs = Needs::either(Scope::OrdersWrite, Scope::StockWrite);
-    let router = Router::new()
-        .route("/v1/imports", post(upload::upload))
-        .route("/v1/operations", get(http::list))
-        .route("/v1/operations/{operation_id}", get(http::show))
-        .route("/v1/operations/{operation_id}/cancel", post(http::cancel))
-        .route("/v1/operations/{operation_id}/errors", get(http::errors))
-        .with_state(operations);
-    let declared = [
-        ("/v1/imports", needs.uploading(IMPORT_BYTES_MAX)),
-        ("/v1/operations", needs),
-        ("/v1/operations/{operation_id}", needs),
-        ("/v1/operations/{operation_id}/cancel", needs),
-        ("/v1/operations/{operation_id}/errors", needs),
-    ];
-    Declared::new(router, declared)
+/// Whoever may import something is let in; which operations that is good for the handlers ask.
+fn routes(operations: &Operations) -> Declared {
+    let scopes = operations.importers.iter().map(|importer| importer.scope());
+    let needs = Needs::any_of(scopes.collect::<ScopeSet>());
+    let declared = |routes: OpenApiRouter<Operations>, needs: Needs| {
+        let (router, api) = routes.split_for_parts();
+        let paths = api.paths.paths.into_keys().map(|path| (path, needs));
+        Declared::new(router.with_state(operations.clone()), paths)
+    };
+    declared(uploads(), needs.uploading(IMPORT_BYTES_MAX)).merge(declared(reads(), needs))
 }

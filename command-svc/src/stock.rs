@@ -24,6 +24,8 @@ struct ArticleFields {
 }
 
 impl Imported for State {
+    const LINE: &'static str = "{\"sku\"}";
+
     type Request = wire::RegisterStockItemRequest;
 
     /// The stock item's id follows from the article.

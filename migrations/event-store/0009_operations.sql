@@ -5,8 +5,9 @@
 -- however its process did, and nothing is written to keep it. What is written about progress goes through that very session,
 -- so whoever has lost it writes nothing more. Whatever is done twice after a crash is done under the same idempotency keys.
 --
--- The row of an operation changes when it begins and ends, and no more. What grows meanwhile is inserted: progress about twice a
--- second, always with the errors of the lines that it counts. A chunk of the input is deleted as soon as it is done.
+-- The row of an operation changes when it is submitted, when it ends, and when whoever works on it gives it back, which is after
+-- minutes. What grows meanwhile is inserted: progress about twice a second, always with the errors of the lines that it counts. A
+-- chunk of the input is deleted as soon as it is done.
 
 CREATE TABLE event_store.operation (
     -- A UUIDv7: operations are in the order of time.
@@ -26,14 +27,19 @@ CREATE TABLE event_store.operation (
     input_bytes         bigint,
     input_lines         bigint,
     input_chunks        integer,
+    -- When its last turn ended, where it was given back.
+    yielded_at          timestamptz,
     cancel_requested_at timestamptz,
     ended_at            timestamptz,
-    outcome             text        CHECK (outcome IN ('SUCCEEDED', 'CANCELLED'))
+    outcome             text        CHECK (outcome IN ('SUCCEEDED', 'CANCELLED')),
+    -- The code that its commands would be refused with by now, where it was cancelled for that.
+    cancelled_with      text
 );
 CREATE UNIQUE INDEX operation_key ON event_store.operation (tenant_id, key) WHERE input_sha256 IS NOT NULL;
 CREATE INDEX operation_of_tenant ON event_store.operation (tenant_id, operation_id) WHERE input_sha256 IS NOT NULL;
 CREATE INDEX operation_open ON event_store.operation (tenant_id, operation_id) WHERE ended_at IS NULL;
-CREATE INDEX operation_ended ON event_store.operation (ended_at);
+CREATE INDEX operation_arriving ON event_store.operation (created_at) WHERE input_sha256 IS NULL;
+CREATE INDEX operation_ended ON event_store.operation (ended_at) WHERE ended_at IS NOT NULL;
 
 -- The input, cut between lines.
 CREATE TABLE event_store.operation_input (
@@ -43,6 +49,8 @@ CREATE TABLE event_store.operation_input (
     tenant_id    uuid    NOT NULL,
     -- The number of its first line, from 1.
     first_line   bigint  NOT NULL,
+    -- Bytes of the input up to the end of this chunk.
+    bytes_to_end bigint  NOT NULL,
     lines        bytea   NOT NULL,
     PRIMARY KEY (operation_id, number)
 );
@@ -89,11 +97,14 @@ END
 $$;
 GRANT SELECT, INSERT, DELETE ON event_store.operation, event_store.operation_input, event_store.operation_progress
     TO daybook_command;
-GRANT UPDATE (input_sha256, input_bytes, input_lines, input_chunks, cancel_requested_at, ended_at, outcome)
+GRANT UPDATE (input_sha256, input_bytes, input_lines, input_chunks, yielded_at, cancel_requested_at, ended_at, outcome,
+              cancelled_with)
     ON event_store.operation TO daybook_command;
 GRANT SELECT, INSERT ON event_store.operation_error TO daybook_command;
 GRANT SELECT, DELETE ON event_store.operation, event_store.operation_input, event_store.operation_progress, event_store.operation_error
     TO daybook_operations;
+-- Whoever locks a row needs the right to change something of it.
+GRANT UPDATE (yielded_at) ON event_store.operation TO daybook_operations;
 
 -- Notes an operation whose input begins to arrive.
 CREATE FUNCTION event_store.begin_operation(
@@ -110,21 +121,27 @@ $$;
 
 -- Keeps the next part of an input.
 CREATE FUNCTION event_store.add_operation_input(
-    p_tenant uuid, p_operation uuid, p_number integer, p_first_line bigint, p_lines bytea)
+    p_tenant uuid, p_operation uuid, p_number integer, p_first_line bigint, p_bytes_to_end bigint, p_lines bytea)
 RETURNS void
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
-    INSERT INTO event_store.operation_input (operation_id, number, tenant_id, first_line, lines)
-    VALUES (p_operation, p_number, p_tenant, p_first_line, p_lines);
+    INSERT INTO event_store.operation_input (operation_id, number, tenant_id, first_line, bytes_to_end, lines)
+    VALUES (p_operation, p_number, p_tenant, p_first_line, p_bytes_to_end, p_lines);
 END
 $$;
 
+-- What an advisory lock stands for an operation, or for the submissions of a tenant.
+CREATE FUNCTION event_store.operation_lock(p_id uuid) RETURNS bigint
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+RETURN hashtextextended('event_store.operation ' || p_id::text, 0);
+ALTER FUNCTION event_store.operation_lock OWNER TO daybook_functions;
+
 -- Has an operation wait for whoever works on it, unless the tenant has one with its key: that one is returned then, with its
--- kind and the hash of its input.
+-- kind and the hash of its input. Returns none where as many of the tenant's are open as may be.
 CREATE FUNCTION event_store.submit_operation(
-    p_tenant uuid, p_operation uuid, p_sha256 bytea, p_bytes bigint, p_lines bigint, p_chunks integer)
+    p_tenant uuid, p_operation uuid, p_sha256 bytea, p_bytes bigint, p_lines bigint, p_chunks integer, p_open_max integer)
 RETURNS TABLE (operation_id uuid, kind text, input_sha256 bytea)
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -134,17 +151,28 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
     PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
-    SELECT o.key INTO STRICT v_key FROM event_store.operation AS o WHERE o.operation_id = p_operation;
-    BEGIN
-        UPDATE event_store.operation AS o
-        SET input_sha256 = p_sha256, input_bytes = p_bytes, input_lines = p_lines, input_chunks = p_chunks
-        WHERE o.operation_id = p_operation;
-    EXCEPTION WHEN unique_violation THEN
-        NULL;
-    END;
+    -- Those of a tenant are submitted one after another, so that they can be counted.
+    PERFORM pg_advisory_xact_lock(event_store.operation_lock(p_tenant));
+    -- It may be so late that it is being swept: from the first chunk on, and locked meanwhile.
+    SELECT o.key INTO STRICT v_key FROM event_store.operation AS o WHERE o.operation_id = p_operation FOR UPDATE;
+    IF p_chunks > 0 THEN
+        PERFORM FROM event_store.operation_input AS i WHERE i.operation_id = p_operation AND i.number = 0;
+        IF NOT FOUND THEN
+            RAISE no_data_found USING MESSAGE = 'the input was swept';
+        END IF;
+    END IF;
     RETURN QUERY
         SELECT o.operation_id, o.kind, o.input_sha256 FROM event_store.operation AS o
         WHERE o.tenant_id = p_tenant AND o.key = v_key AND o.input_sha256 IS NOT NULL;
+    IF FOUND OR p_open_max <= (SELECT count(*) FROM event_store.operation AS o
+                               WHERE o.tenant_id = p_tenant AND o.ended_at IS NULL AND o.input_sha256 IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        UPDATE event_store.operation AS o
+        SET input_sha256 = p_sha256, input_bytes = p_bytes, input_lines = p_lines, input_chunks = p_chunks
+        WHERE o.operation_id = p_operation
+        RETURNING o.operation_id, o.kind, o.input_sha256;
 END
 $$;
 
@@ -167,22 +195,40 @@ BEGIN
 END
 $$;
 
--- How many of a tenant's operations have not ended.
-CREATE FUNCTION event_store.open_operations(p_tenant uuid) RETURNS bigint
-LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp
+-- What is open of a tenant's and of all, as far as one more depends on it: operations that were submitted, and bytes of inputs,
+-- also of those that still arrive; and the operation that the tenant has with this key, if there is one. It looks at those of all
+-- tenants, so it runs as a role of its own.
+CREATE FUNCTION event_store.operations_open(p_tenant uuid, p_key text)
+RETURNS TABLE (operations bigint, bytes bigint, bytes_of_all bigint, operation_id uuid, kind text, input_sha256 bytea)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
 BEGIN
-    PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
-    RETURN (SELECT count(*) FROM event_store.operation AS o WHERE o.tenant_id = p_tenant AND o.ended_at IS NULL);
+    RETURN QUERY
+        SELECT a.operations, a.bytes, a.bytes_of_all, k.operation_id, k.kind, k.input_sha256
+        FROM (
+            SELECT count(*) FILTER (WHERE o.tenant_id = p_tenant AND o.input_sha256 IS NOT NULL) AS operations,
+                   coalesce(sum(i.bytes) FILTER (WHERE o.tenant_id = p_tenant), 0)::bigint AS bytes,
+                   coalesce(sum(i.bytes), 0)::bigint AS bytes_of_all
+            FROM event_store.operation AS o
+            CROSS JOIN LATERAL (
+                SELECT coalesce(o.input_bytes, (SELECT n.bytes_to_end FROM event_store.operation_input AS n
+                                                WHERE n.operation_id = o.operation_id ORDER BY n.number DESC LIMIT 1), 0) AS bytes
+            ) AS i
+            WHERE o.ended_at IS NULL
+        ) AS a
+        LEFT JOIN event_store.operation AS k
+            ON k.tenant_id = p_tenant AND k.key = p_key AND k.input_sha256 IS NOT NULL;
 END
 $$;
+ALTER FUNCTION event_store.operations_open OWNER TO daybook_operations;
 
 -- Operations of a tenant, the newest first, of these kinds: one of them, or a page of them.
 CREATE FUNCTION event_store.operations(
     p_tenant uuid, p_kinds text[], p_operation uuid, p_before uuid, p_limit integer)
 RETURNS TABLE (
     operation_id uuid, kind text, created_at timestamptz, started_at timestamptz, cancel_requested_at timestamptz,
-    ended_at timestamptz, outcome text, input_bytes bigint, input_lines bigint,
+    ended_at timestamptz, outcome text, cancelled_with text, input_bytes bigint, input_lines bigint,
     bytes bigint, lines bigint, succeeded bigint, failed bigint, recorded_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -190,8 +236,8 @@ AS $$
 BEGIN
     PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
     RETURN QUERY
-        SELECT o.operation_id, o.kind, o.created_at, f.recorded_at, o.cancel_requested_at, o.ended_at, o.outcome, o.input_bytes,
-               o.input_lines, n.bytes, n.lines, n.succeeded, n.failed, n.recorded_at
+        SELECT o.operation_id, o.kind, o.created_at, f.recorded_at, o.cancel_requested_at, o.ended_at, o.outcome, o.cancelled_with,
+               o.input_bytes, o.input_lines, n.bytes, n.lines, n.succeeded, n.failed, n.recorded_at
         FROM event_store.operation AS o
         LEFT JOIN event_store.operation_progress AS f ON f.operation_id = o.operation_id AND f.chunks = 0
         LEFT JOIN LATERAL (
@@ -232,15 +278,11 @@ BEGIN
 END
 $$;
 
--- What an advisory lock stands for an operation.
-CREATE FUNCTION event_store.operation_lock(p_operation uuid) RETURNS bigint
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-RETURN hashtextextended('event_store.operation ' || p_operation::text, 0);
-ALTER FUNCTION event_store.operation_lock OWNER TO daybook_functions;
-
--- Gives this session an operation to work on that nobody works on, until it ends: of each tenant the oldest, so that they are
--- done one after another. It looks at those of all tenants, so it runs as a role of its own.
-CREATE FUNCTION event_store.claim_operation()
+-- Gives this session an operation to work on that nobody works on, until it ends: of each tenant the oldest of these kinds, so that
+-- they are done one after another. One of a kind that this program does not know waits for a program that does, and holds up no
+-- other. Of the tenants the one is next whose operation has waited longest, since it came or since its last turn. Those that failed
+-- a moment ago are set aside. It looks at those of all tenants, so it runs as a role of its own.
+CREATE FUNCTION event_store.claim_operation(p_kinds text[], p_set_aside uuid[])
 RETURNS TABLE (operation_id uuid, tenant_id uuid, kind text, tenant_partition integer, key_prefix text, key_name text,
                input_chunks integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -251,10 +293,11 @@ BEGIN
     FOR v_open IN
         SELECT oldest.* FROM (
             SELECT DISTINCT ON (o.tenant_id) o.* FROM event_store.operation AS o
-            WHERE o.ended_at IS NULL AND o.input_sha256 IS NOT NULL
+            WHERE o.ended_at IS NULL AND o.input_sha256 IS NOT NULL AND o.kind = ANY (p_kinds)
             ORDER BY o.tenant_id, o.operation_id
         ) AS oldest
-        ORDER BY oldest.operation_id
+        WHERE oldest.operation_id <> ALL (p_set_aside)
+        ORDER BY coalesce(oldest.yielded_at, oldest.created_at), oldest.operation_id
     LOOP
         IF pg_try_advisory_lock(event_store.operation_lock(v_open.operation_id)) THEN
             -- Whoever had it may have ended it since this looked.
@@ -320,13 +363,24 @@ BEGIN
 END
 $$;
 
--- Ends an operation whose input is gone. Of its progress the beginning and the end stay.
-CREATE FUNCTION event_store.end_operation(p_tenant uuid, p_operation uuid, p_outcome text) RETURNS void
+-- Notes that an operation is given back to whoever is next.
+CREATE FUNCTION event_store.yield_operation(p_tenant uuid, p_operation uuid) RETURNS void
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
-    UPDATE event_store.operation AS o SET ended_at = clock_timestamp(), outcome = p_outcome
+    UPDATE event_store.operation AS o SET yielded_at = clock_timestamp() WHERE o.operation_id = p_operation;
+END
+$$;
+
+-- Ends an operation whose input is gone. Of its progress the beginning and the end stay.
+CREATE FUNCTION event_store.end_operation(p_tenant uuid, p_operation uuid, p_outcome text, p_cancelled_with text) RETURNS void
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('daybook.tenant_id', p_tenant::text, true);
+    UPDATE event_store.operation AS o
+    SET ended_at = clock_timestamp(), outcome = p_outcome, cancelled_with = p_cancelled_with
     WHERE o.operation_id = p_operation AND o.ended_at IS NULL;
     DELETE FROM event_store.operation_progress AS p
     WHERE p.operation_id = p_operation AND p.chunks > 0
@@ -335,27 +389,31 @@ END
 $$;
 
 -- Deletes operations that ended so long ago, and what a process left that died while an input arrived: parts that take little
--- time. Says whether there may be more.
+-- time. Says whether there may be more. An operation that somebody changes, as whoever submits it does, is passed over; it stays
+-- locked until this has deleted a part of it.
 CREATE FUNCTION event_store.sweep_operations(p_retention interval, p_arriving_max interval) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_operation uuid;
-    v_deleted   bigint;
 BEGIN
     SELECT o.operation_id INTO v_operation FROM event_store.operation AS o
-    WHERE (o.ended_at < clock_timestamp() - p_retention)
-       OR (o.ended_at IS NULL AND o.input_sha256 IS NULL AND o.created_at < clock_timestamp() - p_arriving_max)
-    ORDER BY o.operation_id LIMIT 1;
+    WHERE o.ended_at < clock_timestamp() - p_retention
+    ORDER BY o.ended_at LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
+        SELECT o.operation_id INTO v_operation FROM event_store.operation AS o
+        WHERE o.input_sha256 IS NULL AND o.created_at < clock_timestamp() - p_arriving_max
+        ORDER BY o.created_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+    END IF;
+    IF v_operation IS NULL THEN
         RETURN false;
     END IF;
+    -- From the first one on: whether that is there says whether all are.
     DELETE FROM event_store.operation_input AS i
     WHERE i.operation_id = v_operation
       AND i.number IN (SELECT n.number FROM event_store.operation_input AS n
                        WHERE n.operation_id = v_operation ORDER BY n.number LIMIT 64);
-    GET DIAGNOSTICS v_deleted = ROW_COUNT;
-    IF v_deleted = 0 THEN
+    IF NOT FOUND THEN
         DELETE FROM event_store.operation AS o WHERE o.operation_id = v_operation;
     END IF;
     RETURN true;
@@ -371,9 +429,9 @@ BEGIN
         SELECT p.oid::regprocedure FROM pg_proc AS p
         WHERE p.pronamespace = 'event_store'::regnamespace
           AND p.proname IN ('begin_operation', 'add_operation_input', 'submit_operation', 'discard_operation_input',
-                            'open_operations', 'operations', 'operation_errors', 'cancel_operation', 'claim_operation',
-                            'record_operation_progress', 'read_operation_progress', 'read_operation_input', 'end_operation',
-                            'sweep_operations')
+                            'operations_open', 'operations', 'operation_errors', 'cancel_operation', 'claim_operation',
+                            'record_operation_progress', 'read_operation_progress', 'read_operation_input', 'yield_operation',
+                            'end_operation', 'sweep_operations')
     LOOP
         IF (SELECT NOT p.prosecdef FROM pg_proc AS p WHERE p.oid = of_command) THEN
             EXECUTE format('ALTER FUNCTION %s OWNER TO daybook_functions', of_command);

@@ -46,9 +46,9 @@ pub fn description() -> String {
     for operations in aggregates::operations() {
         operations.add_to(&mut api);
     }
-    operations::add_to(&mut api);
     add_common(&mut api);
     add_headers(&mut api, headers_of);
+    api.merge(operations::description());
     text(api)
 }
 
@@ -263,7 +263,6 @@ fn headers_of(status: &str) -> Vec<DescribedHeader> {
     match status {
         "200" => vec![token, replayed],
         "201" => vec![location, token, replayed],
-        "202" => vec![("Location", Type::String, "Where the operation is."), replayed],
         "409" | "422" => vec![replayed],
         _ => Vec::new(),
     }

@@ -1,6 +1,6 @@
 //! Errors of an operation as CSV (RFC 4180), for people and their spreadsheets.
 
-use super::http::ErrorLine;
+use super::document::ErrorLine;
 
 /// The first line.
 pub(super) const HEAD: &str = "line,reference,code,message\r\n";

@@ -1,190 +1,139 @@
-//! What the OpenAPI description says about imports and operations.
+//! What the OpenAPI description says about imports and operations beside what the handlers say: how lines look and which scopes do
+//! follow from what can be imported.
+
+use std::collections::BTreeMap;
 
 use daybook_service::Code;
-use daybook_service::identity::Scope;
-use daybook_service::openapi::{API_KEY, COMMON, refusals};
-use utoipa::openapi::content::Content;
-use utoipa::openapi::path::{
-    HttpMethod, Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn,
-};
-use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+use daybook_service::openapi::{API_KEY, COMMON, DescribedHeader, add_headers, refusals};
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, Type};
 use utoipa::openapi::tag::TagBuilder;
-use utoipa::openapi::{
-    ContentBuilder, OpenApi, Ref, Required, ResponseBuilder, Responses, SecurityRequirement,
-};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::openapi::{OpenApi, RefOr, Required, Response, SecurityRequirement};
+use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::http::{ErrorList, OperationAnswer, OperationList};
-use super::{ERRORS_MAX, RETENTION};
+use super::{ERRORS_MAX, Operations, RETENTION, http, upload};
+use crate::aggregates;
 use crate::http::key_parameter;
 
-/// How the operations are found together.
-const TAG: &str = "operations";
+/// The routes that take inputs.
+pub(super) fn uploads() -> OpenApiRouter<Operations> {
+    OpenApiRouter::new().routes(routes!(upload::upload))
+}
 
-/// Adds imports and operations.
-pub(crate) fn add_to(api: &mut OpenApi) {
-    add_schema::<OperationAnswer>(api);
-    add_schema::<OperationList>(api);
-    add_schema::<ErrorList>(api);
-    let paths = [
-        ("/v1/imports", HttpMethod::Post, import()),
-        ("/v1/operations", HttpMethod::Get, list()),
-        ("/v1/operations/{operation_id}", HttpMethod::Get, show()),
-        ("/v1/operations/{operation_id}/cancel", HttpMethod::Post, cancel()),
-        ("/v1/operations/{operation_id}/errors", HttpMethod::Get, errors()),
-    ];
-    for (path, method, operation) in paths {
-        api.paths.add_path_operation(path, vec![method], operation);
+/// The other routes.
+pub(super) fn reads() -> OpenApiRouter<Operations> {
+    OpenApiRouter::new()
+        .routes(routes!(http::list))
+        .routes(routes!(http::show))
+        .routes(routes!(http::cancel))
+        .routes(routes!(http::errors))
+}
+
+/// What is said about all of them.
+pub(crate) fn description() -> OpenApi {
+    let (_, mut api) = uploads().merge(reads()).split_for_parts();
+    let importable = aggregates::importable();
+    let scopes = importable.iter().map(|kind| kind.scope.as_str());
+    let security: Vec<_> = scopes
+        .map(|scope| SecurityRequirement::new(API_KEY, [scope]))
+        .collect();
+    for item in api.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            operation.security = Some(security.clone());
+        }
     }
-    let days = RETENTION.as_secs() / (24 * 60 * 60);
+    let scopes: Vec<_> = importable
+        .iter()
+        .map(|kind| format!("`{}` for {}", kind.scope, kind.name))
+        .collect();
     let what = format!(
-        "What takes longer than a request: imports. An operation is kept for {days} days after it has ended. Scope \
-         `orders:write` for orders, `stock:write` for stock items."
+        "What takes longer than a request: imports. An operation is kept for {} days after it has ended. Scope {}.",
+        RETENTION.as_secs() / (24 * 60 * 60),
+        scopes.join(", ")
     );
-    let tag = TagBuilder::new().name(TAG).description(Some(what));
+    let tag = TagBuilder::new().name("operations").description(Some(what));
     api.tags.get_or_insert_default().push(tag.build());
+    add_headers(&mut api, headers_of);
+    api
 }
 
-fn add_schema<T: ToSchema + PartialSchema>(api: &mut OpenApi) {
-    let mut schemas = vec![(T::name().into_owned(), T::schema())];
-    T::schemas(&mut schemas);
-    api.components.get_or_insert_default().schemas.extend(schemas);
-}
-
-fn begin(id: &str, summary: &str) -> OperationBuilder {
-    OperationBuilder::new()
-        .tag(TAG)
-        .operation_id(Some(id))
-        .summary(Some(summary))
-        .security(SecurityRequirement::new(API_KEY, [Scope::OrdersWrite.as_str()]))
-        .security(SecurityRequirement::new(API_KEY, [Scope::StockWrite.as_str()]))
-}
-
-fn import() -> Operation {
-    let line = ObjectBuilder::new().schema_type(Type::String).description(Some(
-        "A line of orders is {\"order\": the caller's reference, \"customer\", \"currency\", \"placed_at\", \"lines\": [{\"sku\", \
-         \"quantity\", \"unit_price_minor\"}]}, a line of stock-items is {\"sku\"}. Blank lines are passed over.",
-    ));
-    let content = ContentBuilder::new().schema(Some(line.build())).build();
-    let body = RequestBodyBuilder::new()
-        .content("application/x-ndjson", content)
-        .required(Some(Required::True));
-    let kind = query(
-        "kind",
-        Type::String,
-        "What is imported: `orders`, which is the default, or `stock-items`.",
-    );
-    begin("import", "Imports what an NDJSON stream holds, however long it is.")
-        .description(Some(
-            "Each line is a command under a key that follows from what the line is about: the same line again changes nothing. \
-             The input is kept before this is answered, and then the operation goes on by itself.",
-        ))
-        .parameter(kind)
-        .parameter(key_parameter())
-        .request_body(Some(body.build()))
-        .responses(responses(
-            "202",
-            "It was taken; `Location` says where its operation is.",
-            "application/json",
-            of::<OperationAnswer>(),
-            &[Code::UnsupportedMediaType, Code::IdempotencyKeyReused],
-        ))
-        .build()
-}
-
-fn list() -> Operation {
-    begin("listOperations", "Operations, the newest first.")
-        .parameter(limit())
-        .parameter(cursor())
-        .responses(ok(of::<OperationList>(), &[Code::InvalidCursor]))
-        .build()
-}
-
-fn show() -> Operation {
-    begin("getOperation", "How an operation stands.")
-        .parameter(id())
-        .responses(ok(of::<OperationAnswer>(), &[Code::ResourceNotFound]))
-        .build()
-}
-
-fn cancel() -> Operation {
-    begin(
-        "cancelOperation",
-        "Has an operation end before it is done: what was done stays.",
-    )
-    .description(Some(
-        "An operation that has ended stays as it is, so this may be sent as often as one likes.",
-    ))
-    .parameter(id())
-    .responses(ok(of::<OperationAnswer>(), &[Code::ResourceNotFound]))
-    .build()
-}
-
-fn errors() -> Operation {
-    let csv = ContentBuilder::new()
-        .schema(Some(Object::with_type(Type::String)))
-        .build();
-    let what = format!(
-        "The first {ERRORS_MAX} are kept, and all are counted. `Accept: text/csv` asks for all of them as a file, in which no cell \
-         begins like a formula."
-    );
-    let mut responses = ok(of::<ErrorList>(), &[Code::ResourceNotFound, Code::InvalidCursor]);
-    if let Some(utoipa::openapi::RefOr::T(done)) = responses.responses.get_mut("200") {
-        done.content.insert("text/csv".to_owned(), csv.into());
+fn headers_of(status: &str) -> Vec<DescribedHeader> {
+    let kept = [
+        ("Cache-Control", Type::String, "Always `private, no-cache`."),
+        (
+            "Vary",
+            Type::String,
+            "What the answer depends on beside its address.",
+        ),
+    ];
+    let taken = [
+        ("Location", Type::String, "Where the operation is."),
+        (
+            "Idempotency-Replayed",
+            Type::String,
+            "`true` where the answer is that to an earlier send under the same key.",
+        ),
+    ];
+    match status {
+        "200" => kept.into(),
+        "202" => kept.into_iter().chain(taken).collect(),
+        _ => Vec::new(),
     }
-    begin(
-        "listOperationErrors",
-        "Why lines of an operation failed, by their numbers.",
-    )
-    .description(Some(what))
-    .parameter(id())
-    .parameter(limit())
-    .parameter(cursor())
-    .responses(responses)
-    .build()
 }
 
-fn of<T: ToSchema>() -> Content {
-    ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(T::name())))
-        .build()
+/// The body of an import.
+pub(super) struct ImportBody;
+
+impl PartialSchema for ImportBody {
+    fn schema() -> RefOr<Schema> {
+        let lines: Vec<_> = aggregates::importable()
+            .iter()
+            .map(|kind| format!("a line of {} is {}", kind.name, kind.line))
+            .collect();
+        let what = format!(
+            "One value on each line: {}. Blank lines are passed over.",
+            lines.join(", ")
+        );
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some(what))
+            .into()
+    }
 }
 
-fn ok(content: Content, others: &[Code]) -> Responses {
-    responses("200", "It is there.", "application/json", content, others)
+impl ToSchema for ImportBody {}
+
+/// The parameters of an import.
+pub(super) struct ImportParams;
+
+impl IntoParams for ImportParams {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let names: Vec<_> = aggregates::importable()
+            .iter()
+            .map(|kind| format!("`{}`", kind.name))
+            .collect();
+        let what = format!(
+            "What is imported: {}; `{}` by default.",
+            names.join(", "),
+            upload::KIND_DEFAULT
+        );
+        vec![query("kind", Type::String, &what), key_parameter()]
+    }
 }
 
-fn responses(status: &str, what: &str, media_type: &str, content: Content, others: &[Code]) -> Responses {
-    let done = ResponseBuilder::new()
-        .description(what)
-        .content(media_type, content);
-    let mut responses = Responses::new();
-    responses.responses = refusals(COMMON.iter().chain(others));
-    responses.responses.insert(status.to_owned(), done.build().into());
-    responses
-}
+/// Which page of a list.
+pub(super) struct Page;
 
-fn id() -> Parameter {
-    ParameterBuilder::new()
-        .name("operation_id")
-        .parameter_in(ParameterIn::Path)
-        .required(Required::True)
-        .description(Some("The TypeID of the operation."))
-        .schema(Some(Object::with_type(Type::String)))
-        .build()
-}
-
-fn limit() -> Parameter {
-    query(
-        "limit",
-        Type::Integer,
-        "How many items a page has: 1 to 100, 20 by default.",
-    )
-}
-
-fn cursor() -> Parameter {
-    query("cursor", Type::String, "The `next_cursor` of the page before.")
+impl IntoParams for Page {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let limit = "How many items a page has: 1 to 100, 20 by default.";
+        vec![
+            query("limit", Type::Integer, limit),
+            query("cursor", Type::String, "The `next_cursor` of the page before."),
+        ]
+    }
 }
 
 fn query(name: &str, schema_type: Type, description: &str) -> Parameter {
@@ -195,4 +144,74 @@ fn query(name: &str, schema_type: Type, description: &str) -> Parameter {
         .description(Some(description))
         .schema(Some(Object::with_type(schema_type)))
         .build()
+}
+
+/// What the description of errors says about how many there are.
+pub(super) fn errors_kept() -> String {
+    format!(
+        "The first {ERRORS_MAX} are kept, and all are counted. `Accept: text/csv` asks for all of them as a file, in which no cell \
+         begins like a formula."
+    )
+}
+
+/// The refusals that every request can end in.
+pub(super) struct Refusals;
+
+impl IntoResponses for Refusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        refusals(&COMMON)
+    }
+}
+
+/// The refusals of lists.
+pub(super) struct RefusalsOfLists;
+
+impl IntoResponses for RefusalsOfLists {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        refusals(COMMON.iter().chain(&[Code::InvalidCursor]))
+    }
+}
+
+/// The refusals of imports.
+pub(super) struct RefusalsOfImports;
+
+impl IntoResponses for RefusalsOfImports {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let of_imports = [Code::UnsupportedMediaType, Code::IdempotencyKeyReused];
+        refusals(COMMON.iter().chain(&of_imports))
+    }
+}
+
+/// The refusal where there is no such operation.
+pub(super) struct NotFound;
+
+impl IntoResponses for NotFound {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        refusals(&[Code::ResourceNotFound])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daybook_domain::each_aggregate;
+    use serde_json::{Value, json, to_value};
+
+    use super::description;
+    use crate::handler::Served;
+
+    #[test]
+    fn each_scope_of_an_aggregate_that_can_be_imported_lets_a_caller_in() {
+        let scopes = each_aggregate!(A => <A as Served>::SCOPE.as_str());
+        let expected = Value::Array(scopes.map(|scope| json!({"api_key": [scope]})).into());
+        let api = to_value(description()).expect("it is JSON");
+        let paths = api["paths"].as_object().expect("an object");
+        let operations = paths
+            .values()
+            .flat_map(|item| item.as_object().expect("an object").values());
+        let operations: Vec<_> = operations.filter(|operation| operation.is_object()).collect();
+        assert_eq!(operations.len(), 5);
+        for operation in operations {
+            assert_eq!(operation["security"], expected, "{}", operation["operationId"]);
+        }
+    }
 }

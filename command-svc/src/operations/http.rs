@@ -11,14 +11,14 @@ use futures::stream;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION, VARY};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use serde::Serialize;
-use serde_json::Value;
-use time::serde::rfc3339;
-use time::{Duration, OffsetDateTime};
-use type_safe_id::{StaticType, TypeSafeId};
-use utoipa::ToSchema;
+use type_safe_id::TypeSafeId;
 use uuid::Uuid;
 
-use super::store::{LineError, Question, Row};
+use super::description::{NotFound, Page, Refusals, RefusalsOfLists, errors_kept};
+use super::document::{
+    ErrorList, OperationAnswer, OperationDocument, OperationList, OperationTag, Pagination, shown_id,
+};
+use super::store::{Question, Row};
 use super::{Operations, csv};
 
 /// Items on a page of a list, unless the caller says otherwise, and at most.
@@ -26,186 +26,7 @@ const LIMIT_DEFAULT: i32 = 20;
 const LIMIT_MAX: i32 = 100;
 
 /// Errors that are read at a time for a CSV file.
-const CSV_PAGE: i32 = 1_000;
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct OperationTag;
-
-impl StaticType for OperationTag {
-    const TYPE: &'static str = "op";
-}
-
-/// The id of an operation as callers see it ("op_…").
-fn shown_id(operation: Uuid) -> String {
-    TypeSafeId::<OperationTag>::from_uuid(operation).to_string()
-}
-
-/// What an operation is doing. May grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(crate) enum OperationState {
-    /// Nobody works on it yet.
-    Pending,
-    /// It is being worked on.
-    Running,
-    /// Somebody wants it to end before it is done.
-    Cancelling,
-    /// It is done; lines may have failed.
-    Succeeded,
-    /// It ended before it was done: what was done stays.
-    Cancelled,
-}
-
-/// An operation: an import, and how far it is.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct OperationDocument {
-    /// The TypeID of the operation.
-    #[schema(example = "op_01h455vb4pex5vsknk084sn02q")]
-    operation_id: String,
-    /// What is imported: `orders`, `stock-items`.
-    #[schema(example = "orders")]
-    kind: String,
-    /// What it is doing.
-    state: OperationState,
-    /// When its input began to arrive.
-    #[serde(with = "rfc3339")]
-    created_at: OffsetDateTime,
-    /// When somebody began to work on it.
-    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    started_at: Option<OffsetDateTime>,
-    /// When it ended.
-    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    ended_at: Option<OffsetDateTime>,
-    /// When it will be done, at the rate so far.
-    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    estimated_completion: Option<OffsetDateTime>,
-    /// How far it is.
-    progress: OperationProgress,
-}
-
-/// How far an operation is. It is recorded about twice a second.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct OperationProgress {
-    /// Lines that were read and are done, without blank ones.
-    lines_read: i64,
-    /// Lines that the input has, with blank ones.
-    lines_total: i64,
-    /// Lines that were done, now or by an earlier import.
-    succeeded: i64,
-    /// Lines that were refused.
-    failed: i64,
-    /// Bytes of the input that are done.
-    bytes_done: i64,
-    /// Bytes that the input has.
-    bytes_total: i64,
-}
-
-impl From<Row> for OperationDocument {
-    fn from(row: Row) -> Self {
-        let bytes_done = row.bytes.unwrap_or_default();
-        Self {
-            operation_id: shown_id(row.operation_id),
-            state: state(&row),
-            estimated_completion: estimated_completion(&row),
-            kind: row.kind,
-            created_at: row.created_at,
-            started_at: row.started_at,
-            ended_at: row.ended_at,
-            progress: OperationProgress {
-                lines_read: row.lines.unwrap_or_default(),
-                lines_total: row.input_lines,
-                succeeded: row.succeeded.unwrap_or_default(),
-                failed: row.failed.unwrap_or_default(),
-                bytes_done,
-                bytes_total: row.input_bytes,
-            },
-        }
-    }
-}
-
-fn state(row: &Row) -> OperationState {
-    match (row.outcome.as_deref(), row.cancel_requested_at, row.started_at) {
-        (Some("SUCCEEDED"), _, _) => OperationState::Succeeded,
-        (Some(_), _, _) => OperationState::Cancelled,
-        (None, Some(_), _) => OperationState::Cancelling,
-        (None, None, Some(_)) => OperationState::Running,
-        (None, None, None) => OperationState::Pending,
-    }
-}
-
-/// At the rate from its beginning to the last record.
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn estimated_completion(row: &Row) -> Option<OffsetDateTime> {
-    let (started_at, recorded_at) = row.started_at.zip(row.recorded_at)?;
-    let done = row.bytes.filter(|bytes| *bytes > 0)? as f64;
-    if state(row) != OperationState::Running {
-        return None;
-    }
-    let left = row.input_bytes as f64 - done;
-    let took = (recorded_at - started_at).as_seconds_f64();
-    recorded_at.checked_add(Duration::seconds_f64(took * left / done))
-}
-
-/// An operation.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct OperationAnswer {
-    /// The operation.
-    data: OperationDocument,
-}
-
-/// A page of operations, the newest first.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct OperationList {
-    /// The operations.
-    data: Vec<OperationDocument>,
-    /// Where the list goes on.
-    pagination: Pagination,
-}
-
-/// Why a line failed.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ErrorLine {
-    /// The line's number, from 1.
-    pub(super) line: i64,
-    /// What the line is about in the caller's words, where that could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub(super) reference: Option<String>,
-    /// The problem that the command alone would have been answered with.
-    #[schema(value_type = daybook_service::openapi::Problem)]
-    pub(super) error: Value,
-}
-
-/// A page of errors, by their lines.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ErrorList {
-    /// The errors.
-    data: Vec<ErrorLine>,
-    /// Where the list goes on.
-    pagination: Pagination,
-}
-
-/// Where a list goes on.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Pagination {
-    /// The cursor of the next page; null on the last one. Opaque, and good for this list alone.
-    next_cursor: Option<String>,
-    /// Whether there is a next page.
-    has_more: bool,
-}
-
-impl From<LineError> for ErrorLine {
-    fn from(error: LineError) -> Self {
-        Self {
-            line: error.line,
-            reference: error.reference,
-            error: serde_json::from_str(&error.problem).unwrap_or_default(),
-        }
-    }
-}
+const CSV_PAGE: i32 = 100;
 
 /// The parameters of a query string. Those that are not known are ignored.
 pub(super) struct Params(Vec<(String, String)>);
@@ -306,6 +127,14 @@ pub(super) async fn accepted(
 }
 
 /// How an operation stands.
+#[utoipa::path(
+    get,
+    path = "/v1/operations/{operation_id}",
+    operation_id = "getOperation",
+    tag = "operations",
+    params(("operation_id" = String, Path, description = "The TypeID of the operation.")),
+    responses((status = 200, description = "It is there.", body = OperationAnswer), NotFound, Refusals),
+)]
 pub(super) async fn show(
     State(operations): State<Operations>,
     Path(id): Path<String>,
@@ -315,7 +144,17 @@ pub(super) async fn show(
     json(&OperationAnswer { data: row.into() })
 }
 
-/// Has an operation end before it is done. Once it has ended this changes nothing.
+/// Has an operation end before it is done: what was done stays.
+///
+/// An operation that has ended stays as it is, so this may be sent as often as one likes.
+#[utoipa::path(
+    post,
+    path = "/v1/operations/{operation_id}/cancel",
+    operation_id = "cancelOperation",
+    tag = "operations",
+    params(("operation_id" = String, Path, description = "The TypeID of the operation.")),
+    responses((status = 200, description = "It is there.", body = OperationAnswer), NotFound, Refusals),
+)]
 pub(super) async fn cancel(
     State(operations): State<Operations>,
     Path(id): Path<String>,
@@ -332,6 +171,14 @@ pub(super) async fn cancel(
 }
 
 /// Operations, the newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/operations",
+    operation_id = "listOperations",
+    tag = "operations",
+    params(Page),
+    responses((status = 200, description = "It is there.", body = OperationList), RefusalsOfLists),
+)]
 pub(super) async fn list(
     State(operations): State<Operations>,
     uri: Uri,
@@ -363,7 +210,20 @@ fn next_place<T>(rows: &mut Vec<T>, limit: i32, place: impl Fn(&T) -> Vec<u8>) -
     rows.last().filter(|_| has_more).map(place)
 }
 
-/// Why lines of an operation failed: a page as JSON, or all as CSV.
+/// Why lines of an operation failed, by their numbers.
+#[utoipa::path(
+    get,
+    path = "/v1/operations/{operation_id}/errors",
+    operation_id = "listOperationErrors",
+    tag = "operations",
+    description = errors_kept(),
+    params(("operation_id" = String, Path, description = "The TypeID of the operation."), Page),
+    responses(
+        (status = 200, description = "It is there.", content((ErrorList = "application/json"), (String = "text/csv"))),
+        NotFound,
+        RefusalsOfLists,
+    ),
+)]
 pub(super) async fn errors(
     State(operations): State<Operations>,
     Path(id): Path<String>,

@@ -21,6 +21,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How a line of an import is read. The id of what it begins and its idempotency key follow from what the line is about: the
 /// same line again changes nothing.
 pub(crate) trait Imported: Served {
+    /// What a line looks like, for people.
+    const LINE: &'static str;
+
     /// What it asks for.
     type Request: CommandRequest<Aggregate = Self> + Clone;
 
@@ -29,6 +32,28 @@ pub(crate) trait Imported: Served {
     /// # Errors
     /// What is wrong with it. What is only wrong by the rules of the domain is for the command to be refused for.
     fn read_line(line: &[u8]) -> Result<Line<Self::Request>, ApiError>;
+}
+
+/// What can be imported.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Importable {
+    /// What it is called in addresses.
+    pub(crate) name: &'static str,
+    /// The scope that its import needs.
+    pub(crate) scope: Scope,
+    /// What a line looks like, for people.
+    pub(crate) line: &'static str,
+}
+
+impl Importable {
+    /// The aggregates of this kind.
+    pub(crate) fn of<A: Imported>() -> Self {
+        Self {
+            name: A::PLURAL,
+            scope: A::SCOPE,
+            line: A::LINE,
+        }
+    }
 }
 
 /// A line that could be read.

@@ -9,6 +9,9 @@ use crate::COMMAND_BYTES_MAX;
 /// From how many bytes on lines go to the database.
 const CHUNK_BYTES: usize = 256 * 1_024;
 
+/// How many lines go there together at most: what works on them takes them all up at once.
+pub(super) const CHUNK_LINES_MAX: u64 = 1_000;
+
 /// The longest line, in bytes: what it asks for is a command. Of a longer one as much is kept as shows that it is too long.
 pub(super) const LINE_BYTES_MAX: usize = COMMAND_BYTES_MAX;
 
@@ -69,7 +72,7 @@ impl Chunks {
             self.line_bytes = (self.line_bytes + text.len()).min(LINE_BYTES_MAX + 1);
             if is_end {
                 self.end_line();
-                if self.gathered.len() >= CHUNK_BYTES {
+                if self.gathered.len() >= CHUNK_BYTES || self.lines + 1 - self.first_line >= CHUNK_LINES_MAX {
                     complete.extend(self.cut());
                 }
             }
@@ -185,6 +188,14 @@ mod tests {
 
     fn chunks_sha(text: &[u8]) -> [u8; 32] {
         chunks(text, 10).1.sha256
+    }
+
+    #[test]
+    fn a_chunk_has_no_more_lines_than_are_taken_up_at_once() {
+        let (chunks, whole) = chunks("1\n".repeat(2_500).as_bytes(), 700);
+        let first_lines: Vec<u64> = chunks.iter().map(|chunk| chunk.first_line).collect();
+        assert_eq!(first_lines, [1, 1_001, 2_001]);
+        assert_eq!((all_lines(&chunks).len(), whole.lines), (2_500, 2_500));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use daybook_postgres::{LOOKUP_TIMEOUT, QUERY_TIMEOUT, bounded};
 use daybook_service::identity::Principal;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgPool, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -11,19 +11,21 @@ use super::input::{Chunk, Whole};
 
 pub(super) const BEGIN: &str = "SELECT event_store.begin_operation($1, $2, $3, $4, $5, $6, $7)";
 
-pub(super) const ADD_INPUT: &str = "SELECT event_store.add_operation_input($1, $2, $3, $4, $5)";
+pub(super) const ADD_INPUT: &str = "SELECT event_store.add_operation_input($1, $2, $3, $4, $5, $6)";
 
 pub(super) const SUBMIT: &str = "
-    SELECT operation_id, kind, input_sha256 FROM event_store.submit_operation($1, $2, $3, $4, $5, $6)
+    SELECT operation_id, kind, input_sha256 FROM event_store.submit_operation($1, $2, $3, $4, $5, $6, $7)
 ";
 
 pub(super) const DISCARD_INPUT: &str = "SELECT event_store.discard_operation_input($1, $2)";
 
-pub(super) const OPEN: &str = "SELECT event_store.open_operations($1)";
+pub(super) const OPEN: &str = "
+    SELECT operations, bytes, bytes_of_all, operation_id, kind, input_sha256 FROM event_store.operations_open($1, $2)
+";
 
 pub(super) const OPERATIONS: &str = "
-    SELECT operation_id, kind, created_at, started_at, cancel_requested_at, ended_at, outcome, input_bytes, input_lines,
-           bytes, lines, succeeded, failed, recorded_at
+    SELECT operation_id, kind, created_at, started_at, cancel_requested_at, ended_at, outcome, cancelled_with, input_bytes,
+           input_lines, bytes, lines, succeeded, failed, recorded_at
     FROM event_store.operations($1, $2, $3, $4, $5)
 ";
 
@@ -48,6 +50,7 @@ pub(super) struct Row {
     pub(super) cancel_requested_at: Option<OffsetDateTime>,
     pub(super) ended_at: Option<OffsetDateTime>,
     pub(super) outcome: Option<String>,
+    pub(super) cancelled_with: Option<String>,
     pub(super) input_bytes: i64,
     pub(super) input_lines: i64,
     pub(super) bytes: Option<i64>,
@@ -63,6 +66,17 @@ pub(super) struct Submitted {
     pub(super) operation_id: Uuid,
     pub(super) kind: String,
     pub(super) input_sha256: Vec<u8>,
+}
+
+/// What is open of a tenant's and of all.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub(super) struct Open {
+    /// Operations of the tenant that were submitted.
+    pub(super) operations: i64,
+    /// Bytes of the tenant's inputs, also of those that still arrive.
+    pub(super) bytes: i64,
+    /// The same of all tenants.
+    pub(super) bytes_of_all: i64,
 }
 
 /// Why a line failed.
@@ -117,12 +131,13 @@ impl Store {
         .await
     }
 
-    /// Keeps the next part of an input.
+    /// Keeps the next part of an input, which has so many bytes with it.
     pub(super) async fn add_input(
         &self,
         tenant_id: Uuid,
         operation: Uuid,
         number: i32,
+        bytes_to_end: u64,
         chunk: Chunk,
     ) -> Result<(), sqlx::Error> {
         let add = sqlx::query(ADD_INPUT)
@@ -130,6 +145,7 @@ impl Store {
             .bind(operation)
             .bind(number)
             .bind(chunk.first_line.cast_signed())
+            .bind(bytes_to_end.cast_signed())
             .bind(chunk.lines);
         bounded(&self.0, QUERY_TIMEOUT, move |connection| {
             Box::pin(async move { add.execute(connection).await.map(drop) })
@@ -137,14 +153,15 @@ impl Store {
         .await
     }
 
-    /// Has an operation wait for whoever works on it, unless the tenant has one with its key: that one is returned.
+    /// Has an operation wait for whoever works on it, unless the tenant has one with its key: that one is returned. None where as
+    /// many of the tenant's are open as may be.
     pub(super) async fn submit(
         &self,
         tenant_id: Uuid,
         operation: Uuid,
         whole: Whole,
         chunks: i32,
-    ) -> Result<Submitted, sqlx::Error> {
+    ) -> Result<Option<Submitted>, sqlx::Error> {
         bounded(&self.0, LOOKUP_TIMEOUT, move |connection| {
             let submit = sqlx::query_as(SUBMIT)
                 .bind(tenant_id)
@@ -152,13 +169,14 @@ impl Store {
                 .bind(whole.sha256.to_vec())
                 .bind(whole.bytes.cast_signed())
                 .bind(whole.lines.cast_signed())
-                .bind(chunks);
-            Box::pin(submit.fetch_one(connection))
+                .bind(chunks)
+                .bind(super::OPEN_MAX);
+            Box::pin(submit.fetch_optional(connection))
         })
         .await
     }
 
-    /// Deletes an input, and the operation with it if it was not submitted.
+    /// Deletes an input that was not submitted, and its operation.
     pub(super) async fn discard_input(&self, tenant_id: Uuid, operation: Uuid) -> Result<(), sqlx::Error> {
         loop {
             let has_more = bounded(&self.0, QUERY_TIMEOUT, move |connection| {
@@ -171,12 +189,20 @@ impl Store {
         }
     }
 
-    /// How many of a tenant's operations have not ended.
-    pub(super) async fn open(&self, tenant_id: Uuid) -> Result<i64, sqlx::Error> {
-        bounded(&self.0, LOOKUP_TIMEOUT, move |connection| {
-            Box::pin(sqlx::query_scalar(OPEN).bind(tenant_id).fetch_one(connection))
-        })
-        .await
+    /// What is open of a tenant's and of all, and the operation that the tenant has with this key.
+    pub(super) async fn open(
+        &self,
+        tenant_id: Uuid,
+        key: String,
+    ) -> Result<(Open, Option<Submitted>), sqlx::Error> {
+        let open = bounded(&self.0, LOOKUP_TIMEOUT, move |connection| {
+            let open = sqlx::query(OPEN).bind(tenant_id).bind(key);
+            Box::pin(open.fetch_one(connection))
+        });
+        let row = open.await?;
+        let known: Option<Uuid> = row.try_get("operation_id")?;
+        let known = known.map(|_| Submitted::from_row(&row)).transpose()?;
+        Ok((Open::from_row(&row)?, known))
     }
 
     /// Operations, the newest first.

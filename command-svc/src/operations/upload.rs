@@ -12,16 +12,18 @@ use axum::response::Response;
 use daybook_service::error::{ApiError, RETRY_AFTER_DEFAULT};
 use daybook_service::identity::{Principal, principal_with};
 use daybook_service::request::{self, Hold};
-use daybook_service::shares::Place;
+use daybook_service::shares::{Place, half_of_the_rest};
 use futures::StreamExt as _;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, Uri};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::description::{ImportBody, ImportParams, RefusalsOfImports};
+use super::document::OperationAnswer;
 use super::http::{Params, accepted};
-use super::input::{Chunks, Whole};
-use super::store::{Store, Submitted};
+use super::input::{Chunk, Chunks, Whole};
+use super::store::{Open, Store, Submitted};
 use super::{OPEN_MAX, Operations};
 use crate::http::read_key;
 
@@ -37,13 +39,32 @@ const BYTES_PER_SECOND_MIN: f64 = 1_024.0;
 /// How long an input may take to arrive, however it does. Connections grow about as old.
 const UPLOAD_MAX: Duration = Duration::from_secs(30 * 60);
 
+/// After how many bytes it is asked again whether there is room for more.
+const ROOM_EVERY_BYTES: u64 = 16 << 20;
+
 /// What NDJSON is called.
 const MEDIA_TYPES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// What is imported when the address does not say.
-const KIND_DEFAULT: &str = "orders";
+pub(super) const KIND_DEFAULT: &str = "orders";
 
-/// Receives an input, and has an operation wait for whoever works on it.
+/// Imports what an NDJSON stream holds, however long it is.
+///
+/// Each line is a command under a key that follows from what the line is about: the same line again changes nothing.
+/// The input is kept before this is answered, and then the operation goes on by itself, for as long as the key is good for it
+/// that asked for it.
+#[utoipa::path(
+    post,
+    path = "/v1/imports",
+    operation_id = "import",
+    tag = "operations",
+    params(ImportParams),
+    request_body(content = inline(ImportBody), content_type = "application/x-ndjson"),
+    responses(
+        (status = 202, description = "It was taken; `Location` says where its operation is.", body = OperationAnswer),
+        RefusalsOfImports,
+    ),
+)]
 pub(super) async fn upload(
     State(operations): State<Operations>,
     request: Request,
@@ -57,17 +78,21 @@ pub(super) async fn upload(
     let key = read_key(&parts.headers)?;
     check_media_type(&parts.headers)?;
     let place = operations.uploads.place(principal.tenant_id).await?;
-    if operations.store.open(principal.tenant_id).await? >= OPEN_MAX {
-        return Err(ApiError::rate_limited(
-            "operations that have not ended",
-            RETRY_AFTER_DEFAULT,
-        ));
+    let (open, known) = operations.store.open(principal.tenant_id, key.clone()).await?;
+    // A known key adds nothing, so there is always room for it.
+    if known.is_none() {
+        if open.operations >= i64::from(OPEN_MAX) {
+            return Err(too_many_operations());
+        }
+        check_bytes(open, operations.bytes_max)?;
     }
     let upload = Upload {
         store: operations.store.clone(),
         operation: Uuid::now_v7(),
         kind: importer.kind(),
         key,
+        known,
+        bytes_max: operations.bytes_max,
         principal: Arc::clone(&principal),
         _hold: request::hold(),
         _place: place,
@@ -77,6 +102,24 @@ pub(super) async fn upload(
         .map_err(ApiError::internal)??;
     operations.submitted.notify_one();
     accepted(&operations, &principal, operation, is_replay).await
+}
+
+fn too_many_operations() -> ApiError {
+    ApiError::rate_limited("operations that have not ended", RETRY_AFTER_DEFAULT)
+}
+
+/// A tenant's inputs may take half of the bytes that those of the others leave, as with everything that is shared.
+fn check_bytes(open: Open, bytes_max: u64) -> Result<(), ApiError> {
+    let bytes = |bytes: i64| usize::try_from(bytes).unwrap_or_default();
+    let max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+    let quota = "bytes of imports that have not ended";
+    if bytes(open.bytes_of_all) >= max {
+        return Err(ApiError::overloaded(format!("too many {quota}")));
+    }
+    if bytes(open.bytes) >= half_of_the_rest(max, bytes(open.bytes_of_all - open.bytes)) {
+        return Err(ApiError::rate_limited(quota, RETRY_AFTER_DEFAULT));
+    }
+    Ok(())
 }
 
 fn kind(uri: &Uri) -> String {
@@ -112,6 +155,10 @@ struct Upload {
     operation: Uuid,
     kind: &'static str,
     key: String,
+    /// The operation that has the key already.
+    known: Option<Submitted>,
+    /// How many bytes the inputs of all tenants may take.
+    bytes_max: u64,
     principal: Arc<Principal>,
     _hold: Hold,
     _place: Place,
@@ -120,6 +167,9 @@ struct Upload {
 impl Upload {
     /// The operation, and whether it was there before.
     async fn receive(self, body: Body) -> Result<(Uuid, bool), ApiError> {
+        if let Some(known) = &self.known {
+            return self.same_as(known, &read(body).await?);
+        }
         let tenant_id = self.principal.tenant_id;
         self.store
             .begin(self.operation, &self.principal, self.kind, self.key.clone())
@@ -136,11 +186,17 @@ impl Upload {
             .store
             .submit(tenant_id, self.operation, whole, chunks)
             .await?;
-        if submitted.operation_id == self.operation {
-            return Ok((self.operation, false));
+        match submitted {
+            Some(submitted) if submitted.operation_id == self.operation => Ok((self.operation, false)),
+            Some(submitted) => {
+                self.discard().await;
+                self.same_as(&submitted, &whole)
+            }
+            None => {
+                self.discard().await;
+                Err(too_many_operations())
+            }
         }
-        self.discard().await;
-        self.same_as(&submitted, &whole)
     }
 
     fn same_as(&self, submitted: &Submitted, whole: &Whole) -> Result<(Uuid, bool), ApiError> {
@@ -154,22 +210,43 @@ impl Upload {
     /// Keeps what arrives; how many chunks that were.
     async fn keep(&self, body: Body) -> Result<(Whole, i32), ApiError> {
         let mut arriving = Arriving::new(body);
-        let mut chunks = Chunks::new();
-        let mut number = 0;
+        let (mut chunks, mut kept) = (Chunks::new(), Kept::default());
         while let Some(bytes) = arriving.next().await? {
             for chunk in chunks.push(&bytes) {
-                let (tenant_id, operation) = (self.principal.tenant_id, self.operation);
-                self.store.add_input(tenant_id, operation, number, chunk).await?;
-                number += 1;
+                self.keep_chunk(chunk, &mut kept).await?;
             }
         }
         let (last, whole) = chunks.finish();
         if let Some(chunk) = last {
-            let (tenant_id, operation) = (self.principal.tenant_id, self.operation);
-            self.store.add_input(tenant_id, operation, number, chunk).await?;
-            number += 1;
+            self.keep_chunk(chunk, &mut kept).await?;
         }
-        Ok((whole, number))
+        self.check_room().await?;
+        Ok((whole, kept.chunks))
+    }
+
+    async fn keep_chunk(&self, chunk: Chunk, kept: &mut Kept) -> Result<(), ApiError> {
+        let (number, bytes) = (kept.chunks, kept.bytes + chunk.lines.len() as u64);
+        let (tenant_id, operation) = (self.principal.tenant_id, self.operation);
+        self.store
+            .add_input(tenant_id, operation, number, bytes, chunk)
+            .await?;
+        if bytes / ROOM_EVERY_BYTES > kept.bytes / ROOM_EVERY_BYTES {
+            self.check_room().await?;
+        }
+        *kept = Kept {
+            chunks: number + 1,
+            bytes,
+        };
+        Ok(())
+    }
+
+    /// Whether there is room for what is kept, and for more.
+    async fn check_room(&self) -> Result<(), ApiError> {
+        let (open, _) = self
+            .store
+            .open(self.principal.tenant_id, self.key.clone())
+            .await?;
+        check_bytes(open, self.bytes_max)
     }
 
     /// Deletes what was kept. What cannot be deleted now is deleted later by whoever looks for what is too old.
@@ -186,6 +263,22 @@ impl Upload {
             );
         }
     }
+}
+
+/// What is kept of an input so far.
+#[derive(Debug, Default)]
+struct Kept {
+    chunks: i32,
+    bytes: u64,
+}
+
+/// Reads an input of which nothing is kept.
+async fn read(body: Body) -> Result<Whole, ApiError> {
+    let (mut arriving, mut chunks) = (Arriving::new(body), Chunks::new());
+    while let Some(bytes) = arriving.next().await? {
+        drop(chunks.push(&bytes));
+    }
+    Ok(chunks.finish().1)
 }
 
 /// A body, as long as it goes on.

@@ -1,45 +1,33 @@
-//! Works on operations: claims those that nobody works on, and does what their input asks for.
-//!
-//! Lines are done many at once, in the order in which they stand where they share a key. A chunk of the input counts as done when all
-//! of its lines and of those before it are, and only that is recorded. Whoever goes on after a crash does the rest, and some of
-//! it for the second time, under the same idempotency keys.
+//! Works on operations: claims those that nobody works on, some at a time, and gives back those that others have waited for long
+//! enough.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daybook_service::error::ApiError;
-use daybook_service::identity::{Principal, ScopeSet};
-use futures::stream::{self, Stream, StreamExt as _};
-use time::OffsetDateTime;
+use daybook_service::identity::Authenticator;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::import::{Import, UnderWay};
-use super::input::{Chunk, lines};
-use super::lease::{Claimed, Claims, Failed, Lease, Progress, Wanted};
+use super::Importers;
+use super::lease::{Claims, Lease, Outcome};
+use super::lines::Lines;
 use super::store::Store;
-use super::turn::{Turn, Turns};
-use super::{ERRORS_MAX, Importers};
-use crate::handler::Caller;
 
 /// How many operations one process works on at once.
 const OPERATIONS_MAX: usize = 4;
 
-/// How many lines of one operation are under way at once.
-const LINES_IN_FLIGHT: usize = 512;
+/// How long an operation is worked on before it is given back where others wait.
+const SLICE: Duration = Duration::from_secs(3 * 60);
 
 /// How often it is looked for operations that wait.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often progress is recorded, and looked whether somebody wants the operation to end.
-const RECORD_EVERY: Duration = Duration::from_millis(500);
-
-/// The pause after a chunk could not be read.
-const READ_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// For how long an operation is set aside that failed, in milliseconds.
+const SET_ASIDE_FOR_MILLIS: std::ops::Range<u64> = 1_000..5_000;
 
 /// How often it is looked for operations that are too old.
 const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
@@ -49,6 +37,7 @@ pub(super) struct Worker {
     pub(super) store: Store,
     pub(super) claims: Claims,
     pub(super) importers: Importers,
+    pub(super) authenticator: Authenticator,
     /// Says that there is a new one.
     pub(super) submitted: Arc<Notify>,
     pub(super) shutdown: CancellationToken,
@@ -57,31 +46,33 @@ pub(super) struct Worker {
 impl Worker {
     /// Works until the stop signal; what is not done then is done by another process.
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        let mut working = JoinSet::new();
+        let mut working = Working::default();
         let mut claim = interval(CLAIM_EVERY);
         claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sweep_at = Instant::now();
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
                 _ = claim.tick() => {}
                 () = self.submitted.notified() => {}
-                Some(_ended) = working.join_next() => {}
-            }
-            if sweep_at <= Instant::now() {
-                sweep_at = Instant::now() + SWEEP_EVERY;
-                working.spawn(sweep(self.store.clone()));
+                () = working.one_has_ended() => {}
             }
             self.claim_all(&mut working).await;
         }
-        while working.join_next().await.is_some() {}
+        while !working.tasks.is_empty() {
+            working.one_has_ended().await;
+        }
         Ok(())
     }
 
-    /// Begins to work on what nobody works on, as far as there is room.
-    async fn claim_all(&mut self, working: &mut JoinSet<()>) {
-        while working.len() < OPERATIONS_MAX {
-            let lease = match self.claims.next().await {
+    /// Begins to work on what nobody works on, as far as there is room, or one has been worked on for long enough.
+    async fn claim_all(&mut self, working: &mut Working) {
+        loop {
+            // One that has just failed is free again, and not to be claimed yet.
+            working.take_ended();
+            if !working.has_room(Instant::now()) {
+                return;
+            }
+            let lease = match self.claims.next(&working.set_aside(Instant::now())).await {
                 Ok(Some(lease)) => lease,
                 Ok(None) => return,
                 Err(error) => {
@@ -92,346 +83,209 @@ impl Worker {
                     return;
                 }
             };
-            let kind = lease.operation.kind.as_str();
-            let Some(importer) = self.importers.iter().find(|importer| importer.kind() == kind) else {
-                tracing::warn!(
-                    operation.kind = kind,
-                    "no program of this version knows the operation"
-                );
-                return;
-            };
-            let (importer, store, stop) = (Arc::clone(importer), self.store.clone(), self.shutdown.clone());
-            working.spawn(work_and_report(importer, store, lease, stop));
+            working.make_room(Instant::now());
+            self.spawn(working, lease);
         }
+    }
+
+    fn spawn(&self, working: &mut Working, lease: Lease) {
+        let kind = lease.operation.kind.as_str();
+        let importer = self.importers.iter().find(|importer| importer.kind() == kind);
+        let lines = Lines {
+            importer: Arc::clone(importer.expect("claims name the kinds that this process knows")),
+            store: self.store.clone(),
+            authenticator: self.authenticator.clone(),
+        };
+        let slice = Slice {
+            begun_at: Instant::now(),
+            stop: self.shutdown.child_token(),
+        };
+        let task = work_and_report(lines, lease, slice.stop.clone());
+        let id = working.tasks.spawn(task).id();
+        working.slices.insert(id, slice);
     }
 }
 
-async fn sweep(store: Store) {
-    loop {
-        match store.sweep().await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot delete old operations"
-                );
-                return;
+/// What is being worked on.
+#[derive(Default)]
+struct Working {
+    /// Each gives the operation that failed.
+    tasks: JoinSet<Option<Uuid>>,
+    slices: HashMap<Id, Slice>,
+    /// Those that failed, and until when they are left alone.
+    set_aside: HashMap<Uuid, Instant>,
+}
+
+/// The time that one operation has.
+struct Slice {
+    begun_at: Instant,
+    stop: CancellationToken,
+}
+
+impl Working {
+    /// Waits until one has ended, which may be for ever.
+    async fn one_has_ended(&mut self) {
+        match self.tasks.join_next_with_id().await {
+            Some(ended) => self.end(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes out those that have ended.
+    fn take_ended(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.end(ended);
+        }
+    }
+
+    fn end(&mut self, ended: Result<(Id, Option<Uuid>), JoinError>) {
+        match ended {
+            Ok((id, failed)) => {
+                self.slices.remove(&id);
+                // At moments of their own, for each process that tries.
+                let pause = Duration::from_millis(rand::random_range(SET_ASIDE_FOR_MILLIS));
+                self.set_aside
+                    .extend(failed.map(|operation| (operation, Instant::now() + pause)));
+            }
+            Err(panicked) => {
+                self.slices.remove(&panicked.id());
             }
         }
     }
+
+    /// The operations that are left alone.
+    fn set_aside(&mut self, now: Instant) -> Vec<Uuid> {
+        self.set_aside.retain(|_, until| *until > now);
+        self.set_aside.keys().copied().collect()
+    }
+
+    /// Whether one more may be claimed.
+    fn has_room(&self, now: Instant) -> bool {
+        let going_on = self.going_on().count();
+        going_on < OPERATIONS_MAX && self.slices.len() < 2 * OPERATIONS_MAX
+            || going_on == OPERATIONS_MAX && self.longest(now).is_some()
+    }
+
+    /// Has the one that was worked on for longest give way, where there are as many as may be.
+    fn make_room(&self, now: Instant) {
+        if self.going_on().count() == OPERATIONS_MAX
+            && let Some(longest) = self.longest(now)
+        {
+            longest.stop.cancel();
+        }
+    }
+
+    fn going_on(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.values().filter(|slice| !slice.stop.is_cancelled())
+    }
+
+    /// The one whose time was over first.
+    fn longest(&self, now: Instant) -> Option<&Slice> {
+        let over = self.going_on().filter(|slice| slice.begun_at + SLICE <= now);
+        over.min_by_key(|slice| slice.begun_at)
+    }
 }
 
-/// Works on one operation. When the database fails the session is dropped, and with it the lock: somebody goes on later.
-async fn work_and_report(importer: Arc<dyn Import>, store: Store, lease: Lease, stop: CancellationToken) {
+/// Deletes what is too old, time and again.
+pub(super) async fn sweep(store: Store) -> anyhow::Result<()> {
+    let mut sweep = interval(SWEEP_EVERY);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        sweep.tick().await;
+        let swept = async {
+            while store.sweep().await? {}
+            Ok::<_, sqlx::Error>(())
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot delete old operations"
+            );
+        }
+    }
+}
+
+/// Works on one operation, and gives it where that failed. When the database fails the session is dropped, and with it the lock:
+/// somebody goes on later.
+async fn work_and_report(lines: Lines, lease: Lease, stop: CancellationToken) -> Option<Uuid> {
     let operation = lease.operation.operation_id;
-    tracing::info!(operation.id = %operation, operation.kind = importer.kind(), "working on an operation");
-    match work(importer, store, lease, stop).await {
-        Ok(Some(Wanted::Done)) => tracing::info!(operation.id = %operation, "the operation is done"),
-        Ok(Some(Wanted::Cancelled)) => {
+    tracing::info!(operation.id = %operation, operation.kind = lines.importer.kind(), "working on an operation");
+    match lines.work(lease, stop).await {
+        Ok(Some(Outcome::Succeeded)) => tracing::info!(operation.id = %operation, "the operation succeeded"),
+        Ok(Some(Outcome::Cancelled)) => {
             tracing::info!(operation.id = %operation, "the operation was cancelled")
         }
-        Ok(None) => tracing::info!(operation.id = %operation, "the operation is left to another process"),
-        Err(error) => tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            operation.id = %operation,
-            "the operation was interrupted"
-        ),
-    }
-}
-
-/// Works on one operation until it has ended; `None` where the process stops before.
-async fn work(
-    importer: Arc<dyn Import>,
-    store: Store,
-    mut lease: Lease,
-    stop: CancellationToken,
-) -> Result<Option<Wanted>, sqlx::Error> {
-    let begun = lease.progress().await?;
-    let operation = lease.operation.clone();
-    let mut tally = Tally::new(begun);
-    // The first record says when it began.
-    let mut wanted = lease.record(begun, &[]).await?;
-    let caller = caller(&lease, importer.as_ref());
-    let steps = steps(store.clone(), operation.clone(), begun.chunks, importer, caller);
-    let mut done = Box::pin(steps.buffer_unordered(LINES_IN_FLIGHT));
-    let mut record = interval(RECORD_EVERY);
-    record.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while wanted == Wanted::Done {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {
-                lease.record(tally.progress, &tally.take_errors()).await?;
-                return Ok(None);
-            }
-            _ = record.tick() => wanted = lease.record(tally.progress, &tally.take_errors()).await?,
-            step = done.next() => match step {
-                Some(step) => tally.take_in(step),
-                None => break,
-            },
+        Ok(Some(Outcome::Refused(code))) => {
+            tracing::info!(operation.id = %operation, code, "the operation was cancelled: its caller would be refused")
+        }
+        Ok(None) => tracing::info!(operation.id = %operation, "the operation is left to whoever is next"),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                operation.id = %operation,
+                "the operation was interrupted"
+            );
+            return Some(operation);
         }
     }
-    drop(done);
-    lease.record(tally.progress, &tally.take_errors()).await?;
-    store
-        .discard_input(operation.tenant_id, operation.operation_id)
-        .await?;
-    lease.end(wanted).await?;
-    Ok(Some(wanted))
-}
-
-/// Whoever asked for the operation: its commands are theirs.
-fn caller(lease: &Lease, importer: &dyn Import) -> Arc<Caller> {
-    let operation = &lease.operation;
-    Arc::new(Caller {
-        principal: Arc::new(Principal {
-            tenant_id: operation.tenant_id,
-            tenant_partition: operation.tenant_partition,
-            key_prefix: operation.key_prefix.clone(),
-            name: operation.key_name.clone(),
-            scopes: ScopeSet::from_iter([importer.scope()]),
-        }),
-        received_at: OffsetDateTime::now_utc(),
-    })
-}
-
-/// What became of a part of the input.
-enum Step {
-    /// A line of this chunk.
-    Line { chunk: i32, failed: Option<Failed> },
-    /// All lines of a chunk have begun: so many there are, and so many bytes.
-    Chunk { chunk: i32, lines: i64, bytes: i64 },
-}
-
-/// What is to be done for the input from a chunk on, one step after another.
-fn steps(
-    store: Store,
-    operation: Claimed,
-    first_chunk: i32,
-    importer: Arc<dyn Import>,
-    caller: Arc<Caller>,
-) -> impl Stream<Item = impl Future<Output = Step>> {
-    let mut turns = Turns::new();
-    let chunks = stream::iter(first_chunk..operation.input_chunks).then(move |number| {
-        let store = store.clone();
-        let (tenant_id, operation_id) = (operation.tenant_id, operation.operation_id);
-        async move { (number, read(&store, tenant_id, operation_id, number).await) }
-    });
-    chunks.flat_map(move |(number, chunk)| {
-        let mut steps = Vec::new();
-        for (line, text) in lines(&chunk) {
-            let under_way = Arc::clone(&importer).begin(text, Arc::clone(&caller));
-            let turn = under_way.key.as_deref().map(|key| turns.take(key));
-            steps.push(Begun::Line {
-                chunk: number,
-                line,
-                under_way,
-                turn,
-            });
-        }
-        let lines = i64::try_from(steps.len()).expect("a chunk has few lines");
-        let bytes = i64::try_from(chunk.lines.len()).expect("a chunk is small");
-        steps.push(Begun::Chunk(Step::Chunk {
-            chunk: number,
-            lines,
-            bytes,
-        }));
-        stream::iter(steps.into_iter().map(Begun::finish))
-    })
-}
-
-/// A step that has begun.
-enum Begun {
-    Line {
-        chunk: i32,
-        line: u64,
-        under_way: UnderWay,
-        turn: Option<Turn>,
-    },
-    Chunk(Step),
-}
-
-impl Begun {
-    async fn finish(self) -> Step {
-        match self {
-            Self::Line {
-                chunk,
-                line,
-                under_way,
-                mut turn,
-            } => {
-                if let Some(turn) = &mut turn {
-                    turn.come().await;
-                }
-                let done = under_way.doing.await;
-                let failed = done.err().map(|error| failed(line, under_way.reference, &error));
-                Step::Line { chunk, failed }
-            }
-            Self::Chunk(step) => step,
-        }
-    }
-}
-
-fn failed(line: u64, reference: Option<String>, error: &ApiError) -> Failed {
-    Failed {
-        line,
-        reference,
-        problem: error.to_item_problem().to_string(),
-    }
-}
-
-/// Reads a chunk, again and again: as long as the lease is held, it is there.
-async fn read(store: &Store, tenant_id: uuid::Uuid, operation: uuid::Uuid, number: i32) -> Chunk {
-    loop {
-        match store.input(tenant_id, operation, number).await {
-            Ok(Some(chunk)) => return chunk,
-            Ok(None) => {
-                // Whoever deleted it holds the lease, and this one is about to find that out.
-                std::future::pending::<Infallible>().await;
-            }
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot read the input of an operation"
-                );
-                tokio::time::sleep(READ_AGAIN_AFTER).await;
-            }
-        }
-    }
-}
-
-/// Counts what is done, chunk by chunk.
-struct Tally {
-    /// Progress up to the first unfinished chunk.
-    progress: Progress,
-    /// Errors of those that are not recorded yet.
-    errors: Vec<Failed>,
-    /// The chunks behind those, of which lines are under way or done.
-    open: VecDeque<OpenChunk>,
-}
-
-#[derive(Default)]
-struct OpenChunk {
-    /// Lines and bytes, once all lines have begun.
-    size: Option<(i64, i64)>,
-    done: i64,
-    failed: Vec<Failed>,
-}
-
-impl Tally {
-    fn new(progress: Progress) -> Self {
-        Self {
-            progress,
-            errors: Vec::new(),
-            open: VecDeque::new(),
-        }
-    }
-
-    fn take_in(&mut self, step: Step) {
-        match step {
-            Step::Line { chunk, failed } => {
-                let open = self.open(chunk);
-                open.done += 1;
-                open.failed.extend(failed);
-            }
-            Step::Chunk { chunk, lines, bytes } => self.open(chunk).size = Some((lines, bytes)),
-        }
-        while let Some(first) = self.open.front()
-            && let Some((lines, bytes)) = first.size
-            && first.done == lines
-        {
-            let first = self.open.pop_front().expect("there is a front");
-            let failed = i64::try_from(first.failed.len()).expect("a chunk has few lines");
-            let room = ERRORS_MAX.saturating_sub(self.progress.failed.cast_unsigned());
-            let room = usize::try_from(room).unwrap_or(usize::MAX);
-            self.errors.extend(first.failed.into_iter().take(room));
-            self.progress = Progress {
-                chunks: self.progress.chunks + 1,
-                bytes: self.progress.bytes + bytes,
-                lines: self.progress.lines + lines,
-                succeeded: self.progress.succeeded + lines - failed,
-                failed: self.progress.failed + failed,
-            };
-        }
-    }
-
-    /// A chunk that is not done.
-    fn open(&mut self, chunk: i32) -> &mut OpenChunk {
-        let index = usize::try_from(chunk - self.progress.chunks).expect("chunks are done in order");
-        while self.open.len() <= index {
-            self.open.push_back(OpenChunk::default());
-        }
-        &mut self.open[index]
-    }
-
-    fn take_errors(&mut self) -> Vec<Failed> {
-        std::mem::take(&mut self.errors)
-    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn line(chunk: i32, failed: Option<u64>) -> Step {
-        let failed = failed.map(|line| Failed {
-            line,
-            reference: None,
-            problem: "{}".to_owned(),
-        });
-        Step::Line { chunk, failed }
+    /// Operations that have been worked on for so many seconds.
+    fn working(seconds: &[u64]) -> (Working, Instant) {
+        let mut working = Working::default();
+        let now = Instant::now() + Duration::from_secs(1_000);
+        for seconds in seconds {
+            let id = working.tasks.spawn(std::future::pending()).id();
+            let slice = Slice {
+                begun_at: now - Duration::from_secs(*seconds),
+                stop: CancellationToken::new(),
+            };
+            working.slices.insert(id, slice);
+        }
+        (working, now)
     }
 
-    fn chunk(chunk: i32, lines: i64) -> Step {
-        Step::Chunk {
-            chunk,
-            lines,
-            bytes: 100 * lines,
-        }
+    fn stopped(working: &Working, now: Instant) -> Vec<u64> {
+        let slices = working.slices.values();
+        let stopped = slices.filter(|slice| slice.stop.is_cancelled());
+        stopped.map(|slice| (now - slice.begun_at).as_secs()).collect()
     }
 
-    #[test]
-    fn a_chunk_counts_once_all_of_its_lines_and_of_those_before_it_are_done() {
-        let begun = Progress {
-            chunks: 7,
-            lines: 70,
-            succeeded: 70,
-            ..Progress::default()
-        };
-        let mut tally = Tally::new(begun);
-        for step in [line(7, None), chunk(7, 2), line(8, Some(73)), chunk(8, 1)] {
-            tally.take_in(step);
-            assert_eq!(tally.progress, begun, "a line of the first one is not done");
-        }
-        assert!(tally.take_errors().is_empty());
-        tally.take_in(line(7, Some(72)));
-        let done = Progress {
-            chunks: 9,
-            bytes: 300,
-            lines: 73,
-            succeeded: 71,
-            failed: 2,
-        };
-        assert_eq!(tally.progress, done);
-        let lines: Vec<u64> = tally.take_errors().iter().map(|error| error.line).collect();
-        assert_eq!(lines, [72, 73]);
-        tally.take_in(chunk(9, 0));
-        assert_eq!(
-            tally.progress.chunks, 10,
-            "a chunk of blank lines is done at once"
+    #[tokio::test]
+    async fn the_one_that_was_worked_on_for_longest_gives_way_once_its_time_is_over() {
+        let (few, now) = working(&[10, 1_000, 20]);
+        assert!(few.has_room(now));
+        few.make_room(now);
+        assert!(stopped(&few, now).is_empty(), "there is room without that");
+
+        let (early, now) = working(&[10, 179, 20, 30]);
+        assert!(!early.has_room(now));
+
+        let (late, now) = working(&[10, 200, 500, 30]);
+        assert!(late.has_room(now));
+        late.make_room(now);
+        assert_eq!(stopped(&late, now), [500]);
+        assert!(
+            late.has_room(now),
+            "the next one that gives way is there while that one ends"
         );
     }
 
-    #[test]
-    fn errors_beyond_the_limit_are_counted_and_not_kept() {
-        let mut tally = Tally::new(Progress::default());
-        let lines = i64::try_from(ERRORS_MAX).expect("it is small");
-        for _ in 0..2 {
-            let number = tally.progress.chunks;
-            (0..lines).for_each(|index| tally.take_in(line(number, Some(index.cast_unsigned()))));
-            tally.take_in(chunk(number, lines));
-        }
-        assert_eq!(tally.progress.failed, 2 * lines);
-        assert_eq!(tally.take_errors().len() as u64, ERRORS_MAX);
+    #[tokio::test]
+    async fn what_failed_is_set_aside_for_a_moment() {
+        let mut working = Working::default();
+        let (failed, begun) = (Uuid::from_u128(1), Instant::now());
+        working.tasks.spawn(async move { Some(failed) });
+        working.tasks.spawn(async { None });
+        working.one_has_ended().await;
+        working.one_has_ended().await;
+        assert_eq!(working.set_aside(begun + Duration::from_millis(900)), [failed]);
+        let later = Instant::now() + Duration::from_secs(6);
+        assert!(working.set_aside(later).is_empty());
     }
 }

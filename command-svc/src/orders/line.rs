@@ -36,6 +36,9 @@ struct OrderFields {
 }
 
 impl Imported for State {
+    const LINE: &'static str = "{\"order\": the caller's reference, \"customer\", \"currency\", \"placed_at\", \"lines\": [{\"sku\", \
+                                \"quantity\", \"unit_price_minor\"}]}";
+
     type Request = PlaceOrderRequest;
 
     fn read_line(line: &[u8]) -> Result<Line<PlaceOrderRequest>, ApiError> {

@@ -41,16 +41,16 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// How many errors the summary shows.
 const ERRORS_SHOWN: usize = 10;
 
-/// Imports an NDJSON file, gzip or not. Needs the scope orders:write, or stock:write for stock items.
+/// Imports an NDJSON file, gzip or not. Needs the scope to write what its lines are.
 ///
-/// A line of orders is {"order", "customer", "currency", "placed_at", "lines": [{"sku", "quantity", "unit_price_minor"}]}, a line
-/// of stock-items is {"sku"}. Running it again changes nothing. Exits with 1 when a line was refused.
+/// What lines look like is said at /docs of the command service. Running it again changes nothing. Exits with 1 when a line was
+/// refused.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// The file; "-" is standard input.
     file: String,
 
-    /// What its lines are: orders or stock-items.
+    /// What its lines are, as it is called in addresses: orders, stock-items and so on.
     #[arg(long, value_name = "KIND", default_value = "orders")]
     kind: String,
 

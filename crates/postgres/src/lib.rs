@@ -109,14 +109,17 @@ pub fn reconnect() {
     *reconnected_at = Some(Instant::now());
 }
 
+/// Whether a connection of this age was made after the last [`reconnect`]. Whoever keeps one outside of a pool asks before each use.
+#[must_use]
+pub fn is_current(age: Duration) -> bool {
+    let reconnected_at = *RECONNECTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    reconnected_at.is_none_or(|at| is_made_since(age, at.elapsed()))
+}
+
 /// Has a pool give out no connection that was made before the last [`reconnect`].
 #[must_use]
 pub fn current_connections(options: PgPoolOptions) -> PgPoolOptions {
-    options.before_acquire(|_, connection| {
-        let reconnected_at = *RECONNECTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_current = reconnected_at.is_none_or(|at| is_made_since(connection.age, at.elapsed()));
-        Box::pin(std::future::ready(Ok(is_current)))
-    })
+    options.before_acquire(|_, connection| Box::pin(std::future::ready(Ok(is_current(connection.age)))))
 }
 
 /// Whether a connection of this age leads where the address led when connections were last to be made anew, so long ago. One that

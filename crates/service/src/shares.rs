@@ -109,7 +109,7 @@ impl Shares {
             .get(&tenant_id)
             .map_or(0, |tenant| tenant.waiting.len());
         if state.waiting >= waiting_max {
-            return Err(full());
+            return Err(self.all_is_full());
         }
         if of_tenant >= half_of_the_rest(waiting_max, state.waiting - of_tenant) {
             return Err(self.share_is_full());
@@ -122,7 +122,7 @@ impl Shares {
         if self.state().taken < self.options.places {
             self.share_is_full()
         } else {
-            full()
+            self.all_is_full()
         }
     }
 
@@ -130,14 +130,14 @@ impl Shares {
         ApiError::rate_limited(self.options.quota, RETRY_AFTER_DEFAULT)
     }
 
+    fn all_is_full(&self) -> ApiError {
+        ApiError::overloaded(format!("too many {}", self.options.quota))
+    }
+
     /// Nothing panics while the lock is held, so what a poisoned one holds is whole.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn full() -> ApiError {
-    ApiError::overloaded("too much waits for the database")
 }
 
 impl Drop for Place {
@@ -308,7 +308,11 @@ mod tests {
         assert_eq!(late.expect_err("refused").code(), &Code::Overloaded);
         let _waiting = [BERT, CLEO].map(|id| shares.stand_in_line(id).expect("there is room"));
         let refused = shares.place(Uuid::nil()).now_or_never().expect("at once");
-        assert_eq!(refused.expect_err("refused").code(), &Code::Overloaded);
+        let refused = refused.expect_err("refused").to_problem();
+        assert_eq!(
+            (&refused["code"], &refused["detail"]),
+            (&"OVERLOADED".into(), &"too many tests".into())
+        );
     }
 
     #[test]

@@ -10,10 +10,12 @@ use daybook_event_store::{EventStore, LogHead};
 use daybook_tests::client::Caller;
 use daybook_tests::ledger::Ledger;
 use daybook_tests::load::Load;
-use daybook_tests::orders::{new_order_id, place};
+use daybook_tests::orders::{new_key, new_order_id, place};
+use daybook_tests::rest::Rest;
 use daybook_tests::stack::{Backend, Role, Servers};
 use daybook_tests::standby::{EVERYTHING, Pair};
 use daybook_tests::{check, log, metrics, wait};
+use http::Method;
 use sqlx::PgPool;
 use tokio::time::Instant;
 
@@ -247,6 +249,45 @@ async fn services_that_stay_connected_to_an_isolated_primary_leave_it_and_show_n
     pair.fresh_read(0, &ledger).await?;
     nothing_is_rebuilt(&superuser).await?;
     check::everything(&superuser, &pair.backend.servers.nats.url(), &ledger).await?;
+    Ok(pair.primary()?.kill().await?)
+}
+
+#[tokio::test]
+async fn an_import_is_worked_on_though_the_sessions_that_claim_stay_with_an_isolated_primary()
+-> anyhow::Result<()> {
+    let (mut pair, _) = pair_with_orders().await?;
+    pair.replication.black_hole(Direction::Both);
+    let superuser = pair.promote(&[]).await?;
+    pair.lead_new_connections(&EVERYTHING);
+    // Those that append find the new primary, and the others are told by what they do there.
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'daybook-appender'";
+    let cut: i64 = sqlx::query_scalar(cut).fetch_one(&pair.backend.superuser).await?;
+    ensure!(cut == 2);
+    let caller = pair.caller(0)?;
+    wait::until("a command is accepted by the new primary", async || {
+        Ok(caller.place(&new_order_id(), "customer").await.is_ok())
+    })
+    .await?;
+    let rest = Rest::new(&pair.backend.commands[0].url(), &pair.backend.tenant.service_key);
+    let key = new_key();
+    let headers = [
+        ("content-type", "application/x-ndjson"),
+        ("idempotency-key", &*key),
+    ];
+    wait::until("an import is taken by the new primary", async || {
+        let taken = rest
+            .send(Method::POST, "/v1/imports", &headers, "{\"order\":\"\"}")
+            .await?;
+        let is_there = "SELECT EXISTS (SELECT FROM event_store.operation WHERE input_sha256 IS NOT NULL)";
+        let is_there: bool = sqlx::query_scalar(is_there).fetch_one(&superuser).await?;
+        Ok(taken.status == 202 && is_there)
+    })
+    .await?;
+    wait::until("it has ended", async || {
+        let has_ended = "SELECT EXISTS (SELECT FROM event_store.operation WHERE ended_at IS NOT NULL)";
+        Ok(sqlx::query_scalar(has_ended).fetch_one(&superuser).await?)
+    })
+    .await?;
     Ok(pair.primary()?.kill().await?)
 }
 

@@ -1,89 +1,21 @@
 //! Imports: taken before they are answered, done once whatever crashes, cancelled, and told of line by line.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
-
-use anyhow::{Context as _, ensure};
-use daybook_devstack::process::Signal;
+use anyhow::Context as _;
 use daybook_service::identity::Scope;
-use daybook_tests::client::Answer;
 use daybook_tests::orders::new_key;
 use daybook_tests::rest::Rest;
 use daybook_tests::stack::Backend;
 use daybook_tests::tenant::Tenant;
-use daybook_tests::{check, log, wait};
+use daybook_tests::{log, wait};
 use http::Method;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::AssertSqlSafe;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
-
-fn rest(backend: &Backend, replica: usize) -> Rest {
-    Rest::new(&backend.commands[replica].url(), &backend.tenant.service_key)
-}
-
-fn order(number: usize) -> String {
-    format!(
-        r#"{{"order":"made-up-{number:06}","customer":"ada","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{{"sku":"CD","quantity":1,"unit_price_minor":{}}}]}}"#,
-        number % 1_000 + 1
-    )
-}
-
-fn orders(count: usize) -> String {
-    (0..count).fold(String::new(), |mut text, number| {
-        writeln!(text, "{}", order(number)).expect("a string takes everything");
-        text
-    })
-}
-
-async fn import(rest: &Rest, path: &str, key: &str, input: &str) -> anyhow::Result<Answer> {
-    let headers = [NDJSON, ("idempotency-key", key)];
-    rest.send(Method::POST, path, &headers, input.to_owned()).await
-}
-
-/// The address of the operation of an import that was taken.
-async fn taken(rest: &Rest, key: &str, input: &str) -> anyhow::Result<String> {
-    let answer = import(rest, "/v1/imports", key, input).await?;
-    ensure!(answer.status == 202, "{answer:?}");
-    Ok(answer.header("location").to_owned())
-}
-
-async fn get(rest: &Rest, path: &str) -> anyhow::Result<Value> {
-    let answer = rest.send(Method::GET, path, &[], "").await?;
-    ensure!(answer.status == 200, "{path}: {answer:?}");
-    Ok(answer.json()["data"].clone())
-}
-
-/// Waits until an operation has ended.
-async fn ended(rest: &Rest, location: &str) -> anyhow::Result<Value> {
-    wait::value("the operation has ended", async || {
-        let operation = get(rest, location).await?;
-        Ok(operation["ended_at"].is_string().then_some(operation))
-    })
-    .await
-}
-
-/// What is left of the inputs of all operations.
-async fn chunks_left(superuser: &PgPool) -> anyhow::Result<i64> {
-    let count = "SELECT count(*) FROM event_store.operation_input";
-    Ok(sqlx::query_scalar(count).fetch_one(superuser).await?)
-}
-
-async fn operations(superuser: &PgPool) -> anyhow::Result<i64> {
-    let count = "SELECT count(*) FROM event_store.operation";
-    Ok(sqlx::query_scalar(count).fetch_one(superuser).await?)
-}
-
-/// The orders that are in the log, each once, and each as the domain would have it.
-async fn placed(backend: &Backend) -> anyhow::Result<usize> {
-    let events = log::events(&backend.superuser).await?;
-    check::log(&events)?;
-    let streams: BTreeSet<_> = events.iter().map(|event| &event.stream_id).collect();
-    ensure!(streams.len() == events.len(), "an order was placed twice");
-    Ok(events.len())
-}
+use crate::operation::{
+    NDJSON, chunks_left, ended, get, import, operations, order, orders, placed, rest, taken,
+};
 
 /// Holds the errors that an operation tells of against lines and the codes that they are refused with.
 async fn tells(rest: &Rest, location: &str, codes: &[(&str, &str)]) -> anyhow::Result<()> {
@@ -107,7 +39,7 @@ async fn tells(rest: &Rest, location: &str, codes: &[(&str, &str)]) -> anyhow::R
         .flat_map(|page| page["data"].as_array().cloned().unwrap_or_default())
         .collect();
     let lines: Vec<_> = errors.iter().filter_map(|error| error["line"].as_u64()).collect();
-    assert_eq!(lines, [3_002, 3_004, 3_006, 3_008, 3_010]);
+    assert_eq!(lines, [3_002, 3_004, 3_006, 3_008, 3_010, 3_012]);
     for (error, (_, code)) in errors.iter().zip(codes) {
         assert_eq!(error["error"]["code"], *code, "{error}");
     }
@@ -125,31 +57,37 @@ async fn tells(rest: &Rest, location: &str, codes: &[(&str, &str)]) -> anyhow::R
     Ok(())
 }
 
+/// Lines that are refused, and the codes that they are refused with.
+const BAD: [(&str, &str); 6] = [
+    ("not JSON", "MALFORMED_REQUEST"),
+    ("{}", "VALIDATION_FAILED"),
+    (
+        r#"{"order":"=1+1","customer":"c c","currency":"usd","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1,"unit_price_minor":1}]}"#,
+        "VALIDATION_FAILED",
+    ),
+    (
+        r#"{"order":"b6","customer":"c","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1000000,"unit_price_minor":9223372036854775807}]}"#,
+        "AMOUNT_OVERFLOW",
+    ),
+    (
+        r#"{"order":"a\u0000b","customer":"c","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1,"unit_price_minor":1}]}"#,
+        "VALIDATION_FAILED",
+    ),
+    (
+        r#"{"order":"made-up-000003","customer":"other","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[]}"#,
+        "VALIDATION_FAILED",
+    ),
+];
+
 #[tokio::test]
 async fn an_import_does_each_good_line_once_and_tells_of_each_bad_one() -> anyhow::Result<()> {
     const GOOD: usize = 3_000;
     let backend = Backend::start(1).await?;
     let rest = rest(&backend, 0);
-    let bad = [
-        ("not JSON", "MALFORMED_REQUEST"),
-        ("{}", "VALIDATION_FAILED"),
-        (
-            r#"{"order":"=1+1","customer":"c c","currency":"usd","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1,"unit_price_minor":1}]}"#,
-            "VALIDATION_FAILED",
-        ),
-        (
-            r#"{"order":"b6","customer":"c","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[{"sku":"CD","quantity":1000000,"unit_price_minor":9223372036854775807}]}"#,
-            "AMOUNT_OVERFLOW",
-        ),
-        (
-            r#"{"order":"made-up-000003","customer":"other","currency":"USD","placed_at":"1997-01-01T00:00:00Z","lines":[]}"#,
-            "VALIDATION_FAILED",
-        ),
-    ];
     let mut input = orders(GOOD);
-    bad.iter().for_each(|(line, _)| input += &format!("\n{line}\r\n"));
+    BAD.iter().for_each(|(line, _)| input += &format!("\n{line}\r\n"));
     input += &order(7);
-    let (key, total) = (new_key(), GOOD + bad.len() + 1);
+    let (key, total) = (new_key(), GOOD + BAD.len() + 1);
     let location = taken(&rest, &key, &input).await?;
     let operation = ended(&rest, &location).await?;
     assert_eq!(operation["state"], "SUCCEEDED");
@@ -159,7 +97,7 @@ async fn an_import_does_each_good_line_once_and_tells_of_each_bad_one() -> anyho
         GOOD + 1,
         "the last line is there already"
     );
-    assert_eq!(operation["progress"]["failed"], bad.len());
+    assert_eq!(operation["progress"]["failed"], BAD.len());
     assert_eq!(
         operation["progress"]["bytes_done"],
         operation["progress"]["bytes_total"]
@@ -167,7 +105,7 @@ async fn an_import_does_each_good_line_once_and_tells_of_each_bad_one() -> anyho
     assert_eq!(placed(&backend).await?, GOOD);
     assert_eq!(chunks_left(&backend.superuser).await?, 0);
 
-    tells(&rest, &location, &bad).await?;
+    tells(&rest, &location, &BAD).await?;
 
     let again = import(&rest, "/v1/imports", &key, &input).await?;
     assert_eq!((again.status, again.header("location")), (202, &*location));
@@ -186,34 +124,6 @@ async fn an_import_does_each_good_line_once_and_tells_of_each_bad_one() -> anyho
         get(&rest, "/v1/operations").await?.as_array().map(Vec::len),
         Some(2)
     );
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_import_whose_service_is_killed_is_done_by_another_one_and_done_once() -> anyhow::Result<()> {
-    const ORDERS: usize = 20_000;
-    let mut backend = Backend::start(2).await?;
-    let (doomed, other) = (rest(&backend, 0), rest(&backend, 1));
-    let location = taken(&doomed, &new_key(), &orders(ORDERS)).await?;
-    wait::until("some of it is done", async || {
-        let operation = get(&other, &location).await?;
-        Ok(operation["progress"]["lines_read"].as_u64().unwrap_or_default() > 0)
-    })
-    .await?;
-    let working =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'daybook-operation' AND pid IN
-                   (SELECT pid FROM pg_locks WHERE locktype = 'advisory')";
-    let working: i64 = sqlx::query_scalar(working).fetch_one(&backend.superuser).await?;
-    assert_eq!(working, 1, "one of two works on it");
-    let process = backend.commands[0].service.process_id().context("it runs")?;
-    process.signal(Signal::KILL);
-    backend.commands[0].service.stop().await?;
-    let operation = ended(&other, &location).await?;
-    assert_eq!(operation["state"], "SUCCEEDED");
-    assert_eq!(operation["progress"]["succeeded"], ORDERS);
-    assert_eq!(operation["progress"]["failed"], 0);
-    assert_eq!(placed(&backend).await?, ORDERS);
-    assert_eq!(chunks_left(&backend.superuser).await?, 0);
     Ok(())
 }
 
@@ -362,6 +272,60 @@ async fn what_is_no_import_is_refused_before_it_arrives() -> anyhow::Result<()> 
         assert!([400, 404].contains(&answer.status), "{path}: {answer:?}");
     }
     assert_eq!(operations(&backend.superuser).await?, 0);
+    Ok(())
+}
+
+/// The headers that an operation's answer with this status is described with.
+fn described_headers(api: &Value, path: &str, method: &str, status: u16) -> Vec<String> {
+    let answer = &api["paths"][path][method]["responses"][status.to_string()];
+    let shared = answer["$ref"]
+        .as_str()
+        .and_then(|reference| api.pointer(&reference[1..]));
+    let headers = shared.unwrap_or(answer)["headers"].as_object();
+    headers
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.to_lowercase())
+        .collect()
+}
+
+#[tokio::test]
+async fn an_answer_about_operations_has_each_header_that_is_described() -> anyhow::Result<()> {
+    let backend = Backend::start(1).await?;
+    let rest = rest(&backend, 0);
+    let api = rest.send(Method::GET, "/openapi.json", &[], "").await?.json();
+    let (key, input) = (new_key(), orders(1));
+    let location = taken(&rest, &key, &input).await?;
+    ended(&rest, &location).await?;
+    let replayed = import(&rest, "/v1/imports", &key, &input).await?;
+    let mut answers = vec![("/v1/imports", "post", replayed)];
+    for (described, method, path) in [
+        ("/v1/operations", "get", "/v1/operations".to_owned()),
+        ("/v1/operations/{operation_id}", "get", location.clone()),
+        (
+            "/v1/operations/{operation_id}/cancel",
+            "post",
+            format!("{location}/cancel"),
+        ),
+        (
+            "/v1/operations/{operation_id}/errors",
+            "get",
+            format!("{location}/errors"),
+        ),
+    ] {
+        let verb = method.to_uppercase().parse()?;
+        answers.push((described, method, rest.send(verb, &path, &[], "").await?));
+    }
+    for (path, method, answer) in answers {
+        let described = described_headers(&api, path, method, answer.status);
+        assert!(!described.is_empty(), "{path}: {answer:?}");
+        for header in described {
+            assert!(
+                answer.headers.contains_key(&header),
+                "{path}: no {header} in {answer:?}"
+            );
+        }
+    }
     Ok(())
 }
 

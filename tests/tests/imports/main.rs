@@ -2,3 +2,6 @@
 
 mod batches;
 mod imports;
+mod limits;
+mod operation;
+mod workers;

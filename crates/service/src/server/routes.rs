@@ -8,7 +8,7 @@ use axum::Router;
 
 use super::body::MESSAGE_PREFIX_BYTES;
 use crate::error::ApiError;
-use crate::identity::{Identity, Scope};
+use crate::identity::{Identity, Scope, ScopeSet};
 
 /// The largest body of a request where its route says nothing else, and of every request without an identity, in bytes: a
 /// filter and a cursor, the name of a service, or questions of reflection.
@@ -40,8 +40,8 @@ pub(super) enum Callers {
     Known,
     /// Callers with this scope.
     With(Scope),
-    /// Callers with one of these scopes. The handler asks which of them the request needs.
-    WithEither(Scope, Scope),
+    /// Whoever has a key with one of these scopes. The handler asks which of them the request needs.
+    WithAny(ScopeSet),
 }
 
 impl Callers {
@@ -50,9 +50,13 @@ impl Callers {
         match self {
             Self::Everybody | Self::Known => Ok(()),
             Self::With(scope) => identity.require(scope),
-            Self::WithEither(scope, other) => identity
-                .require(scope)
-                .or_else(|missing| identity.require(other).map_err(|_| missing)),
+            Self::WithAny(scopes) => {
+                let mut required = scopes.iter().map(|scope| identity.require(scope));
+                // Where it has none of them, the first one is named.
+                let none = || Err(ApiError::internal("the route names no scope"));
+                let first = required.next().unwrap_or_else(none);
+                first.or_else(|missing| required.find(Result::is_ok).unwrap_or(Err(missing)))
+            }
         }
     }
 }
@@ -116,9 +120,9 @@ impl Needs {
 
     /// A key with one of these scopes: its handler asks which of them it takes.
     #[must_use]
-    pub const fn either(scope: Scope, other: Scope) -> Self {
+    pub const fn any_of(scopes: ScopeSet) -> Self {
         Self {
-            callers: Callers::WithEither(scope, other),
+            callers: Callers::WithAny(scopes),
             ..Self::nothing()
         }
     }
