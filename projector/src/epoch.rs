@@ -73,7 +73,7 @@ impl Watch {
         let Some(elsewhere) = self.seen.head_elsewhere(store, self.partition, log).await else {
             return;
         };
-        let leads_elsewhere = elsewhere.id() != log;
+        let leads_elsewhere = elsewhere.epoch != log;
         tracing::warn!(
             self.partition,
             epoch = log.number,

@@ -57,10 +57,8 @@ async fn of_64_writers_who_race_on_20_streams_through_two_appenders_one_wins_eac
                 let decided_on = newest.get(&stream).copied().flatten();
                 let command = command(&stream, decided_on, 1);
                 let leads_to = leads_to(&command);
-                match append_one(&appender, command)
-                    .await
-                    .expect("the database answers")
-                {
+                let verdict = append_one(&appender, command).await;
+                match verdict.expect("the database answers") {
                     Verdict::Appended(receipt) => {
                         newest.insert(stream, leads_to);
                         won.push((
@@ -97,11 +95,7 @@ async fn of_64_writers_who_race_on_20_streams_through_two_appenders_one_wins_eac
         .into_iter()
         .map(|event| (event.stream_id, event.stream_version, event.position))
         .collect();
-    assert_eq!(
-        recorded,
-        won.into_iter().collect(),
-        "what the writers were told is not what is in the log"
-    );
+    assert_eq!(recorded, won.into_iter().collect(), "the writers were told");
     Ok(())
 }
 

@@ -199,7 +199,7 @@ async fn many_who_find_the_same_fork_open_one_epoch() -> anyhow::Result<()> {
     set_back(&log, 0).await?;
     end_sessions(&log).await?;
     let appends = appenders.iter().enumerate().map(|(number, appender)| async move {
-        append_one(&appender, command(&format!("after-{number}"), None, 1)).await
+        append_one(appender, command(&format!("after-{number}"), None, 1)).await
     });
     for verdict in futures::future::join_all(appends).await {
         ensure!(is_appended(&verdict?));

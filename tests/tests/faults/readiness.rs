@@ -132,7 +132,12 @@ async fn epochs_that_somebody_invents_make_the_query_service_not_ready_for_a_whi
     let query = servers.run(Role::Query, &[]).await?;
     let superuser = servers.database.superuser().await?;
     let head = EventStore::new(superuser.clone()).head(PARTITION).await?;
-    let bus = Bus::connect(&servers.nats.url_of(NatsUser::Projector), &Deployment::default()).await?;
+    let bus = Bus::connect(
+        &servers.nats.url_of(NatsUser::Projector),
+        &Deployment::default(),
+        "tests",
+    )
+    .await?;
     let forge = async |log_epoch| {
         let applied = Applied {
             projection: "invented".to_owned(),
@@ -146,10 +151,17 @@ async fn epochs_that_somebody_invents_make_the_query_service_not_ready_for_a_whi
     };
     let before = sessions(&superuser).await?;
     ensure!(!before.is_empty());
-    wait::until("it is not ready", async || Ok(!forge(head.epoch + 1).await)).await?;
-    wait::until("it is ready again", async || Ok(forge(head.epoch + 1).await)).await?;
+    wait::until(
+        "it is not ready",
+        async || Ok(!forge(head.epoch.number + 1).await),
+    )
+    .await?;
+    wait::until("it is ready again", async || {
+        Ok(forge(head.epoch.number + 1).await)
+    })
+    .await?;
     for _ in 0..100 {
-        ensure!(forge(head.epoch + 1).await, "it stays so");
+        ensure!(forge(head.epoch.number + 1).await, "it stays so");
     }
     let after = sessions(&superuser).await?;
     ensure!(before.is_subset(&after), "{before:?} {after:?}");

@@ -22,7 +22,12 @@ use super::Setup;
 
 /// A process on the bus.
 async fn process(setup: &Setup, servers: &Servers) -> anyhow::Result<Context> {
-    let bus = Bus::connect(&servers.nats.url_of(NatsUser::Projector), &Deployment::default()).await?;
+    let bus = Bus::connect(
+        &servers.nats.url_of(NatsUser::Projector),
+        &Deployment::default(),
+        "tests",
+    )
+    .await?;
     Ok(Context {
         bus,
         ..setup.process().await
@@ -55,7 +60,7 @@ async fn askers(
 async fn stream_of_later_epoch(servers: &Servers, head: LogHead) -> anyhow::Result<()> {
     let metadata = [
         ("daybook-deployment", Deployment::default().to_string()),
-        ("daybook-epoch", (head.epoch + 1).to_string()),
+        ("daybook-epoch", (head.epoch.number + 1).to_string()),
         ("daybook-generation", Uuid::now_v7().to_string()),
     ];
     let config = async_nats::jetstream::stream::Config {
