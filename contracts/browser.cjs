@@ -1,4 +1,5 @@
-// The client in a browser, headless Chromium: on the page of an origin that the services let in, and on one that they do not.
+// The client in a browser, headless Chromium: on the page of an origin that the services let in, and on one that they do not; and
+// a stream that its EventSource reads.
 //   node browser.cjs CLIENT CHROMIUM
 // Run by `cargo xtask contracts`, with addresses and keys in its environment. `DAYBOOK_PAGE_PORT` is where the page is
 // served: as http://localhost, which the services let in, and as http://127.0.0.1, which is another origin.
@@ -6,7 +7,7 @@
 const assert = require('node:assert/strict');
 const { once } = require('node:events');
 const { readFile } = require('node:fs/promises');
-const { createServer } = require('node:http');
+const { createServer, request } = require('node:http');
 const { join, extname } = require('node:path');
 const { chromium } = require('playwright-core');
 
@@ -113,6 +114,97 @@ async function isKeptOut(browser) {
   assert.deepEqual((await list.json()).data, []);
 }
 
+// A proxy between an EventSource and the query service. `broken` ends what is open; while it is `away`, it answers as a load
+// balancer does that has no service behind it. `resumed` has what came as `Last-Event-ID`, in the header or the address.
+async function proxy() {
+  const self = { away: false, resumed: [], broken: () => server.closeAllConnections(), close: () => server.close() };
+  const server = createServer(({ url, headers }, response) => {
+    if (self.away) {
+      response.writeHead(503, { 'Access-Control-Allow-Origin': '*' }).end();
+      return;
+    }
+    const { searchParams } = new URL(url, world.queryUrl);
+    self.resumed.push(headers['last-event-id'] ?? searchParams.get('last_event_id'));
+    const sent = request(world.queryUrl + url, { headers: { ...headers, connection: 'close' } }).end();
+    sent.on('response', (answered) => {
+      response.writeHead(answered.statusCode, answered.headers);
+      answered.pipe(response);
+    });
+    sent.on('error', () => response.destroy());
+    response.on('close', () => sent.destroy());
+  });
+  await once(server.listen(0, '127.0.0.1').unref(), 'listening');
+  self.port = server.address().port;
+  return self;
+}
+
+// A page reads a stream with an EventSource, as the README does it.
+async function reads(page, path, port) {
+  await page.evaluate(
+    async ([world, path, port]) => {
+      const { Daybook } = await import('/dist/src/index.js');
+      const url = await new Daybook({ ...world, apiKey: world.auditorKey }).streamUrl(path);
+      url.port = port;
+      window.versions = [];
+      window.refusals = 0;
+      const open = () => {
+        const source = new EventSource(url);
+        source.onmessage = ({ data, lastEventId }) => {
+          url.searchParams.set('last_event_id', lastEventId);
+          window.versions.push(JSON.parse(data).stream_version);
+        };
+        source.onerror = () => {
+          if (source.readyState !== EventSource.CLOSED) return;
+          window.refusals += 1;
+          setTimeout(open, 500);
+        };
+      };
+      open();
+    },
+    [world, path, port],
+  );
+}
+
+// Each event is shown once: also those that were recorded while the connection was broken, and those after the browser was
+// refused, which ends an EventSource for good.
+async function resumes(browser) {
+  const between = await proxy();
+  const { page } = await opened(browser, 'http://localhost');
+  const command = (path, body) =>
+    page.evaluate(
+      async ([world, path, body]) => {
+        const { Daybook, answer } = await import('/dist/src/index.js');
+        const daybook = new Daybook({ ...world, apiKey: world.serviceKey });
+        return (await answer(daybook.commands.POST(path, { body }))).data.stream_id;
+      },
+      [world, path, body],
+    );
+  const item = await command('/v1/stock-items', { sku: `STREAM-${Date.now()}` });
+  const receive = (reference) => command(`/v1/stock-items/${item}/receive`, { quantity: 1, reference });
+  const shown = async (count) => {
+    await page.waitForFunction((count) => window.versions.length >= count, count);
+    return page.evaluate(() => window.versions);
+  };
+  await reads(page, `/v1/stock-items/${item}/events/stream?after_position=0`, between.port);
+  await shown(1);
+  between.broken();
+  await receive('while it was broken');
+  await shown(2);
+  await receive('when it had resumed');
+  await shown(3);
+  between.away = true;
+  between.broken();
+  await page.waitForFunction(() => window.refusals > 0);
+  await receive('while it was refused');
+  between.away = false;
+  await shown(4);
+  await receive('when it was open again');
+  assert.deepEqual(await shown(5), [1, 2, 3, 4, 5]);
+  assert.deepEqual(between.resumed.map(Boolean), [false, true, true]);
+  await page.close();
+  between.close();
+}
+
 async function main() {
   const server = await pages();
   // Chromium cannot make its sandbox as root.
@@ -121,6 +213,7 @@ async function main() {
   try {
     await isLetIn(browser);
     await isKeptOut(browser);
+    await resumes(browser);
   } finally {
     await browser.close();
     server.close();

@@ -8,6 +8,7 @@ import createClient, { type Client } from "openapi-fetch";
 import type { paths as CommandPaths } from "../gen/commands.js";
 import type { paths as QueryPaths } from "../gen/queries.js";
 import { type KeyOptional, keyed, keyedCall } from "./key.js";
+import { answer } from "./refusal.js";
 import { type Retry, repeatedCalls, repeatedRequests, retryDefault } from "./retry.js";
 
 /** How long a read waits for what a command wrote, as `Prefer` says it. */
@@ -54,6 +55,18 @@ export class Daybook {
   /** A service that answers queries, over gRPC-Web. */
   queryService<S extends DescService>(service: S): GrpcClient<S> {
     return this.#service(service, this.#settings.queryUrl);
+  }
+
+  /**
+   * The address of a stream, given its path, for an `EventSource`: it cannot send a key, so a ticket is in the address. It has to
+   * be opened within a minute, and is good for resuming that stream as long as the key is. An `EventSource` that was refused is
+   * `CLOSED` for good: open another one at this address with the last `lastEventId` as its parameter `last_event_id`.
+   */
+  async streamUrl(path: string): Promise<URL> {
+    const { data } = await answer(this.queries.POST("/v1/stream-tickets", { body: { stream: path } }));
+    const url = new URL(path, this.#settings.queryUrl);
+    url.searchParams.set("ticket", data.ticket);
+    return url;
   }
 
   #service<S extends DescService>(service: S, baseUrl: string): GrpcClient<S> {
