@@ -2,7 +2,7 @@
 
 use daybook_domain::event::Event;
 use daybook_event_store::{Decision, EventStore, Intent, NewCommand, NewEvent, RecordedEvent};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
 /// The partition that every test's tenants live in.
@@ -53,6 +53,25 @@ pub async fn stream(superuser: &PgPool, stream_id: &str) -> anyhow::Result<Vec<R
     let mut events = events(superuser).await?;
     events.retain(|event| event.stream_id == stream_id);
     Ok(events)
+}
+
+/// Takes the events behind a position out of the log, as a backup that is put back does, and opens the next epoch there.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn set_back(superuser: &PgPool, position: u64) -> anyhow::Result<()> {
+    let mut connection = superuser.acquire().await?;
+    for statement in [
+        "SET session_replication_role = replica",
+        &format!("DELETE FROM event_store.event WHERE position > {position}"),
+        "RESET session_replication_role",
+        "SELECT event_store.fork(0, 1, 'a backup was put back')",
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Metadata of the usual size: those of every [`command`].
