@@ -11,7 +11,7 @@ use std::sync::Arc;
 use daybook_event_store::{Direction, EventStore, RecordedEvent, may_go_on};
 use daybook_postgres::ACQUIRE_TIMEOUT;
 use daybook_read_model::{DecodeError, Event, FoldError};
-use daybook_service::error::Code;
+use daybook_service::error::{Code, RETRY_AFTER_DEFAULT};
 use daybook_service::identity::Principal;
 use daybook_service::shares::{Shares, SharesOptions};
 use daybook_service::{ApiError, request};
@@ -33,15 +33,20 @@ const REPLAY_EVENTS_MAX: u64 = 100_000;
 /// How many events of a history are read at once.
 const CHUNK_EVENTS: u32 = 1_000;
 
-/// Why a history could not be folded. The log holds what the fold rejects, which is a fault of ours.
+/// Why a history could not be folded.
 #[derive(Debug, Error)]
 pub(super) enum ReplayError {
+    /// A newer program has recorded it.
+    #[error("this program does not know {event_type} in schema version {schema_version}")]
+    Unknown { event_type: String, schema_version: u32 },
+    /// The log holds what nobody can read, which is a fault of ours.
     #[error("cannot decode an event of {stream_id}")]
     Decode {
         stream_id: String,
         #[source]
         source: Arc<DecodeError>,
     },
+    /// The log holds what the fold rejects, which is a fault of ours.
     #[error("cannot fold an event of {stream_id}")]
     Fold {
         stream_id: String,
@@ -61,7 +66,18 @@ impl ReplayError {
 
 impl From<ReplayError> for ApiError {
     fn from(error: ReplayError) -> Self {
-        Self::internal(error)
+        let message = error.to_string();
+        match error {
+            // Another replica may be newer, or this one be replaced.
+            ReplayError::Unknown {
+                event_type,
+                schema_version,
+            } => Self::new(Code::ReadModelBehind, message)
+                .with_detail("event_type", event_type)
+                .with_detail("schema_version", schema_version)
+                .with_retry_after(RETRY_AFTER_DEFAULT),
+            ReplayError::Decode { .. } | ReplayError::Fold { .. } => Self::internal(error),
+        }
     }
 }
 
@@ -216,10 +232,26 @@ pub(super) fn decode(recorded: &RecordedEvent) -> Result<Event, ReplayError> {
     let event = Event::decode(recorded);
     match &event.body {
         Ok(_) => Ok(event),
+        Err(source) if is_unknown(source) => Err(ReplayError::Unknown {
+            event_type: event.event_type,
+            schema_version: recorded.schema_version,
+        }),
         Err(source) => Err(ReplayError::Decode {
             stream_id: event.stream_id,
             source: Arc::clone(source),
         }),
+    }
+}
+
+/// Whether it is the type or its version that this program does not know.
+fn is_unknown(error: &DecodeError) -> bool {
+    use daybook_domain::event::DecodeError::{Malformed, UnknownType, UnknownVersion};
+    match error {
+        DecodeError::UnknownCategory { .. }
+        | DecodeError::Payload(UnknownType { .. } | UnknownVersion { .. }) => true,
+        DecodeError::Payload(Malformed { .. })
+        | DecodeError::Metadata(_)
+        | DecodeError::OccurredAtOutOfRange => false,
     }
 }
 

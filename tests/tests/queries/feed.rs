@@ -53,7 +53,7 @@ fn recorded(
 }
 
 /// Appends commands that no service has decided.
-async fn append(stack: &Stack, commands: &[NewCommand]) -> anyhow::Result<()> {
+pub(crate) async fn append(stack: &Stack, commands: &[NewCommand]) -> anyhow::Result<()> {
     let pool = stack.servers.database.pool("daybook_command").await?;
     let mut connection = pool.acquire().await?;
     for commands in commands.chunks(500) {
