@@ -2,7 +2,7 @@
 //! helps, and with errors that are in the catalogue.
 //!
 //! A caller who goes away takes only the waiting with it: what Postgres was asked is finished or given up by
-//! [`daybook_postgres::bounded`].
+//! [`daybook_postgres::bounded`]. When a caller stops waiting is known before, though, and the server ends the statement then.
 //!
 //! What one caller asks for alone goes through [`SharedReads`], whose connections the tenants share: a tenant whose reads are
 //! slow still leaves room for the others.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daybook_event_store::{EventStore, ReadError};
-use daybook_postgres::{ACQUIRE_TIMEOUT, bounded};
+use daybook_postgres::{ACQUIRE_TIMEOUT, bounded, until};
 use daybook_service::database::is_outage;
 use daybook_service::error::DATABASE;
 use daybook_service::shares::{Shares, SharesOptions};
@@ -21,6 +21,7 @@ use daybook_service::{ApiError, request};
 use futures::future::BoxFuture;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use thiserror::Error;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// How long the server lets one statement of tenants' reads run. Shorter than any of their limits here, so that it is the server
@@ -92,10 +93,9 @@ impl SharedReads {
         T: Send + 'static,
         R: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync + 'static,
     {
-        self.in_turn(
-            tenant_id,
-            |pool| async move { read(&pool, limit, statement).await },
-        )
+        self.in_turn(tenant_id, |pool, until| async move {
+            read_until(&pool, limit, until, statement).await
+        })
         .await
     }
 
@@ -112,8 +112,8 @@ impl SharedReads {
         T: Send + 'static,
         F: Future<Output = Result<T, ReadError>> + Send + 'static,
     {
-        self.in_turn(tenant_id, |pool| {
-            let reading = reading(EventStore::new(pool));
+        self.in_turn(tenant_id, |pool, until| {
+            let reading = reading(EventStore::new(pool).until(until));
             async move { Ok(reading.await?) }
         })
         .await
@@ -121,13 +121,18 @@ impl SharedReads {
 
     /// Reads when it is the tenant's turn. The place is taken, and the request counts, until the read has ended, also when
     /// its caller goes away.
-    async fn in_turn<T, F>(&self, tenant_id: Uuid, reading: impl FnOnce(PgPool) -> F) -> Result<T, ApiError>
+    async fn in_turn<T, F>(
+        &self,
+        tenant_id: Uuid,
+        reading: impl FnOnce(PgPool, Option<Instant>) -> F,
+    ) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, ReadFailure>> + Send + 'static,
     {
         let place = self.shares.place(tenant_id).await?;
-        let (reading, hold) = (reading(self.pool.clone()), request::hold());
+        let until = caller_stops_waiting();
+        let (reading, hold) = (reading(self.pool.clone(), until), request::hold());
         let read = tokio::spawn(async move {
             let _held = (place, hold);
             reading.await
@@ -142,6 +147,11 @@ impl SharedReads {
     }
 }
 
+/// When the caller of the current request stops waiting, where that is before [`STATEMENT_TIMEOUT`] ends a statement.
+pub(crate) fn caller_stops_waiting() -> Option<Instant> {
+    request::answer_by().filter(|moment| moment.duration_since(Instant::now()) < STATEMENT_TIMEOUT)
+}
+
 /// Reads within `limit`. A read that failed because a view was swapped is tried once more, on fresh statements; each
 /// connection finds that out for itself.
 ///
@@ -152,12 +162,29 @@ where
     T: Send + 'static,
     R: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync + 'static,
 {
+    read_until(pool, limit, None, statement).await
+}
+
+/// As [`read`], for those who stop waiting at a moment: the server ends the statement then.
+///
+/// # Errors
+/// As there.
+pub(crate) async fn read_until<T, R>(
+    pool: &PgPool,
+    limit: Duration,
+    moment: Option<Instant>,
+    statement: R,
+) -> Result<T, ReadFailure>
+where
+    T: Send + 'static,
+    R: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + Sync + 'static,
+{
     let reading = bounded(pool, limit, move |connection| {
         Box::pin(async move {
-            match statement(connection).await {
+            match until(connection, moment, &statement).await {
                 Err(error) if has_code(&error, FEATURE_NOT_SUPPORTED) => {
                     connection.clear_cached_statements().await?;
-                    statement(connection).await
+                    until(connection, moment, &statement).await
                 }
                 outcome => outcome,
             }

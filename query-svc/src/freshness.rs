@@ -109,7 +109,7 @@ impl Freshness {
 
     /// How far the log has come: an answer that is read from it after this call has that.
     pub(crate) fn of_log(&self, partition: i32) -> Progress {
-        self.marks.borrow().log_progress(partition)
+        self.marks.borrow().log_progress(partition, Instant::now())
     }
 
     /// Whether the log that is read is the newest, as far as anybody tells.

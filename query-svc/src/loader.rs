@@ -16,6 +16,7 @@ use daybook_service::error::RETRY_AFTER_DEFAULT;
 use daybook_service::shares::half_of_the_rest;
 use sqlx::PgPool;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -40,6 +41,8 @@ type Found = Result<Option<Arc<Document>>, ReadFailure>;
 /// One caller who waits for one order.
 struct Waiter {
     order_id: String,
+    /// When it stops waiting, where that is soon.
+    until: Option<Instant>,
     answer: oneshot::Sender<Found>,
 }
 
@@ -135,7 +138,13 @@ impl OrderLoader {
         {
             let mut queue = self.0.queue();
             queue.check_room(tenant_id)?;
-            queue.push(tenant_id, Waiter { order_id, answer });
+            let until = database::caller_stops_waiting();
+            let waiter = Waiter {
+                order_id,
+                until,
+                answer,
+            };
+            queue.push(tenant_id, waiter);
         }
         self.0.notify.notify_one();
         let found = answered.await.map_err(|_gone| ApiError::shutting_down())?;
@@ -190,7 +199,13 @@ async fn look_up(pool: &PgPool, tenant_id: Uuid, mut waiters: Vec<Waiter>) {
     }
     let order_ids: HashSet<_> = waiters.iter().map(|waiter| waiter.order_id.clone()).collect();
     let order_ids: Arc<[String]> = order_ids.into_iter().collect();
-    let found = database::read(pool, LOOKUP_TIMEOUT, move |connection| {
+    // When the last of them stops waiting.
+    let until = waiters
+        .iter()
+        .map(|waiter| waiter.until)
+        .collect::<Option<Vec<_>>>();
+    let until = until.and_then(|moments| moments.into_iter().max());
+    let found = database::read_until(pool, LOOKUP_TIMEOUT, until, move |connection| {
         let order_ids = Arc::clone(&order_ids);
         Box::pin(async move { order_details::find_documents(connection, tenant_id, &order_ids).await })
     })
@@ -237,6 +252,7 @@ mod tests {
                 tenant_id,
                 Waiter {
                     order_id: format!("ord_{number}"),
+                    until: None,
                     answer,
                 },
             );

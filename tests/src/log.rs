@@ -5,7 +5,7 @@ use daybook_event_store::{
     Appender, Decision, EventStore, Intent, Judgement, NewCommand, NewEvent, RecordedEvent, Unanswered,
     Verdict, chains,
 };
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -75,6 +75,25 @@ pub async fn append_one(appender: &Appender, command: NewCommand) -> anyhow::Res
 pub fn is_written_whole(commands: &[NewCommand], judgement: &Judgement) -> bool {
     let ends = chains(commands).into_iter().map(|chain| chain.end);
     judgement.known.is_empty() && judgement.chains.iter().map(|chain| chain.written_end).eq(ends)
+}
+
+/// Takes the events behind a position out of the log, as a backup that is put back does, and opens the next epoch there.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn set_back(superuser: &PgPool, position: u64) -> anyhow::Result<()> {
+    let mut connection = superuser.acquire().await?;
+    for statement in [
+        "SET session_replication_role = replica",
+        &format!("DELETE FROM event_store.event WHERE position > {position}"),
+        "RESET session_replication_role",
+        "SELECT event_store.fork(0, 1, 'a backup was put back')",
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Metadata of the usual size: those of every [`command`].

@@ -1,7 +1,8 @@
 //! `daybook state`, `daybook history`, `daybook get events` and `daybook trace`: they print what the query service answers.
 
+use daybook_devstack::Proxy;
 use daybook_proto::common::v1::CommandContext;
-use daybook_tests::cli::{Said, daybook};
+use daybook_tests::cli::{Running, Said, daybook};
 use daybook_tests::client::Caller;
 use daybook_tests::command;
 use daybook_tests::orders::{new_order_id, place};
@@ -90,6 +91,46 @@ async fn a_history_is_printed_as_it_is_answered_byte_for_byte() -> anyhow::Resul
         assert!(table.contains(event[shown].as_str().unwrap_or("-")), "{table}");
     }
     assert_eq!(table.lines().count(), 2, "{table}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_history_that_is_followed_has_each_event_once_also_where_the_connection_breaks()
+-> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    let id = new_order_id();
+    caller.place(&id, "customer-1").await?;
+    let proxy = Proxy::start(stack.query.address).await?;
+    let url = format!("http://{}", proxy.address());
+    let settings = [
+        ("DAYBOOK_QUERY_URL", url.as_str()),
+        ("DAYBOOK_API_KEY", stack.tenant.auditor_key.as_str()),
+    ];
+    let mut shown = Running::start(&settings, &["history", &id, "--follow", "-o", "ndjson"])?;
+    let mut lines = vec![shown.line().await?];
+    caller.change_quantity(&id, 5, None).await?;
+    lines.push(shown.line().await?);
+    proxy.refuse();
+    caller.change_quantity(&id, 6, None).await?;
+    proxy.heal();
+    lines.push(shown.line().await?);
+    caller.change_quantity(&id, 7, None).await?;
+    lines.push(shown.line().await?);
+    let mut history = caller.get(&format!("/v1/orders/{id}/events")).await?.json();
+    let history = history["data"].as_array_mut().expect("a list");
+    for event in history.iter_mut() {
+        // What is measured with is not in the contract of gRPC.
+        let metadata = event["metadata"].as_object_mut().expect("an object");
+        metadata.remove("received_at_us");
+    }
+    let shown: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line))
+        .collect::<Result<_, _>>()?;
+    assert_eq!(&shown, history);
+    let missing = read(&stack, &["history", &new_order_id(), "--follow"]).await?;
+    assert_eq!(missing.code, 3, "{missing:?}");
     Ok(())
 }
 

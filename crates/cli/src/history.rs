@@ -1,9 +1,12 @@
 //! `daybook history`: what happened to an aggregate, in order, by whom and why.
 
+mod follow;
+
 use clap::Args;
 use daybook_domain::aggregates::Kind;
 use serde_json::Value;
 
+use self::follow::Follower;
 use crate::client::{self, Service};
 use crate::events::{self, Format, by};
 use crate::failure::Failure;
@@ -28,6 +31,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     diff: bool,
 
+    /// Goes on with each event as it is recorded, until Ctrl-C. When the connection breaks, it is made anew.
+    #[arg(short, long, conflicts_with_all = ["to_version", "diff"])]
+    follow: bool,
+
     /// What the output looks like.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -36,7 +43,18 @@ pub(crate) struct Arguments {
 /// Runs the verb.
 pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let path = path(arguments)?;
+    let follower = match arguments.follow {
+        true => Some(Follower::new(
+            &arguments.id,
+            arguments.from_version,
+            arguments.output,
+        )?),
+        false => None,
+    };
     let connection = client::connect(settings, Service::Query, Role::Auditor).await?;
+    if let Some(follower) = follower {
+        return follower.run(connection).await;
+    }
     let as_table = |events: &[_]| as_table(events, arguments.diff);
     events::show(connection, path, u64::MAX, arguments.output, as_table).await
 }

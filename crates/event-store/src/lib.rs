@@ -68,4 +68,5 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),
     ("check_append", read::CHECK_APPEND),
+    ("limit_statements", daybook_postgres::LIMIT_STATEMENTS),
 ];

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, bounded, reconnect, within};
+use daybook_postgres::{CONNECT_TIMEOUT, LOOKUP_TIMEOUT, bounded, reconnect, until, within};
 use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{Connection as _, FromRow as _, PgConnection, PgPool, Postgres, Row as _};
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::RecordedEvent;
@@ -162,12 +164,19 @@ pub enum NotAppendable {
 #[derive(Debug, Clone)]
 pub struct EventStore {
     pool: PgPool,
+    until: Option<Instant>,
 }
 
 impl EventStore {
     /// Reads through `pool`.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, until: None }
+    }
+
+    /// The same, for a caller who stops waiting at a moment: the server ends what it reads for a tenant then.
+    #[must_use]
+    pub fn until(self, until: Option<Instant>) -> Self {
+        Self { until, ..self }
     }
 
     /// The events of one stream with versions in `versions` (both ends included), at most `limit` and about 8 MiB of them, but
@@ -183,7 +192,7 @@ impl EventStore {
     ) -> Result<Vec<RecordedEvent>, ReadError> {
         let stream = (tenant_id, partition, stream_id.to_owned());
         let rows = stream_rows(stream, &versions, limit, direction, READ_BYTES_MAX);
-        let read = bounded(&self.pool, time_for(limit), move |connection| {
+        let read = self.read(time_for(limit), move |connection| {
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read a stream"))
@@ -203,7 +212,7 @@ impl EventStore {
         let stream = (tenant_id, partition, stream_id.to_owned());
         let (versions, forward) = (from..=u64::MAX, Direction::Forward);
         let rows = stream_rows(stream, &versions, limit, forward, bytes_max as usize);
-        let read = bounded(&self.pool, time_for(limit), move |connection| {
+        let read = self.read(time_for(limit), move |connection| {
             Box::pin(events(connection, rows))
         });
         read.await.map_err(ReadError::while_doing("read a stream"))
@@ -223,7 +232,7 @@ impl EventStore {
             .map(|(position, id)| (at_most_i64(*position), *id))
             .unzip();
         let limit = time_for(u32::try_from(events.len()).unwrap_or(u32::MAX));
-        let read = bounded(&self.pool, limit, move |connection| {
+        let read = self.read(limit, move |connection| {
             let rows = sqlx::query(READ_EVENTS)
                 .bind(tenant_id)
                 .bind(partition)
@@ -270,7 +279,7 @@ impl EventStore {
 
     /// The events of some tenants in a range, in order. Nothing for no tenants.
     pub async fn read_tail(&self, range: TailRange, tenants: Vec<Uuid>) -> Result<TailPage, ReadError> {
-        let read = bounded(&self.pool, time_for(range.positions_max), move |connection| {
+        let read = self.read(time_for(range.positions_max), move |connection| {
             Box::pin(read_tail(connection, range, tenants))
         });
         read.await
@@ -355,6 +364,19 @@ impl EventStore {
             .await
             .map_err(ReadError::while_doing("check whether an append could succeed"))?;
         refusal.map_or(Ok(()), |reason| Err(NotAppendable::Refused(reason)))
+    }
+
+    /// Reads for a tenant, within `limit` and up to the moment when the caller stops waiting.
+    async fn read<T, W>(&self, limit: Duration, work: W) -> Result<T, sqlx::Error>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + 'static,
+    {
+        let moment = self.until;
+        let read = bounded(&self.pool, limit, move |connection| {
+            Box::pin(until(connection, moment, work))
+        });
+        read.await
     }
 
     /// Whether no later epoch than a partition's newest was met elsewhere.

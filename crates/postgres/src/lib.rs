@@ -7,8 +7,9 @@
 //! - [`bounded`] is for a pool. The work runs in a task of its own, so that a caller who goes away cuts nothing in the
 //!   middle (a future that is dropped inside sqlx can leave an open transaction behind, transact-rs/sqlx#4393).
 //! - [`within`] is for a connection that its user owns, and drops after a timeout.
+//! - [`until`] is for a caller who stops waiting earlier: the server ends the statement then, and the connection stays good.
 //!
-//! In both cases a connection that did not answer in time is closed and never used again. Once the network is back the
+//! In the first two cases a connection that did not answer in time is closed and never used again. Once the network is back the
 //! pool is whole again after [`ACQUIRE_TIMEOUT`] or the longest limit in use, whichever is longer.
 //!
 //! [`with_session_timeouts`] sets the server's side: it ends what nobody waits for any more, and lets go of its locks.
@@ -26,7 +27,7 @@ use std::{fmt, io};
 use futures::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
 /// How long a caller waits for a connection of a pool, and a pool for a new connection.
@@ -52,6 +53,9 @@ const CLIENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the server waits for a client's TCP to acknowledge what it sent, and for a sign of life of a silent client.
 const CLIENT_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Has the server end what takes longer, in this transaction: so many milliseconds.
+pub const LIMIT_STATEMENTS: &str = "SELECT set_config('statement_timeout', $1, TRUE)";
 
 /// Does work on a connection of the pool, and waits for at most `limit` once there is a connection. A caller who stops
 /// waiting earlier leaves the work to end by itself; a caller's own deadline never closes a connection that works.
@@ -143,6 +147,45 @@ pub async fn within<T, E: From<sqlx::Error>>(
     match timeout(limit, work).await {
         Ok(done) => done,
         Err(_elapsed) => Err(timed_out(limit).into()),
+    }
+}
+
+/// Does work in a transaction whose statements the server ends at a moment; without one the limit of the session holds. Give it
+/// only a moment that comes sooner than that: the limit is set with three more round trips.
+///
+/// # Errors
+/// What the work fails with: SQLSTATE 57014 (`query_canceled`) when the moment has come.
+pub async fn until<T, E, W>(
+    connection: &mut PgConnection,
+    moment: Option<tokio::time::Instant>,
+    work: W,
+) -> Result<T, E>
+where
+    E: From<sqlx::Error>,
+    W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, E>>,
+{
+    let Some(moment) = moment else {
+        return work(connection).await;
+    };
+    let mut transaction = connection.begin().await?;
+    // Zero is no limit.
+    let left = moment
+        .duration_since(tokio::time::Instant::now())
+        .as_millis()
+        .max(1);
+    let limited = sqlx::query(LIMIT_STATEMENTS).bind(left.to_string());
+    limited.execute(&mut *transaction).await?;
+    let done = work(&mut transaction).await;
+    match done {
+        Ok(done) => {
+            transaction.commit().await?;
+            Ok(done)
+        }
+        Err(error) => {
+            // A connection that cannot is found when it is given back.
+            let _rolled_back = transaction.rollback().await;
+            Err(error)
+        }
     }
 }
 

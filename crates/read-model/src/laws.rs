@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use daybook_domain::ids::Sku;
 use daybook_domain::order::{Command, Order, Progress, State, Status};
+use daybook_domain::stock;
 use proptest::prelude::*;
 
 use crate::testing::{Log, address, deliver, euros, new_line, order_id, part, pay, place, ship, text};
-use crate::{CustomerTotals, Event, EventIndex, OrderDetails, OrderList, ReadModel, StreamKey};
+use crate::{CustomerTotals, Event, OrderDetails, OrderList, ReadModel, StreamKey, each_read_model};
 
 /// The orders that the histories are about.
 const ORDERS: u8 = 3;
@@ -76,18 +78,12 @@ fn rebuilt_equals_live<M: ReadModel>(log: &Log, sizes: &[usize]) -> Result<(), T
 proptest! {
     #[test]
     fn a_batch_delivered_twice_changes_nothing(log in log(), sizes in batch_sizes(), from in 0..60_usize) {
-        delivered_twice_changes_nothing::<OrderList>(&log, &sizes, from)?;
-        delivered_twice_changes_nothing::<OrderDetails>(&log, &sizes, from)?;
-        delivered_twice_changes_nothing::<CustomerTotals>(&log, &sizes, from)?;
-        delivered_twice_changes_nothing::<EventIndex>(&log, &sizes, from)?;
+        each_read_model!(M => delivered_twice_changes_nothing::<M>(&log, &sizes, from)?);
     }
 
     #[test]
     fn rebuilt_is_live(log in log(), sizes in batch_sizes()) {
-        rebuilt_equals_live::<OrderList>(&log, &sizes)?;
-        rebuilt_equals_live::<OrderDetails>(&log, &sizes)?;
-        rebuilt_equals_live::<CustomerTotals>(&log, &sizes)?;
-        rebuilt_equals_live::<EventIndex>(&log, &sizes)?;
+        each_read_model!(M => rebuilt_equals_live::<M>(&log, &sizes)?);
     }
 
     #[test]
@@ -179,17 +175,53 @@ fn batch_sizes() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(1..12_usize, 1..6)
 }
 
-/// A log of several orders whose commands come mixed: likely ones, and anything else. What the rules refuse does not
+/// What is asked for next.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Of an order; what is likely where nothing else is said.
+    Order(u8, Option<Command>),
+    /// Of the stock item of an article.
+    Stock(Sku, stock::Command),
+}
+
+/// A log of several orders and stock items whose commands come mixed: likely ones, and anything else. What the rules refuse does not
 /// happen.
 fn log() -> impl Strategy<Value = Log> {
-    let command = prop_oneof![Just(None), command().prop_map(Some)];
-    prop::collection::vec((0..ORDERS, command), 0..60).prop_map(|steps| {
+    let of_order = prop_oneof![Just(None), command().prop_map(Some)];
+    let of_order = (0..ORDERS, of_order).prop_map(|(number, command)| Step::Order(number, command));
+    let step = prop_oneof![4 => of_order, 1 => stock_command()];
+    prop::collection::vec(step, 0..75).prop_map(|steps| {
         let mut log = Log::default();
-        for (number, command) in steps {
-            let command = command.unwrap_or_else(|| likely(number, &log.state(number)));
-            let _refused_or_not = log.record(number, command);
+        for step in steps {
+            match step {
+                Step::Order(number, command) => {
+                    let command = command.unwrap_or_else(|| likely(number, &log.state(number)));
+                    let _refused_or_not = log.record(number, command);
+                }
+                Step::Stock(sku, command) => {
+                    let _refused_or_not = log.record_stock(&sku, command);
+                }
+            }
         }
         log
+    })
+}
+
+fn stock_command() -> impl Strategy<Value = Step> {
+    let sku = prop::sample::select(vec!["CUP", "POT"]).prop_map(text::<Sku>);
+    sku.prop_flat_map(|sku| {
+        let order = || (0..ORDERS).prop_map(order_id);
+        let quantity = || 1..4_u32;
+        let some = || prop::option::of(quantity());
+        let command = prop_oneof![
+            2 => Just(stock::Command::Register { sku: sku.clone() }),
+            2 => (5..9_u32).prop_map(|quantity| stock::Command::Receive { quantity, reference: None }),
+            2 => (order(), quantity()).prop_map(|(order_id, quantity)| stock::Command::Reserve { order_id, quantity }),
+            1 => (order(), some()).prop_map(|(order_id, quantity)| stock::Command::Release { order_id, quantity, reason: None }),
+            1 => (order(), some()).prop_map(|(order_id, quantity)| stock::Command::Dispatch { order_id, quantity }),
+            1 => (1..3_i64).prop_map(|change| stock::Command::Adjust { change, reason: text("counted") }),
+        ];
+        command.prop_map(move |command| Step::Stock(sku.clone(), command))
     })
 }
 
@@ -273,9 +305,8 @@ fn the_histories_that_are_drawn_have_every_event() {
             .current();
         seen.extend(log.events.into_iter().map(|event| event.event_type));
     }
-    let every: std::collections::BTreeSet<_> = order::Event::SCHEMAS
-        .iter()
-        .map(|(event_type, _)| (*event_type).to_owned())
-        .collect();
+    let schemas = order::Event::SCHEMAS.iter().chain(stock::Event::SCHEMAS);
+    let every: std::collections::BTreeSet<_> =
+        schemas.map(|(event_type, _)| (*event_type).to_owned()).collect();
     assert_eq!(seen, every);
 }

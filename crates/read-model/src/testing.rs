@@ -1,11 +1,14 @@
 //! Histories for tests: what the domain decides when it is asked, recorded like the log records it.
 
+use std::collections::BTreeMap;
+
 use daybook_domain::address::Address;
 use daybook_domain::aggregate::Aggregate as _;
 use daybook_domain::event::Event as _;
-use daybook_domain::ids::OrderId;
+use daybook_domain::ids::{OrderId, Sku, StockItemId};
 use daybook_domain::money::Money;
 use daybook_domain::order::{Command, LineQuantity, NewLine, State};
+use daybook_domain::stock;
 use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
@@ -93,10 +96,11 @@ pub(crate) fn deliver(shipment_id: &str) -> Command {
     }
 }
 
-/// Several orders, and the log that their commands lead to.
+/// Several orders and stock items, and the log that their commands lead to.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Log {
-    orders: std::collections::BTreeMap<u8, (State, u64)>,
+    orders: BTreeMap<u8, (State, u64)>,
+    items: BTreeMap<Sku, (stock::State, u64)>,
     pub(crate) events: Vec<Event>,
 }
 
@@ -121,21 +125,36 @@ impl Log {
         for body in state.decide(command)? {
             *state = std::mem::take(state).evolve(&body);
             *version += 1;
-            let occurred_at = START + Duration::minutes(self.events.len() as i64);
-            self.events.push(Event {
-                partition: 0,
-                // Positions of other aggregates come between.
-                position: 10 * (self.events.len() as u64 + 1),
-                tenant_id: TENANT,
-                stream_id: order_id(number).to_string(),
-                stream_version: *version,
-                event_id: Uuid::nil(),
-                event_type: body.event_type().to_owned(),
-                recorded_at: occurred_at,
-                occurred_at,
-                metadata: "{}".into(),
-                body: Ok(Body::Order(body)),
-            });
+            let stream_id = order_id(number).to_string();
+            push(
+                &mut self.events,
+                stream_id,
+                *version,
+                body.event_type(),
+                Body::Order(body),
+            );
+        }
+        Ok(())
+    }
+
+    /// Asks the stock item of an article, and records what it decides.
+    pub(crate) fn record_stock(
+        &mut self,
+        sku: &Sku,
+        command: stock::Command,
+    ) -> Result<(), stock::Rejection> {
+        let (state, version) = self.items.entry(sku.clone()).or_default();
+        for body in state.decide(command)? {
+            *state = std::mem::take(state).evolve(&body);
+            *version += 1;
+            let stream_id = StockItemId::of(sku).to_string();
+            push(
+                &mut self.events,
+                stream_id,
+                *version,
+                body.event_type(),
+                Body::Stock(body),
+            );
         }
         Ok(())
     }
@@ -166,4 +185,23 @@ impl Log {
         .expect("the domain's events can be folded")
         .expect("the order was placed")
     }
+}
+
+/// Records an event behind those that there are.
+fn push(events: &mut Vec<Event>, stream_id: String, stream_version: u64, event_type: &str, body: Body) {
+    let occurred_at = START + Duration::minutes(events.len() as i64);
+    events.push(Event {
+        partition: 0,
+        // Positions of other aggregates come between.
+        position: 10 * (events.len() as u64 + 1),
+        tenant_id: TENANT,
+        stream_id,
+        stream_version,
+        event_id: Uuid::nil(),
+        event_type: event_type.to_owned(),
+        recorded_at: occurred_at,
+        occurred_at,
+        metadata: "{}".into(),
+        body: Ok(body),
+    });
 }

@@ -83,6 +83,7 @@ pub struct Context {
     id: RequestId,
     traceparent: Option<String>,
     deadline: Option<Instant>,
+    latest: OnceCell<Instant>,
     route: OnceCell<MatchedPath>,
     identity: OnceCell<Identity>,
     claim: OnceCell<Arc<Claim>>,
@@ -97,6 +98,7 @@ impl Context {
             id: RequestId::accept_or_make(headers),
             traceparent: telemetry::traceparent_from(headers),
             deadline: grpc_timeout(headers).map(|timeout| Instant::now() + timeout),
+            latest: OnceCell::new(),
             route: OnceCell::new(),
             identity: OnceCell::new(),
             claim: OnceCell::new(),
@@ -126,6 +128,28 @@ impl Context {
 #[must_use]
 pub fn deadline() -> Option<Instant> {
     CURRENT.try_with(Context::deadline).ok().flatten()
+}
+
+/// When the current request is answered at the latest: its caller stops waiting, or the server's own limit is reached. What is asked
+/// of a database for it should have ended by then.
+#[must_use]
+pub fn answer_by() -> Option<Instant> {
+    let answer_by = CURRENT.try_with(|current| {
+        current
+            .latest
+            .get()
+            .copied()
+            .into_iter()
+            .chain(current.deadline)
+            .min()
+    });
+    answer_by.ok().flatten()
+}
+
+/// Notes when the server's own limit for the current request is reached.
+pub(crate) fn set_latest(latest: Instant) {
+    // Outside of a request there is nothing to note it for.
+    let _ = CURRENT.try_with(|current| current.latest.set(latest));
 }
 
 /// Keeps a request counted among those under way until it is dropped.

@@ -343,13 +343,13 @@ impl Marks {
         Progress {
             position,
             is_of_lost_history: mark.is_some_and(|mark| !self.is_of_log(partition, mark)),
-            lag_ms: late_since.map_or(0, |since| millis(now.duration_since(since))),
+            lag_ms: lag_ms(late_since, now),
             epoch: self.epoch(partition),
         }
     }
 
-    /// How far the log has come: an answer that is read from it after this has that.
-    pub(super) fn log_progress(&self, partition: i32) -> Progress {
+    /// How far the log has come: an answer that is read from it after this has that. It is late where the log was superseded.
+    pub(super) fn log_progress(&self, partition: i32, now: Instant) -> Progress {
         let position = self
             .heads
             .get(&partition)
@@ -357,15 +357,18 @@ impl Marks {
         Progress {
             position,
             is_of_lost_history: false,
-            lag_ms: 0,
+            lag_ms: lag_ms(self.superseded_since(partition, now), now),
             epoch: self.epoch(partition),
         }
     }
 }
 
-/// Whole milliseconds, at least one: "0" is said only when nothing is missing.
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+/// How late what is late since then is, in whole milliseconds, at least one: "0" is said only when nothing is missing.
+fn lag_ms(late_since: Option<Instant>, now: Instant) -> u64 {
+    late_since.map_or(0, |since| {
+        let lag = now.duration_since(since).as_millis();
+        u64::try_from(lag).unwrap_or(u64::MAX).max(1)
+    })
 }
 
 #[cfg(test)]
@@ -474,7 +477,7 @@ mod tests {
         assert_eq!(marks.position(MODEL, 0), 0);
         assert!(progress(&marks, start).is_of_lost_history);
         assert_eq!(marks.epoch(0).map(|epoch| epoch.generation), Some(RESTORED));
-        assert_eq!(marks.log_progress(0).position, 5);
+        assert_eq!(marks.log_progress(0, start).position, 5);
     }
 
     #[test]
@@ -632,10 +635,15 @@ mod tests {
     fn an_answer_from_a_log_that_was_superseded_is_late_until_the_log_is_another_or_nobody_tells_it() {
         let (mut marks, start) = (Marks::default(), Instant::now());
         let epoch = |number, generation| EpochId { number, generation };
+        // Of a read model, and of what is read from the log itself.
+        let lags = |marks: &Marks, now| {
+            let of_log = marks.log_progress(0, now).lag_ms;
+            (marks.unready(now), progress(marks, now).lag_ms, of_log)
+        };
         head(&mut marks, start, LOG, 7);
         applied(&mut marks, start, 7);
         assert!(!marks.note_told(start, 0, epoch(1, LOG)));
-        assert_eq!((marks.unready(start), progress(&marks, start).lag_ms), (None, 0));
+        assert_eq!(lags(&marks, start), (None, 0, 0));
 
         assert!(marks.note_told(start, 0, epoch(2, RESTORED)));
         assert!(
@@ -644,15 +652,12 @@ mod tests {
         );
         assert!(!marks.note_told(start + QUARTER, 0, epoch(1, LOG)));
         let now = start + 2 * QUARTER;
-        assert_eq!((marks.unready(now), progress(&marks, now).lag_ms), (Some(0), 500));
+        assert_eq!(lags(&marks, now), (Some(0), 500, 500));
 
         let mut silent = marks.clone();
         let later = now + LATER_EPOCH_MAX;
         applied(&mut silent, later, 7);
-        assert_eq!(
-            (silent.unready(later), progress(&silent, later).lag_ms),
-            (None, 0)
-        );
+        assert_eq!(lags(&silent, later), (None, 0, 0));
 
         let epochs = [(1, LOG, 1), (2, RESTORED, 8)].map(|(number, generation, from_position)| Epoch {
             number,
@@ -670,7 +675,7 @@ mod tests {
             is_standby: false,
         };
         marks.note_head(now, 0, head, Some(Lineage::from_iter(epochs)));
-        assert_eq!((marks.unready(now), progress(&marks, now).lag_ms), (None, 0));
+        assert_eq!(lags(&marks, now), (None, 0, 0));
     }
 
     #[test]

@@ -58,6 +58,9 @@ impl IntoResponses for TicketRefusals {
 
 /// A ticket for one stream, for those who cannot send a key: a browser's `EventSource`. It needs the scope that the stream needs,
 /// and stands for the key that asks for it, as that is when the ticket is used.
+///
+/// An `EventSource` whose `readyState` has become `CLOSED` was refused, and does not connect again: open another one with the same
+/// ticket and `last_event_id`, or with a new ticket where the stream may begin anew.
 #[utoipa::path(
     post,
     path = "/v1/stream-tickets",

@@ -42,7 +42,8 @@ impl Reads {
     /// of such aggregates.
     ///
     /// # Errors
-    /// `PAYLOAD_TOO_LARGE` when the history is too long, or the documents or what changed are too large.
+    /// `PAYLOAD_TOO_LARGE` when the history is too long, or the documents or what changed are too large; `READ_MODEL_BEHIND` when
+    /// it has an event that this program does not know.
     pub(super) async fn changes(
         &self,
         caller: &Principal,

@@ -61,7 +61,7 @@ impl Reads {
         let Some(newest) = found.events.last() else {
             return Err(ApiError::not_found("correlation", correlation_id));
         };
-        staleness.position = staleness.position.max(newest.position);
+        staleness.include(newest.position);
         Ok(Answer {
             data: Correlation {
                 correlation_id,

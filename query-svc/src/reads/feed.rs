@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::history::HistoryEvent;
 use super::{Answer, LIST_TIMEOUT, Page, Place, Reads, page};
 use crate::cursor::Question;
-use crate::freshness::Demand;
+use crate::freshness::{Demand, Staleness};
 
 /// How many bytes of payload and metadata an answer has before its last event. With that one, the largest, and all that is around
 /// them it is less than the 4 MiB that gRPC clients take.
@@ -50,7 +50,8 @@ impl Reads {
     ///
     /// # Errors
     /// `INVALID_CURSOR` when the cursor is not from this very list, `POSITION_UNKNOWN` when the log no longer has the event that it
-    /// stands for, and what demanding freshness can end in.
+    /// stands for, `READ_MODEL_BEHIND` when the index is still of a history that is gone and none of the page is left, and what
+    /// demanding freshness can end in.
     pub async fn feed(
         &self,
         caller: &Principal,
@@ -83,10 +84,12 @@ impl Reads {
                 })
             })
             .await?;
-        // Rows and checkpoint commit together, so the newest of the rows is included, and all before it.
         let newest = rows.iter().map(|row| row.position).max();
-        staleness.position = staleness.position.max(newest.unwrap_or(0));
+        staleness.include(newest.unwrap_or(0));
         let found = self.recorded(caller, places(&rows), ANSWER_BYTES_MAX).await?;
+        if found.is_empty() && !rows.is_empty() {
+            return Err(self.is_behind(caller, &staleness));
+        }
         let is_cut = is_cut(&found, &rows);
         let cursor_after = |last: &RecordedEvent| {
             let place = Place::new(last.position, last);
@@ -176,6 +179,14 @@ impl Reads {
             false => events.last().map(|last| last.position + 1),
         };
         Ok(until.map(|until| Stretch { events, until }))
+    }
+
+    /// An answer with this staleness, seen from the log as it is now.
+    fn is_behind(&self, caller: &Principal, staleness: &Staleness) -> ApiError {
+        let log = self.0.freshness.of_log(caller.tenant_partition);
+        let log = Staleness::new(log, self.tokens(caller));
+        let token = |staleness: &Staleness| staleness.token().unwrap_or_default();
+        ApiError::read_model_behind(token(staleness), token(&log))
     }
 
     /// Those of the caller's events that the log still has, in the order in which they are given, and as many as fit an answer.

@@ -53,8 +53,8 @@ impl Reads {
     ///
     /// # Errors
     /// `RESOURCE_NOT_FOUND` when the caller's tenant has no such order, or had none then, or the order has not got to
-    /// that version; `PAYLOAD_TOO_LARGE` when its history is too long to be folded that far; and what demanding freshness can
-    /// end in.
+    /// that version; `PAYLOAD_TOO_LARGE` when its history is too long to be folded that far; `READ_MODEL_BEHIND` when it has an
+    /// event that this program does not know; and what demanding freshness can end in.
     pub async fn order_as_of(
         &self,
         caller: &Principal,
@@ -127,6 +127,7 @@ impl AsOf {
 mod tests {
     use super::*;
     use daybook_domain::order::Status;
+    use daybook_service::Code;
     use time::macros::datetime;
     use uuid::Uuid;
 
@@ -202,6 +203,28 @@ mod tests {
             status(AsOf::Time(datetime!(2034-05-01 13:00 UTC))),
             Some(Status::Confirmed)
         );
+    }
+
+    #[test]
+    fn an_event_that_this_program_does_not_know_is_named() {
+        let [placed, _] = history();
+        let newer = RecordedEvent {
+            schema_version: 9,
+            ..placed.clone()
+        };
+        let imagined = RecordedEvent {
+            event_type: "order.imagined".to_owned(),
+            ..placed
+        };
+        for (unknown, what) in [
+            (newer, "order.placed in schema version 9"),
+            (imagined, "order.imagined in schema version 2"),
+        ] {
+            let refused = AsOf::Version(1).fold(&key(), &mut None, &unknown);
+            let refused = ApiError::from(refused.expect_err("nobody knows it"));
+            assert_eq!(refused.code(), &Code::ReadModelBehind);
+            assert_eq!(refused.message(), format!("this program does not know {what}"));
+        }
     }
 
     #[test]

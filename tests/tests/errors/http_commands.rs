@@ -2,7 +2,6 @@
 //! held to this without anyone thinking of it.
 
 use anyhow::{Context as _, ensure};
-use daybook_service::identity::Scope;
 use daybook_tests::client::Answer;
 use daybook_tests::log;
 use daybook_tests::orders::new_order_id;
@@ -13,42 +12,20 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// A command, as the description has it.
-struct Described {
-    /// An address of its own.
-    path: String,
-    scope: Scope,
-}
+use crate::described::{Described, described};
 
+/// Every command, at an address of its own.
 async fn commands(rest: &Rest) -> anyhow::Result<Vec<Described>> {
     let description = rest.send(Method::GET, "/openapi.json", &[], "").await?;
-    ensure!(description.status == 200, "{description:?}");
-    let description = description.json();
-    let paths = description["paths"].as_object().context("it has paths")?;
-    ensure!(
-        paths.len() >= 20,
-        "the contract has shrunk to {} commands",
-        paths.len()
-    );
     // What a command is conditional on, batches and imports are not: a version of an aggregate.
-    let is_command = |item: &Value| item.pointer("/post/responses/412").is_some();
-    let described = |(path, item): (&String, &Value)| {
-        let scope = item.pointer("/post/security/0/api_key/0").and_then(Value::as_str);
-        let id = path.find('{').zip(path.find('}'));
-        Some(Described {
-            path: match id {
-                Some((begin, end)) => format!("{}{}{}", &path[..begin], new_order_id(), &path[end + 1..]),
-                None => path.clone(),
-            },
-            scope: Scope::by_name(scope?)?,
-        })
-    };
-    let commands = paths
-        .iter()
-        .filter(|(_, item)| is_command(item))
-        .map(described)
-        .collect::<Option<_>>();
-    commands.context("every command names its scope")
+    let is_command = |operation: &Value| operation.pointer("/responses/412").is_some();
+    let mut commands = described(&description, "post", is_command, 20)?;
+    for Described { path, .. } in &mut commands {
+        if let Some((begin, end)) = path.find('{').zip(path.find('}')) {
+            path.replace_range(begin..=end, &new_order_id());
+        }
+    }
+    Ok(commands)
 }
 
 fn refused(answer: &Answer, status: u16, code: &str) -> anyhow::Result<Value> {

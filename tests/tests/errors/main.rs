@@ -3,6 +3,7 @@
 mod both_transports;
 mod commands;
 mod deprecated;
+mod described;
 mod every_method;
 mod http;
 mod http_commands;

@@ -1,6 +1,9 @@
 //! What tenants share: the slow reads of one, or of several, take nothing from the others that they need.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, ensure};
+use daybook_proto::stock::v1::ListStockItemsRequest;
 use daybook_tests::client::Caller;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::stack::{Role, Stack};
@@ -10,6 +13,12 @@ use tokio::task::JoinSet;
 
 /// How many connections the query service has for what tenants share.
 const CONNECTIONS: &str = "4";
+
+/// How long a caller waits who is in a hurry.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long the query service lets a statement run that nobody else ends.
+const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1_900);
 
 /// The whole system, with few connections for reads.
 async fn stack() -> anyhow::Result<Stack> {
@@ -146,6 +155,45 @@ async fn a_list_that_takes_too_long_is_ended_by_the_server_and_keeps_its_connect
     ensure!(answer.json()["code"] == "DEADLINE_EXCEEDED", "{}", answer.json());
     let now = sessions_of_reads(&stack.superuser).await?;
     ensure!(now == sessions, "{sessions:?} became {now:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_list_is_ended_by_the_server_when_its_caller_stops_waiting_and_keeps_its_connection()
+-> anyhow::Result<()> {
+    let mut stack = stack().await?;
+    let caller = stack.caller()?;
+    caller.get("/v1/stock-items").await?;
+    let sessions = sessions_of_reads(&stack.superuser).await?;
+    let holder = hold_lists(&stack.superuser).await?;
+    let mut hurried = tonic::Request::new(ListStockItemsRequest::default());
+    hurried.set_timeout(PATIENCE);
+    let asked_at = Instant::now();
+    let refused = caller.stock_queries().list_stock_items(hurried).await;
+    ensure!(refused.is_err(), "the list was read");
+    reads_end(&stack.superuser, asked_at).await?;
+    holder.rollback().await?;
+    ensure!(caller.get("/v1/stock-items").await?.status == 200);
+    let now = sessions_of_reads(&stack.superuser).await?;
+    ensure!(now == sessions, "{sessions:?} became {now:?}");
+
+    // The service's own limit is a caller's, too.
+    let limit = format!("{}ms", PATIENCE.as_millis());
+    let settings = [("DAYBOOK_REQUEST_TIMEOUT", limit.as_str())];
+    stack.query = stack.servers.run(Role::Query, &settings).await?;
+    let caller = stack.caller()?;
+    let _holder = hold_lists(&stack.superuser).await?;
+    let asked_at = Instant::now();
+    let answer = caller.get("/v1/stock-items").await?;
+    ensure!(answer.status == 504, "{}", answer.json());
+    reads_end(&stack.superuser, asked_at).await
+}
+
+/// Waits until no read waits for the lock, which is before the server ends what takes longer than any read may.
+async fn reads_end(superuser: &PgPool, asked_at: Instant) -> anyhow::Result<()> {
+    reads_wait(superuser, 0).await?;
+    let taken = asked_at.elapsed();
+    ensure!(taken < STATEMENT_TIMEOUT, "the read went on for {taken:?}");
     Ok(())
 }
 

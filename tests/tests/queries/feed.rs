@@ -45,7 +45,7 @@ fn recorded(
 }
 
 /// Appends commands that no service has decided.
-async fn append(stack: &Stack, commands: &[NewCommand]) -> anyhow::Result<()> {
+pub(crate) async fn append(stack: &Stack, commands: &[NewCommand]) -> anyhow::Result<()> {
     let pool = stack.servers.database.pool("daybook_command").await?;
     let mut connection = pool.acquire().await?;
     for commands in commands.chunks(500) {
@@ -552,5 +552,38 @@ async fn of_a_request_that_caused_more_than_a_thousand_events_the_oldest_are_sho
     let truncated = tree().await?;
     assert_eq!(truncated["nodes"], whole["nodes"]);
     assert_eq!(truncated["truncated"], true);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_feed_shows_nothing_of_a_history_that_is_gone_and_no_position_of_it() -> anyhow::Result<()> {
+    let mut stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    for _ in 0..3 {
+        caller.place(&new_order_id(), "customer-1").await?;
+    }
+    check::caught_up(&stack.superuser).await?;
+    stack.projector.service.stop().await?;
+    log::set_back(&stack.superuser, 1).await?;
+    wait::until(
+        "the query service knows that the index is of a lost history",
+        async || {
+            let orders = caller.get("/v1/orders").await?;
+            Ok(orders.header("daybook-position") == "0")
+        },
+    )
+    .await?;
+    let newest_first = caller.get("/v1/events?sort=-position").await?;
+    ensure!(newest_first.status == 200, "{}", newest_first.json());
+    ensure!(newest_first.json()["data"].as_array().map(Vec::len) == Some(1));
+    ensure!(newest_first.header("daybook-position") == "0", "{newest_first:?}");
+    let gone = caller.get("/v1/events?sort=-position&limit=1").await?;
+    let problem = gone.json();
+    ensure!(
+        gone.status == 503
+            && problem["code"] == "READ_MODEL_BEHIND"
+            && problem["wanted_position"].is_string(),
+        "{problem}"
+    );
     Ok(())
 }

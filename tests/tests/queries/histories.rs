@@ -1,6 +1,6 @@
 //! Histories: complete, in order, byte for byte.
 
-use daybook_event_store::RecordedEvent;
+use daybook_event_store::{NewEvent, RecordedEvent};
 use daybook_proto::history::v1::{self, ListStreamEventsRequest};
 use daybook_tests::client::Caller;
 use daybook_tests::orders::new_order_id;
@@ -9,6 +9,8 @@ use daybook_tests::stack::Stack;
 use daybook_tests::{command, log};
 use serde_json::Value;
 use serde_json::value::RawValue;
+
+use crate::feed::append;
 
 /// How many events the order has: several pages, the last one not full.
 const EVENTS: usize = 17;
@@ -256,5 +258,50 @@ async fn the_changes_of_a_history_lead_from_each_document_to_the_next() -> anyho
     }
     let plain = caller.get(&format!("/v1/orders/{id}/events")).await?.json();
     assert!(plain["data"][0].get("changes").is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_event_of_a_newer_program_changed_is_refused_by_its_name_and_the_event_is_shown()
+-> anyhow::Result<()> {
+    let stack = Stack::start().await?;
+    let caller = stack.caller()?;
+    for (event_type, schema_version) in [("order.imagined", 1), ("order.placed", 9)] {
+        let event = NewEvent {
+            event_type,
+            schema_version,
+            ..log::event("{}".to_owned())
+        };
+        let id = new_order_id();
+        append(
+            &stack,
+            &[log::command(caller.tenant.tenant_id, &id, None, vec![event])],
+        )
+        .await?;
+        let path = format!("/v1/orders/{id}");
+        let history = caller.get(&format!("{path}/events")).await?;
+        assert_eq!(history.json()["data"][0]["event_type"], event_type);
+        for path in [format!("{path}/events?diff=true"), format!("{path}?as_of=1")] {
+            let refused = caller.get(&path).await?;
+            let problem = refused.json();
+            assert_eq!(
+                (refused.status, &problem["code"]),
+                (503, &"READ_MODEL_BEHIND".into()),
+                "{path}"
+            );
+            assert_eq!(problem["event_type"], event_type, "{problem}");
+            assert_eq!(problem["schema_version"], schema_version, "{problem}");
+        }
+        let request = ListStreamEventsRequest {
+            stream_id: id,
+            diff: true,
+            ..Default::default()
+        };
+        let refused = caller.histories().list_stream_events(request).await;
+        assert_eq!(
+            code(&refused.expect_err("nobody knows the event")),
+            "READ_MODEL_BEHIND"
+        );
+    }
     Ok(())
 }

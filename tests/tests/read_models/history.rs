@@ -96,3 +96,14 @@ pub(crate) fn history(tenant_id: Uuid, numbers: std::ops::Range<u32>) -> Vec<Eve
         .flatten()
         .collect()
 }
+
+/// The same, with a stock item beside each order.
+pub(crate) fn whole_history(tenant_id: Uuid, numbers: std::ops::Range<u32>) -> Vec<Event> {
+    let items = numbers.clone().map(|number| Event {
+        position: u64::from(number) * 10 + 5,
+        ..registered(tenant_id, &format!("ART-{number}"))
+    });
+    let mut events: Vec<_> = history(tenant_id, numbers).into_iter().chain(items).collect();
+    events.sort_by_key(|event| event.position);
+    events
+}

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 
 use daybook_read_model::{
-    CustomerTotals, EventIndex, Generation, OrderDetails, OrderList, ReadModel, customer_totals, statements,
+    CustomerTotals, Generation, OrderDetails, OrderList, ReadModel, customer_totals, each_read_model,
+    statements,
 };
 use sqlx::Executor as _;
 
-use super::history::{OTHER_TENANT, TENANT, confirmed, history, placed};
+use super::history::{OTHER_TENANT, TENANT, confirmed, history, placed, whole_history};
 use super::{Database, fold_all, loaded, refs};
 
 async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
-    let events = history(TENANT, 0..9);
+    let events = whole_history(TENANT, 0..9);
     let rows = database.project::<M>(&events).await;
     let keys: Vec<_> = rows.iter().map(M::key).collect();
     let expected: HashMap<_, _> = rows.into_iter().map(|row| (M::key(&row), row)).collect();
@@ -20,7 +21,7 @@ async fn what_is_stored_is_loaded<M: ReadModel>(database: &mut Database) {
 }
 
 async fn inserted_is_stored<M: ReadModel>(database: &mut Database) {
-    let rows = fold_all::<M>(&history(OTHER_TENANT, 20..40));
+    let rows = fold_all::<M>(&whole_history(OTHER_TENANT, 20..40));
     M::insert(&mut database.projector, Generation::FIRST, &refs(&rows), None)
         .await
         .expect("the rows are new");
@@ -73,19 +74,13 @@ async fn orders_are_loaded_up_to_a_number_of_bytes_but_one_at_least() {
 #[tokio::test]
 async fn rows_are_stored_and_loaded() {
     let mut database = Database::create().await;
-    what_is_stored_is_loaded::<OrderList>(&mut database).await;
-    what_is_stored_is_loaded::<OrderDetails>(&mut database).await;
-    what_is_stored_is_loaded::<CustomerTotals>(&mut database).await;
-    what_is_stored_is_loaded::<EventIndex>(&mut database).await;
+    each_read_model!(M => what_is_stored_is_loaded::<M>(&mut database).await);
 }
 
 #[tokio::test]
 async fn new_rows_are_inserted_once() {
     let mut database = Database::create().await;
-    inserted_is_stored::<OrderList>(&mut database).await;
-    inserted_is_stored::<OrderDetails>(&mut database).await;
-    inserted_is_stored::<CustomerTotals>(&mut database).await;
-    inserted_is_stored::<EventIndex>(&mut database).await;
+    each_read_model!(M => inserted_is_stored::<M>(&mut database).await);
 }
 
 #[tokio::test]

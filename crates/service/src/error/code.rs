@@ -174,7 +174,9 @@ codes! {
         name: "READ_MODEL_BEHIND", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,
         title: "The read model has not got that far",
         explanation: "The read demanded a position (`wanted_position`) that the read model, at `position`, \
-            did not reach within the wait. Both are consistency tokens. It is never answered with something older.",
+            did not reach within the wait. Both are consistency tokens. It is never answered with something older. Or the \
+            history has an event (`event_type`, `schema_version`) that was recorded by a newer program than this one, \
+            which cannot tell what it changed.",
     }
     Overloaded {
         name: "OVERLOADED", grpc: Unavailable, http: SERVICE_UNAVAILABLE, retry: Later,

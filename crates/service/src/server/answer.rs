@@ -197,7 +197,8 @@ async fn guarded(
     started: Instant,
 ) -> Result<Response<Body>, ApiError> {
     let latest = started + shared.limits.request_timeout;
-    let deadline = request::deadline().map_or(latest, |deadline| deadline.min(latest));
+    request::set_latest(latest);
+    let deadline = request::answer_by().unwrap_or(latest);
     let span = span(&request);
     let mut handled = pin!(
         AssertUnwindSafe(router.clone().oneshot(request))
