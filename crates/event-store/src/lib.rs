@@ -12,6 +12,7 @@ mod append;
 mod appender;
 mod command;
 mod digest;
+mod document;
 mod event;
 pub mod keys;
 mod lineage;
@@ -28,6 +29,7 @@ pub use appender::{
 };
 pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
 pub use digest::{Digest, digest_of_all};
+pub use document::EventDocument;
 pub use event::{Metadata, RecordedEvent};
 pub use lineage::{Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};
