@@ -1,4 +1,4 @@
-//! Operations that take longer than a request: imports.
+//! Operations that take longer than a request: imports and exports.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -6,12 +6,14 @@
 //! | `input` | how it is cut into chunks |
 //! | `worker` | does what it asks for, a process at a time, and goes on where another one stopped |
 //! | `lease` | the right to do so, and the record of progress |
+//! | `exports` | what a tenant's log holds, as a file |
 //! | `import` | what a line asks for, and the path that it takes |
 //! | `http` | how an operation stands, over HTTP; what went wrong, as JSON and as CSV |
 //! | `store` | the tables, as requests need them |
 
 mod csv;
 mod description;
+pub mod exports;
 mod http;
 mod import;
 mod input;
@@ -85,6 +87,7 @@ pub(crate) type Importers = Arc<[Arc<dyn Import>]>;
 #[derive(Clone)]
 struct Operations {
     store: Store,
+    exports: exports::Store,
     importers: Importers,
     sealing: KeyRing,
     uploads: Shares,
@@ -99,8 +102,10 @@ impl Operations {
     /// The kinds whose operations a caller may see.
     fn kinds(&self, principal: &Principal) -> Vec<String> {
         let importers = self.importers.iter();
-        let allowed = importers.filter(|importer| principal.scopes.contains(importer.scope()));
-        allowed.map(|importer| importer.kind().to_owned()).collect()
+        let kinds = importers.map(|importer| (importer.kind(), importer.scope()));
+        let kinds = kinds.chain([(exports::KIND, Scope::EventsRead)]);
+        let allowed = kinds.filter(|(_, scope)| principal.scopes.contains(*scope));
+        allowed.map(|(kind, _)| kind.to_owned()).collect()
     }
 }
 
@@ -116,12 +121,11 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Declared> {
     let pool = database::connect(url, "daybook-operations", CONNECTIONS).await?;
     let sessions = database::connect_options(url, "daybook-operation", database::STATEMENT_TIMEOUT)?;
-    let kinds = importers
-        .iter()
-        .map(|importer| importer.kind().to_owned())
-        .collect();
+    let kinds = importers.iter().map(|importer| importer.kind());
+    let kinds = kinds.chain([exports::KIND]).map(str::to_owned).collect();
     let operations = Operations {
-        store: Store::new(pool),
+        store: Store::new(pool.clone()),
+        exports: exports::Store::new(pool),
         importers: Arc::clone(&importers),
         sealing,
         uploads: Shares::new(SharesOptions {
@@ -134,6 +138,7 @@ pub(crate) async fn start(
     };
     let worker = Worker {
         store: operations.store.clone(),
+        exports: operations.exports.clone(),
         claims: Claims::new(sessions, kinds),
         importers,
         submitted: Arc::clone(&operations.submitted),
@@ -144,20 +149,26 @@ pub(crate) async fn start(
 }
 
 fn routes(operations: Operations) -> Declared {
-    let needs = Needs::either(Scope::OrdersWrite, Scope::StockWrite);
+    let imports = Needs::any(&[Scope::OrdersWrite, Scope::StockWrite]);
+    let exports = Needs::scope(Scope::EventsRead);
+    let needs = Needs::any(&[Scope::OrdersWrite, Scope::StockWrite, Scope::EventsRead]);
     let router = Router::new()
         .route("/v1/imports", post(upload::upload))
+        .route("/v1/event-exports", post(exports::begin))
         .route("/v1/operations", get(http::list))
         .route("/v1/operations/{operation_id}", get(http::show))
         .route("/v1/operations/{operation_id}/cancel", post(http::cancel))
         .route("/v1/operations/{operation_id}/errors", get(http::errors))
+        .route("/v1/operations/{operation_id}/output", get(exports::output))
         .with_state(operations);
     let declared = [
-        ("/v1/imports", needs.uploading(IMPORT_BYTES_MAX)),
+        ("/v1/imports", imports.uploading(IMPORT_BYTES_MAX)),
+        ("/v1/event-exports", exports),
         ("/v1/operations", needs),
         ("/v1/operations/{operation_id}", needs),
         ("/v1/operations/{operation_id}/cancel", needs),
         ("/v1/operations/{operation_id}/errors", needs),
+        ("/v1/operations/{operation_id}/output", exports),
     ];
     Declared::new(router, declared)
 }

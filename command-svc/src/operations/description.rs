@@ -16,11 +16,11 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use super::http::{ErrorList, OperationAnswer, OperationList};
-use super::{ERRORS_MAX, RETENTION};
+use super::{ERRORS_MAX, RETENTION, exports};
 use crate::http::key_parameter;
 
 /// How the operations are found together.
-const TAG: &str = "operations";
+pub(super) const TAG: &str = "operations";
 
 /// Adds imports and operations.
 pub(crate) fn add_to(api: &mut OpenApi) {
@@ -37,16 +37,17 @@ pub(crate) fn add_to(api: &mut OpenApi) {
     for (path, method, operation) in paths {
         api.paths.add_path_operation(path, vec![method], operation);
     }
+    exports::add_to(api);
     let days = RETENTION.as_secs() / (24 * 60 * 60);
     let what = format!(
-        "What takes longer than a request: imports. An operation is kept for {days} days after it has ended. Scope \
-         `orders:write` for orders, `stock:write` for stock items."
+        "What takes longer than a request: imports and exports. An operation is kept for {days} days after it has ended, and so \
+         is its file. Scope `orders:write` for orders, `stock:write` for stock items, `events:read` for exports."
     );
     let tag = TagBuilder::new().name(TAG).description(Some(what));
     api.tags.get_or_insert_default().push(tag.build());
 }
 
-fn add_schema<T: ToSchema + PartialSchema>(api: &mut OpenApi) {
+pub(super) fn add_schema<T: ToSchema + PartialSchema>(api: &mut OpenApi) {
     let mut schemas = vec![(T::name().into_owned(), T::schema())];
     T::schemas(&mut schemas);
     api.components.get_or_insert_default().schemas.extend(schemas);
@@ -59,6 +60,11 @@ fn begin(id: &str, summary: &str) -> OperationBuilder {
         .summary(Some(summary))
         .security(SecurityRequirement::new(API_KEY, [Scope::OrdersWrite.as_str()]))
         .security(SecurityRequirement::new(API_KEY, [Scope::StockWrite.as_str()]))
+}
+
+/// An operation of any kind.
+fn of_any_kind(id: &str, summary: &str) -> OperationBuilder {
+    begin(id, summary).security(SecurityRequirement::new(API_KEY, [Scope::EventsRead.as_str()]))
 }
 
 fn import() -> Operation {
@@ -94,7 +100,7 @@ fn import() -> Operation {
 }
 
 fn list() -> Operation {
-    begin("listOperations", "Operations, the newest first.")
+    of_any_kind("listOperations", "Operations, the newest first.")
         .parameter(limit())
         .parameter(cursor())
         .responses(ok(of::<OperationList>(), &[Code::InvalidCursor]))
@@ -102,14 +108,14 @@ fn list() -> Operation {
 }
 
 fn show() -> Operation {
-    begin("getOperation", "How an operation stands.")
+    of_any_kind("getOperation", "How an operation stands.")
         .parameter(id())
         .responses(ok(of::<OperationAnswer>(), &[Code::ResourceNotFound]))
         .build()
 }
 
 fn cancel() -> Operation {
-    begin(
+    of_any_kind(
         "cancelOperation",
         "Has an operation end before it is done: what was done stays.",
     )
@@ -133,7 +139,7 @@ fn errors() -> Operation {
     if let Some(utoipa::openapi::RefOr::T(done)) = responses.responses.get_mut("200") {
         done.content.insert("text/csv".to_owned(), csv.into());
     }
-    begin(
+    of_any_kind(
         "listOperationErrors",
         "Why lines of an operation failed, by their numbers.",
     )
@@ -145,7 +151,7 @@ fn errors() -> Operation {
     .build()
 }
 
-fn of<T: ToSchema>() -> Content {
+pub(super) fn of<T: ToSchema>() -> Content {
     ContentBuilder::new()
         .schema(Some(Ref::from_schema_name(T::name())))
         .build()
@@ -155,7 +161,13 @@ fn ok(content: Content, others: &[Code]) -> Responses {
     responses("200", "It is there.", "application/json", content, others)
 }
 
-fn responses(status: &str, what: &str, media_type: &str, content: Content, others: &[Code]) -> Responses {
+pub(super) fn responses(
+    status: &str,
+    what: &str,
+    media_type: &str,
+    content: Content,
+    others: &[Code],
+) -> Responses {
     let done = ResponseBuilder::new()
         .description(what)
         .content(media_type, content);
@@ -165,7 +177,7 @@ fn responses(status: &str, what: &str, media_type: &str, content: Content, other
     responses
 }
 
-fn id() -> Parameter {
+pub(super) fn id() -> Parameter {
     ParameterBuilder::new()
         .name("operation_id")
         .parameter_in(ParameterIn::Path)

@@ -18,6 +18,7 @@ use type_safe_id::{StaticType, TypeSafeId};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::exports::{ExportDocument, Manifest};
 use super::store::{LineError, Question, Row};
 use super::{Operations, csv};
 
@@ -36,7 +37,7 @@ impl StaticType for OperationTag {
 }
 
 /// The id of an operation as callers see it ("op_…").
-fn shown_id(operation: Uuid) -> String {
+pub(super) fn shown_id(operation: Uuid) -> String {
     TypeSafeId::<OperationTag>::from_uuid(operation).to_string()
 }
 
@@ -54,26 +55,28 @@ pub(crate) enum OperationState {
     Succeeded,
     /// It ended before it was done: what was done stays.
     Cancelled,
+    /// It cannot be done: `error` says why.
+    Failed,
 }
 
-/// An operation: an import, and how far it is.
+/// An operation: an import or an export, and how far it is.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct OperationDocument {
     /// The TypeID of the operation.
     #[schema(example = "op_01h455vb4pex5vsknk084sn02q")]
     operation_id: String,
-    /// What is imported: `orders`, `stock-items`.
+    /// What is imported: `orders`, `stock-items`; `event-exports` for an export.
     #[schema(example = "orders")]
     kind: String,
     /// What it is doing.
-    state: OperationState,
-    /// When its input began to arrive.
+    pub(super) state: OperationState,
+    /// When its input began to arrive, or it was asked for.
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
     /// When somebody began to work on it.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    started_at: Option<OffsetDateTime>,
+    pub(super) started_at: Option<OffsetDateTime>,
     /// When it ended.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -81,26 +84,39 @@ pub(crate) struct OperationDocument {
     /// When it will be done, at the rate so far.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    estimated_completion: Option<OffsetDateTime>,
+    pub(super) estimated_completion: Option<OffsetDateTime>,
     /// How far it is.
-    progress: OperationProgress,
+    pub(super) progress: OperationProgress,
+    /// What is exported; of exports alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) export: Option<ExportDocument>,
+    /// What the file is, of an export that has succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) manifest: Option<Manifest>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<daybook_service::openapi::Problem>)]
+    pub(super) error: Option<Value>,
 }
 
-/// How far an operation is. It is recorded about twice a second.
+/// How far an operation is. It is recorded about twice a second. Of an export, lines are events that were written, and bytes are those of
+/// its file; how many there will be is not known before.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct OperationProgress {
     /// Lines that were read and are done, without blank ones.
-    lines_read: i64,
+    pub(super) lines_read: i64,
     /// Lines that the input has, with blank ones.
-    lines_total: i64,
+    pub(super) lines_total: i64,
     /// Lines that were done, now or by an earlier import.
-    succeeded: i64,
+    pub(super) succeeded: i64,
     /// Lines that were refused.
-    failed: i64,
+    pub(super) failed: i64,
     /// Bytes of the input that are done.
-    bytes_done: i64,
+    pub(super) bytes_done: i64,
     /// Bytes that the input has.
-    bytes_total: i64,
+    pub(super) bytes_total: i64,
 }
 
 impl From<Row> for OperationDocument {
@@ -122,6 +138,9 @@ impl From<Row> for OperationDocument {
                 bytes_done,
                 bytes_total: row.input_bytes,
             },
+            export: None,
+            manifest: None,
+            error: None,
         }
     }
 }
@@ -129,6 +148,7 @@ impl From<Row> for OperationDocument {
 fn state(row: &Row) -> OperationState {
     match (row.outcome.as_deref(), row.cancel_requested_at, row.started_at) {
         (Some("SUCCEEDED"), _, _) => OperationState::Succeeded,
+        (Some("FAILED"), _, _) => OperationState::Failed,
         (Some(_), _, _) => OperationState::Cancelled,
         (None, Some(_), _) => OperationState::Cancelling,
         (None, None, Some(_)) => OperationState::Running,
@@ -136,17 +156,28 @@ fn state(row: &Row) -> OperationState {
     }
 }
 
-/// At the rate from its beginning to the last record.
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn estimated_completion(row: &Row) -> Option<OffsetDateTime> {
-    let (started_at, recorded_at) = row.started_at.zip(row.recorded_at)?;
-    let done = row.bytes.filter(|bytes| *bytes > 0)? as f64;
     if state(row) != OperationState::Running {
         return None;
     }
-    let left = row.input_bytes as f64 - done;
+    estimate(
+        row.started_at.zip(row.recorded_at)?,
+        (row.bytes?, row.input_bytes),
+    )
+}
+
+/// At the rate from the beginning to the last record, where there is any.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+pub(super) fn estimate(
+    (started_at, recorded_at): (OffsetDateTime, OffsetDateTime),
+    (done, total): (i64, i64),
+) -> Option<OffsetDateTime> {
+    if done <= 0 {
+        return None;
+    }
     let took = (recorded_at - started_at).as_seconds_f64();
-    recorded_at.checked_add(Duration::seconds_f64(took * left / done))
+    let left = took * (total - done) as f64 / done as f64;
+    recorded_at.checked_add(Duration::seconds_f64(left))
 }
 
 /// An operation.
@@ -269,7 +300,7 @@ impl Operations {
     }
 
     /// The operation that an address names.
-    async fn named(
+    pub(super) async fn named(
         &self,
         extensions: &Extensions,
         id: &str,
@@ -282,14 +313,15 @@ impl Operations {
     }
 }
 
-/// The answer to an import that was taken: 202, and where its operation is.
+/// The answer to an import or export that was taken: 202, and where its operation is.
 pub(super) async fn accepted(
     operations: &Operations,
     principal: &Principal,
     operation: Uuid,
     is_replay: bool,
 ) -> Result<Response, ApiError> {
-    let data = OperationDocument::from(operations.find(principal, operation).await?);
+    let row = operations.find(principal, operation).await?;
+    let data = operations.document(principal, row).await?;
     let location = format!("/v1/operations/{}", data.operation_id);
     let mut response = json(&OperationAnswer { data })?;
     *response.status_mut() = StatusCode::ACCEPTED;
@@ -311,8 +343,9 @@ pub(super) async fn show(
     Path(id): Path<String>,
     extensions: Extensions,
 ) -> Result<Response, ApiError> {
-    let (_, row) = operations.named(&extensions, &id).await?;
-    json(&OperationAnswer { data: row.into() })
+    let (principal, row) = operations.named(&extensions, &id).await?;
+    let data = operations.document(&principal, row).await?;
+    json(&OperationAnswer { data })
 }
 
 /// Has an operation end before it is done. Once it has ended this changes nothing.
@@ -328,7 +361,8 @@ pub(super) async fn cancel(
         .await?;
     operations.submitted.notify_one();
     let row = operations.find(&principal, row.operation_id).await?;
-    json(&OperationAnswer { data: row.into() })
+    let data = operations.document(&principal, row).await?;
+    json(&OperationAnswer { data })
 }
 
 /// Operations, the newest first.
@@ -350,7 +384,7 @@ pub(super) async fn list(
     let mut rows = operations.store.operations(question).await?;
     let next = next_place(&mut rows, limit, |row| row.operation_id.as_bytes().to_vec());
     json(&OperationList {
-        data: rows.into_iter().map(Into::into).collect(),
+        data: operations.documents(&principal, rows).await?,
         pagination: operations.pagination(next.as_deref(), &bound_to),
     })
 }
@@ -454,7 +488,7 @@ fn json(body: &impl Serialize) -> Result<Response, ApiError> {
 }
 
 /// Somebody's own data: nobody else's cache may keep it.
-fn private(headers: &mut HeaderMap) {
+pub(super) fn private(headers: &mut HeaderMap) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(VARY, HeaderValue::from_static("authorization, accept"));
 }

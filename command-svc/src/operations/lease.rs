@@ -101,7 +101,7 @@ impl Claims {
 /// An operation and the session that holds its lock until it ends.
 #[derive(Debug)]
 pub(super) struct Lease {
-    session: PgConnection,
+    pub(super) session: PgConnection,
     pub(super) operation: Claimed,
 }
 

@@ -23,7 +23,7 @@ use super::input::{Chunk, lines};
 use super::lease::{Claimed, Claims, Failed, Lease, Progress, Wanted};
 use super::store::Store;
 use super::turn::{Turn, Turns};
-use super::{ERRORS_MAX, Importers};
+use super::{ERRORS_MAX, Importers, exports};
 use crate::handler::Caller;
 
 /// How many operations one process works on at once.
@@ -47,6 +47,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 /// Works on operations of every tenant.
 pub(super) struct Worker {
     pub(super) store: Store,
+    pub(super) exports: exports::Store,
     pub(super) claims: Claims,
     pub(super) importers: Importers,
     /// Says that there is a new one.
@@ -70,7 +71,7 @@ impl Worker {
             }
             if sweep_at <= Instant::now() {
                 sweep_at = Instant::now() + SWEEP_EVERY;
-                working.spawn(sweep(self.store.clone()));
+                working.spawn(sweep(self.store.clone(), self.exports.clone()));
             }
             self.claim_all(&mut working).await;
         }
@@ -93,6 +94,11 @@ impl Worker {
                 }
             };
             let kind = lease.operation.kind.as_str();
+            if kind == exports::KIND {
+                let (exports, stop) = (self.exports.clone(), self.shutdown.clone());
+                working.spawn(exports::work_and_report(exports, lease, stop));
+                continue;
+            }
             let importer = self.importers.iter().find(|importer| importer.kind() == kind);
             let importer = importer.expect("claims name the kinds that this process knows");
             let (importer, store, stop) = (Arc::clone(importer), self.store.clone(), self.shutdown.clone());
@@ -101,7 +107,14 @@ impl Worker {
     }
 }
 
-async fn sweep(store: Store) {
+async fn sweep(store: Store, exports: exports::Store) {
+    if let Err(error) = exports.sweep().await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cannot delete old files"
+        );
+        return;
+    }
     loop {
         match store.sweep().await {
             Ok(true) => {}

@@ -34,7 +34,9 @@ pub use event::{Metadata, RecordedEvent};
 pub use lineage::{Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};
 pub use queue::{BatchLimits, NotAdmitted};
-pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError, TailPage, TailRange, may_go_on};
+pub use read::{
+    Direction, EventStore, LogHead, NotAppendable, ReadError, TailPage, TailRange, TenantRange, may_go_on,
+};
 
 /// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
 pub fn migrator() -> sqlx::migrate::Migrator {
@@ -68,6 +70,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("read_events", read::READ_EVENTS),
     ("read_log", read::READ_LOG),
     ("read_tail", read::READ_TAIL),
+    ("read_tenant", read::READ_TENANT),
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),
     ("check_append", read::CHECK_APPEND),

@@ -41,7 +41,7 @@ pub(super) enum Callers {
     /// Whoever has a key with this scope.
     With(Scope),
     /// Whoever has a key with one of these scopes. The handler asks which of them the request needs.
-    WithEither(Scope, Scope),
+    WithAny(&'static [Scope]),
 }
 
 impl Callers {
@@ -50,9 +50,14 @@ impl Callers {
         match self {
             Self::Everybody | Self::Known => Ok(()),
             Self::With(scope) => identity.require(scope),
-            Self::WithEither(scope, other) => identity
-                .require(scope)
-                .or_else(|missing| identity.require(other).map_err(|_| missing)),
+            Self::WithAny(scopes) => {
+                let mut asked = scopes.iter().map(|scope| identity.require(*scope));
+                let first = asked.next().unwrap_or_else(|| Err(ApiError::unauthenticated()));
+                first.or_else(|missing| match asked.any(|asked| asked.is_ok()) {
+                    true => Ok(()),
+                    false => Err(missing),
+                })
+            }
         }
     }
 }
@@ -116,9 +121,9 @@ impl Needs {
 
     /// A key with one of these scopes: its handler asks which of them it takes.
     #[must_use]
-    pub const fn either(scope: Scope, other: Scope) -> Self {
+    pub const fn any(scopes: &'static [Scope]) -> Self {
         Self {
-            callers: Callers::WithEither(scope, other),
+            callers: Callers::WithAny(scopes),
             ..Self::nothing()
         }
     }
