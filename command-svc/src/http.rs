@@ -180,7 +180,7 @@ where
 }
 
 /// Reads the message of a command. No body at all is an empty object.
-async fn read_body<R: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<R, ApiError> {
+pub(crate) async fn read_body<R: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<R, ApiError> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(ApiError::unsupported_media_type("bodies are taken uncompressed"));
     }

@@ -1,4 +1,4 @@
-//! Operations that take longer than a request: imports.
+//! Operations that take longer than a request: imports and exports.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -7,6 +7,7 @@
 //! | `worker` | claims operations, and has tenants take turns |
 //! | `lease` | the right to work on one, and the record of progress |
 //! | `lines`, `tally` | does what an import asks for, and goes on where another process stopped |
+//! | `exports` | what a tenant's log holds, as a file |
 //! | `import` | what a line asks for, and the path that it takes |
 //! | `http`, `document` | how an operation stands, over HTTP; what went wrong, as JSON and as CSV |
 //! | `store` | the tables, as requests need them |
@@ -14,6 +15,7 @@
 mod csv;
 mod description;
 mod document;
+mod exports;
 mod http;
 mod import;
 mod input;
@@ -29,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daybook_service::database;
-use daybook_service::identity::{Principal, ScopeSet};
+use daybook_service::identity::Principal;
 use daybook_service::sealing::KeyRing;
 use daybook_service::server::{Declared, Needs};
 use daybook_service::shares::{Shares, SharesOptions};
@@ -81,6 +83,14 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("record_operation_progress", lease::RECORD),
     ("yield_operation", lease::YIELD),
     ("end_operation", lease::END),
+    ("submit_export", exports::store::SUBMIT),
+    ("exports", exports::store::EXPORTS),
+    ("export_bytes", exports::store::BYTES),
+    ("record_output", exports::store::RECORD),
+    ("read_output", exports::store::OUTPUT),
+    ("discard_output", exports::store::DISCARD),
+    ("end_export", exports::store::END),
+    ("sweep_outputs", exports::store::SWEEP),
 ];
 
 /// What imports lines, one for each kind.
@@ -90,6 +100,7 @@ pub(crate) type Importers = Arc<[Arc<dyn Import>]>;
 #[derive(Clone)]
 struct Operations {
     store: Store,
+    exports: exports::Store,
     importers: Importers,
     sealing: KeyRing,
     uploads: Shares,
@@ -106,8 +117,10 @@ impl Operations {
     /// The kinds whose operations a caller may see.
     fn kinds(&self, principal: &Principal) -> Vec<String> {
         let importers = self.importers.iter();
-        let allowed = importers.filter(|importer| principal.scopes.contains(importer.scope()));
-        allowed.map(|importer| importer.kind().to_owned()).collect()
+        let kinds = importers.map(|importer| (importer.kind(), importer.scope()));
+        let kinds = kinds.chain([(exports::KIND, exports::SCOPE)]);
+        let allowed = kinds.filter(|(_, scope)| principal.scopes.contains(*scope));
+        allowed.map(|(kind, _)| kind.to_owned()).collect()
     }
 }
 
@@ -124,12 +137,11 @@ pub(crate) async fn start(
     let url = &config.common.database_url;
     let pool = database::connect(url, "daybook-operations", CONNECTIONS).await?;
     let sessions = database::connect_options(url, "daybook-operation", database::STATEMENT_TIMEOUT)?;
-    let kinds = importers
-        .iter()
-        .map(|importer| importer.kind().to_owned())
-        .collect();
+    let kinds = importers.iter().map(|importer| importer.kind());
+    let kinds = kinds.chain([exports::KIND]).map(str::to_owned).collect();
     let operations = Operations {
-        store: Store::new(pool),
+        store: Store::new(pool.clone()),
+        exports: exports::Store::new(pool),
         importers: Arc::clone(&importers),
         sealing,
         uploads: Shares::new(SharesOptions {
@@ -143,6 +155,7 @@ pub(crate) async fn start(
     };
     let worker = Worker {
         store: operations.store.clone(),
+        exports: operations.exports.clone(),
         claims: Claims::new(sessions, kinds),
         importers,
         authenticator: start.authenticator(),
@@ -150,19 +163,22 @@ pub(crate) async fn start(
         shutdown: start.shutdown.clone(),
     };
     start.tasks.spawn("operations", worker.run());
-    let sweep = worker::sweep(operations.store.clone());
+    let sweep = worker::sweep(operations.store.clone(), operations.exports.clone());
     start.tasks.spawn_companion("sweep of operations", sweep);
     Ok(routes(&operations))
 }
 
-/// Whoever may import something is let in; which operations that is good for the handlers ask.
+/// Whoever may import something or export events is let in; which operations that is good for the handlers ask.
 fn routes(operations: &Operations) -> Declared {
-    let scopes = operations.importers.iter().map(|importer| importer.scope());
-    let needs = Needs::any_of(scopes.collect::<ScopeSet>());
+    let importers = operations.importers.iter().map(|importer| importer.scope());
+    let imports = Needs::any_of(importers.clone().collect());
+    let any_kind = Needs::any_of(importers.chain([exports::SCOPE]).collect());
     let declared = |routes: OpenApiRouter<Operations>, needs: Needs| {
         let (router, api) = routes.split_for_parts();
         let paths = api.paths.paths.into_keys().map(|path| (path, needs));
         Declared::new(router.with_state(operations.clone()), paths)
     };
-    declared(uploads(), needs.uploading(IMPORT_BYTES_MAX)).merge(declared(reads(), needs))
+    declared(uploads(), imports.uploading(IMPORT_BYTES_MAX))
+        .merge(declared(reads(), any_kind))
+        .merge(declared(exports::routes(), Needs::scope(exports::SCOPE)))
 }

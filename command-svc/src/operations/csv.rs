@@ -1,4 +1,4 @@
-//! Errors of an operation as CSV (RFC 4180), for people and their spreadsheets.
+//! CSV (RFC 4180) for people and their spreadsheets: of any rows, and of the errors of an operation.
 
 use super::document::ErrorLine;
 
@@ -17,6 +17,11 @@ pub(super) fn line(error: &ErrorLine) -> String {
         text("code"),
         text("detail"),
     ];
+    row(cells)
+}
+
+/// A line of these cells.
+pub(super) fn row<const N: usize>(cells: [&str; N]) -> String {
     cells.map(cell).join(",") + "\r\n"
 }
 

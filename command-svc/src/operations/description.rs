@@ -1,4 +1,4 @@
-//! What the OpenAPI description says about imports and operations beside what the handlers say: how lines look and which scopes do
+//! What the OpenAPI description says about operations beside what the handlers say: how lines look and which scopes do
 //! follow from what can be imported.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ERRORS_MAX, Operations, RETENTION, http, upload};
+use super::{ERRORS_MAX, Operations, RETENTION, exports, http, upload};
 use crate::aggregates;
 use crate::http::key_parameter;
 
@@ -33,29 +33,42 @@ pub(super) fn reads() -> OpenApiRouter<Operations> {
 
 /// What is said about all of them.
 pub(crate) fn description() -> OpenApi {
-    let (_, mut api) = uploads().merge(reads()).split_for_parts();
     let importable = aggregates::importable();
-    let scopes = importable.iter().map(|kind| kind.scope.as_str());
-    let security: Vec<_> = scopes
-        .map(|scope| SecurityRequirement::new(API_KEY, [scope]))
-        .collect();
-    for item in api.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
-            operation.security = Some(security.clone());
-        }
-    }
-    let scopes: Vec<_> = importable
+    let imports: Vec<_> = importable.iter().map(|kind| kind.scope.as_str()).collect();
+    let exports = [exports::SCOPE.as_str()];
+    let mut api = with_scopes(uploads(), &imports);
+    api.merge(with_scopes(reads(), &[&*imports, &exports].concat()));
+    api.merge(with_scopes(exports::routes(), &exports));
+    let scopes = importable
         .iter()
-        .map(|kind| format!("`{}` for {}", kind.scope, kind.name))
+        .map(|kind| format!("`{}` for {}", kind.scope, kind.name));
+    let scopes: Vec<_> = scopes
+        .chain([format!("`{}` for exports", exports::SCOPE)])
         .collect();
     let what = format!(
-        "What takes longer than a request: imports. An operation is kept for {} days after it has ended. Scope {}.",
+        "What takes longer than a request: imports and exports. An operation is kept for {} days after it has ended, and so is its \
+         file. Scope {}.",
         RETENTION.as_secs() / (24 * 60 * 60),
         scopes.join(", ")
     );
     let tag = TagBuilder::new().name("operations").description(Some(what));
     api.tags.get_or_insert_default().push(tag.build());
     add_headers(&mut api, headers_of);
+    api
+}
+
+/// What is said about these routes, for keys with one of these scopes.
+fn with_scopes(routes: OpenApiRouter<Operations>, scopes: &[&str]) -> OpenApi {
+    let (_, mut api) = routes.split_for_parts();
+    let security = scopes
+        .iter()
+        .map(|scope| SecurityRequirement::new(API_KEY, [*scope]));
+    let security: Vec<_> = security.collect();
+    for item in api.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            operation.security = Some(security.clone());
+        }
+    }
     api
 }
 
@@ -200,18 +213,30 @@ mod tests {
     use crate::handler::Served;
 
     #[test]
-    fn each_scope_of_an_aggregate_that_can_be_imported_lets_a_caller_in() {
+    fn each_scope_of_what_can_be_imported_or_exported_lets_a_caller_in() {
         let scopes = each_aggregate!(A => <A as Served>::SCOPE.as_str());
-        let expected = Value::Array(scopes.map(|scope| json!({"api_key": [scope]})).into());
+        let imports = scopes.map(|scope| json!({"api_key": [scope]}));
+        let exports = [json!({"api_key": ["events:read"]})];
+        let any_kind = [&imports[..], &exports].concat();
         let api = to_value(description()).expect("it is JSON");
         let paths = api["paths"].as_object().expect("an object");
         let operations = paths
             .values()
             .flat_map(|item| item.as_object().expect("an object").values());
         let operations: Vec<_> = operations.filter(|operation| operation.is_object()).collect();
-        assert_eq!(operations.len(), 5);
+        assert_eq!(operations.len(), 7);
         for operation in operations {
-            assert_eq!(operation["security"], expected, "{}", operation["operationId"]);
+            let expected: &[Value] = match operation["operationId"].as_str() {
+                Some("import") => &imports,
+                Some("exportEvents" | "getOperationOutput") => &exports,
+                _ => &any_kind,
+            };
+            assert_eq!(
+                operation["security"],
+                json!(expected),
+                "{}",
+                operation["operationId"]
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ use type_safe_id::{StaticType, TypeSafeId};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::exports::{ExportDocument, Manifest};
 use super::store::{LineError, Row};
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,26 +37,28 @@ pub(crate) enum OperationState {
     Succeeded,
     /// It ended before it was done: what was done stays.
     Cancelled,
+    /// It cannot be done: `error` says why.
+    Failed,
 }
 
-/// An operation: an import, and how far it is.
+/// An operation: an import or an export, and how far it is.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct OperationDocument {
     /// The TypeID of the operation.
     #[schema(example = "op_01h455vb4pex5vsknk084sn02q")]
     pub(super) operation_id: String,
-    /// What is imported, as it is called in addresses.
+    /// What is imported, as it is called in addresses; `event-exports` for an export.
     #[schema(example = "orders")]
     kind: String,
     /// What it is doing.
-    state: OperationState,
-    /// When its input began to arrive.
+    pub(super) state: OperationState,
+    /// When its input began to arrive, or it was asked for.
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
     /// When somebody began to work on it.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    started_at: Option<OffsetDateTime>,
+    pub(super) started_at: Option<OffsetDateTime>,
     /// When it ended.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -68,26 +71,39 @@ pub(crate) struct OperationDocument {
     /// When it will be done, at the rate so far.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    estimated_completion: Option<OffsetDateTime>,
+    pub(super) estimated_completion: Option<OffsetDateTime>,
     /// How far it is.
-    progress: OperationProgress,
+    pub(super) progress: OperationProgress,
+    /// What is exported; of exports alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) export: Option<ExportDocument>,
+    /// What the file is, of an export that has succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) manifest: Option<Manifest>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<daybook_service::openapi::Problem>)]
+    pub(super) error: Option<Value>,
 }
 
-/// How far an operation is. It is recorded about twice a second.
+/// How far an operation is. It is recorded about twice a second. Of an export, lines are events that were written, and bytes are
+/// those of its file; how many there will be is not known before.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct OperationProgress {
     /// Lines that were read and are done, without blank ones.
-    lines_read: i64,
+    pub(super) lines_read: i64,
     /// Lines that the input has, with blank ones.
-    lines_total: i64,
+    pub(super) lines_total: i64,
     /// Lines that were done, now or by an earlier import.
-    succeeded: i64,
+    pub(super) succeeded: i64,
     /// Lines that were refused.
-    failed: i64,
+    pub(super) failed: i64,
     /// Bytes of the input that are done.
-    bytes_done: i64,
+    pub(super) bytes_done: i64,
     /// Bytes that the input has.
-    bytes_total: i64,
+    pub(super) bytes_total: i64,
 }
 
 impl From<Row> for OperationDocument {
@@ -110,6 +126,9 @@ impl From<Row> for OperationDocument {
                 bytes_done,
                 bytes_total: row.input_bytes,
             },
+            export: None,
+            manifest: None,
+            error: None,
         }
     }
 }
@@ -117,6 +136,7 @@ impl From<Row> for OperationDocument {
 fn state(row: &Row) -> OperationState {
     match (row.outcome.as_deref(), row.cancel_requested_at, row.started_at) {
         (Some("SUCCEEDED"), _, _) => OperationState::Succeeded,
+        (Some("FAILED"), _, _) => OperationState::Failed,
         (Some(_), _, _) => OperationState::Cancelled,
         (None, Some(_), _) => OperationState::Cancelling,
         (None, None, Some(_)) => OperationState::Running,
@@ -124,17 +144,26 @@ fn state(row: &Row) -> OperationState {
     }
 }
 
-/// At the rate from its beginning to the last record.
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn estimated_completion(row: &Row) -> Option<OffsetDateTime> {
-    let (started_at, recorded_at) = row.started_at.zip(row.recorded_at)?;
-    let done = row.bytes.filter(|bytes| *bytes > 0)? as f64;
     if state(row) != OperationState::Running {
         return None;
     }
-    let left = row.input_bytes as f64 - done;
+    let moments = row.started_at.zip(row.recorded_at)?;
+    estimate(moments, (row.bytes?, row.input_bytes))
+}
+
+/// At the rate from the beginning to the last record, where there is any.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+pub(super) fn estimate(
+    (started_at, recorded_at): (OffsetDateTime, OffsetDateTime),
+    (done, total): (i64, i64),
+) -> Option<OffsetDateTime> {
+    if done <= 0 {
+        return None;
+    }
     let took = (recorded_at - started_at).as_seconds_f64();
-    recorded_at.checked_add(Duration::seconds_f64(took * left / done))
+    let left = took * (total - done) as f64 / done as f64;
+    recorded_at.checked_add(Duration::seconds_f64(left))
 }
 
 /// An operation.

@@ -15,9 +15,7 @@ use type_safe_id::TypeSafeId;
 use uuid::Uuid;
 
 use super::description::{NotFound, Page, Refusals, RefusalsOfLists, errors_kept};
-use super::document::{
-    ErrorList, OperationAnswer, OperationDocument, OperationList, OperationTag, Pagination, shown_id,
-};
+use super::document::{ErrorList, OperationAnswer, OperationList, OperationTag, Pagination, shown_id};
 use super::store::{Question, Row};
 use super::{Operations, csv};
 
@@ -90,7 +88,7 @@ impl Operations {
     }
 
     /// The operation that an address names.
-    async fn named(
+    pub(super) async fn named(
         &self,
         extensions: &Extensions,
         id: &str,
@@ -103,14 +101,15 @@ impl Operations {
     }
 }
 
-/// The answer to an import that was taken: 202, and where its operation is.
+/// The answer to an import or export that was taken: 202, and where its operation is.
 pub(super) async fn accepted(
     operations: &Operations,
     principal: &Principal,
     operation: Uuid,
     is_replay: bool,
 ) -> Result<Response, ApiError> {
-    let data = OperationDocument::from(operations.find(principal, operation).await?);
+    let row = operations.find(principal, operation).await?;
+    let data = operations.document(principal, row).await?;
     let location = format!("/v1/operations/{}", data.operation_id);
     let mut response = json(&OperationAnswer { data })?;
     *response.status_mut() = StatusCode::ACCEPTED;
@@ -140,8 +139,9 @@ pub(super) async fn show(
     Path(id): Path<String>,
     extensions: Extensions,
 ) -> Result<Response, ApiError> {
-    let (_, row) = operations.named(&extensions, &id).await?;
-    json(&OperationAnswer { data: row.into() })
+    let (principal, row) = operations.named(&extensions, &id).await?;
+    let data = operations.document(&principal, row).await?;
+    json(&OperationAnswer { data })
 }
 
 /// Has an operation end before it is done: what was done stays.
@@ -167,7 +167,8 @@ pub(super) async fn cancel(
         .await?;
     operations.submitted.notify_one();
     let row = operations.find(&principal, row.operation_id).await?;
-    json(&OperationAnswer { data: row.into() })
+    let data = operations.document(&principal, row).await?;
+    json(&OperationAnswer { data })
 }
 
 /// Operations, the newest first.
@@ -197,7 +198,7 @@ pub(super) async fn list(
     let mut rows = operations.store.operations(question).await?;
     let next = next_place(&mut rows, limit, |row| row.operation_id.as_bytes().to_vec());
     json(&OperationList {
-        data: rows.into_iter().map(Into::into).collect(),
+        data: operations.documents(&principal, rows).await?,
         pagination: operations.pagination(next.as_deref(), &bound_to),
     })
 }
@@ -314,7 +315,7 @@ fn json(body: &impl Serialize) -> Result<Response, ApiError> {
 }
 
 /// Somebody's own data: nobody else's cache may keep it.
-fn private(headers: &mut HeaderMap) {
+pub(super) fn private(headers: &mut HeaderMap) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(VARY, HeaderValue::from_static("authorization, accept"));
 }

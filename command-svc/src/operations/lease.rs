@@ -157,6 +157,11 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    /// The session, for a statement about the operation.
+    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        self.session.connection()
+    }
+
     /// How far the operation had come.
     pub(super) async fn progress(&mut self) -> Result<Progress, sqlx::Error> {
         let progress = sqlx::query_as(PROGRESS)

@@ -104,7 +104,7 @@ pub(super) async fn upload(
     accepted(&operations, &principal, operation, is_replay).await
 }
 
-fn too_many_operations() -> ApiError {
+pub(super) fn too_many_operations() -> ApiError {
     ApiError::rate_limited("operations that have not ended", RETRY_AFTER_DEFAULT)
 }
 

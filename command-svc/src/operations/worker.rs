@@ -12,10 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Importers;
 use super::lease::{Claims, Lease, Outcome};
 use super::lines::Lines;
 use super::store::Store;
+use super::{Importers, exports};
 
 /// How many operations one process works on at once.
 const OPERATIONS_MAX: usize = 4;
@@ -35,6 +35,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 /// Works on operations of every tenant.
 pub(super) struct Worker {
     pub(super) store: Store,
+    pub(super) exports: exports::Store,
     pub(super) claims: Claims,
     pub(super) importers: Importers,
     pub(super) authenticator: Authenticator,
@@ -89,20 +90,24 @@ impl Worker {
     }
 
     fn spawn(&self, working: &mut Working, lease: Lease) {
-        let kind = lease.operation.kind.as_str();
-        let importer = self.importers.iter().find(|importer| importer.kind() == kind);
-        let lines = Lines {
-            importer: Arc::clone(importer.expect("claims name the kinds that this process knows")),
-            store: self.store.clone(),
-            authenticator: self.authenticator.clone(),
-        };
         let slice = Slice {
             begun_at: Instant::now(),
             stop: self.shutdown.child_token(),
         };
-        let task = work_and_report(lines, lease, slice.stop.clone());
-        let id = working.tasks.spawn(task).id();
-        working.slices.insert(id, slice);
+        let (kind, stop) = (lease.operation.kind.as_str(), slice.stop.clone());
+        let task = if kind == exports::KIND {
+            let task = exports::work_and_report(self.exports.clone(), lease, stop);
+            working.tasks.spawn(task)
+        } else {
+            let importer = self.importers.iter().find(|importer| importer.kind() == kind);
+            let lines = Lines {
+                importer: Arc::clone(importer.expect("claims name the kinds that this process knows")),
+                store: self.store.clone(),
+                authenticator: self.authenticator.clone(),
+            };
+            working.tasks.spawn(work_and_report(lines, lease, stop))
+        };
+        working.slices.insert(task.id(), slice);
     }
 }
 
@@ -187,12 +192,14 @@ impl Working {
 }
 
 /// Deletes what is too old, time and again.
-pub(super) async fn sweep(store: Store) -> anyhow::Result<()> {
+pub(super) async fn sweep(store: Store, exports: exports::Store) -> anyhow::Result<()> {
     let mut sweep = interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         sweep.tick().await;
         let swept = async {
+            // Files before their operations: they are large, and go in parts.
+            exports.sweep().await?;
             while store.sweep().await? {}
             Ok::<_, sqlx::Error>(())
         };

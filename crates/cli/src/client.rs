@@ -6,11 +6,11 @@ use std::io;
 use bytes::Bytes;
 pub(crate) use daybook_client::Authorized;
 use daybook_client::{Connection, Credential, Queries};
-use futures::TryStreamExt as _;
+use futures::{Stream, TryStreamExt as _};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -84,6 +84,25 @@ pub(crate) fn credential(settings: &Settings, role: Role) -> Result<Credential, 
 /// Reads a resource of the REST interface; the path may have a query string.
 pub(crate) async fn get<T: DeserializeOwned>(connection: Authorized, path: &str) -> Result<T, Failure> {
     Ok(Queries::new(connection).read(path).await?)
+}
+
+/// The body of an answer of any length, for as long as it comes.
+pub(crate) async fn download(
+    connection: &Connection,
+    credential: &Credential,
+    path: &str,
+) -> Result<impl Stream<Item = Result<Bytes, Status>> + Unpin + use<>, Failure> {
+    let request = http::Request::get(path)
+        .header(AUTHORIZATION, credential.authorization())
+        .body(Body::empty());
+    let request = request.map_err(|error| Failure::Usage(format!("{path} is not an address: {error}")))?;
+    let response = connection.channel().oneshot(request).await;
+    let response = response.map_err(|error| Status::from_error(error.into()))?;
+    if !response.status().is_success() {
+        let refused = daybook_client::read_json::<IgnoredAny, _>(path, response).await;
+        return Err(refused.expect_err("what is no success is a refusal").into());
+    }
+    Ok(response.into_body().into_data_stream())
 }
 
 /// Something of any length for a resource that takes it.

@@ -1,4 +1,5 @@
-//! `daybook get events`: what happened to all of a tenant's aggregates; and how any list of events is shown.
+//! `daybook get events`: what happened to all of a tenant's aggregates; and how any list of events is shown, and what it is filtered
+//! by.
 
 use clap::{Args, ValueEnum};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -21,6 +22,25 @@ const PAGE_EVENTS: u64 = 100;
 /// One of --type, --stream, --actor and --correlation can be given.
 #[derive(Args)]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    filters: Filters,
+
+    /// Shows the newest event first.
+    #[arg(long)]
+    newest_first: bool,
+
+    /// How many events to show at the most.
+    #[arg(long, value_name = "NUMBER", default_value_t = PAGE_EVENTS, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+
+    /// What the output looks like.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// Which events.
+#[derive(Args)]
+pub(crate) struct Filters {
     /// Only events of this type ("order.placed").
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
@@ -44,18 +64,30 @@ pub(crate) struct Arguments {
     /// Only events recorded before then.
     #[arg(long, value_name = "MOMENT", value_parser = parse_moment)]
     before: Option<Point>,
+}
 
-    /// Shows the newest event first.
-    #[arg(long)]
-    newest_first: bool,
-
-    /// How many events to show at the most.
-    #[arg(long, value_name = "NUMBER", default_value_t = PAGE_EVENTS, value_parser = clap::value_parser!(u64).range(1..))]
-    limit: u64,
-
-    /// What the output looks like.
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    output: Format,
+impl Filters {
+    /// Those that are given, by their names in the interface.
+    pub(crate) fn given(
+        &self,
+        now: OffsetDateTime,
+    ) -> Result<impl Iterator<Item = (&'static str, String)>, Failure> {
+        let moment = |point: &Option<Point>| {
+            let before_all_time = || Failure::Usage("a moment is before all time".to_owned());
+            let moment = |point: &Point| point.as_of(now).ok_or_else(before_all_time);
+            point.as_ref().map(moment).transpose()
+        };
+        let parameters = [
+            ("event_type", self.event_type.clone()),
+            ("stream_id", self.stream_id.clone()),
+            ("actor", self.actor.clone()),
+            ("correlation_id", self.correlation_id.clone()),
+            ("recorded_after", moment(&self.after)?),
+            ("recorded_before", moment(&self.before)?),
+        ];
+        let given = parameters.into_iter();
+        Ok(given.filter_map(|(name, value)| Some((name, value?))))
+    }
 }
 
 /// What a list of events looks like.
@@ -77,27 +109,12 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
 }
 
 fn path(arguments: &Arguments, now: OffsetDateTime) -> Result<String, Failure> {
-    let moment = |point: &Option<Point>| {
-        let before_all_time = || Failure::Usage("a moment is before all time".to_owned());
-        let moment = |point: &Point| point.as_of(now).ok_or_else(before_all_time);
-        point.as_ref().map(moment).transpose()
-    };
-    let parameters = [
-        ("event_type", arguments.event_type.clone()),
-        ("stream_id", arguments.stream_id.clone()),
-        ("actor", arguments.actor.clone()),
-        ("correlation_id", arguments.correlation_id.clone()),
-        ("recorded_after", moment(&arguments.after)?),
-        ("recorded_before", moment(&arguments.before)?),
-    ];
     let sort = if arguments.newest_first {
         "-position"
     } else {
         "position"
     };
-    let given = parameters
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)));
+    let given = arguments.filters.given(now)?;
     Ok(
         given.fold(format!("/v1/events?sort={sort}"), |path, (name, value)| {
             format!("{path}&{name}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC))

@@ -23,17 +23,12 @@ use uuid::Uuid;
 use self::reader::Source;
 use crate::client::{self, Authorized, Service, Upload};
 use crate::failure::Failure;
+use crate::operation::{self, ABSENCE_MAX, Answer};
 use crate::output::{Format, count, per_second, print, print_json};
 use crate::settings::{Role, Settings};
 
 /// How many pieces of the file may wait for the connection.
 const PIECES_AHEAD_MAX: usize = 8;
-
-/// How often the operation is looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How long the service may be away while an import is watched, or a file is handed over: the import survives its restart.
-const ABSENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How long the service may take to answer once the whole file is on its way.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -59,12 +54,6 @@ pub(crate) struct Arguments {
     output: Format,
 }
 
-/// An answer with one thing in it.
-#[derive(Deserialize)]
-struct Answer<T> {
-    data: T,
-}
-
 /// An operation, as far as it is shown.
 #[derive(Debug, Clone, Deserialize)]
 struct Operation {
@@ -73,6 +62,16 @@ struct Operation {
     #[serde(default)]
     ended_at: Option<String>,
     progress: Progress,
+}
+
+impl operation::Operation for Operation {
+    fn id(&self) -> &str {
+        &self.operation_id
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended_at.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -105,7 +104,9 @@ pub(crate) async fn run(settings: &Settings, arguments: &Arguments) -> Result<()
         started.operation_id
     ));
     let connection = connection.with(credential);
-    let operation = watch(&connection, started, &bar).await?;
+    let handed_over = Instant::now();
+    let show_progress = |operation: &Operation| draw(&bar, operation, handed_over.elapsed());
+    let operation = operation::watch(&connection, started, show_progress).await?;
     bar.finish_and_clear();
     let errors = errors(connection, &operation).await?;
     show(&operation, &errors, began.elapsed(), arguments.output)?;
@@ -174,29 +175,6 @@ async fn hand_over_once(
             source,
         })?;
     Ok(answered?.data)
-}
-
-/// Watches an operation to its end.
-async fn watch(connection: &Authorized, started: Operation, bar: &ProgressBar) -> Result<Operation, Failure> {
-    let path = format!("/v1/operations/{}", started.operation_id);
-    let began = Instant::now();
-    let mut last_seen = Instant::now();
-    let mut operation = started;
-    while operation.ended_at.is_none() {
-        draw(bar, &operation, began.elapsed());
-        sleep(POLL_INTERVAL).await;
-        match client::get::<Answer<Operation>>(connection.clone(), &path).await {
-            Ok(answer) => {
-                operation = answer.data;
-                last_seen = Instant::now();
-            }
-            // The service may be restarting.
-            Err(Failure::Refused(refusal)) if refusal.is_transient() && last_seen.elapsed() < ABSENCE_MAX => {
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-    Ok(operation)
 }
 
 /// The first lines that were refused.

@@ -12,6 +12,7 @@ mod doctor;
 mod events;
 mod exit;
 mod explain;
+mod export;
 mod failure;
 mod history;
 mod idempotency;
@@ -19,6 +20,7 @@ mod import;
 mod migrate;
 mod moment;
 mod money;
+mod operation;
 mod output;
 mod projections;
 mod rebuild;
@@ -52,6 +54,9 @@ enum Verb {
     Migrate(migrate::Arguments),
     Bootstrap(bootstrap::Arguments),
     Import(import::Arguments),
+    /// Writes what there is into a file.
+    #[command(subcommand)]
+    Export(Export),
     History(history::Arguments),
     State(state::Arguments),
     Trace(trace::Arguments),
@@ -63,6 +68,11 @@ enum Verb {
     Doctor(doctor::Arguments),
     Explain(explain::Arguments),
     Completion(completion::Arguments),
+}
+
+#[derive(Subcommand)]
+enum Export {
+    Events(export::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -87,6 +97,7 @@ async fn run(connection: Connection, verb: Verb) -> Result<(), Failure> {
         Verb::Migrate(arguments) => migrate::run(&settings, &arguments).await,
         Verb::Bootstrap(arguments) => bootstrap::run(&settings, &arguments).await,
         Verb::Import(arguments) => import::run(&settings, &arguments).await,
+        Verb::Export(Export::Events(arguments)) => export::run(&settings, &arguments).await,
         Verb::History(arguments) => history::run(&settings, &arguments).await,
         Verb::State(arguments) => state::run(&settings, &arguments).await,
         Verb::Trace(arguments) => trace::run(&settings, &arguments).await,

@@ -13,6 +13,7 @@ mod appender;
 mod attempts;
 mod command;
 mod digest;
+mod document;
 mod event;
 pub mod keys;
 mod lineage;
@@ -27,11 +28,14 @@ pub use append::{AppendError, JudgedChain, Judgement, append, chains, groups};
 pub use appender::{Answer, Appender, AppenderMetrics, AppenderOptions, Committed, Permit, Unanswered};
 pub use command::{Decision, Intent, NewCommand, NewEvent, Newest, Receipt, Verdict};
 pub use digest::{Digest, digest_of_all};
+pub use document::EventDocument;
 pub use event::{Metadata, RecordedEvent};
 pub use lineage::{Attached, Epoch, EpochId, Lineage, SeenEpoch, Witnesses};
 pub use log::{Log, PostgresLog, Remembered};
 pub use queue::{BatchLimits, NotAdmitted};
-pub use read::{Direction, EventStore, LogHead, NotAppendable, ReadError, TailPage, TailRange, may_go_on};
+pub use read::{
+    Direction, EventStore, LogHead, NotAppendable, ReadError, TailPage, TailRange, TenantRange, may_go_on,
+};
 
 /// The migrations of the schema `event_store`; run by `daybook migrate`, never by a service.
 pub fn migrator() -> sqlx::migrate::Migrator {
@@ -65,6 +69,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("read_events", read::READ_EVENTS),
     ("read_log", read::READ_LOG),
     ("read_tail", read::READ_TAIL),
+    ("read_tenant", read::READ_TENANT),
     ("head", read::HEAD),
     ("partitions", read::PARTITIONS),
     ("check_append", read::CHECK_APPEND),

@@ -98,6 +98,14 @@ pub(crate) const READ_TAIL: &str = "
     FROM event_store.read_tail($1, $2, $3, $4, $5, $6) AS r
 ";
 
+/// There is one row at least, without an event where there is none.
+pub(crate) const READ_TENANT: &str = "
+    SELECT r.epoch, r.generation, r.up_to, $2 AS partition, r.position, $1 AS tenant_id, r.category, r.stream_id,
+           r.stream_version, r.event_id, r.event_type, r.schema_version, r.payload::text AS payload,
+           r.metadata::text AS metadata, r.recorded_at
+    FROM event_store.read_tenant($1, $2, $3, $4, $5, $6, $7, $8, $9) AS r
+";
+
 /// No event is read beyond as many bytes of payload and metadata.
 const READ_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
@@ -122,6 +130,29 @@ pub struct TailRange {
     pub positions_max: u32,
     /// No event behind as many bytes of payload and metadata.
     pub bytes_max: u32,
+}
+
+/// Which of a tenant's events are read.
+#[derive(Debug, Clone)]
+pub struct TenantRange {
+    /// Whose events.
+    pub tenant_id: Uuid,
+    /// The tenant's partition of the log.
+    pub partition: i32,
+    /// Behind this position.
+    pub after: u64,
+    /// Up to this one.
+    pub up_to: u64,
+    /// No more positions than this, other tenants' included.
+    pub positions_max: u32,
+    /// No more events than this.
+    pub events_max: u32,
+    /// No event behind as many bytes of payload and metadata.
+    pub bytes_max: u32,
+    /// Of this type alone.
+    pub event_type: Option<String>,
+    /// Of this aggregate alone.
+    pub stream_id: Option<String>,
 }
 
 /// The events of a range.
@@ -280,10 +311,36 @@ impl EventStore {
     /// The events of some tenants in a range, in order. Nothing for no tenants.
     pub async fn read_tail(&self, range: TailRange, tenants: Vec<Uuid>) -> Result<TailPage, ReadError> {
         let read = self.read(time_for(range.positions_max), move |connection| {
-            Box::pin(read_tail(connection, range, tenants))
+            let rows = sqlx::query(READ_TAIL)
+                .bind(range.partition)
+                .bind(at_most_i64(range.after))
+                .bind(at_most_i64(range.up_to))
+                .bind(range.positions_max.cast_signed())
+                .bind(i64::from(range.bytes_max))
+                .bind(tenants);
+            Box::pin(tail_page(connection, rows))
         });
         read.await
             .map_err(ReadError::while_doing("read what is new in the log"))
+    }
+
+    /// A tenant's events in a range, in order.
+    pub async fn read_tenant(&self, range: TenantRange) -> Result<TailPage, ReadError> {
+        let read = self.read(time_for(range.positions_max), move |connection| {
+            let rows = sqlx::query(READ_TENANT)
+                .bind(range.tenant_id)
+                .bind(range.partition)
+                .bind(at_most_i64(range.after))
+                .bind(at_most_i64(range.up_to))
+                .bind(i64::from(range.positions_max))
+                .bind(range.events_max.cast_signed())
+                .bind(i64::from(range.bytes_max))
+                .bind(range.event_type)
+                .bind(range.stream_id);
+            Box::pin(tail_page(connection, rows))
+        });
+        read.await
+            .map_err(ReadError::while_doing("read a tenant's part of the log"))
     }
 
     /// The partitions of the log, in order.
@@ -434,20 +491,8 @@ async fn events(connection: &mut PgConnection, rows: Rows) -> Result<Vec<Recorde
         .await
 }
 
-async fn read_tail(
-    connection: &mut PgConnection,
-    range: TailRange,
-    tenants: Vec<Uuid>,
-) -> Result<TailPage, sqlx::Error> {
-    let rows = sqlx::query(READ_TAIL)
-        .bind(range.partition)
-        .bind(at_most_i64(range.after))
-        .bind(at_most_i64(range.up_to))
-        .bind(range.positions_max.cast_signed())
-        .bind(i64::from(range.bytes_max))
-        .bind(tenants)
-        .fetch_all(connection)
-        .await?;
+async fn tail_page(connection: &mut PgConnection, rows: Rows) -> Result<TailPage, sqlx::Error> {
+    let rows = rows.fetch_all(connection).await?;
     let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let epoch = EpochId::from_row(first)?;
     let up_to = first.try_get::<i64, _>("up_to")?.cast_unsigned();

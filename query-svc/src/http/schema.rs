@@ -4,15 +4,15 @@
 use std::sync::LazyLock;
 
 use daybook_domain::money::Money;
-use daybook_event_store::Metadata;
+use daybook_event_store::EventDocument;
 use daybook_read_model::order_details::{LineView, OrderView};
 use daybook_read_model::schema::{Money as MoneySchema, OrderStatus};
 use daybook_read_model::{customer_totals, status};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
-use utoipa::openapi::{RefOr, Schema};
+use utoipa::openapi::schema::ArrayBuilder;
+use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
@@ -224,38 +224,43 @@ impl<'a> Correlation<'a> {
     }
 }
 
-/// An event as it was recorded.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Event, example = examples::event)]
+/// An event of a history.
+#[derive(Debug, Serialize)]
 pub struct Event<'a> {
-    /// The event's UUID.
-    #[schema(value_type = String, format = "uuid")]
-    pub event_id: Uuid,
-    /// What happened.
-    pub event_type: &'a str,
-    /// The version of the payload's schema as it was written.
-    pub schema_version: u32,
-    /// The partition of the log.
-    pub partition: i32,
-    /// The position in that partition.
-    pub position: u64,
-    /// The aggregate's TypeID.
-    pub stream_id: &'a str,
-    /// The event's number within its aggregate, from 1.
-    pub stream_version: u64,
-    /// What was recorded, byte for byte. Its schema is that of the event's type and schema version.
-    #[schema(value_type = Object)]
-    pub payload: &'a RawValue,
-    /// Who, why and what caused it, byte for byte as it was recorded.
-    #[schema(value_type = Metadata)]
-    pub metadata: &'a RawValue,
-    /// When it was committed, by the database's clock.
-    #[serde(with = "rfc3339")]
-    pub recorded_at: OffsetDateTime,
+    /// As it was recorded.
+    #[serde(flatten)]
+    pub recorded: EventDocument<'a>,
     /// What it changed in the document of the aggregate; only with `diff=true`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
     pub changes: Option<&'a [Change]>,
+}
+
+impl ToSchema for Event<'_> {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        EventDocument::schemas(schemas);
+        Change::schemas(schemas);
+        schemas.push((Change::name().into_owned(), Change::schema()));
+    }
+}
+
+/// One object: what is flattened would be described as two.
+impl PartialSchema for Event<'_> {
+    fn schema() -> RefOr<Schema> {
+        let mut event = EventDocument::schema();
+        let RefOr::T(Schema::Object(object)) = &mut event else {
+            unreachable!("an event is described as an object");
+        };
+        let changes = ArrayBuilder::new()
+            .items(Ref::from_schema_name(Change::name()))
+            .description(Some(
+                "What it changed in the document of the aggregate; only with `diff=true`.",
+            ));
+        object
+            .properties
+            .insert("changes".to_owned(), Schema::Array(changes.build()).into());
+        object.example = Some(examples::event());
+        event
+    }
 }
 
 impl<'a> Event<'a> {
@@ -264,18 +269,8 @@ impl<'a> Event<'a> {
     /// # Errors
     /// When they are not.
     pub fn show(event: &'a HistoryEvent) -> Result<Self, serde_json::Error> {
-        let recorded = &event.recorded;
         Ok(Self {
-            event_id: recorded.event_id,
-            event_type: &recorded.event_type,
-            schema_version: recorded.schema_version,
-            partition: recorded.partition,
-            position: recorded.position,
-            stream_id: &recorded.stream_id,
-            stream_version: recorded.stream_version,
-            payload: serde_json::from_str(&recorded.payload)?,
-            metadata: serde_json::from_str(&recorded.metadata)?,
-            recorded_at: recorded.recorded_at,
+            recorded: EventDocument::of(&event.recorded)?,
             changes: event.changes.as_deref(),
         })
     }
