@@ -135,9 +135,11 @@ fn may_go_on(refusal: &Refusal) -> bool {
 
 fn line(cells: [String; 7]) -> String {
     let [cells @ .., last] = cells;
-    let padded = WIDTHS.iter().zip(cells);
-    let line: String = padded.map(|(width, cell)| format!("{cell:width$}  ")).collect();
-    format!("{line}{last}").trim_end().to_owned()
+    let padded = WIDTHS.into_iter().zip(cells);
+    let line = padded.fold(String::new(), |line, (width, cell)| {
+        line + &format!("{cell:width$}  ")
+    });
+    (line + &last).trim_end().to_owned()
 }
 
 /// An event as the query service shows it over REST. Its payload is as it was recorded, byte for byte.
