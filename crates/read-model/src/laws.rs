@@ -211,7 +211,7 @@ fn stock_command() -> impl Strategy<Value = Step> {
     let sku = prop::sample::select(vec!["CUP", "POT"]).prop_map(text::<Sku>);
     sku.prop_flat_map(|sku| {
         // Of few orders, or hardly anything that is reserved would be dispatched.
-        let order = || (0..2).prop_map(order_id);
+        let order = || (0..2_u8).prop_map(order_id);
         let quantity = || 1..4_u32;
         let some = || prop::option::of(quantity());
         let command = prop_oneof![
