@@ -107,7 +107,8 @@ fn of_answer(description: &Value, operation: &Value, answer: &Answer) -> anyhow:
         media.is_object(),
         "its description has no {media_type:?} with this status"
     );
-    if media_type.ends_with("json") && answer.header(CONTENT_ENCODING.as_str()).is_empty() {
+    let is_json = media_type == "application/json" || media_type.ends_with("+json");
+    if is_json && answer.header(CONTENT_ENCODING.as_str()).is_empty() {
         check_body(description, &media["schema"], answer)?;
     }
     Ok(())

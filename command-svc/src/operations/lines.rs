@@ -253,7 +253,11 @@ fn problem(error: &ApiError) -> Value {
         .map_or(0, Vec::len)
         .min(VIOLATIONS_MAX);
     let more = error.violations().len() - shown;
-    if let Some(errors) = problem["errors"].as_array_mut().filter(|_| more > 0) {
+    if let Some(errors) = problem
+        .get_mut("errors")
+        .and_then(Value::as_array_mut)
+        .filter(|_| more > 0)
+    {
         errors.truncate(shown);
         problem["more_violations"] = more.into();
     }
@@ -367,8 +371,9 @@ mod tests {
         let many = problem(&ApiError::validation(vec![violation.clone(); 500]));
         assert_eq!(many["errors"].as_array().map(Vec::len), Some(VIOLATIONS_MAX));
         assert_eq!(many["more_violations"], 500 - VIOLATIONS_MAX);
-        let one = ApiError::validation(vec![violation]);
-        assert_eq!(problem(&one), one.to_item_problem());
+        for few in [ApiError::validation(vec![violation]), ApiError::malformed("no")] {
+            assert_eq!(problem(&few), few.to_item_problem());
+        }
     }
 
     #[test]
