@@ -84,6 +84,11 @@ impl Worker {
                     return;
                 }
             };
+            // What failed while this looked was free again, and was claimed: it goes with its session.
+            working.take_ended();
+            if working.is_set_aside(&lease) {
+                continue;
+            }
             working.make_room(Instant::now());
             self.spawn(working, lease);
         }
@@ -156,6 +161,11 @@ impl Working {
                 self.slices.remove(&panicked.id());
             }
         }
+    }
+
+    /// Whether an operation failed a moment ago.
+    fn is_set_aside(&self, lease: &Lease) -> bool {
+        self.set_aside.contains_key(&lease.operation.operation_id)
     }
 
     /// The operations that are left alone.

@@ -26,7 +26,7 @@ async fn taken_over(signal: Signal) -> anyhow::Result<()> {
     })
     .await?;
     let working =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'daybook-operation' AND pid IN
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'daybook-operation' AND pid IN
                    (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)";
     let working: i64 = sqlx::query_scalar(working).fetch_one(&backend.superuser).await?;
     assert_eq!(working, 1, "one of two works on it");
