@@ -6,36 +6,19 @@ use daybook_tests::network::Network;
 use daybook_tests::orders::new_order_id;
 use daybook_tests::sse::Source;
 use daybook_tests::stack::{Role, Stack};
-use daybook_tests::{check, wait};
-use sqlx::{AssertSqlSafe, PgPool};
+use daybook_tests::{check, log, wait};
 
 use super::{change_until, positions, text};
 
 const EVENTS: &str = "/v1/events/stream?after_position=0";
 const ORDERS: &str = "/v1/orders/stream";
 
-/// Takes the events behind a position out of the log, as a backup that is put back does, and opens the next epoch there.
-async fn set_back(superuser: &PgPool, position: i64) -> anyhow::Result<()> {
-    let mut transaction = superuser.acquire().await?;
-    for statement in [
-        "SET session_replication_role = replica",
-        &format!("DELETE FROM event_store.event WHERE position > {position}"),
-        "RESET session_replication_role",
-        "SELECT event_store.fork(0, 1, 'a backup was put back')",
-    ] {
-        sqlx::query(AssertSqlSafe(statement))
-            .execute(&mut *transaction)
-            .await?;
-    }
-    Ok(())
-}
-
 /// Sets the log back while nobody writes. Who writes is started again by [`go_on`].
-async fn stop_and_set_back(stack: &mut Stack, position: i64) -> anyhow::Result<()> {
+async fn stop_and_set_back(stack: &mut Stack, position: u64) -> anyhow::Result<()> {
     for running in [&mut stack.command, &mut stack.projector] {
         running.service.stop().await?;
     }
-    set_back(&stack.superuser, position).await
+    log::set_back(&stack.superuser, position).await
 }
 
 async fn go_on(stack: &mut Stack) -> anyhow::Result<()> {
